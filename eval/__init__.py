@@ -1,0 +1,1 @@
+"""Evaluation: metrics, parallel scoring and reports. Reads the files that the other rooms write."""

@@ -1,0 +1,53 @@
+"""Installs the packages of this repository; `pip install -e .` for work on them."""
+
+from pathlib import Path
+
+from setuptools import setup
+
+setup(
+    name="small-speech-enhancement",
+    version="0.1.0",
+    description="Small speech enhancement in Keras: FCN baseline, pruning, quantization, "
+    "and run-time selection among expert networks",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="MIT",
+    python_requires=">=3.11",
+    packages=["speech", "speech.kernels", "speech.minicorpus", "eval", "models"],
+    py_modules=["timit_fcn_mse"],
+    package_data={
+        "speech.kernels": ["*.c"],
+        "speech.minicorpus": [
+            "ATTRIBUTION.md",
+            "LICENSES/*",
+            "MANIFEST.sha256",
+            "sources.json",
+            "speech/**/*.flac",
+            "noise/**/*.flac",
+        ],
+        "models": ["*.h5", "*.md"],
+    },
+    install_requires=[
+        "tensorflow>=2.19",
+        "keras>=3.15",
+        "numpy>=2.1",
+        "scipy>=1.14",
+        "h5py>=3.12",
+        "soundfile>=0.13",
+        "soxr>=0.5",
+        "joblib>=1.4",
+        "tqdm>=4.66",
+        "matplotlib>=3.9",
+        "pesq>=0.0.4",
+        "pystoi>=0.4.1",
+    ],
+    extras_require={"test": ["pytest>=8.3", "ruff>=0.9"]},
+    entry_points={
+        "console_scripts": [
+            "timit-fcn-mse=timit_fcn_mse:main",
+            "speech-prepare=speech.prepare:main",
+            "speech-enhance=speech.enhance:main",
+            "speech-weights=speech.weights:main",
+        ]
+    },
+)

@@ -1,0 +1,372 @@
+"""Audio files: find, read, check, convert and write them.
+
+Conventions: samples are float32 with full scale at +-1 and the time axis first, [num_samples] for
+mono and [num_samples, num_channels] otherwise. Rates are in Hz and always whole numbers.
+
+Nothing happens silently: an average over channels or a change of rate is announced on the logger
+``speech`` (level INFO), and a file that does not hold what its header promises is an `AudioError`
+instead of a shorter signal.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+import numpy as np
+
+from speech.files import atomic_path
+
+if TYPE_CHECKING:
+    import soundfile
+
+#: The rate of every model of this project, as in both papers.
+SAMPLE_RATE_HZ = 16000
+
+#: File endings looked for in folders, and the libsndfile format each is written as.
+FORMATS = {
+    ".wav": "WAV",
+    ".flac": "FLAC",
+    ".sph": "NIST",
+    ".nist": "NIST",
+    ".aiff": "AIFF",
+    ".aif": "AIFF",
+    ".ogg": "OGG",
+}
+
+#: Rates outside this range are taken for a damaged header. The lower bound also keeps a lying
+#: header from turning a small file into a huge one by resampling.
+MIN_RATE_HZ, MAX_RATE_HZ = 1000, 768_000
+
+_BLOCK_VALUES = 1 << 20  # samples x channels decoded at once
+_MAX_RIFF_CHUNKS = 1000
+_UNKNOWN_SIZE = 0xFFFFFFFF  # what a WAV written to a pipe says of its length
+
+_logger = logging.getLogger("speech")
+_announced: set[tuple[int, int, int]] = set()
+
+
+class AudioError(ValueError):
+    """A file that cannot be used as audio. The message names the file, the reason and the fix."""
+
+
+@dataclass(frozen=True, eq=False)
+class Audio:
+    """Samples and where they come from.
+
+    Attributes:
+        samples: float32 [num_samples], or [num_samples, num_channels] from `read_multichannel`.
+        sample_rate_hz: Rate of ``samples``.
+        source_rate_hz: Rate of the file.
+        source_channels: Number of channels of the file.
+        subtype: libsndfile's name of the file's sample format, such as 'PCM_16' or 'FLOAT'.
+        path: The file.
+    """
+
+    samples: np.ndarray
+    sample_rate_hz: int
+    source_rate_hz: int
+    source_channels: int
+    subtype: str
+    path: Path
+
+
+def read_audio(path: str | os.PathLike, sample_rate_hz: int = SAMPLE_RATE_HZ) -> Audio:
+    """Reads a file as one channel at one rate (SPEC 1: 16 kHz mono, channels averaged).
+
+    Args:
+        path: WAV, FLAC, uncompressed NIST SPHERE (TIMIT's own ``.WAV``), AIFF, Ogg, or what else
+            libsndfile decodes. The format is told by the content, not by the ending.
+        sample_rate_hz: Rate to return; other rates are resampled with soxr at quality VHQ. A
+            signal of n samples comes out round(n * sample_rate_hz / source_rate_hz) long.
+
+    Returns:
+        An `Audio` whose samples have the shape [num_samples].
+
+    Raises:
+        AudioError: The file is missing, empty, truncated, not audio, or holds no sample, a NaN or
+            an infinity.
+    """
+    audio = _decode(Path(path), downmix=True)
+    situation = (audio.source_rate_hz, audio.source_channels, sample_rate_hz)
+    if situation != (sample_rate_hz, 1, sample_rate_hz) and situation not in _announced:
+        _announced.add(situation)
+        what = describe_conversion(audio.source_rate_hz, audio.source_channels, sample_rate_hz)
+        _logger.info("%s: %s (said once for all such files)", path, what)
+    if audio.source_rate_hz == sample_rate_hz:
+        return audio
+    samples = resample(audio.samples, audio.source_rate_hz, sample_rate_hz)
+    if not samples.size:
+        raise AudioError(f"{path}: too short, nothing is left at {sample_rate_hz} Hz; remove it")
+    return replace(audio, samples=samples, sample_rate_hz=sample_rate_hz)
+
+
+def read_multichannel(path: str | os.PathLike) -> Audio:
+    """Reads a file as it is: every channel, at its own rate.
+
+    Returns:
+        An `Audio` whose samples have the shape [num_samples, num_channels].
+
+    Raises:
+        AudioError: As `read_audio`.
+    """
+    return _decode(Path(path), downmix=False)
+
+
+def resample(samples: np.ndarray, from_hz: int, to_hz: int) -> np.ndarray:
+    """Resamples along the first axis with soxr at quality VHQ; no copy when the rates agree.
+
+    Args:
+        samples: float32 or float64 [num_samples] or [num_samples, num_channels].
+        from_hz: Rate of ``samples``.
+        to_hz: Rate to return.
+
+    Returns:
+        The same dtype, round(num_samples * to_hz / from_hz) samples long, without delay.
+    """
+    if from_hz == to_hz:
+        return samples
+    import soxr
+
+    return soxr.resample(samples, from_hz, to_hz, quality="VHQ")
+
+
+def describe_conversion(
+    source_rate_hz: int, source_channels: int, sample_rate_hz: int = SAMPLE_RATE_HZ
+) -> str:
+    """Returns in words what `read_audio` does to such a file; '' when it does nothing."""
+    words = []
+    if source_channels != 1:
+        words.append(f"{source_channels} channels averaged")
+    if source_rate_hz != sample_rate_hz:
+        words.append(f"{source_rate_hz} Hz resampled to {sample_rate_hz} Hz")
+    return ", ".join(words)
+
+
+def write_audio(
+    path: str | os.PathLike,
+    samples: np.ndarray,
+    sample_rate_hz: int = SAMPLE_RATE_HZ,
+    subtype: str = "FLOAT",
+) -> None:
+    """Writes samples to a file, whole or not at all; the same samples give the same bytes.
+
+    Args:
+        path: The file; its ending chooses the format (see `FORMATS`).
+        samples: float [num_samples] or [num_samples, num_channels]. Integer subtypes clip what
+            lies beyond full scale, and say so as a warning.
+        sample_rate_hz: Rate of ``samples``.
+        subtype: libsndfile's name of the sample format, such as 'FLOAT', 'PCM_16' or 'VORBIS'.
+
+    Raises:
+        ValueError: Unknown ending, a subtype the format does not have, NaN or infinite samples.
+    """
+    import soundfile
+
+    path, samples = Path(path), np.asarray(samples)
+    audio_format = FORMATS.get(path.suffix.lower())
+    if audio_format is None:
+        raise ValueError(f"{path}: cannot write {path.suffix!r}; use one of {', '.join(FORMATS)}")
+    if not soundfile.check_format(audio_format, subtype):
+        choices = ", ".join(soundfile.available_subtypes(audio_format))
+        raise ValueError(f"{path}: {audio_format} has no subtype {subtype!r}; use one of {choices}")
+    if not np.isfinite(samples).all():
+        raise ValueError(f"{path}: not written, the samples hold a NaN or an infinity")
+    num_clipped = int(np.count_nonzero(np.abs(samples) > 1.0))
+    if num_clipped and subtype not in ("FLOAT", "DOUBLE"):
+        _logger.warning("%s: %d samples beyond full scale were clipped", path, num_clipped)
+    with atomic_path(path) as temporary:
+        soundfile.write(temporary, samples, sample_rate_hz, subtype=subtype, format=audio_format)
+        if audio_format == "WAV":
+            _clear_time_stamp(temporary)
+
+
+def find_audio(folder: str | os.PathLike) -> list[Path]:
+    """Returns the audio files below a folder, sorted by path.
+
+    Endings count in upper and lower case; hidden files and folders (macOS writes ``._x.wav``
+    beside ``x.wav``) do not count. Links to folders are followed, each real folder once.
+
+    Raises:
+        ValueError: The folder is missing or holds no audio file.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        what = "not a folder" if folder.exists() else "no such folder"
+        raise ValueError(f"{folder}: {what}; give the folder that holds the audio files")
+    found, visited = [], set()
+    for parent, folders, names in os.walk(folder, followlinks=True, onerror=_raise):
+        real_parent = os.path.realpath(parent)
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        if real_parent in visited:
+            folders.clear()
+            continue
+        visited.add(real_parent)
+        found += [
+            Path(parent, name)
+            for name in names
+            if not name.startswith(".") and Path(name).suffix.lower() in FORMATS
+        ]
+    if not found:
+        raise ValueError(f"{folder}: no audio file found; looked for {', '.join(FORMATS)}")
+    return sorted(found)
+
+
+def is_silent(samples: np.ndarray) -> bool:
+    """Tells whether every sample is exactly zero (or there is none)."""
+    return not np.any(samples)
+
+
+def peak_normalize(samples: np.ndarray) -> np.ndarray:
+    """Divides by max |x| (SPEC 1), whatever the shape; a silent signal stays silent.
+
+    The published script divides by zero here.
+    """
+    return samples.copy() if is_silent(samples) else samples / np.max(np.abs(samples))
+
+
+def _decode(path: Path, *, downmix: bool) -> Audio:
+    """Reads and checks a whole file at its own rate, averaging the channels block by block."""
+    import soundfile
+
+    try:
+        _check_header(path)
+        with soundfile.SoundFile(str(path)) as file:
+            if not MIN_RATE_HZ <= file.samplerate <= MAX_RATE_HZ:
+                raise AudioError(
+                    f"{path}: damaged header, it claims a rate of {file.samplerate} Hz; "
+                    "convert the file again"
+                )
+            blocks = [_average(block) if downmix else block for block in _blocks(file)]
+            num_read = sum(len(block) for block in blocks)
+            if not num_read:
+                raise AudioError(f"{path}: holds no samples; remove it")
+            if num_read < file.frames:
+                raise AudioError(
+                    f"{path}: truncated, {num_read} of {file.frames} samples are there; "
+                    "copy or convert the file again"
+                )
+            rate_hz, channels, subtype = file.samplerate, file.channels, file.subtype
+    except soundfile.LibsndfileError as error:
+        raise AudioError(
+            f"{path}: cannot be decoded as audio ({error.error_string.strip(' .')}); "
+            "convert it to WAV or FLAC, or remove it"
+        ) from None
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise AudioError(f"{path}: cannot be read ({reason}); check the path") from None
+    samples = np.concatenate(blocks)
+    num_bad = samples.size - int(np.count_nonzero(np.isfinite(samples)))
+    if num_bad:
+        raise AudioError(
+            f"{path}: {num_bad} samples are NaN or infinite; repair or remove the file"
+        )
+    return Audio(samples, rate_hz, rate_hz, channels, subtype, path)
+
+
+def _blocks(file: soundfile.SoundFile) -> Iterator[np.ndarray]:
+    """Yields float32 [block, num_channels] to the end, never trusting the claimed length.
+
+    Reading by blocks bounds what is allocated by what is really there.
+    """
+    num_frames = max(1, _BLOCK_VALUES // file.channels)
+    while len(block := file.read(num_frames, dtype="float32", always_2d=True)):
+        yield block
+
+
+def _average(block: np.ndarray) -> np.ndarray:
+    """Averages [num_samples, num_channels] over the channels, in float64, to float32."""
+    with np.errstate(invalid="ignore"):  # inf - inf: the caller reports what is not finite
+        return block.mean(axis=1, dtype=np.float64).astype(np.float32)
+
+
+def _check_header(path: Path) -> None:
+    """Raises `AudioError` where libsndfile says too little, or silently reads fewer samples."""
+    if path.exists() and not path.is_file():
+        raise AudioError(f"{path}: is not a file but a folder or device; give an audio file")
+    if path.suffix.lower() == ".raw":
+        raise AudioError(f"{path}: headerless audio has no rate or format; convert it to WAV")
+    with open(path, "rb") as stream:
+        num_bytes = os.fstat(stream.fileno()).st_size
+        magic = stream.read(4)
+        stream.seek(0)
+        if num_bytes == 0:
+            raise AudioError(f"{path}: is empty (0 bytes); copy the file again or remove it")
+        if magic in (b"RIFF", b"RIFX", b"RF64", b"FORM"):
+            end = _end_of_riff_samples(stream)
+        elif magic == b"NIST":
+            end = _end_of_sphere_samples(stream, path)
+        else:
+            return
+    if end > num_bytes:
+        raise AudioError(
+            f"{path}: truncated, {end - num_bytes} bytes of samples are missing; "
+            "copy or convert the file again"
+        )
+
+
+def _end_of_riff_samples(stream: BinaryIO) -> int:
+    """Returns where the samples of a WAV, RF64 or AIFF file end by its header; 0 if unknown.
+
+    A data size of 2^32 - 1 is what programs write that stream into a pipe: length unknown.
+    """
+    order = ">" if stream.read(12)[:4] in (b"RIFX", b"FORM") else "<"
+    data_bytes_64 = 0
+    for _ in range(_MAX_RIFF_CHUNKS):
+        head = stream.read(8)
+        if len(head) < 8:
+            break
+        name, num_bytes = head[:4], struct.unpack(order + "I", head[4:])[0]
+        if name in (b"data", b"SSND"):
+            if num_bytes == _UNKNOWN_SIZE:
+                return stream.tell() + data_bytes_64 if data_bytes_64 else 0
+            return stream.tell() + num_bytes
+        body = stream.tell()
+        if name == b"ds64":
+            sizes = stream.read(16)
+            data_bytes_64 = struct.unpack("<Q", sizes[8:])[0] if len(sizes) == 16 else 0
+        stream.seek(body + num_bytes + num_bytes % 2)
+    return 0
+
+
+def _end_of_sphere_samples(stream: BinaryIO, path: Path) -> int:
+    """Returns where the samples of a NIST SPHERE file end by its header; 0 if it does not say.
+
+    Raises:
+        AudioError: The samples are compressed, which libsndfile cannot undo.
+    """
+    lines = stream.read(1 << 16).split(b"\nend_head")[0].decode("latin-1").split("\n")
+    fields = {words[0]: words[2] for line in lines[2:] if len(words := line.split(None, 2)) == 3}
+    coding = fields.get("sample_coding", "pcm")
+    if "," in coding:  # as in 'pcm,embedded-shorten-v2.00'
+        raise AudioError(
+            f"{path}: compressed NIST SPHERE ({coding.strip()}); "
+            "decompress it first, for example: sph2pipe -f wav in.sph out.wav"
+        )
+    try:
+        header_bytes = int(lines[1])
+        counts = [int(fields[name]) for name in _SPHERE_COUNTS]
+    except (KeyError, ValueError, IndexError):
+        return 0
+    return header_bytes + counts[0] * counts[1] * counts[2]
+
+
+_SPHERE_COUNTS = ("sample_count", "channel_count", "sample_n_bytes")
+
+
+def _clear_time_stamp(path: Path) -> None:
+    """Zeroes the time of writing that libsndfile leaves in the PEAK chunk of a float WAV."""
+    with open(path, "r+b") as stream:
+        position = stream.read(128).find(b"PEAK")
+        if position >= 0:
+            stream.seek(position + 12)  # after the chunk's name, size and version
+            stream.write(bytes(4))
+
+
+def _raise(error: OSError) -> None:
+    raise error

@@ -1,0 +1,451 @@
+"""Convolution of long signals with short kernels on a CPU: the C kernels, compiled and bound.
+
+``kernels/blockconv.c`` says how it works. It is compiled with the machine's own C compiler when
+first needed (a second or two) and kept in the user's cache folder. Where there is no compiler,
+:func:`is_available` is False and callers use the backend's convolution instead.
+
+Conventions: signals are float32 [time, channels], C-contiguous; kernels are float32
+[taps, in, out] and are correlated as in Keras: ``y[t] = bias + sum_k x[t + k - pad] @ w[k]``.
+Results do not depend on how often a function was called; :func:`filter_gradient` sums in as many
+parts as there are threads.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+_LOGGER = logging.getLogger("speech")
+_SOURCE = Path(__file__).parent / "kernels" / "blockconv.c"
+_LANES = 16
+#: Never -ffast-math: linking with it switches off subnormal numbers in the whole process.
+_FLAGS = ("-O3", "-fPIC", "-shared", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math")
+#: Tried in turn; the last one is the plainest.
+_VARIANTS = (("-march=native", "-fopenmp"), ("-fopenmp",), ("-march=native",), ())
+
+
+class _Plan(ctypes.Structure):
+    _fields_ = [("size", ctypes.c_int), ("twiddle", ctypes.c_void_p), ("position", ctypes.c_void_p)]
+
+
+class _Source(ctypes.Structure):
+    _fields_ = [
+        ("values", ctypes.c_void_p),
+        ("inputs", ctypes.c_void_p),
+        ("length", ctypes.c_int64),
+        ("channels", ctypes.c_int),
+        ("mode", ctypes.c_int),
+        ("slope", ctypes.c_float),
+        ("scale", ctypes.c_void_p),
+        ("shift", ctypes.c_void_p),
+        ("gain", ctypes.c_void_p),
+        ("tilt", ctypes.c_void_p),
+        ("level", ctypes.c_void_p),
+    ]
+
+
+class _Sink(ctypes.Structure):
+    _fields_ = [
+        ("values", ctypes.c_void_p),
+        ("length", ctypes.c_int64),
+        ("channels", ctypes.c_int),
+        ("mode", ctypes.c_int),
+        ("slope", ctypes.c_float),
+        ("bias", ctypes.c_void_p),
+        ("inputs", ctypes.c_void_p),
+        ("scale", ctypes.c_void_p),
+        ("shift", ctypes.c_void_p),
+        ("mean", ctypes.c_void_p),
+        ("sums", ctypes.c_void_p),
+    ]
+
+
+@functools.cache
+def _library() -> ctypes.CDLL | None:
+    """Compiles (once per machine) and loads the kernels; None, with the reason logged, if not."""
+    if os.environ.get("SPEECH_NO_C_KERNELS"):
+        return None
+    compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc")
+    if compiler is None:
+        _LOGGER.info(
+            "no C compiler found: convolutions run on the Keras backend, several times slower"
+        )
+        return None
+    source = _SOURCE.read_bytes()
+    reason = ""
+    for variant in _VARIANTS:
+        key = hashlib.sha256(
+            source + repr((compiler, _FLAGS, variant, platform.machine(), _processor())).encode()
+        ).hexdigest()[:16]
+        path = _cache_folder() / f"blockconv-{key}.so"
+        try:
+            if not path.exists():
+                _compile(compiler, variant, path)
+            # Threads that spin while they wait would take the cores from everybody else's.
+            os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+            library = ctypes.CDLL(str(path))
+        except (OSError, subprocess.CalledProcessError) as error:
+            reason = getattr(error, "stderr", None) or str(error)
+            continue
+        for name in ("kernel_spectra", "convolve", "filter_gradient"):
+            getattr(library, name).restype = ctypes.c_int
+        return library
+    _LOGGER.info(
+        "the C kernels did not compile (%s): using the Keras backend", reason.strip()[:200]
+    )
+    return None
+
+
+def _compile(compiler: str, variant: tuple[str, ...], path: Path) -> None:
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        built = Path(folder) / path.name
+        subprocess.run(
+            [compiler, *_FLAGS, *variant, str(_SOURCE), "-o", str(built), "-lm"],
+            check=True,
+            capture_output=True,
+            text=True,
+        )
+        os.replace(built, path)
+
+
+def _cache_folder() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    for folder in (
+        Path(base) / "icse-mnn",
+        Path(tempfile.gettempdir()) / f"icse-mnn-{os.getuid()}",
+    ):
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError:
+            continue
+        # Code is loaded from here: it must be ours alone.
+        if os.access(folder, os.W_OK) and folder.stat().st_uid == os.getuid():
+            return folder
+    raise OSError("no folder of ours to keep the compiled kernels in; set XDG_CACHE_HOME")
+
+
+def _processor() -> str:
+    """Returns what tells processors apart: -march=native code must not move between kinds."""
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+        return next(line for line in text.splitlines() if line.startswith(("flags", "Features")))
+    except (OSError, StopIteration):
+        return platform.processor()
+
+
+def is_available() -> bool:
+    """Returns whether the C kernels can be used on this machine."""
+    return sys.platform != "win32" and _library() is not None
+
+
+def default_threads() -> int:
+    """Returns the number of cores that this process may use (or ``SPEECH_THREADS``)."""
+    asked = os.environ.get("SPEECH_THREADS")
+    if asked:
+        return max(1, int(asked))
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def padded(num_channels: int) -> int:
+    """Returns ``num_channels`` rounded up to whole SIMD vectors."""
+    return -(-num_channels // _LANES) * _LANES
+
+
+def pad_channels(values: np.ndarray) -> np.ndarray:
+    """Returns a float32 [channels] vector filled up with zeros to whole SIMD vectors."""
+    filled = np.zeros(padded(len(values)), np.float32)
+    filled[: len(values)] = values
+    return filled
+
+
+@functools.cache
+def _plan(size: int) -> tuple[_Plan, tuple[np.ndarray, np.ndarray]]:
+    """Returns the tables of a transform of ``size`` (a power of two) and the arrays behind them."""
+    twiddles = []
+    stage = size
+    while stage >= 4:
+        angle = -2j * np.pi / stage * np.outer(np.arange(stage // 4), (1, 2, 3))
+        twiddles.append(np.exp(angle).ravel())
+        stage //= 4
+    twiddle = np.concatenate(twiddles).astype(np.complex64)
+    position = np.empty(size, np.int32)
+    position[_frequency_order(size)] = np.arange(size, dtype=np.int32)
+    plan = _Plan(size, twiddle.ctypes.data, position.ctypes.data)
+    return plan, (twiddle, position)
+
+
+def _frequency_order(size: int) -> np.ndarray:
+    """Returns the frequencies in the order in which the forward transform leaves them."""
+    if size <= 2:
+        return np.arange(size)
+    inner = _frequency_order(size // 4)
+    return (np.arange(4)[:, None] + 4 * inner[None, :]).ravel()
+
+
+def block_size(taps: int) -> int:
+    """Returns the window length for kernels of ``taps`` samples: a power of two, from 2 taps on."""
+    return max(16, 1 << (2 * taps - 1).bit_length())
+
+
+@dataclass(frozen=True)
+class Spectra:
+    """Kernels [taps, in, out] in the form that :func:`convolve` multiplies with."""
+
+    values: np.ndarray
+    taps: int
+    in_channels: int
+    out_channels: int
+
+    @classmethod
+    def of(cls, kernel: np.ndarray, threads: int | None = None) -> Spectra:
+        """Transforms a float32 kernel [taps, in, out]."""
+        kernel = np.ascontiguousarray(kernel, np.float32)
+        if kernel.ndim != 3 or 0 in kernel.shape:
+            raise ValueError(f"a kernel must be [taps, in, out], received shape {kernel.shape}")
+        taps, num_in, num_out = kernel.shape
+        plan, _ = _plan(block_size(taps))
+        values = np.empty((plan.size // 2 + 1, num_in, 2, padded(num_out)), np.float32)
+        _check(
+            _library().kernel_spectra(
+                ctypes.byref(plan),
+                ctypes.c_void_p(kernel.ctypes.data),
+                taps,
+                num_in,
+                num_out,
+                ctypes.c_void_p(values.ctypes.data),
+                threads or default_threads(),
+            )
+        )
+        return cls(values, taps, num_in, num_out)
+
+
+@dataclass(frozen=True)
+class Activation:
+    """``leaky(scale x + shift)`` per channel: a normalisation with its LeakyReLU.
+
+    Attributes:
+        scale: float32 [padded channels].
+        shift: float32 [padded channels].
+        slope: Factor of negative values; 1.0 is the identity.
+        mean: float32 [padded channels], what the normalisation subtracted; gradients only.
+    """
+
+    scale: np.ndarray
+    shift: np.ndarray
+    slope: float
+    mean: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class Signal:
+    """What a convolution reads: rows [time, channels], optionally through a function of each row.
+
+    Attributes:
+        values: float32 [time, channels].
+        activation: Read ``activation(values)``.
+        inputs: float32 [time, channels]: ``values`` are then gradients with respect to
+            ``activation(inputs)`` and what is read is the gradient with respect to ``inputs``:
+            ``gain leaky'(...) values + tilt inputs + level``.
+        gain: float32 [padded channels]; likewise tilt and level.
+    """
+
+    values: np.ndarray
+    activation: Activation | None = None
+    inputs: np.ndarray | None = None
+    gain: np.ndarray | None = None
+    tilt: np.ndarray | None = None
+    level: np.ndarray | None = None
+
+    def as_source(self) -> _Source:
+        """Returns the C view of this signal, which lives as long as this object."""
+        source = _Source(
+            values=_address(self.values), length=len(self.values), channels=self.values.shape[1]
+        )
+        if self.activation is not None:
+            source.mode = 1 if self.inputs is None else 2
+            source.slope = self.activation.slope
+            source.scale = _address(self.activation.scale)
+            source.shift = _address(self.activation.shift)
+        if self.inputs is not None:
+            source.inputs = _address(self.inputs)
+            source.gain = _address(self.gain)
+            source.tilt = _address(self.tilt)
+            source.level = _address(self.level)
+        return source
+
+
+def convolve(
+    signal: Signal | np.ndarray,
+    spectra: Spectra,
+    *,
+    pad: int,
+    bias: np.ndarray | None = None,
+    out: np.ndarray | None = None,
+    moments: bool = False,
+    gradient_of: tuple[np.ndarray, Activation] | None = None,
+    threads: int | None = None,
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Convolves ``signal`` with kernels: ``y[t] = bias + sum_k x[t + k - pad] @ w[k]``.
+
+    Args:
+        signal: float32 [time, in], or a :class:`Signal`.
+        spectra: The kernels.
+        pad: Zeros before the first sample; the number of outputs is ``len(out)``, by default the
+            number of inputs.
+        bias: float32 [padded out].
+        out: float32 [time, out], written in place.
+        moments: Also take, per block of outputs, the sum and the squared deviations from the
+            block's own mean (see :func:`merge_moments`).
+        gradient_of: ``(inputs, activation)``: the outputs are gradients with respect to
+            ``activation(inputs)``; also take, per block, the sums of ``d = leaky' y`` and of
+            ``d (inputs - activation.mean)``.
+        threads: Default: all cores.
+
+    Returns:
+        The outputs float32 [time, out] and the sums float32 [blocks, 2, padded out] or None.
+    """
+    signal = signal if isinstance(signal, Signal) else Signal(signal)
+    _require_signal("signal", signal.values, spectra.in_channels)
+    if out is None:
+        out = np.empty((len(signal.values), spectra.out_channels), np.float32)
+    _require_signal("out", out, spectra.out_channels)
+    plan, _ = _plan(block_size(spectra.taps))
+    hop = plan.size - spectra.taps + 1
+    sums = None
+    sink = _Sink(values=_address(out), length=len(out), channels=spectra.out_channels)
+    sink.bias = _address(bias)
+    if moments or gradient_of is not None:
+        # Blocks come in pairs; the C code touches only those that hold outputs.
+        num_blocks = 2 * (-(-len(out) // (2 * hop)))
+        sums = np.zeros((num_blocks, 2, padded(spectra.out_channels)), np.float32)
+        sink.sums = _address(sums)
+        sink.mode = 1
+    if gradient_of is not None:
+        inputs, activation = gradient_of
+        _require_signal("inputs", inputs, spectra.out_channels)
+        sink.mode = 2
+        sink.slope = activation.slope
+        sink.inputs = _address(inputs)
+        sink.scale = _address(activation.scale)
+        sink.shift = _address(activation.shift)
+        sink.mean = _address(activation.mean)
+    if len(out):
+        source = signal.as_source()
+        _check(
+            _library().convolve(
+                ctypes.byref(plan),
+                ctypes.byref(source),
+                ctypes.c_void_p(_address(spectra.values)),
+                spectra.taps,
+                pad,
+                ctypes.byref(sink),
+                threads or default_threads(),
+            )
+        )
+    return out, sums
+
+
+def filter_gradient(
+    signal: Signal | np.ndarray,
+    gradient: Signal | np.ndarray,
+    *,
+    taps: int,
+    pad: int,
+    threads: int | None = None,
+) -> np.ndarray:
+    """Returns ``sum_t x[t + k - pad, in] g[t, out]``: float32 [taps, in, out].
+
+    Args:
+        signal: What the convolution read: float32 [time, in], or a :class:`Signal`.
+        gradient: Gradient with respect to its outputs: float32 [time, out], or a :class:`Signal`.
+        taps: Kernel size.
+        pad: Zeros that the convolution put before the first sample.
+        threads: Default: all cores.
+    """
+    signal = signal if isinstance(signal, Signal) else Signal(signal)
+    gradient = gradient if isinstance(gradient, Signal) else Signal(gradient)
+    num_in, num_out = signal.values.shape[1], gradient.values.shape[1]
+    _require_signal("signal", signal.values, num_in)
+    _require_signal("gradient", gradient.values, num_out)
+    threads = threads or default_threads()
+    plan, _ = _plan(block_size(taps))
+    result = np.empty((taps, num_in, num_out), np.float32)
+    work = _workspace(threads * (plan.size // 2 + 1) * num_in * 2 * padded(num_out))
+    source, gradient_source = signal.as_source(), gradient.as_source()
+    _check(
+        _library().filter_gradient(
+            ctypes.byref(plan),
+            ctypes.byref(source),
+            ctypes.byref(gradient_source),
+            taps,
+            pad,
+            ctypes.c_void_p(result.ctypes.data),
+            ctypes.c_void_p(work.ctypes.data),
+            threads,
+        )
+    )
+    return result
+
+
+def merge_moments(sums: np.ndarray, num_samples: int, taps: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns mean and variance float64 [padded channels] from :func:`convolve`'s block moments.
+
+    Chan, Golub and LeVeque's pairwise update, all blocks at once: no cancellation however large
+    the mean.
+    """
+    hop = block_size(taps) - taps + 1
+    counts = np.clip(num_samples - hop * np.arange(len(sums)), 0, hop).astype(np.float64)[:, None]
+    first, second = sums[:, 0].astype(np.float64), sums[:, 1].astype(np.float64)
+    mean = first.sum(0) / num_samples
+    block_mean = first / np.maximum(counts, 1)
+    spread = second.sum(0) + (counts * (block_mean - mean) ** 2).sum(0)
+    return mean, spread / num_samples
+
+
+@functools.cache
+def _workspaces() -> dict[int, np.ndarray]:
+    return {}
+
+
+def _workspace(num_floats: int) -> np.ndarray:
+    """Returns memory that is kept between calls: fresh pages would cost more than the sums."""
+    import threading
+
+    spaces = _workspaces()
+    key = threading.get_ident()
+    if key not in spaces or spaces[key].size < num_floats:
+        spaces[key] = np.empty(num_floats, np.float32)
+    return spaces[key]
+
+
+def _address(array: np.ndarray | None) -> int | None:
+    return None if array is None else array.ctypes.data
+
+
+def _require_signal(name: str, array: np.ndarray, num_channels: int) -> None:
+    if array.dtype != np.float32 or array.ndim != 2 or not array.flags.c_contiguous:
+        raise ValueError(
+            f"{name} must be a C-contiguous float32 [time, channels] array, received "
+            f"{array.dtype} {array.shape}"
+        )
+    if array.shape[1] != num_channels:
+        raise ValueError(f"{name} must have {num_channels} channels, received {array.shape[1]}")
+
+
+def _check(failed: int) -> None:
+    if failed:
+        raise MemoryError("the convolution could not get its working memory")

@@ -1,0 +1,70 @@
+"""What every command shares: exit codes, one-line errors, progress, announcements.
+
+Exit codes: 0 done, 1 failed (one line on stderr says why), 2 wrong usage (argparse).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterable
+from typing import TypeVar
+
+T = TypeVar("T")
+
+#: Exceptions that mean "the input is bad" or "the machine said no", never "our code is wrong".
+EXPECTED_ERRORS = (ValueError, OSError)
+
+
+def run(command: Callable[[], int]) -> int:
+    """Runs ``command`` and turns an expected error into one line on stderr and exit code 1.
+
+    Set ``SPEECH_TRACEBACK=1`` to see the traceback all the same.
+    """
+    try:
+        return command()
+    except EXPECTED_ERRORS as error:
+        if os.environ.get("SPEECH_TRACEBACK"):
+            raise
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("error: interrupted", file=sys.stderr)
+        return 1
+
+
+def one_line(error: BaseException) -> str:
+    """Returns the message of ``error`` on one line."""
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        text = f"{error.filename}: {error.strerror}"
+    else:
+        text = str(error) or type(error).__name__
+    return " ".join(text.split())
+
+
+def log_to_stderr(level: int = logging.INFO) -> None:
+    """Sends the project's announcements (resampled, averaged, skipped) to stderr."""
+    logger = logging.getLogger("speech")
+    if not any(getattr(handler, "speech_cli", False) for handler in logger.handlers):
+        handler = _StderrHandler()
+        handler.speech_cli = True
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        logger.addHandler(handler)
+    logger.setLevel(level)
+
+
+class _StderrHandler(logging.Handler):
+    """Writes to the ``sys.stderr`` of the moment, without tearing a progress bar."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        from tqdm import tqdm
+
+        tqdm.write(self.format(record), file=sys.stderr)
+
+
+def progress(items: Iterable[T], *, total: int | None = None, label: str = "") -> Iterable[T]:
+    """Iterates over ``items`` with a progress bar on stderr, if that is a terminal."""
+    from tqdm import tqdm
+
+    return tqdm(items, total=total, desc=label, file=sys.stderr, disable=None, leave=False)

@@ -1,0 +1,609 @@
+"""Corpora: which utterances, noises and noisy/clean pairs a folder holds, and how they are split.
+
+Four sources become the same lists: a TIMIT tree, any other tree of audio files, the layout of the
+original script (``<noise>/<speaker>/<dB>/<name>.wav`` beside one clean folder, SPEC 1), and the
+corpus bundled with this package. Lists are sorted, and noisy and clean are matched by name, never
+by position. Nothing is chosen by a global random state: every draw follows from a seed and from
+the names involved, so that adding a file leaves the others as they were.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import itertools
+import logging
+import math
+import os
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+
+from speech.audio import FORMATS, find_audio, read_audio
+from speech.mixing import Mixture, draw_offset, loop_or_crop, mix_at_snr
+
+SPLITS = ("TRAIN", "TEST")
+
+#: Share of each noise file, from its start, that is for training when the noise folder has no
+#: TRAIN and TEST sub-folders. MNN, experiment 1, also tests on "other parts of the same noises".
+NOISE_TRAIN_SHARE = 0.8
+
+UNKNOWN = "unknown"
+
+_MINICORPUS = Path(__file__).parent / "minicorpus"
+_NUM_LISTED = 5  # skipped files named one by one
+
+_logger = logging.getLogger("speech")
+
+
+@dataclass(frozen=True)
+class Utterance:
+    """One clean recording.
+
+    Attributes:
+        id: Unique in its corpus; also the file name of everything made from it.
+        path: The file.
+        speaker: Speaker id, or the name of the parent folder.
+        gender: 'F', 'M' or '' where unknown.
+        dialect: TIMIT's dialect region, such as 'DR1', or ''.
+        split: 'TRAIN', 'TEST' or ''.
+    """
+
+    id: str
+    path: Path
+    speaker: str
+    gender: str = ""
+    dialect: str = ""
+    split: str = ""
+
+
+@dataclass(frozen=True)
+class Noise:
+    """One noise recording, of which the part from ``start`` to ``stop`` may be used.
+
+    Attributes:
+        name: File name without its ending.
+        path: The file.
+        start: Fraction of the file's duration, 0 <= start < stop.
+        stop: Fraction of the file's duration, start < stop <= 1.
+    """
+
+    name: str
+    path: Path
+    start: float = 0.0
+    stop: float = 1.0
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A noisy file and the clean file it was made from.
+
+    Attributes:
+        noisy_path: The noisy file.
+        clean_path: The clean file.
+        noise: Kind of noise, or 'unknown'.
+        speaker: Speaker id, or 'unknown'.
+        snr_db: Signal-to-noise ratio in dB, NaN where unknown.
+        name: File name without its ending.
+    """
+
+    noisy_path: Path
+    clean_path: Path
+    noise: str
+    speaker: str
+    snr_db: float
+    name: str
+
+    @property
+    def relative_path(self) -> Path:
+        """``<noise>/<speaker>/<dB>/<name>.wav``, where results for this pair are written."""
+        return _relative_path(self.noise, self.speaker, self.snr_db, self.name)
+
+
+@dataclass(frozen=True)
+class MixturePlan:
+    """One mixture to make: everything but the samples.
+
+    Attributes:
+        utterance: The speech.
+        noise: The noise; which segment of it follows from ``seed`` and the names.
+        snr_db: The SNR to make.
+        seed: Seed of the run.
+    """
+
+    utterance: Utterance
+    noise: Noise
+    snr_db: float
+    seed: int
+
+    @property
+    def relative_path(self) -> Path:
+        """``<noise>/<speaker>/<dB>/<utterance id>.wav``."""
+        utterance = self.utterance
+        return _relative_path(self.noise.name, utterance.speaker, self.snr_db, utterance.id)
+
+    def rng(self) -> np.random.Generator:
+        """Returns the generator of this mixture alone, whatever else is planned."""
+        words = (self.utterance.id, self.noise.name, snr_folder(self.snr_db))
+        return np.random.default_rng([self.seed, _stable_hash(*words)])
+
+
+Item = TypeVar("Item", Utterance, Pair)
+
+
+def snr_folder(snr_db: float) -> str:
+    """Returns the folder name of an SNR: -5.0 gives '-5db', 2.5 '2.5db', NaN 'unknown'."""
+    return UNKNOWN if math.isnan(snr_db) else f"{snr_db + 0.0:g}db"  # + 0.0 makes -0.0 a 0.0
+
+
+def parse_snr_folder(name: str) -> float | None:
+    """Returns the SNR in dB a folder name says ('-5db', '0dB', '2.5db'); None if it says none."""
+    if name == UNKNOWN:
+        return math.nan
+    match = re.fullmatch(r"([+-]?\d+(?:\.\d+)?) ?db", name, re.IGNORECASE)
+    return float(match[1]) if match else None
+
+
+def find_speech(
+    root: str | os.PathLike, split: str | None = None, skip_sa: bool = False
+) -> list[Utterance]:
+    """Finds the clean utterances of a corpus.
+
+    Below folders named TRAIN and TEST, files at ``<dialect>/<speaker>/<name>`` are read as TIMIT:
+    id ``SPEAKER_NAME`` and gender from the first letter of the speaker id, all in upper case, so
+    that both spellings of the corpus give the same ids and hence the same mixtures. ``root`` is
+    the folder that holds TRAIN and TEST, or one above it when that one is named TIMIT or data.
+    In any other tree the id is the relative path joined with '_' and the speaker the parent folder.
+
+    Args:
+        root: Folder of the corpus, upper or lower case, any format `read_audio` takes.
+        split: 'TRAIN', 'TEST' or None for both.
+        skip_sa: Leave out TIMIT's SA sentences, which every speaker reads.
+
+    Returns:
+        Utterances sorted by id.
+
+    Raises:
+        ValueError: The folder is missing, holds no audio, lacks the split, or two files share
+            an id.
+    """
+    root = Path(root)
+    folders = _split_folders(_corpus_base(root))
+    if split is None and not folders:
+        utterances = [_utterance(path, root, "") for path in _find_once(root)]
+    else:
+        utterances = [
+            _utterance(path, folder, name)
+            for name, folder in _choose_split(folders, split, root).items()
+            for path in _find_once(folder)
+        ]
+    if skip_sa:
+        utterances = [
+            item for item in utterances if not (item.dialect and _is_sa(audio_stem(item.path)))
+        ]
+        if not utterances:
+            raise ValueError(f"{root}: holds SA sentences only; do not skip them")
+    utterances.sort(key=lambda utterance: utterance.id)
+    _require_unique((item.id, item.path) for item in utterances)
+    return utterances
+
+
+def has_splits(root: str | os.PathLike) -> bool:
+    """Tells whether a corpus has TRAIN or TEST folders (so that a split can be asked for)."""
+    return bool(_split_folders(_corpus_base(Path(root))))
+
+
+def find_noise(root: str | os.PathLike, split: str | None = None) -> list[Noise]:
+    """Finds the noises for training or testing, so that the two never share a sample.
+
+    Where ``root`` has TRAIN and TEST sub-folders (any case), these are the split. Otherwise every
+    file is split in time: its first 80 % are for training and its last 20 % for testing, which
+    is announced.
+
+    Args:
+        root: Folder of noise recordings.
+        split: 'TRAIN', 'TEST' or None for all of everything.
+
+    Returns:
+        Noises sorted by name.
+
+    Raises:
+        ValueError: The folder is missing, holds no audio, lacks the split, or two files share a
+            name.
+    """
+    root = Path(root)
+    folders = _split_folders(root)
+    start, stop = 0.0, 1.0
+    if folders:
+        paths = [
+            path
+            for folder in _choose_split(folders, split, root).values()
+            for path in _find_once(folder)
+        ]
+    else:
+        paths = _find_once(root)
+        if _checked_split(split):
+            share = NOISE_TRAIN_SHARE
+            start, stop = (0.0, share) if split.upper() == "TRAIN" else (share, 1.0)
+            _logger.info(
+                "%s: no TRAIN and TEST folders; %s uses %.0f to %.0f %% of each noise file",
+                root, split.upper(), 100 * start, 100 * stop,
+            )  # fmt: skip
+    noises = [Noise(audio_stem(path), path, start, stop) for path in paths]
+    noises.sort(key=lambda noise: noise.name)
+    _require_unique((noise.name, noise.path) for noise in noises)
+    return noises
+
+
+def find_pairs(noisy_root: str | os.PathLike, clean_root: str | os.PathLike) -> list[Pair]:
+    """Finds noisy files and their clean partners in the layout of the original script (SPEC 1).
+
+    Noisy files stand at ``<noise>/<speaker>/<dB>/<name>``. The levels are read from the file
+    upwards, so a tree may lack the upper ones (noise 'unknown') or the dB folder (SNR NaN), and
+    folders above the noise are joined to its name. The clean partner is ``<clean>/<name>``, or
+    ``<speaker>/<name>`` anywhere below, or the only file of that name anywhere below; endings
+    and upper or lower case may differ.
+
+    Noisy files without a partner are skipped; a warning counts them and lists the first.
+
+    Returns:
+        Pairs sorted by noise, SNR, speaker and name.
+
+    Raises:
+        ValueError: A folder is missing or empty, no noisy file has a clean partner, or two noisy
+            files differ in their ending only.
+    """
+    noisy_root, clean_root = Path(noisy_root), Path(clean_root)
+    noisy_paths, partners = _find_once(noisy_root), _index_clean(clean_root)
+    pairs, skipped = [], []
+    for path in noisy_paths:
+        noise, speaker, snr_db = _parse_levels(path.relative_to(noisy_root).parent.parts)
+        name = audio_stem(path)
+        for key in (f"/{name}", f"{speaker}/{name}", name):
+            if len(candidates := partners.get(key.lower(), ())) == 1:
+                pairs.append(Pair(path, candidates[0], noise, speaker, snr_db, name))
+                break
+        else:
+            skipped.append(path)
+    if skipped:
+        _logger.warning(
+            "%d noisy files without one clean partner in %s were skipped: %s",
+            len(skipped), clean_root, listed(str(path) for path in skipped),
+        )  # fmt: skip
+    if not pairs:
+        raise ValueError(
+            f"{noisy_root}: none of {len(skipped)} noisy files has a clean partner of the same "
+            f"name in {clean_root}, e.g. {skipped[0].name}; check the two folders"
+        )
+    _require_unique((str(pair.relative_path), pair.noisy_path) for pair in pairs)
+    return sorted(pairs, key=_pair_order)
+
+
+def bundled_speech(split: str | None = None) -> list[Utterance]:
+    """Returns the utterances of the corpus that comes with this package: see `find_speech`."""
+    return find_speech(_MINICORPUS / "speech", split)
+
+
+def bundled_noise(split: str | None = None) -> list[Noise]:
+    """Returns the noises of the corpus that comes with this package: see `find_noise`."""
+    return find_noise(_MINICORPUS / "noise", split)
+
+
+def split_utterances(
+    items: Sequence[Item], validation_fraction: float = 0.05, seed: int = 0
+) -> tuple[list[Item], list[Item]]:
+    """Splits into training and validation so that no utterance is in both.
+
+    All pairs of one clean file name stay together. Which utterances validate follows from a hash
+    of their names and the seed, not from the order of the list or the place of the files.
+
+    Args:
+        items: Utterances, or pairs.
+        validation_fraction: Share of the utterances to validate on, between 0 and 1; at least
+            one utterance validates and at least one trains.
+        seed: Another seed gives another split.
+
+    Returns:
+        Training and validation items, each in the order given.
+
+    Raises:
+        ValueError: The fraction is out of range, or there are fewer than two utterances.
+    """
+    if not 0.0 < validation_fraction < 1.0:
+        raise ValueError(f"validation_fraction is {validation_fraction}; give one between 0 and 1")
+    keys = [_utterance_key(item) for item in items]
+    names = sorted(set(keys), key=lambda name: (_stable_hash(str(seed), name), name))
+    if len(names) < 2:
+        raise ValueError(f"{len(names)} utterances cannot be split in two; give more clean files")
+    num_validation = min(max(1, round(validation_fraction * len(names))), len(names) - 1)
+    chosen = set(names[:num_validation])
+    train = [item for item, key in zip(items, keys, strict=True) if key not in chosen]
+    validation = [item for item, key in zip(items, keys, strict=True) if key in chosen]
+    return train, validation
+
+
+def split_pairs_original(
+    pairs: Sequence[Pair], group_size: int = 600, num_train: int = 570
+) -> tuple[list[Pair], list[Pair]]:
+    """Splits the way the original script does, with its leak (SPEC 1): for comparison only.
+
+    Sorted by noise, SNR, speaker and name, the pairs fall into groups of ``group_size``. Of group
+    i the pairs [group_size * i, group_size * i + num_train) train. Validation takes
+    [num_train * (i + 1), num_train * (i + 1) + group_size - num_train): the step is num_train where
+    group_size was meant, so for 57 of the published 60 groups the validation pairs are training
+    pairs of an earlier group. Use `split_utterances` for a split without leak.
+
+    With fewer pairs the last group is incomplete: it trains on what there is of its first
+    ``num_train``, and validation positions past the end go on at the start of the list.
+
+    Returns:
+        Training and validation pairs; the two overlap.
+
+    Raises:
+        ValueError: No pairs, or not 0 < num_train < group_size.
+    """
+    if not pairs:
+        raise ValueError("no pairs to split; check the noisy and clean folders")
+    if not 0 < num_train < group_size:
+        raise ValueError(f"num_train is {num_train}; give one between 0 and {group_size}")
+    ordered = sorted(pairs, key=_pair_order)
+    train, validation = [], {}
+    for group in range(-(-len(ordered) // group_size)):
+        train += ordered[group_size * group :][:num_train]
+        first = num_train * (group + 1)
+        for position in range(first, first + group_size - num_train):
+            validation[position % len(ordered)] = None  # a dict: each pair once, in order
+    return train, [ordered[position] for position in validation]
+
+
+def drop_low_snr(
+    pairs: Iterable[Pair], excluded_db: Sequence[float] = (-15.0, -10.0)
+) -> list[Pair]:
+    """Leaves out pairs at the given SNRs, as the original script does for training (SPEC 1)."""
+    return [pair for pair in pairs if pair.snr_db not in excluded_db]
+
+
+def plan_mixtures(
+    utterances: Sequence[Utterance],
+    noises: Sequence[Noise],
+    snrs_db: Sequence[float],
+    seed: int = 0,
+) -> list[MixturePlan]:
+    """Plans every utterance with every noise at every SNR.
+
+    A plan depends on its own utterance, noise, SNR and the seed only: adding files adds plans and
+    changes none.
+
+    Raises:
+        ValueError: One of the lists is empty, an SNR occurs twice, or the seed is negative.
+    """
+    for what, values in (("utterances", utterances), ("noises", noises), ("snrs_db", snrs_db)):
+        if not len(values):
+            raise ValueError(f"no {what} to mix; give at least one")
+    if len({snr_folder(snr_db) for snr_db in snrs_db}) < len(snrs_db):
+        raise ValueError(f"an SNR occurs twice in {list(snrs_db)}; give each once")
+    if seed < 0:
+        raise ValueError(f"seed is {seed}; give a whole number from 0 up")
+    return [
+        MixturePlan(utterance, noise, float(snr_db), seed)
+        for utterance in utterances
+        for noise in noises
+        for snr_db in snrs_db
+    ]
+
+
+def spread_mixtures(
+    utterances: Sequence[Utterance],
+    noises: Sequence[Noise],
+    snrs_db: Sequence[float],
+    num_each: int | None,
+    seed: int = 0,
+) -> list[MixturePlan]:
+    """Plans ``num_each`` utterances for every noise and SNR, all speakers and utterances in turn.
+
+    Args:
+        utterances: As in `plan_mixtures`; likewise noises, snrs_db and seed.
+        noises: See there.
+        snrs_db: See there.
+        num_each: Utterances a condition; None (or more than there are) for all of them.
+        seed: See there.
+    """
+    plans = plan_mixtures(utterances, noises, snrs_db, seed)
+    if num_each is None or num_each >= len(utterances):
+        return plans
+    by_speaker = defaultdict(list)
+    for utterance in utterances:
+        by_speaker[utterance.speaker].append(utterance.id)
+    turns = itertools.zip_longest(*by_speaker.values())
+    order = [name for turn in turns for name in turn if name is not None]
+    conditions = [(noise.name, float(snr_db)) for noise in noises for snr_db in snrs_db]
+    chosen = {
+        (order[(place * num_each + step) % len(order)], *condition)
+        for place, condition in enumerate(conditions)
+        for step in range(num_each)
+    }
+    return [p for p in plans if (p.utterance.id, p.noise.name, p.snr_db) in chosen]
+
+
+def render(plan: MixturePlan) -> Mixture:
+    """Reads the files of a plan and mixes them; the same plan gives the same samples.
+
+    Raises:
+        ValueError: The speech or the noise is silent, or (`AudioError`) cannot be read.
+    """
+    clean = read_audio(plan.utterance.path).samples
+    segment, _ = noise_segment(plan, len(clean))
+    return mix_at_snr(clean, segment, plan.snr_db)
+
+
+def noise_segment(plan: MixturePlan, num_samples: int) -> tuple[np.ndarray, int]:
+    """Returns the noise of a plan and where it was cut.
+
+    Args:
+        plan: The mixture.
+        num_samples: Length of the utterance at 16 kHz.
+
+    Returns:
+        float32 [num_samples], and the offset in samples from the start of the noise file at 16 kHz.
+
+    Raises:
+        ValueError: The noise is silent, or (`AudioError`) cannot be read.
+    """
+    usable, first = load_noise(plan.noise)
+    try:
+        offset = draw_offset(usable, num_samples, plan.rng())
+    except ValueError as error:
+        raise ValueError(f"{plan.noise.path}: {error}; leave this file out") from None
+    return loop_or_crop(usable, num_samples, offset), first + offset
+
+
+@functools.lru_cache(maxsize=32)  # every utterance meets every noise; 32 x 4 min are 0.5 GB
+def load_noise(noise: Noise) -> tuple[np.ndarray, int]:
+    """Reads the usable part of a noise, and keeps the last few in memory.
+
+    Returns:
+        Read-only float32 [num_samples] at 16 kHz, and its position in the file in samples.
+
+    Raises:
+        AudioError: The file cannot be read.
+        ValueError: The part is empty.
+    """
+    samples = read_audio(noise.path).samples
+    first, stop = (round(fraction * len(samples)) for fraction in (noise.start, noise.stop))
+    usable = samples[first:stop].copy()
+    if not usable.size:
+        raise ValueError(f"{noise.path}: too short to be split in time; leave this file out")
+    usable.flags.writeable = False
+    return usable, first
+
+
+def audio_stem(path: str | os.PathLike) -> str:
+    """Returns a file name without its audio endings: 'SA1' of 'SA1.WAV' and of 'SA1.WAV.wav'."""
+    name = Path(path)
+    while name.suffix.lower() in FORMATS:
+        name = name.with_suffix("")
+    return name.name
+
+
+def listed(words: Iterable[str]) -> str:
+    """Joins the first few words and counts the others."""
+    words = list(words)
+    more = f" and {len(words) - _NUM_LISTED} more" if len(words) > _NUM_LISTED else ""
+    return ", ".join(words[:_NUM_LISTED]) + more
+
+
+def _relative_path(noise: str, speaker: str, snr_db: float, name: str) -> Path:
+    return Path(noise, speaker, snr_folder(snr_db), f"{name}.wav")
+
+
+def _utterance(path: Path, base: Path, split: str) -> Utterance:
+    folders, stem = path.relative_to(base).parent.parts, audio_stem(path)
+    if split and len(folders) == 2:
+        dialect, speaker = (name.upper() for name in folders)
+        gender = speaker[0] if speaker[0] in "FM" else ""
+        return Utterance(f"{speaker}_{stem.upper()}", path, speaker, gender, dialect, split)
+    speaker = folders[-1] if folders else UNKNOWN
+    return Utterance("_".join((*folders, stem)), path, speaker, split=split)
+
+
+def _is_sa(stem: str) -> bool:
+    return re.fullmatch(r"SA\d+", stem, re.IGNORECASE) is not None
+
+
+def _corpus_base(root: Path) -> Path:
+    """Goes down from ``root`` through folders named TIMIT or data to the one with the splits."""
+    base = root
+    while base.is_dir() and not _split_folders(base):
+        below = [path for path in base.iterdir() if path.name.lower() in ("timit", "data")]
+        if len(below) != 1:
+            return root
+        base = below[0]
+    return base
+
+
+def _split_folders(root: Path) -> dict[str, Path]:
+    """Returns the sub-folders that are splits, as {'TEST': ..., 'TRAIN': ...}."""
+    if not root.is_dir():
+        return {}
+    found = sorted(path for path in root.iterdir() if path.name.upper() in SPLITS and path.is_dir())
+    _require_unique((path.name.upper(), path) for path in found)
+    return {path.name.upper(): path for path in found}
+
+
+def _choose_split(folders: dict[str, Path], split: str | None, root: Path) -> dict[str, Path]:
+    split = _checked_split(split)
+    if split is None:
+        return folders
+    if split not in folders:
+        find_audio(root)  # a missing or empty folder is the better reason
+        raise ValueError(f"{root}: has no folder {split}; make one, or ask for no split")
+    return {split: folders[split]}
+
+
+def _checked_split(split: str | None) -> str | None:
+    if split is not None and split.upper() not in SPLITS:
+        raise ValueError(f"split is {split!r}; give TRAIN, TEST or None")
+    return split and split.upper()
+
+
+def _find_once(folder: Path) -> list[Path]:
+    """Finds audio, taking one of ``x.WAV`` and ``x.WAV.wav``, which some copies of TIMIT hold."""
+    first = {}
+    paths = find_audio(folder)
+    for path in sorted(paths, key=lambda path: (len(path.name), path)):
+        whole = path.with_suffix("") if audio_stem(path) != path.stem else path
+        first.setdefault(whole, path)
+    if len(first) < len(paths):
+        count = len(paths) - len(first)
+        _logger.info("%s: %d converted copies (x.WAV.wav beside x.WAV) left out", folder, count)
+    return sorted(first.values())
+
+
+def _index_clean(root: Path) -> dict[str, list[Path]]:
+    """Maps lower-case '/name' (top level), 'speaker/name' and 'name' to the files they may mean."""
+    index = defaultdict(list)
+    for path in _find_once(root):
+        folders, name = path.relative_to(root).parent.parts, audio_stem(path).lower()
+        index[name].append(path)
+        index[f"{folders[-1].lower()}/{name}" if folders else f"/{name}"].append(path)
+    return index
+
+
+def _parse_levels(folders: tuple[str, ...]) -> tuple[str, str, float]:
+    """Reads (noise, speaker, snr_db) off the folders above a noisy file."""
+    levels, snr_db = list(folders), None
+    if levels:
+        snr_db = parse_snr_folder(levels[-1])
+    if snr_db is not None:
+        levels.pop()
+    speaker = levels.pop() if levels else UNKNOWN
+    return "_".join(levels) or UNKNOWN, speaker, math.nan if snr_db is None else snr_db
+
+
+def _pair_order(pair: Pair) -> tuple[str, float, str, str, Path]:
+    snr_db = math.inf if math.isnan(pair.snr_db) else pair.snr_db  # NaN has no order
+    return pair.noise, snr_db, pair.speaker, pair.name, pair.noisy_path
+
+
+def _utterance_key(item: Utterance | Pair) -> str:
+    return item.id if isinstance(item, Utterance) else audio_stem(item.clean_path)
+
+
+def _require_unique(named_paths: Iterable[tuple[str, Path]]) -> None:
+    """Raises ValueError at the first name that two paths share."""
+    seen = {}
+    for name, path in named_paths:
+        if name in seen:
+            raise ValueError(f"{seen[name]} and {path} are both named {name!r}; rename one")
+        seen[name] = path
+
+
+def _stable_hash(*words: str) -> int:
+    """Hashes words to 64 bits, alike on every machine and in every process (unlike `hash`)."""
+    digest = hashlib.sha256("\0".join(words).encode("utf-8", "surrogateescape")).digest()
+    return int.from_bytes(digest[:8], "big")

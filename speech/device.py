@@ -1,0 +1,91 @@
+"""Chooses the devices that TensorFlow may use and says what was found."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import logging
+import os
+import sys
+from collections.abc import Iterator
+
+_LOGGER = logging.getLogger("speech")
+
+#: cuDNN from this version on has no code for compute capability below 7.5 (GTX 10 series).
+_CUDNN_WITHOUT_PASCAL = (9, 11)
+
+
+@contextlib.contextmanager
+def quiet_start() -> Iterator[None]:
+    """Hides what TensorFlow's C++ code writes to file descriptor 2 while it starts up.
+
+    No setting of TensorFlow turns these notes off. Exceptions come through all the same.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    sys.stderr.flush()
+    kept = os.dup(2)
+    try:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
+def select_devices(gpu: str) -> list[str]:
+    """Makes only the GPUs asked for visible; call before Keras is imported.
+
+    Args:
+        gpu: '-1' for the CPU, '0' for the first GPU, '0,1' for several.
+
+    Returns:
+        Names of the GPUs that will be used; empty on the CPU. A GPU that is missing is announced,
+        and the run goes on without it.
+
+    Raises:
+        ValueError: ``gpu`` is no list of numbers, or the GPU can't work with the cuDNN installed.
+    """
+    try:
+        indices = [int(word) for word in gpu.split(",")]
+    except ValueError:
+        raise ValueError(f"--gpu is {gpu!r}; give -1, 0 or a list such as 0,1") from None
+    if min(indices) < -1 or (-1 in indices and len(indices) > 1):
+        raise ValueError(f"--gpu is {gpu!r}; give -1, 0 or a list such as 0,1")
+    if os.environ.get("KERAS_BACKEND", "tensorflow") != "tensorflow":
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpu
+        return []
+    with quiet_start():
+        import tensorflow as tf
+
+        found = tf.config.list_physical_devices("GPU")
+    chosen = [found[index] for index in indices if 0 <= index < len(found)]
+    tf.config.set_visible_devices(chosen, "GPU")
+    if indices != [-1] and len(chosen) < len(indices):
+        _LOGGER.warning(
+            "GPU %s asked for, %d found: going on with %s",
+            gpu, len(found), f"{len(chosen)} GPU" if chosen else "the CPU",
+        )  # fmt: skip
+    for device in chosen:
+        tf.config.experimental.set_memory_growth(device, True)
+        _require_cudnn_for(tf.config.experimental.get_device_details(device))
+    if len(chosen) > 1:
+        _LOGGER.warning("training runs on the first of %d GPUs", len(chosen))
+    return [device.name for device in chosen]
+
+
+def _require_cudnn_for(details: dict) -> None:
+    """Raises ValueError for a Pascal card with a cuDNN that has dropped it."""
+    capability = details.get("compute_capability")
+    if capability is None or tuple(capability) >= (7, 5):
+        return
+    try:
+        version = importlib.metadata.version("nvidia-cudnn-cu12")
+    except importlib.metadata.PackageNotFoundError:
+        return
+    if tuple(int(part) for part in version.split(".")[:2]) >= _CUDNN_WITHOUT_PASCAL:
+        raise ValueError(
+            f"{details.get('device_name', 'this GPU')} has compute capability "
+            f"{'.'.join(map(str, capability))}, which cuDNN {version} no longer supports; run: "
+            "pip install -r requirements-pascal.txt (or use --gpu -1)"
+        )

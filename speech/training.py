@@ -1,0 +1,349 @@
+"""The training loop: the same command starts a run, takes it up after a kill, and ends it.
+
+In the output folder stand ``model.h5`` (best validation error), ``last.h5``, ``history.csv``,
+``learning_curve.png``, ``run.json`` and ``checkpoint.npz``. The checkpoint is one file, written
+whole: weights, best weights, optimizer state, position in the data and history belong together,
+so a run that is taken up goes on as if it had never stopped.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import logging
+import math
+import time
+import zipfile
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from speech.conv import TrainingModel
+from speech.files import atomic_path, write_json, write_text
+from speech.pipeline import Batch, TrainingData, data_fingerprint, prefetched
+from speech.runinfo import run_info
+from speech.weights import save_model
+
+_LOGGER = logging.getLogger("speech")
+SCHEDULES = ("constant", "cosine")
+
+
+class TrainingError(ValueError):
+    """Training can't go on; the last good checkpoint stands."""
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """How to train. The defaults are those of the published script (SPEC 1).
+
+    Attributes:
+        epochs: Passes of ``num_items`` utterances.
+        num_items: Utterances an epoch; None for one pass over the data.
+        batch_size: Utterances a step.
+        crop_seconds: Longest piece of an utterance that is used; None for whole utterances.
+        learning_rate: Adam's.
+        schedule: 'constant', or 'cosine' down to a hundredth over the whole run.
+        seed: Of weights, order, mixing and crops.
+        conv: 'fast' or 'keras': see :class:`speech.conv.TrainingModel`.
+    """
+
+    epochs: int = 60
+    num_items: int | None = 30000
+    batch_size: int = 1
+    crop_seconds: float | None = None
+    learning_rate: float = 1e-3
+    schedule: str = "constant"
+    seed: int = 0
+    conv: str = "fast"
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for values that make no sense."""
+        for name in ("epochs", "batch_size", "num_items"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} is {value}; give at least 1")
+        if self.crop_seconds is not None and not self.crop_seconds >= 0.1:
+            raise ValueError(f"crop_seconds is {self.crop_seconds}; give at least 0.1")
+        if not self.learning_rate > 0:
+            raise ValueError(f"learning_rate is {self.learning_rate}; give a positive number")
+        if self.schedule not in SCHEDULES:
+            raise ValueError(f"schedule is {self.schedule!r}; give one of {', '.join(SCHEDULES)}")
+
+    def learning_rate_at(self, step: int, num_steps: int) -> float:
+        """Returns the learning rate of a step, counted from 0 over the whole run."""
+        if self.schedule == "constant":
+            return self.learning_rate
+        cosine = 0.5 * (1 + math.cos(math.pi * min(step / max(num_steps, 1), 1.0)))
+        return self.learning_rate * (0.01 + 0.99 * cosine)
+
+
+@dataclass
+class _State:
+    """Where a run stands; all of it goes into one checkpoint."""
+
+    epoch: int = 0
+    batch: int = 0
+    loss_sum: float = 0.0
+    seconds: float = 0.0
+    history: list[dict[str, float]] = field(default_factory=list)
+    best_weights: list[np.ndarray] | None = None
+
+    @property
+    def best_loss(self) -> float:
+        """Smallest validation error so far."""
+        return min((row["validation_loss"] for row in self.history), default=math.inf)
+
+
+class Trainer:
+    """Trains a plain Keras network and keeps everything in one folder.
+
+    Args:
+        network: The plain model (``speech.fcn.build_fcn``); trained in place.
+        training: Its ``batch_size``, ``num_items`` and ``crop_samples`` are used as they are.
+        validation: Read in order, never shuffled.
+        config: See :class:`TrainingConfig`.
+        out: Folder of the run.
+        loss: A Keras loss between enhanced and clean [batch, time, 1].
+        meta: What goes into the ``speech_meta`` of the model files.
+        checkpoint_seconds: Also write a checkpoint within an epoch, so often.
+    """
+
+    def __init__(
+        self,
+        network: keras.Model,
+        training: TrainingData,
+        validation: TrainingData,
+        config: TrainingConfig,
+        out: Path,
+        *,
+        loss: Any = "mse",
+        meta: dict[str, Any] | None = None,
+        checkpoint_seconds: float = 300.0,
+    ) -> None:
+        self.network = network
+        self.training = training
+        self.validation = validation
+        self.config = config
+        self.out = Path(out)
+        self.meta = meta or {}
+        self.checkpoint_seconds = checkpoint_seconds
+        self.model = TrainingModel(network, config.conv)
+        self.optimizer = keras.optimizers.Adam(
+            config.learning_rate, beta_1=0.9, beta_2=0.999, epsilon=1e-8
+        )
+        self.model.compile(optimizer=self.optimizer, loss=loss)
+        self.optimizer.build(network.trainable_variables)
+        self.state = _State()
+        self.waited_seconds = 0.0
+        self._fingerprint = {
+            "data": data_fingerprint(training.source),
+            "parameters": int(network.count_params()),
+            **{k: v for k, v in asdict(config).items() if k not in ("epochs", "conv")},
+            **({"epochs": config.epochs} if config.schedule != "constant" else {}),
+        }
+
+    @property
+    def checkpoint_path(self) -> Path:
+        """The file that holds the whole state of the run."""
+        return self.out / "checkpoint.npz"
+
+    def run(self, on_epoch: Callable[[dict[str, float]], None] | None = None) -> _State:
+        """Trains to the end, from wherever the folder's checkpoint stands.
+
+        Returns:
+            The final state; its ``history`` has one row an epoch.
+
+        Raises:
+            TrainingError: The error is not finite, or the folder holds another run.
+        """
+        self.out.mkdir(parents=True, exist_ok=True)
+        self._resume()
+        while self.state.epoch < self.config.epochs:
+            row = self._epoch()
+            if on_epoch is not None:
+                on_epoch(row)
+        if self.state.best_weights is not None:
+            self.network.set_weights(self.state.best_weights)
+        return self.state
+
+    def _epoch(self) -> dict[str, float]:
+        state, data = self.state, self.training.at_epoch(self.state.epoch)
+        started = written = time.monotonic()
+        num_steps = self.config.epochs * len(data)
+        before = state.seconds
+        bar = _progress(data, state, self.config.epochs)
+        waiting = time.monotonic()
+        for batch in prefetched(data, first=state.batch):
+            self.waited_seconds += time.monotonic() - waiting
+            step = state.epoch * len(data) + state.batch
+            self.optimizer.learning_rate = self.config.learning_rate_at(step, num_steps)
+            loss = self._step(batch)
+            if not math.isfinite(loss):
+                raise TrainingError(
+                    f"the training error became {loss} in epoch {state.epoch + 1}, step "
+                    f"{state.batch + 1}; the last good model is {self.out / 'last.h5'}; try a "
+                    f"smaller --learning-rate than {self.config.learning_rate:g}"
+                )
+            state.loss_sum += loss * len(batch.lengths)
+            state.batch += 1
+            state.seconds = before + time.monotonic() - started
+            bar.set_postfix_str(f"mse {state.loss_sum / (state.batch * data.batch_size):.5f}")
+            bar.update()
+            if time.monotonic() - written > self.checkpoint_seconds:
+                self._save_checkpoint()
+                written = time.monotonic()
+            waiting = time.monotonic()
+        bar.close()
+        row = {
+            "epoch": state.epoch + 1,
+            "training_loss": state.loss_sum / data.num_items,
+            "validation_loss": self._validate(),
+            "learning_rate": float(self.config.learning_rate_at(step, num_steps)),
+            "seconds": before + time.monotonic() - started,
+        }
+        if row["validation_loss"] < state.best_loss:
+            state.best_weights = [np.array(array) for array in self.network.get_weights()]
+        state.history.append(row)
+        state.epoch, state.batch, state.loss_sum, state.seconds = state.epoch + 1, 0, 0.0, 0.0
+        self._save_models()
+        self._save_checkpoint()
+        return row
+
+    def _step(self, batch: Batch) -> float:
+        return float(
+            self.model.train_on_batch(
+                (batch.noisy, batch.lengths), batch.clean, sample_weight=batch.weights
+            )
+        )
+
+    def _validate(self) -> float:
+        total = 0.0
+        for batch in prefetched(self.validation):
+            loss = self.model.test_on_batch(
+                (batch.noisy, batch.lengths), batch.clean, sample_weight=batch.weights
+            )
+            total += float(loss) * len(batch.lengths)
+        return total / self.validation.num_items
+
+    def _save_models(self) -> None:
+        meta = {
+            **self.meta,
+            "training": {
+                **asdict(self.config),
+                "epochs_done": self.state.epoch,
+                "validation_loss": self.state.best_loss,
+                "data_sha256": self._fingerprint["data"],
+            },
+        }
+        save_model(self.network, self.out / "last.h5", meta)
+        current = self.network.get_weights()
+        self.network.set_weights(self.state.best_weights)
+        save_model(self.network, self.out / "model.h5", meta)
+        self.network.set_weights(current)
+        write_history(self.out / "history.csv", self.state.history)
+        write_json(
+            self.out / "run.json",
+            {
+                "config": asdict(self.config),
+                "fingerprint": self._fingerprint,
+                "c_kernels": self.model.uses_c_kernels,
+                **run_info(),
+            },
+        )
+
+    def _save_checkpoint(self) -> None:
+        state = self.state
+        arrays = {f"weight_{i}": w for i, w in enumerate(self.network.get_weights())}
+        arrays |= {f"optimizer_{i}": v.numpy() for i, v in enumerate(self.optimizer.variables)}
+        arrays |= {f"best_{i}": w for i, w in enumerate(state.best_weights or [])}
+        arrays["state"] = np.frombuffer(
+            json.dumps(
+                {
+                    "fingerprint": self._fingerprint,
+                    "epoch": state.epoch,
+                    "batch": state.batch,
+                    "loss_sum": state.loss_sum,
+                    "seconds": state.seconds,
+                    "history": state.history,
+                }
+            ).encode(),
+            np.uint8,
+        )
+        with atomic_path(self.checkpoint_path) as temporary:
+            with open(temporary, "wb") as stream:
+                np.savez(stream, **arrays)
+
+    def _resume(self) -> None:
+        if not self.checkpoint_path.exists():
+            return
+        try:
+            with open(self.checkpoint_path, "rb") as stream:
+                with np.load(stream, allow_pickle=False) as file:
+                    arrays = dict(file)
+            stored = json.loads(arrays.pop("state").tobytes())
+        except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+            raise TrainingError(
+                f"{self.checkpoint_path}: not a readable checkpoint ({error}); "
+                "delete it to start anew"
+            ) from None
+        self._require_same_run(stored["fingerprint"])
+        self.network.set_weights(_numbered(arrays, "weight"))
+        for variable, value in zip(
+            self.optimizer.variables, _numbered(arrays, "optimizer"), strict=True
+        ):
+            variable.assign(value)
+        self.state = _State(
+            stored["epoch"],
+            stored["batch"],
+            stored["loss_sum"],
+            stored["seconds"],
+            stored["history"],
+            _numbered(arrays, "best") or None,
+        )
+        if self.state.epoch < self.config.epochs:
+            _LOGGER.info(
+                "going on with %s: epoch %d, step %d",
+                self.out, self.state.epoch + 1, self.state.batch + 1,
+            )  # fmt: skip
+        else:
+            _LOGGER.info("%s: all %d epochs are done", self.out, self.config.epochs)
+
+    def _require_same_run(self, stored: dict[str, Any]) -> None:
+        for name, value in self._fingerprint.items():
+            if stored.get(name) != value:
+                raise TrainingError(
+                    f"{self.out} holds a run with {name} {stored.get(name)!r}, not {value!r}; "
+                    "repeat its command, choose another --out, or delete the folder"
+                )
+
+
+def write_history(path: Path, history: list[dict[str, float]]) -> None:
+    """Writes the history as CSV, one row an epoch."""
+    table = io.StringIO()
+    writer = csv.DictWriter(table, history[0].keys(), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(history)
+    write_text(path, table.getvalue())
+
+
+def _numbered(arrays: dict[str, np.ndarray], prefix: str) -> list[np.ndarray]:
+    found = []
+    while (name := f"{prefix}_{len(found)}") in arrays:
+        found.append(arrays[name])
+    return found
+
+
+def _progress(data: TrainingData, state: _State, epochs: int):
+    import sys
+
+    from tqdm import tqdm
+
+    return tqdm(
+        total=len(data), initial=state.batch, desc=f"epoch {state.epoch + 1}/{epochs}",
+        file=sys.stderr, disable=None, leave=False, unit="step",
+    )  # fmt: skip

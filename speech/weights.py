@@ -1,0 +1,490 @@
+"""Models on disk: load without running anything in the file, save whole or not at all.
+
+``load_model`` rebuilds plain Keras layers from the checked contents of a model file (see
+``speech.modelfile``); Keras never deserialises the file. ``save_model`` writes a file that any
+Keras 3 opens without our code.
+
+Commands::
+
+    python -m speech.weights import model.json weights.hdf5 -o model.h5
+    python -m speech.weights import weights.hdf5 -o model.h5
+    python -m speech.weights info model.h5 [--json FILE]
+
+``import`` turns the Keras 1.1 pair of the original FCN (SPEC section 7) into a model file. The
+old BatchNormalization of mode 2 normalises by the statistics of the batch at hand, which for one
+utterance is GroupNormalization with one group per channel; its running statistics are not used.
+None of the commands needs TensorFlow.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import h5py
+import numpy as np
+
+from speech import cli
+from speech.fcn import FCNConfig
+from speech.files import sha256_of, write_json
+from speech.modelfile import (
+    LAYER_RULES,
+    MAX_CONFIG_BYTES,
+    LayerSpec,
+    ModelFile,
+    ModelFileError,
+    a_number,
+    child_group,
+    hard_linked,
+    names_attribute,
+    open_hdf5,
+    parse_json,
+    plan_layers,
+    read_array,
+    read_model_file,
+    refusals,
+    write_model_file,
+)
+
+if TYPE_CHECKING:
+    import keras
+
+
+# --------------------------------------------------------------------------------------------
+# Keras models
+
+
+def load_model(path: str | os.PathLike) -> keras.Model:
+    """Loads a model file as a plain Keras model.
+
+    Args:
+        path: A .h5 model file, possibly from a stranger.
+
+    Returns:
+        A Sequential model of standard Keras layers, not compiled.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ModelFileError: The file is refused (see ``speech.modelfile``).
+    """
+    return load_model_and_meta(path)[0]
+
+
+def load_model_and_meta(path: str | os.PathLike) -> tuple[keras.Model, dict[str, Any]]:
+    """Loads a model file as a plain Keras model and its ``speech_meta``; see ``load_model``."""
+    file = read_model_file(path)
+    return build_model(file.layers), file.meta
+
+
+def build_model(layers: Iterable[LayerSpec]) -> keras.Model:
+    """Builds a Sequential model from checked layers and sets its weights.
+
+    Raises:
+        ValueError: A custom layer is allowed but its class was not registered with Keras.
+    """
+    import keras
+
+    layers = list(layers)
+    built = []
+    for spec in layers:
+        layer_class = getattr(keras.layers, spec.class_name, None)
+        if layer_class is None:
+            layer_class = keras.saving.get_registered_object(spec.class_name)
+        if layer_class is None:
+            raise ValueError(
+                f"layer {spec.name!r} is a {spec.class_name}, which is not registered with "
+                "Keras; import the module that defines it before loading"
+            )
+        built.append(layer_class(name=spec.name, **spec.config))
+    model = keras.Sequential(built)
+    # Sequential leaves the InputLayer out of its list.
+    for layer, spec in zip(model.layers, layers[1:], strict=True):
+        for variable in layer.weights:
+            variable.assign(spec.weights[variable.name])
+    return model
+
+
+def layers_of(model: keras.Model) -> tuple[LayerSpec, ...]:
+    """Returns the settings and weights of a Keras model, as plain layers.
+
+    Args:
+        model: A built Sequential model, or a Functional one that is a simple chain. A layer
+            whose class has an attribute ``plain_class``, a standard Keras class with the same
+            settings and weights, is written as that class.
+
+    Raises:
+        ModelFileError: The model has a layer or a graph that a model file cannot hold.
+    """
+    import keras
+
+    config = model.get_config()
+    by_name = {layer.name: layer for layer in model.layers}
+    entries = []
+    for entry in config.get("layers", []):
+        plain = getattr(by_name.get(entry["config"].get("name")), "plain_class", None)
+        if plain is not None:
+            entry = {**entry, "class_name": plain.__name__, "module": None}
+        elif entry.get("registered_name") in LAYER_RULES:
+            entry = {**entry, "class_name": entry["registered_name"], "module": None}
+        entries.append(entry)
+    class_name = "Sequential" if isinstance(model, keras.Sequential) else "Functional"
+    try:
+        text = json.dumps({"class_name": class_name, "config": {**config, "layers": entries}})
+    except TypeError as error:
+        raise ModelFileError(f"the model's configuration is not plain JSON ({error})") from None
+    layers = []
+    for spec, shapes in plan_layers(json.loads(text)):
+        weights = {}
+        if shapes:
+            variables = {variable.name: variable for variable in by_name[spec.name].weights}
+            weights = {key: np.array(variables[key].numpy()) for key in shapes}
+        layers.append(LayerSpec(spec.class_name, spec.name, spec.config, weights))
+    return tuple(layers)
+
+
+def save_model(
+    model: keras.Model, path: str | os.PathLike, meta: Mapping[str, Any] | None = None
+) -> None:
+    """Saves a model atomically as a .h5 file of standard Keras layers.
+
+    The weights are exact. ``keras.models.load_model(path, compile=False)`` opens the file
+    without our code. Initializers, regularizers and the optimizer are not kept.
+
+    Args:
+        model: What ``layers_of`` accepts.
+        path: The file to write, ending in '.h5'.
+        meta: The ``speech_meta`` object (see ``speech.modelfile``).
+
+    Raises:
+        ModelFileError: The model, its weights or ``meta`` cannot be written; nothing is.
+    """
+    with refusals(Path(path)):
+        layers = layers_of(model)
+    write_model_file(path, layers, meta or {})
+
+
+# --------------------------------------------------------------------------------------------
+# The old files (SPEC section 7)
+
+_KERAS1_NAME = re.compile(r"(convolution1d|batchnormalization|leakyrelu|activation)_(\d{1,6})")
+
+# Per class: (setting, the value it must have, the value Keras 1.1 takes if it is absent).
+_KERAS1_SETTINGS: dict[str, list[tuple[str, Any, Any]]] = {
+    "Convolution1D": [
+        ("border_mode", "same", "valid"),
+        ("subsample_length", 1, 1),
+        ("bias", True, True),
+        ("activation", "linear", "linear"),
+    ],
+    "BatchNormalization": [("mode", 2, 0), ("axis", -1, -1)],
+    "LeakyReLU": [],
+    "Activation": [("activation", "tanh", None)],
+}
+
+
+def import_keras1(
+    weights_path: str | os.PathLike, json_path: str | os.PathLike | None = None
+) -> tuple[LayerSpec, ...]:
+    """Reads the FCN of the original authors' Keras 1.1 files.
+
+    Args:
+        weights_path: HDF5 file of weights, checked like a model file.
+        json_path: The model's JSON. Without it the shapes of the weights give the network, and
+            its slope and epsilon are the paper's.
+
+    Returns:
+        The same network as standard layers of today.
+
+    Raises:
+        FileNotFoundError: A file is missing.
+        ModelFileError: A file is refused, or the two do not belong together.
+    """
+    weights_path = Path(weights_path)
+    asked, json_names = FCNConfig(), None
+    if json_path is not None:
+        asked, json_names = _read_keras1_json(Path(json_path))
+    with open_hdf5(weights_path) as file:
+        groups = _keras1_groups(file)
+        convolutions, normalizations = groups["convolution1d"], groups["batchnormalization"]
+        kernels = [_keras1_dataset(group, "W") for group in convolutions]
+        config = _config_of([getattr(kernel, "shape", None) for kernel in kernels], asked)
+        if len(normalizations) != config.num_hidden_layers:
+            raise ModelFileError(
+                f"{len(normalizations)} BatchNormalization layers, expected one less than the "
+                f"{len(convolutions)} convolutions"
+            )
+        if json_names is not None:
+            names = [group.name[1:] for group in (*convolutions, *normalizations)]
+            if config != asked or names != json_names:
+                raise ModelFileError(
+                    f"the weights are those of {config}, expected {asked} as {json_path} says; "
+                    "give the JSON file that was saved with these weights"
+                )
+        entries = [
+            {"class_name": class_name, "config": settings}
+            for class_name, settings in config.layer_configs()
+        ]
+        plan = plan_layers({"class_name": "Sequential", "config": {"layers": entries}})
+        old_groups = {"Conv1D": iter(convolutions), "GroupNormalization": iter(normalizations)}
+        layers = []
+        for spec, shapes in plan:
+            weights = {}
+            if shapes:
+                weights = _read_keras1_weights(next(old_groups[spec.class_name]), shapes)
+            layers.append(LayerSpec(spec.class_name, spec.name, spec.config, weights))
+    return tuple(layers)
+
+
+def _read_keras1_json(path: Path) -> tuple[FCNConfig, list[str]]:
+    """Returns the network in a JSON file, and its layers' names: convolutions, then norms."""
+    with refusals(path):
+        if path.stat().st_size > MAX_CONFIG_BYTES:
+            raise ModelFileError(f"over {MAX_CONFIG_BYTES:,} bytes, expected a model's JSON")
+        model = parse_json(path.read_text(encoding="utf-8", errors="replace"), "the file")
+        layers = _keras1_layers(model)
+        for class_name, config in layers:
+            for key, expected, default in _KERAS1_SETTINGS[class_name]:
+                if config.get(key, default) != expected:
+                    raise ModelFileError(
+                        f"layer {config['name']!r:.60}: {key!r} is "
+                        f"{config.get(key)!r:.60}, expected {expected!r}"
+                    )
+        convolutions = [config for kind, config in layers if kind == "Convolution1D"]
+        normalizations = [config for kind, config in layers if kind == "BatchNormalization"]
+        filters = [config.get("nb_filter") for config in convolutions]
+        if filters[-1] != 1:
+            raise ModelFileError(f"the last 'nb_filter' is {filters[-1]!r:.60}, expected 1")
+        slopes = [config.get("alpha") for kind, config in layers if kind == "LeakyReLU"]
+        try:
+            config = FCNConfig(
+                num_hidden_layers=len(normalizations),
+                num_filters=_same_or_all(filters[:-1]),
+                kernel_size=_the_one(
+                    "filter_length", [c.get("filter_length") for c in convolutions]
+                ),
+                negative_slope=_float32("alpha", slopes),
+                normalization_epsilon=_float32(
+                    "epsilon", [c.get("epsilon") for c in normalizations]
+                ),
+            )
+        except ValueError as error:
+            raise ModelFileError(str(error)) from None
+        return config, [config["name"] for config in (*convolutions, *normalizations)]
+
+
+def _keras1_layers(model: Any) -> list[tuple[str, dict[str, Any]]]:
+    """Returns (class name, settings) of the layers of a Keras 1 FCN's JSON, in order."""
+    match model:
+        case {"class_name": "Sequential", "keras_version": str(version), "config": list(entries)}:
+            if not version.startswith("1."):
+                raise ModelFileError(f"written by Keras {version!r:.20}, expected Keras 1")
+        case _:
+            raise ModelFileError("expected the JSON of a Keras 1 Sequential model")
+    layers = []
+    for entry in entries:
+        match entry:
+            case {"class_name": str(class_name), "config": {"name": str()} as config}:
+                layers.append((class_name, config))
+            case _:
+                raise ModelFileError("a layer lacks 'class_name', 'config' or 'name'")
+    found = [class_name for class_name, _ in layers]
+    hidden = ["Convolution1D", "BatchNormalization", "LeakyReLU"]
+    num_hidden = max(1, (len(found) - 2) // 3)
+    if found != [*hidden * num_hidden, "Convolution1D", "Activation"]:
+        raise ModelFileError(
+            f"the layers are {' '.join(found)!r:.200}, expected {' '.join(hidden)!r} once or "
+            "more, then 'Convolution1D Activation'"
+        )
+    return layers
+
+
+def _the_one(key: str, values: list[Any]) -> Any:
+    if any(value != values[0] for value in values):
+        raise ModelFileError(f"{key!r} differs from layer to layer: {values!r:.100}, expected one")
+    return values[0]
+
+
+def _float32(key: str, values: list[Any]) -> float:
+    """Undoes the digits that Keras 1.1 wrote for float32: 0.30000001192092896 is 0.3."""
+    value = _the_one(key, values)
+    try:
+        return float(f"{a_number(0.0, 1.0)(value):.7g}")
+    except ValueError as error:
+        raise ModelFileError(f"{key!r} is {value!r:.60}, expected {error}") from None
+
+
+def _keras1_groups(file: h5py.File) -> dict[str, list[h5py.Group]]:
+    """Returns the groups of the layers by kind, in numeric order: convolution1d_10 after _9."""
+    found: dict[str, list[tuple[int, h5py.Group]]] = {
+        "convolution1d": [],
+        "batchnormalization": [],
+        "leakyrelu": [],
+        "activation": [],
+    }
+    for name in names_attribute(file, "layer_names"):
+        match = _KERAS1_NAME.fullmatch(name)
+        if match is None:
+            raise ModelFileError(
+                f"layer {name!r:.60}, expected convolution1d_<i>, batchnormalization_<i>, "
+                "leakyrelu_<i> and activation_<i> only"
+            )
+        found[match[1]].append((int(match[2]), child_group(file, name)))
+    return {
+        kind: [group for _, group in sorted(groups, key=lambda pair: pair[0])]
+        for kind, groups in found.items()
+    }
+
+
+def _keras1_dataset(group: h5py.Group, key: str) -> h5py.Group | h5py.Dataset:
+    return hard_linked(group, f"{group.name[1:]}_{key}:0")
+
+
+def _read_keras1_weights(
+    group: h5py.Group, shapes: Mapping[str, tuple[int, ...]]
+) -> dict[str, np.ndarray]:
+    """Reads one old layer's weights under their names and ``shapes`` of today."""
+    if "kernel" in shapes:
+        taps, channels, filters = shapes["kernel"]
+        old = {"W": (taps, 1, channels, filters), "b": shapes["bias"]}
+    else:
+        keys = ("gamma", "beta", "running_mean", "running_std")
+        old = dict.fromkeys(keys, shapes["gamma"])
+    expected = {f"{group.name[1:]}_{key}:0" for key in old}
+    names = names_attribute(group, "weight_names")
+    if set(names) != expected:
+        raise ModelFileError(
+            f"{group.name!r} lists the weights {names[:8]!r:.200}, expected {sorted(expected)}"
+        )
+    found = {key: read_array(_keras1_dataset(group, key), shape) for key, shape in old.items()}
+    if "kernel" in shapes:
+        return {"kernel": found["W"][:, 0], "bias": found["b"]}
+    return {key: found[key] for key in shapes}
+
+
+def _config_of(kernel_shapes: list[Any], asked: FCNConfig) -> FCNConfig:
+    """Returns the network that kernels of these shapes make, with the constants of ``asked``."""
+    channels = 1
+    for shape in kernel_shapes:
+        if shape is None or len(shape) != 4 or shape[:3] != (kernel_shapes[0][0], 1, channels):
+            raise ModelFileError(
+                f"a kernel has shape {shape}, expected (taps, 1, {channels}, filters) with the "
+                "same number of taps in all layers"
+            )
+        channels = shape[3]
+    if len(kernel_shapes) < 2 or channels != 1:
+        raise ModelFileError(
+            f"{len(kernel_shapes)} convolutions with {channels} channels out, expected at least "
+            "2 with 1 channel out"
+        )
+    try:
+        return FCNConfig(
+            num_hidden_layers=len(kernel_shapes) - 1,
+            num_filters=_same_or_all([shape[3] for shape in kernel_shapes[:-1]]),
+            kernel_size=kernel_shapes[0][0],
+            negative_slope=asked.negative_slope,
+            normalization_epsilon=asked.normalization_epsilon,
+        )
+    except ValueError as error:
+        raise ModelFileError(str(error)) from None
+
+
+def _same_or_all(numbers: list[Any]) -> Any:
+    return numbers[0] if all(number == numbers[0] for number in numbers) else tuple(numbers)
+
+
+# --------------------------------------------------------------------------------------------
+# Commands
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns 0 if done, 1 if it failed with a one-line reason."""
+    parser = argparse.ArgumentParser(
+        prog="python -m speech.weights", description="Import old weights; look into a model file."
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    importer = commands.add_parser(
+        "import", help="turn a Keras 1.1 pair of the original FCN into a model file"
+    )
+    importer.add_argument(
+        "files", nargs="+", metavar="FILE", help="[model.json] weights.hdf5, in this order"
+    )
+    importer.add_argument("-o", "--out", required=True, metavar="FILE.h5", help="file to write")
+    info = commands.add_parser("info", help="print layers, sizes and meta data of a model file")
+    info.add_argument("model", metavar="FILE.h5")
+    for command in (importer, info):
+        command.add_argument("--json", metavar="FILE", help="write the table there as JSON too")
+    arguments = parser.parse_args(argv)
+    if arguments.command == "info":
+        return cli.run(lambda: _show_info(arguments.model, arguments.json))
+    if len(arguments.files) > 2:
+        parser.error(f"import takes [model.json] weights.hdf5, got {len(arguments.files)} files")
+    return cli.run(lambda: _import(arguments.files, arguments.out, arguments.json))
+
+
+def _import(files: list[str], out: str, json_path: str | None) -> int:
+    *model_json, weights = files
+    layers = import_keras1(weights, *model_json)
+    meta = {
+        "kind": "waveform",
+        "sample_rate_hz": 16_000,
+        "created_by": "python -m speech.weights import",
+        "imported_from": {Path(name).name: sha256_of(name) for name in files},
+    }
+    write_model_file(out, layers, meta)
+    print(
+        "normalisation by each utterance's own statistics, as in mode 2; the old running "
+        "statistics are not used"
+    )
+    if not model_json:
+        print("no JSON given: slope 0.3 and epsilon 1e-5 are the paper's")
+    return _show_info(out, json_path)
+
+
+def _show_info(path: str, json_path: str | None) -> int:
+    info = describe(read_model_file(path))
+    rows = [("layer", "class", "weights", "parameters")]
+    for layer in info["layers"]:
+        weights = " ".join(f"{key}{tuple(shape)}" for key, shape in layer["weights"].items())
+        rows.append((layer["name"], layer["class_name"], weights, f"{layer['parameters']:,}"))
+    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    for row in rows:
+        cells = [cell.ljust(width) for cell, width in zip(row[:3], widths, strict=False)]
+        print("  ".join([*cells, row[3].rjust(widths[3])]))
+    print(f"parameters  {info['parameters']:,} ({info['weight_bytes']:,} bytes)")
+    print(f"file        {info['file_bytes']:,} bytes")
+    print(f"sha256      {info['sha256']}")
+    print(f"meta        {json.dumps(info['meta'])}")
+    if json_path:
+        write_json(json_path, info)
+    return 0
+
+
+def describe(file: ModelFile) -> dict[str, Any]:
+    """Returns what ``info`` prints as JSON values; sizes in bytes, weights as shapes."""
+    return {
+        "path": str(file.path),
+        "sha256": file.sha256,
+        "file_bytes": file.path.stat().st_size,
+        "weight_bytes": 4 * file.num_parameters,
+        "parameters": file.num_parameters,
+        "meta": file.meta,
+        "layers": [
+            {
+                "name": layer.name,
+                "class_name": layer.class_name,
+                "config": layer.config,
+                "weights": {key: list(array.shape) for key, array in layer.weights.items()},
+                "parameters": sum(array.size for array in layer.weights.values()),
+            }
+            for layer in file.layers
+        ],
+    }
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,1 @@
+"""Tests: one file a module, naive float64 oracles under ``reference/``."""

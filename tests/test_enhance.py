@@ -1,0 +1,203 @@
+"""Enhancing files: same rate, channels, length, tree and peak; long files; bad input."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+import soundfile
+from numpy.testing import assert_allclose
+
+from speech import blockconv, enhance
+from speech.audio import peak_normalize
+from speech.enhance import Enhancer, blocks, main
+from speech.fcn import FCNConfig, build_fcn
+from speech.weights import load_model, save_model
+from tests.conftest import make_speech
+
+
+@pytest.fixture
+def model_path(tmp_path) -> Path:
+    path = tmp_path / "small.h5"
+    save_model(
+        build_fcn(FCNConfig(num_hidden_layers=2, num_filters=4, kernel_size=11), seed=0),
+        path,
+        {"kind": "waveform", "sample_rate_hz": 16000},
+    )
+    return path
+
+
+@pytest.fixture(params=["c", "keras"])
+def enhancer(request, model_path, monkeypatch) -> Enhancer:
+    if request.param == "c" and not blockconv.is_available():
+        pytest.skip("no C compiler here")
+    if request.param == "keras":
+        monkeypatch.setattr(blockconv, "is_available", lambda: False)
+    enhancer = Enhancer(model_path)
+    assert enhancer.engine == request.param
+    return enhancer
+
+
+def write(path, samples, rate_hz=16000, subtype="PCM_16"):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    soundfile.write(path, samples, rate_hz, subtype=subtype)
+    return path
+
+
+@pytest.mark.parametrize("num_samples", [1, 320, 5000])
+def test_output_is_the_network_s(enhancer, model_path, num_samples, rng):
+    signal = 0.2 * rng.standard_normal(num_samples)
+    expected = np.array(load_model(model_path)(peak_normalize(signal)[None, :, None]))[0, :, 0]
+    assert_allclose(enhancer(signal), expected, rtol=0, atol=1e-5)
+    if num_samples > 1:  # one sample is normalised to nothing
+        highest = np.abs(enhancer.enhance(signal)).max()
+        assert highest == pytest.approx(np.abs(signal).max(), rel=1e-6)
+        assert np.abs(enhancer.enhance(signal, peak=1.0)).max() == pytest.approx(1.0, rel=1e-6)
+
+
+def test_silence_stays_silent(enhancer):
+    assert not enhancer.enhance(np.zeros(1000)).any()
+
+
+@pytest.mark.parametrize(
+    ("rate_hz", "channels", "suffix", "subtype"),
+    [(16000, 1, ".wav", "PCM_16"), (44100, 2, ".flac", "PCM_24"), (8000, 3, ".wav", "FLOAT")],
+)
+def test_rate_channels_length_format_and_peak_are_kept(
+    rate_hz, channels, suffix, subtype, model_path, tmp_path, rng
+):
+    samples = np.stack([make_speech(rng, 9001) * 0.7**c for c in range(channels)], axis=1)
+    source = write(tmp_path / f"in{suffix}", samples, rate_hz, subtype)
+    target = tmp_path / f"out{suffix}"
+    assert main([str(source), "-o", str(target), "--model", str(model_path)]) == 0
+    before, after = soundfile.info(source), soundfile.info(target)
+    for name in ("samplerate", "channels", "frames", "format", "subtype"):
+        assert getattr(before, name) == getattr(after, name), name
+    noisy, _ = soundfile.read(source, always_2d=True)
+    enhanced, _ = soundfile.read(target, always_2d=True)
+    assert_allclose(np.abs(enhanced).max(0), np.abs(noisy).max(0), rtol=0, atol=1e-4)
+
+
+def test_a_folder_keeps_its_tree_and_bad_files_are_listed(model_path, tmp_path, rng, capsys):
+    folder = tmp_path / "in"
+    write(folder / "a" / "one.wav", make_speech(rng, 4000))
+    write(folder / "b" / "two.flac", make_speech(rng, 4000))
+    write(folder / "b" / "silent.wav", np.zeros(4000))
+    write(folder / "short.wav", make_speech(rng, 320))
+    write(folder / "nan.wav", np.full(2000, np.nan), subtype="FLOAT")
+    (folder / "empty.wav").write_bytes(b"")
+    (folder / "text.wav").write_text("not audio")
+    summary = tmp_path / "summary.json"
+    arguments = [str(folder), "-o", str(tmp_path / "out"), "--model", str(model_path)]
+    assert main([*arguments, "--json", str(summary)]) == 0
+    written = sorted(p.relative_to(tmp_path / "out") for p in (tmp_path / "out").rglob("*.*"))
+    assert [str(p) for p in written] == ["a/one.wav", "b/silent.wav", "b/two.flac", "short.wav"]
+    output = capsys.readouterr()
+    assert "4 enhanced, 3 skipped" in output.out
+    for name in ("nan.wav", "empty.wav", "text.wav"):
+        assert name in output.err
+    assert len(json.loads(summary.read_text())["skipped"]) == 3
+
+
+def bad_inputs(tmp_path):
+    tmp_path.joinpath("text.wav").write_text("not audio")
+    tmp_path.joinpath("cut.h5").write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(50))
+    write(tmp_path / "good.wav", np.ones(100) / 2)
+    tmp_path.joinpath("nothing").mkdir()
+    return [
+        (["text.wav", "-o", "out.wav"], "text.wav"),
+        (["missing.wav", "-o", "out.wav"], "missing.wav.*no such file"),
+        (["nothing", "-o", "out"], "nothing.*no audio file"),
+        (["good.wav", "-o", "out.wav", "--model", "cut.h5"], r"cut\.h5"),
+        (["good.wav", "-o", "out.wav", "--model", "missing.h5"], r"missing\.h5"),
+        (["good.wav", "-o", "good.wav"], "overwritten"),
+    ]
+
+
+@pytest.mark.parametrize("number", range(6))
+def test_bad_input_is_one_line(number, model_path, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    arguments, message = bad_inputs(tmp_path)[number]
+    if "--model" not in arguments:
+        arguments = [*arguments, "--model", str(model_path)]
+    assert main(arguments) == 1
+    error = capsys.readouterr().err.strip()
+    assert len(error.splitlines()) == 1
+    assert re.search(message, error), error
+    assert not Path("out.wav").exists()
+
+
+def test_two_inputs_for_one_output_are_refused(model_path, tmp_path, capsys):
+    for folder in ("a", "b"):
+        write(tmp_path / folder / "x.wav", np.ones(100) / 2)
+    inputs = [str(tmp_path / folder / "x.wav") for folder in ("a", "b")]
+    assert main([*inputs, "-o", str(tmp_path / "out"), "--model", str(model_path)]) == 1
+    assert "would both be written" in capsys.readouterr().err
+
+
+def test_a_model_of_another_kind_is_refused(tmp_path, capsys):
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
+    save_model(model, tmp_path / "dense.h5", {})
+    write(tmp_path / "x.wav", np.ones(100) / 2)
+    arguments = [str(tmp_path / "x.wav"), "-o", str(tmp_path / "y.wav")]
+    assert main([*arguments, "--model", str(tmp_path / "dense.h5")]) == 1
+    assert "no waveform model" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("num_samples", [1, 100, 101, 150, 199, 200, 201, 290, 300, 1000, 12345])
+def test_blocks_cover_the_signal_and_overlap(num_samples):
+    found = list(blocks(num_samples, 100, 10))
+    assert found[0][0] == 0
+    assert found[-1][1] == num_samples
+    for (_, stop), (start, _) in zip(found, found[1:], strict=False):
+        assert stop - start == 10
+    sizes = [stop - start for start, stop in found]
+    assert max(sizes) <= 110
+    if num_samples > 110:
+        assert min(sizes) > 50
+
+
+def test_a_long_file_is_cross_faded_without_steps(model_path, monkeypatch, rng):
+    """Where the statistics do not matter, blocks and whole agree; nothing jumps at a seam."""
+    for name, value in (("WHOLE_SECONDS", 1.0), ("BLOCK_SECONDS", 0.75), ("FADE_SECONDS", 0.1)):
+        monkeypatch.setattr(enhance, name, value)
+    enhancer = Enhancer(model_path)
+    time_s = np.arange(5 * 16000) / 16000
+    signal = 0.3 * np.sin(2 * np.pi * 200 * time_s) + 0.001 * rng.standard_normal(len(time_s))
+    in_blocks = enhancer.enhance(signal)
+    whole = enhancer.enhance(signal, whole=True)
+    assert len(in_blocks) == len(signal)
+    middle = slice(2000, -2000)
+    error = np.sqrt(np.mean((in_blocks - whole)[middle] ** 2) / np.mean(whole[middle] ** 2))
+    assert error < 0.05
+
+
+def test_a_block_of_noise_alone_is_not_blown_up(enhancer, monkeypatch, rng):
+    """A quiet stretch keeps its level beside a loud one."""
+    for name, value in (("WHOLE_SECONDS", 1.0), ("BLOCK_SECONDS", 1.0), ("FADE_SECONDS", 0.1)):
+        monkeypatch.setattr(enhance, name, value)
+    signal = np.concatenate([make_speech(rng, 48000), 0.001 * rng.standard_normal(48000)])
+    output = enhancer.enhance(signal)
+    assert np.abs(output[-32000:]).max() < 0.02
+
+
+def test_help_is_quick_and_needs_no_tensorflow():
+    code = (
+        "import sys; from speech.enhance import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "assert not {'tensorflow', 'keras', 'numpy'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_wrong_usage_is_exit_code_2(capsys):
+    for arguments in ([], ["x.wav"], ["x.wav", "-o", "y.wav", "--peak", "2"]):
+        with pytest.raises(SystemExit) as stop:
+            main(arguments)
+        assert stop.value.code == 2
+    capsys.readouterr()

@@ -1,0 +1,126 @@
+"""The main job, run as its user runs it, on a synthetic TIMIT in NIST SPHERE format."""
+
+import csv
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+import timit_fcn_mse
+from speech.prepare import main as prepare
+from speech.weights import load_model
+
+ROOT = Path(__file__).parent.parent
+QUICK = ["--gpu", "-1", "--snr", "0", "--num-test", "1", "--epochs", "2", "--num-train", "3",
+         "--crop-seconds", "0.3", "--jobs", "1"]  # fmt: skip
+
+
+def run(arguments, **options):
+    command = [sys.executable, str(ROOT / "timit_fcn_mse.py"), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, **options)
+
+
+def history(out):
+    with open(out / "history.csv", newline="") as stream:
+        return [{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(stream)]
+
+
+def test_timit_in_sphere_format_trains_and_is_scored(timit, noises, tmp_path):
+    out = tmp_path / "out"
+    done = run(["--timit", timit, "--noise", noises, "--out", out, *QUICK, "--gpu", "0"])
+    assert done.returncode == 0, done.stderr
+    assert "0 found: going on with the CPU" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "PESQ-WB noisy" in done.stdout
+    written = sorted((out / "FCN_TIMIT_MSE_wav").rglob("*.wav"))
+    assert len(written) == 2  # one utterance for each of two noises
+    for path in written:
+        assert re.fullmatch(r"(birds|typing)/F\w+/0db/\w+\.wav|.*/M\w+/0db/\w+\.wav",
+                            str(path.relative_to(out / "FCN_TIMIT_MSE_wav")))  # fmt: skip
+        samples, rate_hz = soundfile.read(path)
+        assert rate_hz == 16000
+        assert soundfile.info(path).subtype == "FLOAT"
+        assert np.abs(samples).max() == pytest.approx(1.0)
+    for name in ("model.h5", "last.h5", "model.json", "run.json", "learning_curve.png",
+                 "scores.csv", "results.csv", "results.json", "history.csv"):  # fmt: skip
+        assert (out / name).stat().st_size > 0
+    results = json.loads((out / "results.json").read_text())
+    assert results["real_time_factor"] > 0
+    assert {group["system"] for group in results["summary"]} == {"noisy", "enhanced"}
+    assert load_model(out / "model.h5").count_params() == 300_931
+
+
+def test_the_original_layout_and_its_split(timit, noises, tmp_path, capsys):
+    arguments = ["--noise", str(noises), "--clean", str(timit), "--snr", "-10", "0"]
+    for split in ("TRAIN", "TEST"):
+        out = tmp_path / split
+        assert prepare([*arguments, "--split", split, "--out", str(out), "--jobs", "1"]) == 0
+    folders = ["--train-noisy", tmp_path / "TRAIN" / "noisy", "--train-clean",
+               tmp_path / "TRAIN" / "clean", "--test-noisy", tmp_path / "TEST" / "noisy",
+               "--test-clean", tmp_path / "TEST" / "clean"]  # fmt: skip
+    out = tmp_path / "out"
+    arguments = [*map(str, folders), "--out", str(out), *QUICK, "--split", "original"]
+    assert timit_fcn_mse.main(arguments) == 0
+    # 4 utterances x 2 noises; -10 dB is not trained on, but tested
+    assert "8 training and 8 validation pairs, 4 test pairs" in capsys.readouterr().out
+    assert len(list((out / "FCN_TIMIT_MSE_wav").rglob("-10db/*.wav"))) == 2
+    before = (out / "model.h5").read_bytes()
+    assert timit_fcn_mse.main([*arguments, "--eval-only"]) == 0
+    assert (out / "model.h5").read_bytes() == before
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL here")
+def test_a_killed_run_goes_on_and_ends_like_an_unbroken_one(timit, noises, tmp_path):
+    options = ["--timit", timit, "--noise", noises, *QUICK, "--epochs", "6"]
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    assert run([*options, "--out", whole]).returncode == 0
+    command = [sys.executable, str(ROOT / "timit_fcn_mse.py"), *map(str, options)]
+    process = subprocess.Popen(
+        [*command, "--out", str(broken)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 120
+    while not (broken / "checkpoint.npz").exists() and time.monotonic() < deadline:
+        time.sleep(0.005)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert len(history(broken)) < 6
+    done = run([*options, "--out", broken])
+    assert done.returncode == 0, done.stderr
+    assert "going on with" in done.stderr
+    assert [row["epoch"] for row in history(broken)] == list("123456")
+    assert history(broken) == history(whole)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--timit", "missing", "--noise", "missing"], "missing: no such folder"),
+        (["--gpu", "first"], "--gpu is 'first'"),
+        (["--epochs", "0"], "epochs is 0"),
+        (["--eval-only", "--model", "missing.h5"], r"missing\.h5"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_1(arguments, message, tmp_path, capsys):
+    assert timit_fcn_mse.main(["--gpu", "-1", "--out", str(tmp_path), *arguments]) == 1
+    error = capsys.readouterr().err.strip().splitlines()
+    assert error[-1].startswith("error: ")
+    assert re.search(message, error[-1])
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--timit", "x"], ["--train-noisy", "x"], ["--split", "original"], ["--model", "x.h5"]],
+)
+def test_half_of_the_options_is_exit_code_2(arguments, capsys):
+    with pytest.raises(SystemExit) as stop:
+        timit_fcn_mse.main(arguments)
+    assert stop.value.code == 2
+    capsys.readouterr()
