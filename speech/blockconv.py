@@ -93,8 +93,6 @@ def _library() -> ctypes.CDLL | None:
         try:
             if not path.exists():
                 _compile(compiler, variant, path)
-            # Threads that spin while they wait would take the cores from everybody else's.
-            os.environ.setdefault("OMP_WAIT_POLICY", "passive")
             library = ctypes.CDLL(str(path))
         except (OSError, subprocess.CalledProcessError) as error:
             reason = getattr(error, "stderr", None) or str(error)

@@ -15,7 +15,7 @@ What is accepted:
 
 Anything else is a ``ModelFileError`` of one line that names the file. HDF5 itself is a C library
 that parses the file, and a file made for the purpose can make it hang or crash: open a file nobody
-vouches for in a container with a time limit (docs/security.md).
+vouches for in a container with limits on time and memory (docs/security.md).
 
 The attribute ``speech_meta`` (optional, at most 1 MiB) holds one JSON object on what the network
 is for. All keys are optional, and readers ignore keys they do not know:

@@ -72,7 +72,7 @@ class Network:
         self.blocks = tuple(blocks)
         self.tanh = tanh
         self.threads = threads
-        self._buffers: list[list[np.ndarray]] = []
+        self._memory: dict[tuple, np.ndarray] = {}
 
     def split(self, parameters: Sequence[np.ndarray]) -> list[list[np.ndarray]]:
         """Returns the flat list of parameter arrays grouped by layer."""
@@ -172,8 +172,9 @@ class Network:
         signal: np.ndarray,
         parameters: Sequence[np.ndarray],
         spectra: Sequence[Spectra],
-        slot: int,
+        slot: int | None,
     ) -> _Trace:
+        """Runs one utterance in the buffers of ``slot``; None for two buffers in turn, no trace."""
         signal = np.ascontiguousarray(signal, np.float32)
         signal = signal[:, None] if signal.ndim == 1 else signal
         groups = self.split(parameters)
@@ -182,7 +183,8 @@ class Network:
         for index, (block, group, spectrum) in enumerate(
             zip(self.blocks, groups, spectra, strict=True)
         ):
-            out = self._buffer(slot, index, len(signal), spectrum.out_channels)
+            place = ("turn", index % 2) if slot is None else (slot, index)
+            out = self._buffer(place, len(signal), spectrum.out_channels)
             out, sums = blockconv.convolve(
                 reading,
                 spectrum,
@@ -255,7 +257,7 @@ class Network:
                 reading,
                 transposed[index],
                 pad=taps - 1 - pad,
-                out=self._buffer(-1, index % 2, num_samples, inputs.shape[1]),
+                out=self._buffer(("turn", index % 2), num_samples, inputs.shape[1]),
                 gradient_of=None if activation is None else (inputs, activation),
                 threads=self.threads,
             )
@@ -303,13 +305,12 @@ class Network:
         extras = [np.zeros(num_channels)] if block.use_bias else []
         return signal, [*extras, gamma_gradient[:num_channels], beta_gradient[:num_channels]]
 
-    def _buffer(self, slot: int, index: int, length: int, channels: int) -> np.ndarray:
+    def _buffer(self, place: tuple, length: int, channels: int) -> np.ndarray:
         """Returns memory that is kept between calls: fresh pages cost as much as a convolution."""
-        buffers = self.__dict__.setdefault("_memory", {})
-        key = (slot, index, channels)
-        if key not in buffers or len(buffers[key]) < length:
-            buffers[key] = np.empty((length, channels), np.float32)
-        return buffers[key][:length]
+        key = (*place, channels)
+        if key not in self._memory or len(self._memory[key]) < length:
+            self._memory[key] = np.empty((length, channels), np.float32)
+        return self._memory[key][:length]
 
 
 def parameters_of(layers: Sequence[Any]) -> list[np.ndarray]:
