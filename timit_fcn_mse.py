@@ -26,7 +26,7 @@ SNRS_DB = (-5.0, 0.0, 5.0, 10.0, 15.0)
 
 #: The bundled corpus is small: a short run that ends within ten minutes on two cores.
 BUNDLED_PRESET = {
-    "epochs": 20,
+    "epochs": 16,
     "num_items": 400,
     "batch_size": 2,
     "crop_seconds": 1.5,
@@ -329,7 +329,7 @@ def _parser() -> argparse.ArgumentParser:
         help="test files a noise and SNR, 0 for all (default: whole folders)")  # fmt: skip
     training = parser.add_argument_group("training (default: the paper's values)")
     add = training.add_argument
-    add("--epochs", type=int, metavar="N", help="default 60; bundled corpus 20")
+    add("--epochs", type=int, metavar="N", help="default 60; bundled corpus 16")
     add("--num-train", type=int, metavar="N", help="utterances an epoch (default 30000)")
     add("--batch-size", type=int, metavar="N", help="utterances a step (default 1)")
     add("--crop-seconds", type=float, metavar="S", help="train on pieces (default: whole)")
