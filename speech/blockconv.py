@@ -28,7 +28,9 @@ from pathlib import Path
 import numpy as np
 
 _LOGGER = logging.getLogger("speech")
-_SOURCE = Path(__file__).parent / "kernels" / "blockconv.c"
+_KERNELS = Path(__file__).parent / "kernels"
+_SOURCES = (_KERNELS / "blockconv.c", _KERNELS / "blocklanes.c")
+_HEADER = _KERNELS / "transform.h"
 _LANES = 16
 #: Never -ffast-math: linking with it switches off subnormal numbers in the whole process.
 _FLAGS = ("-O3", "-fPIC", "-shared", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math")
@@ -37,7 +39,12 @@ _VARIANTS = (("-march=native", "-fopenmp"), ("-fopenmp",), ("-march=native",), (
 
 
 class _Plan(ctypes.Structure):
-    _fields_ = [("size", ctypes.c_int), ("twiddle", ctypes.c_void_p), ("position", ctypes.c_void_p)]
+    _fields_ = [
+        ("size", ctypes.c_int),
+        ("leaf", ctypes.c_int),
+        ("twiddle", ctypes.c_void_p),
+        ("position", ctypes.c_void_p),
+    ]
 
 
 class _Source(ctypes.Structure):
@@ -73,7 +80,7 @@ class _Sink(ctypes.Structure):
 
 
 @functools.cache
-def _library() -> ctypes.CDLL | None:
+def library() -> ctypes.CDLL | None:
     """Compiles (once per machine) and loads the kernels; None, with the reason logged, if not."""
     if os.environ.get("SPEECH_NO_C_KERNELS"):
         return None
@@ -83,7 +90,7 @@ def _library() -> ctypes.CDLL | None:
             "no C compiler found: convolutions run on the Keras backend, several times slower"
         )
         return None
-    source = _SOURCE.read_bytes()
+    source = b"".join(path.read_bytes() for path in (*_SOURCES, _HEADER))
     reason = ""
     for variant in _VARIANTS:
         key = hashlib.sha256(
@@ -97,7 +104,7 @@ def _library() -> ctypes.CDLL | None:
         except (OSError, subprocess.CalledProcessError) as error:
             reason = getattr(error, "stderr", None) or str(error)
             continue
-        for name in ("kernel_spectra", "convolve", "filter_gradient"):
+        for name in ("kernel_spectra", "convolve", "filter_gradient", "convolve_lanes"):
             getattr(library, name).restype = ctypes.c_int
         return library
     _LOGGER.info(
@@ -110,7 +117,7 @@ def _compile(compiler: str, variant: tuple[str, ...], path: Path) -> None:
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         built = Path(folder) / path.name
         subprocess.run(
-            [compiler, *_FLAGS, *variant, str(_SOURCE), "-o", str(built), "-lm"],
+            [compiler, *_FLAGS, *variant, *map(str, _SOURCES), "-o", str(built), "-lm"],
             check=True,
             capture_output=True,
             text=True,
@@ -145,7 +152,7 @@ def _processor() -> str:
 
 def is_available() -> bool:
     """Returns whether the C kernels can be used on this machine."""
-    return sys.platform != "win32" and _library() is not None
+    return sys.platform != "win32" and library() is not None
 
 
 def default_threads() -> int:
@@ -171,19 +178,20 @@ def pad_channels(values: np.ndarray) -> np.ndarray:
 
 
 @functools.cache
-def _plan(size: int) -> tuple[_Plan, tuple[np.ndarray, np.ndarray]]:
-    """Returns the tables of a transform of ``size`` (a power of two) and the arrays behind them."""
+def plan(size: int) -> _Plan:
+    """Returns the tables of a transform of ``size``, a power of two."""
     twiddles = []
     stage = size
-    while stage >= 4:
+    while stage > 8:
         angle = -2j * np.pi / stage * np.outer(np.arange(stage // 4), (1, 2, 3))
         twiddles.append(np.exp(angle).ravel())
         stage //= 4
     twiddle = np.concatenate(twiddles).astype(np.complex64)
     position = np.empty(size, np.int32)
     position[_frequency_order(size)] = np.arange(size, dtype=np.int32)
-    plan = _Plan(size, twiddle.ctypes.data, position.ctypes.data)
-    return plan, (twiddle, position)
+    tables = _Plan(size, stage, twiddle.ctypes.data, position.ctypes.data)
+    tables.arrays = (twiddle, position)  # they live as long as the pointers to them
+    return tables
 
 
 def _frequency_order(size: int) -> np.ndarray:
@@ -215,11 +223,11 @@ class Spectra:
         if kernel.ndim != 3 or 0 in kernel.shape:
             raise ValueError(f"a kernel must be [taps, in, out], received shape {kernel.shape}")
         taps, num_in, num_out = kernel.shape
-        plan, _ = _plan(block_size(taps))
-        values = np.empty((plan.size // 2 + 1, num_in, 2, padded(num_out)), np.float32)
+        tables = plan(block_size(taps))
+        values = np.empty((tables.size // 2 + 1, num_in, 2, padded(num_out)), np.float32)
         _check(
-            _library().kernel_spectra(
-                ctypes.byref(plan),
+            library().kernel_spectra(
+                ctypes.byref(tables),
                 ctypes.c_void_p(kernel.ctypes.data),
                 taps,
                 num_in,
@@ -321,8 +329,8 @@ def convolve(
     if out is None:
         out = np.empty((len(signal.values), spectra.out_channels), np.float32)
     _require_signal("out", out, spectra.out_channels)
-    plan, _ = _plan(block_size(spectra.taps))
-    hop = plan.size - spectra.taps + 1
+    tables = plan(block_size(spectra.taps))
+    hop = tables.size - spectra.taps + 1
     sums = None
     sink = _Sink(values=_address(out), length=len(out), channels=spectra.out_channels)
     sink.bias = _address(bias)
@@ -344,8 +352,8 @@ def convolve(
     if len(out):
         source = signal.as_source()
         _check(
-            _library().convolve(
-                ctypes.byref(plan),
+            library().convolve(
+                ctypes.byref(tables),
                 ctypes.byref(source),
                 ctypes.c_void_p(_address(spectra.values)),
                 spectra.taps,
@@ -380,13 +388,13 @@ def filter_gradient(
     _require_signal("signal", signal.values, num_in)
     _require_signal("gradient", gradient.values, num_out)
     threads = threads or default_threads()
-    plan, _ = _plan(block_size(taps))
+    tables = plan(block_size(taps))
     result = np.empty((taps, num_in, num_out), np.float32)
-    work = _workspace(threads * (plan.size // 2 + 1) * num_in * 2 * padded(num_out))
+    work = _workspace(threads * (tables.size // 2 + 1) * num_in * 2 * padded(num_out))
     source, gradient_source = signal.as_source(), gradient.as_source()
     _check(
-        _library().filter_gradient(
-            ctypes.byref(plan),
+        library().filter_gradient(
+            ctypes.byref(tables),
             ctypes.byref(source),
             ctypes.byref(gradient_source),
             taps,
@@ -400,18 +408,30 @@ def filter_gradient(
 
 
 def merge_moments(sums: np.ndarray, num_samples: int, taps: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns mean and variance float64 [padded channels] from :func:`convolve`'s block moments.
-
-    Chan, Golub and LeVeque's pairwise update, all blocks at once: no cancellation however large
-    the mean.
-    """
+    """Returns mean and variance float64 [padded channels] from :func:`convolve`'s block moments."""
     hop = block_size(taps) - taps + 1
-    counts = np.clip(num_samples - hop * np.arange(len(sums)), 0, hop).astype(np.float64)[:, None]
-    first, second = sums[:, 0].astype(np.float64), sums[:, 1].astype(np.float64)
-    mean = first.sum(0) / num_samples
-    block_mean = first / np.maximum(counts, 1)
-    spread = second.sum(0) + (counts * (block_mean - mean) ** 2).sum(0)
-    return mean, spread / num_samples
+    counts = np.clip(num_samples - hop * np.arange(len(sums)), 0, hop)[:, None]
+    return pooled_moments(sums[:, 0], sums[:, 1], counts)
+
+
+def pooled_moments(
+    sums: np.ndarray, deviations: np.ndarray, counts: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Pools moments of parts as Chan, Golub and LeVeque do: no cancellation however large the mean.
+
+    Args:
+        sums: [parts, channels], the sum of each part.
+        deviations: [parts, channels], its sum of squared deviations from its own mean.
+        counts: int [parts, 1], its number of samples.
+
+    Returns:
+        Mean and variance, float64 [channels].
+    """
+    num_samples = counts.sum()
+    sums = sums.astype(np.float64)
+    mean = sums.sum(0) / num_samples
+    between = counts * (sums / np.maximum(counts, 1) - mean) ** 2
+    return mean, (deviations.sum(0, dtype=np.float64) + between.sum(0)) / num_samples
 
 
 @functools.cache

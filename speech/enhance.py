@@ -180,14 +180,13 @@ def _is_waveform(file: ModelFile) -> bool:
 def _runner(file: ModelFile) -> tuple[str, Callable[[np.ndarray], np.ndarray]]:
     """Returns what runs a network on float32 [num_samples], and its name."""
     from speech import blockconv
-    from speech.network import Network, blocks_from_layers, parameters_of
+    from speech.inference import InferenceNetwork
+    from speech.network import blocks_from_layers, parameters_of
 
     found = blocks_from_layers([(layer.class_name, layer.config) for layer in file.layers])
     if found is not None and blockconv.is_available():
-        network = Network(found[0], tanh=found[1])
-        parameters = parameters_of(file.layers)
-        spectra = network.prepare(parameters)
-        return "c", lambda signal: network(signal, parameters, spectra)[:, 0]
+        network = InferenceNetwork(found[0], parameters_of(file.layers), tanh=found[1])
+        return "c", lambda signal: network(signal)[:, 0]
     return "keras", _keras_runner(file)
 
 

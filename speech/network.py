@@ -1,7 +1,7 @@
 """A stack of convolutions as one function on the CPU: outputs, and gradients of every parameter.
 
-This is what training and enhancement run when the C kernels are there
-(:func:`speech.blockconv.is_available`). A layer's normalisation and LeakyReLU are never stored:
+This is what training runs when the C kernels are there (:func:`speech.blockconv.is_available`);
+enhancement runs :mod:`speech.inference`. A layer's normalisation and LeakyReLU are never stored:
 they are applied while the next layer reads, so each layer costs one read and one write of its
 signal. Utterances of a batch are computed one by one, with their own statistics and their own
 lengths: padding can't leak, whatever the batch.
@@ -76,39 +76,11 @@ class Network:
 
     def split(self, parameters: Sequence[np.ndarray]) -> list[list[np.ndarray]]:
         """Returns the flat list of parameter arrays grouped by layer."""
-        expected = sum(block.num_parameters for block in self.blocks)
-        if len(parameters) != expected:
-            raise ValueError(f"expected {expected} parameter arrays, received {len(parameters)}")
-        groups, start = [], 0
-        for block in self.blocks:
-            groups.append(list(parameters[start : start + block.num_parameters]))
-            start += block.num_parameters
-        return groups
+        return split_parameters(self.blocks, parameters)
 
     def prepare(self, parameters: Sequence[np.ndarray]) -> list[Spectra]:
-        """Returns the kernels' spectra: compute them once to run many utterances."""
+        """Returns the kernels' spectra, layer by layer."""
         return [Spectra.of(group[0], self.threads) for group in self.split(parameters)]
-
-    def __call__(
-        self,
-        signal: np.ndarray,
-        parameters: Sequence[np.ndarray],
-        spectra: Sequence[Spectra] | None = None,
-    ) -> np.ndarray:
-        """Runs one utterance.
-
-        Args:
-            signal: float32 [time, in] or [time] for one channel.
-            parameters: Arrays in Keras' order, layer by layer: kernel [taps, in, out], bias
-                [out], gamma [out], beta [out].
-            spectra: Of :meth:`prepare`, to save the transform of the kernels.
-
-        Returns:
-            float32 [time, out].
-        """
-        return self._forward(
-            signal, parameters, spectra or self.prepare(parameters), 0
-        ).output.copy()
 
     def forward(
         self,
@@ -172,9 +144,8 @@ class Network:
         signal: np.ndarray,
         parameters: Sequence[np.ndarray],
         spectra: Sequence[Spectra],
-        slot: int | None,
+        slot: int,
     ) -> _Trace:
-        """Runs one utterance in the buffers of ``slot``; None for two buffers in turn, no trace."""
         signal = np.ascontiguousarray(signal, np.float32)
         signal = signal[:, None] if signal.ndim == 1 else signal
         groups = self.split(parameters)
@@ -183,8 +154,7 @@ class Network:
         for index, (block, group, spectrum) in enumerate(
             zip(self.blocks, groups, spectra, strict=True)
         ):
-            place = ("turn", index % 2) if slot is None else (slot, index)
-            out = self._buffer(place, len(signal), spectrum.out_channels)
+            out = self._buffer((slot, index), len(signal), spectrum.out_channels)
             out, sums = blockconv.convolve(
                 reading,
                 spectrum,
@@ -311,6 +281,24 @@ class Network:
         if key not in self._memory or len(self._memory[key]) < length:
             self._memory[key] = np.empty((length, channels), np.float32)
         return self._memory[key][:length]
+
+
+def split_parameters(
+    blocks: Sequence[ConvBlock], parameters: Sequence[np.ndarray]
+) -> list[list[np.ndarray]]:
+    """Returns the flat list of parameter arrays grouped by layer.
+
+    Raises:
+        ValueError: There are more or fewer arrays than the blocks need.
+    """
+    expected = sum(block.num_parameters for block in blocks)
+    if len(parameters) != expected:
+        raise ValueError(f"expected {expected} parameter arrays, received {len(parameters)}")
+    groups, start = [], 0
+    for block in blocks:
+        groups.append(list(parameters[start : start + block.num_parameters]))
+        start += block.num_parameters
+    return groups
 
 
 def parameters_of(layers: Sequence[Any]) -> list[np.ndarray]:

@@ -12,24 +12,8 @@
  * Normalisation and LeakyReLU of the layer below are applied while a window is read, statistics
  * for the layer's own normalisation are taken while its output is written: a layer reads and
  * writes each sample once.
- *
- * Vectors are GCC/Clang vector extensions: AVX-512, AVX2 and NEON come from the same source.
- * Spectra lie in digit-reversed order, which both transforms share, so nothing is reordered.
  */
-#include <stdint.h>
-#include <stdlib.h>
-#include <string.h>
-#ifdef _OPENMP
-#include <omp.h>
-#else
-static int omp_get_thread_num(void) { return 0; }
-#endif
-
-#define LANES 16
-typedef float vec __attribute__((vector_size(64)));
-typedef float uvec __attribute__((vector_size(64), aligned(4)));  /* at any float's address */
-typedef int32_t mask __attribute__((vector_size(64)));
-#define INLINE static inline __attribute__((always_inline))
+#include "transform.h"
 
 /* Block pairs that share one pass over the kernel spectra, and the register tile of the matrix
  * product: ROWS windows x COLS vectors of output channels, real and imaginary. */
@@ -41,12 +25,6 @@ typedef int32_t mask __attribute__((vector_size(64)));
 #define ROWS 2
 #define COLS 1
 #endif
-
-typedef struct {
-    int size;             /* N, a power of two */
-    const float *twiddle; /* per stage and k < m/4: w^k, w^2k, w^3k as (re, im) */
-    const int *position;  /* position[f]: where frequency f lies */
-} plan;
 
 /* What is read: rows of a [length, channels] signal, zero outside of it. */
 enum { READ_PLAIN = 0, READ_ACTIVATION = 1, READ_GRADIENT = 2 };
@@ -76,113 +54,6 @@ typedef struct {
     const float *scale, *shift, *mean;
     float *sums;                     /* [blocks, 2, padded channels] */
 } sink;
-
-static int padded(int channels) { return (channels + LANES - 1) / LANES * LANES; }
-INLINE vec load(const float *p) { return *(const uvec *)p; }
-INLINE void store(float *p, vec v) { *(uvec *)p = v; }
-INLINE vec splat(float s) { return (vec){} + s; }
-INLINE vec select_positive(vec z, vec yes, vec no) {
-    mask m = z > (vec){};
-    return (vec)((m & (mask)yes) | (~m & (mask)no));
-}
-
-/* ---------------------------------------------------------------- transforms, rows of S floats */
-
-#define RE(n) (z + (size_t)(n) * 2 * S)
-#define IM(n) (z + (size_t)(n) * 2 * S + S)
-
-INLINE void forward_rows(const plan *p, float *z, const int S) {
-    const float *twiddle = p->twiddle;
-    int m = p->size;
-    for (; m >= 4; m /= 4) {
-        const int q = m / 4;
-        for (int j = 0; j < p->size; j += m)
-            for (int k = 0; k < q; k++) {
-                const float *t = twiddle + 6 * k;
-                float *r0 = RE(j + k), *r1 = RE(j + k + q), *r2 = RE(j + k + 2 * q),
-                      *r3 = RE(j + k + 3 * q);
-                for (int s = 0; s < S; s += LANES) {
-                    vec ar = load(r0 + s), ai = load(r0 + s + S), br = load(r1 + s),
-                        bi = load(r1 + s + S), cr = load(r2 + s), ci = load(r2 + s + S),
-                        dr = load(r3 + s), di = load(r3 + s + S);
-                    vec s0r = ar + cr, s0i = ai + ci, s1r = ar - cr, s1i = ai - ci;
-                    vec s2r = br + dr, s2i = bi + di, s3r = bi - di, s3i = dr - br;
-                    store(r0 + s, s0r + s2r);
-                    store(r0 + s + S, s0i + s2i);
-                    vec ur = s1r + s3r, ui = s1i + s3i, vr = s0r - s2r, vi = s0i - s2i,
-                        wr = s1r - s3r, wi = s1i - s3i;
-                    store(r1 + s, ur * t[0] - ui * t[1]);
-                    store(r1 + s + S, ur * t[1] + ui * t[0]);
-                    store(r2 + s, vr * t[2] - vi * t[3]);
-                    store(r2 + s + S, vr * t[3] + vi * t[2]);
-                    store(r3 + s, wr * t[4] - wi * t[5]);
-                    store(r3 + s + S, wr * t[5] + wi * t[4]);
-                }
-            }
-        twiddle += 6 * q;
-    }
-    if (m == 2)
-        for (int j = 0; j < p->size; j += 2)
-            for (int s = 0; s < 2 * S; s += LANES) {
-                vec a = load(RE(j) + s), b = load(RE(j + 1) + s);
-                store(RE(j) + s, a + b);
-                store(RE(j + 1) + s, a - b);
-            }
-}
-
-INLINE void inverse_rows(const plan *p, float *z, const int S) {
-    const float *twiddle = p->twiddle;
-    int m = p->size;
-    for (; m >= 4; m /= 4) twiddle += 6 * (m / 4);
-    if (m == 2)
-        for (int j = 0; j < p->size; j += 2)
-            for (int s = 0; s < 2 * S; s += LANES) {
-                vec a = load(RE(j) + s), b = load(RE(j + 1) + s);
-                store(RE(j) + s, a + b);
-                store(RE(j + 1) + s, a - b);
-            }
-    for (m *= 4; m <= p->size; m *= 4) {
-        const int q = m / 4;
-        twiddle -= 6 * q;
-        for (int j = 0; j < p->size; j += m)
-            for (int k = 0; k < q; k++) {
-                const float *t = twiddle + 6 * k;
-                float *r0 = RE(j + k), *r1 = RE(j + k + q), *r2 = RE(j + k + 2 * q),
-                      *r3 = RE(j + k + 3 * q);
-                for (int s = 0; s < S; s += LANES) {
-                    vec ar = load(r0 + s), ai = load(r0 + s + S);
-                    vec xr = load(r1 + s), xi = load(r1 + s + S);
-                    vec br = xr * t[0] + xi * t[1], bi = xi * t[0] - xr * t[1];
-                    xr = load(r2 + s), xi = load(r2 + s + S);
-                    vec cr = xr * t[2] + xi * t[3], ci = xi * t[2] - xr * t[3];
-                    xr = load(r3 + s), xi = load(r3 + s + S);
-                    vec dr = xr * t[4] + xi * t[5], di = xi * t[4] - xr * t[5];
-                    vec s0r = ar + cr, s0i = ai + ci, s1r = ar - cr, s1i = ai - ci;
-                    vec s2r = br + dr, s2i = bi + di, s3r = di - bi, s3i = br - dr;
-                    store(r0 + s, s0r + s2r);
-                    store(r0 + s + S, s0i + s2i);
-                    store(r1 + s, s1r + s3r);
-                    store(r1 + s + S, s1i + s3i);
-                    store(r2 + s, s0r - s2r);
-                    store(r2 + s + S, s0i - s2i);
-                    store(r3 + s, s1r - s3r);
-                    store(r3 + s + S, s1i - s3i);
-                }
-            }
-    }
-}
-
-static void forward(const plan *p, float *z, int S) {
-    if (S == 16) forward_rows(p, z, 16);
-    else if (S == 32) forward_rows(p, z, 32);
-    else forward_rows(p, z, S);
-}
-
-static void inverse(const plan *p, float *z, int S) {
-    if (S == 16) inverse_rows(p, z, 16);
-    else if (S == 32) inverse_rows(p, z, 32);
-    else inverse_rows(p, z, S);
-}
 
 /* ------------------------------------------------------------------------- reading and writing */
 
@@ -447,24 +318,6 @@ INLINE void outer(const float *X, size_t stride_x, const float *G, size_t stride
         o += wide ? COLS * LANES : LANES;
     }
 }
-
-/* ----------------------------------------------------------------------------------- scratch */
-
-static float *scratch(size_t floats) {
-    static __thread float *memory = NULL;
-    static __thread size_t capacity = 0;
-    if (floats > capacity) {
-        free(memory);
-        memory = NULL;
-        capacity = 0;
-        if (posix_memalign((void **)&memory, 64, floats * sizeof(float))) return NULL;
-        capacity = floats;
-    }
-    return memory;
-}
-
-/* Windows lie one row apart more than their length, so that they do not share cache sets. */
-static size_t window_floats(int size, int S) { return (size_t)(size + 1) * 2 * S; }
 
 /* -------------------------------------------------------------------------------- public calls */
 

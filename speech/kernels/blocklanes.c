@@ -1,0 +1,241 @@
+/* Inference: the convolution of blockconv.c with the blocks, not the channels, as SIMD lanes.
+ *
+ * A signal is cut into blocks of `hop` samples; block 2p and block 2p + 1 are the real and the
+ * imaginary part of lane p. It lies as [chunk, channel, hop, 2, WIDE]: sample n of block b of a
+ * channel is in chunk b / 2 / WIDE, row n, part b % 2, lane b / 2 % WIDE. The samples before and
+ * after a block, which its window needs, are those of the neighbouring lanes, so all layers of a
+ * network work in this layout and nothing is transposed in between.
+ *
+ * A weight is one number for all lanes. Kernels that are zero, as pruning leaves them, are
+ * therefore skipped one by one: only the (in, out) pairs in `index` are multiplied.
+ */
+#include "transform.h"
+
+#ifdef __AVX512F__
+#define WIDE 32
+#else
+#define WIDE 16
+#endif
+#define VECTORS (WIDE / LANES)
+#define ROW (2 * WIDE)
+
+typedef struct {
+    const float *values; /* [chunks, channels, hop, 2, WIDE] */
+    int channels;
+    float slope;         /* what is read is leaky(scale x + shift), scale and shift [channels], */
+    const float *scale;  /* or x if scale is NULL */
+    const float *shift;
+} lane_source;
+
+typedef struct {
+    const float *weights; /* [size/2 + 1, pairs, 2], conjugate, over size */
+    const int *index;     /* [pairs]: input channel, output channel by output channel */
+    const int *first;     /* [out + 1]: where an output channel's pairs begin */
+    int pairs;
+} lane_spectra;
+
+typedef struct {
+    float *values; /* [chunks, channels, hop, 2, WIDE] */
+    int channels;
+    const float *bias; /* [channels] or NULL */
+    float *sums;       /* [chunks, channels, 2]: sum and squared deviations from its mean; or NULL */
+} lane_sink;
+
+int lane_width(void) { return WIDE; }
+
+INLINE float total(vec v) {
+    float sum = 0;
+    for (int l = 0; l < LANES; l++) sum += v[l];
+    return sum;
+}
+
+/* ------------------------------------------------------------------------- reading and writing */
+
+/* What the windows of all lanes of one channel are read from. */
+typedef struct {
+    const float *own;           /* the channel's rows in this chunk */
+    int64_t stride;             /* floats to the same row in the next chunk */
+    int before, after;          /* whether there is a chunk before and after */
+    int hop, pad;
+    const float *mask;          /* [size, 2, WIDE], 0 outside of the signal; NULL if all is inside */
+    float scale, shift, slope;
+} window;
+
+/* Returns vector k of row n of the windows, which is the time n - pad of every lane's block. */
+INLINE complex_vec read_row(const window *x, int n, int k, const int activate) {
+    const int time = n - x->pad;
+    complex_vec v;
+    if (time < 0) { /* in the block before: the other part, for the real one a lane down */
+        const float *row = x->own + (int64_t)(time + x->hop) * ROW;
+        v = (complex_vec){load(row + WIDE + k * LANES - 1), load(row + k * LANES)};
+        if (k == 0) v.re[0] = x->before ? row[-x->stride + ROW - 1] : 0;
+    } else if (time < x->hop) {
+        const float *row = x->own + (int64_t)time * ROW;
+        v = take(row + k * LANES, WIDE);
+    } else { /* in the block after: the other part, for the imaginary one a lane up */
+        const float *row = x->own + (int64_t)(time - x->hop) * ROW;
+        v = (complex_vec){load(row + WIDE + k * LANES), load(row + k * LANES + 1)};
+        if (k == VECTORS - 1) v.im[LANES - 1] = x->after ? row[x->stride] : 0;
+    }
+    if (activate) {
+        v.re = v.re * x->scale + x->shift;
+        v.im = v.im * x->scale + x->shift;
+        v.re = select_positive(v.re, v.re, v.re * x->slope);
+        v.im = select_positive(v.im, v.im, v.im * x->slope);
+    }
+    if (x->mask) {
+        const float *mask = x->mask + (size_t)n * ROW + k * LANES;
+        v.re *= load(mask);
+        v.im *= load(mask + WIDE);
+    }
+    return v;
+}
+
+/* Reads the windows and does the first stage of their transform. */
+INLINE void read_stage(const plan *p, const window *x, float *z, const int activate) {
+    const int S = WIDE, q = p->size / 4;
+    for (int n = 0; n < q; n++)
+        for (int k = 0; k < VECTORS; k++) {
+            complex_vec v[4];
+            for (int r = 0; r < 4; r++) v[r] = read_row(x, n + r * q, k, activate);
+            forward_four(v, p->twiddle + 6 * n, n);
+            for (int r = 0; r < 4; r++) put(RE(n + r * q) + k * LANES, S, v[r]);
+        }
+}
+
+static void read_chunk(const plan *p, const lane_source *x, int64_t chunk, int64_t chunks,
+                       int channel, int hop, int pad, const float *mask, float *z) {
+    window w = {.stride = (int64_t)x->channels * hop * ROW,
+                .before = chunk > 0,
+                .after = chunk + 1 < chunks,
+                .hop = hop,
+                .pad = pad,
+                .mask = mask,
+                .slope = x->slope};
+    w.own = x->values + chunk * w.stride + (int64_t)channel * hop * ROW;
+    if (x->scale) {
+        w.scale = x->scale[channel], w.shift = x->shift[channel];
+        read_stage(p, &w, z, 1);
+    } else {
+        read_stage(p, &w, z, 0);
+    }
+    forward_rows(p, z, WIDE, 0);
+}
+
+/* Does the last stage of the inverse transform and writes the rows that are outputs. The sums of
+ * squares are taken around a value close to the mean and moved to the mean at the end.
+ * `valid` [hop, 2, WIDE] is 0 outside of the signal, NULL if all is inside; `count` are inside. */
+static void write_chunk(const plan *p, const lane_sink *y, int64_t chunk, int channel, int hop,
+                        const float *valid, int64_t count, float *z) {
+    const int S = WIDE, q = p->size / 4;
+    const int64_t place = chunk * y->channels + channel;
+    float *out = y->values + place * hop * ROW;
+    const float bias = y->bias ? y->bias[channel] : 0;
+    vec sum = {}, squares = {}, around = {};
+    inverse_rows(p, z, WIDE, 0);
+    for (int n = 0; n < q; n++)
+        for (int k = 0; k < VECTORS; k++) {
+            complex_vec v[4];
+            for (int r = 0; r < 4; r++) v[r] = take(RE(n + r * q) + k * LANES, S);
+            inverse_four(v, p->twiddle + 6 * n, n);
+            if (n == 0 && k == 0) around = (vec){} + (total(v[0].re) / LANES + bias);
+            for (int r = 0; r < 4; r++) {
+                const int row = n + r * q;
+                if (row >= hop) continue;
+                const complex_vec w = {v[r].re + bias, v[r].im + bias};
+                put(out + (size_t)row * ROW + k * LANES, WIDE, w);
+                vec a = w.re - around, b = w.im - around;
+                if (valid) {
+                    const float *inside = valid + (size_t)row * ROW + k * LANES;
+                    a *= load(inside), b *= load(inside + WIDE);
+                }
+                sum += a + b;
+                squares += a * a + b * b;
+            }
+        }
+    if (!y->sums) return;
+    const float off = total(sum);
+    y->sums[place * 2] = off + around[0] * count;
+    y->sums[place * 2 + 1] = count ? total(squares) - off * off / count : 0;
+}
+
+/* --------------------------------------------------------------------------- matrix products */
+
+/* One frequency of all lanes: Y[out] = sum over its inputs of X[in] w, complex. */
+INLINE void multiply(const float *X, const float *weights, const lane_spectra *w, int outputs,
+                     float *Y, size_t slot, const int conjugate) {
+    for (int o = 0; o < outputs; o++) {
+        /* Two sums of each kind, for the multiply-adds not to wait for each other. */
+        vec re[2][VECTORS] = {}, im[2][VECTORS] = {};
+        const int last = w->first[o + 1];
+        int k = w->first[o];
+#define STEP(j)                                                           \
+    {                                                                     \
+        const float *x = X + (size_t)w->index[k + j] * ROW;               \
+        const float wr = weights[2 * (k + j)], wi = weights[2 * (k + j) + 1]; \
+        for (int v = 0; v < VECTORS; v++) {                               \
+            const vec xr = load(x + v * LANES), xi = load(x + WIDE + v * LANES); \
+            re[j][v] += xr * wr;                                          \
+            im[j][v] += xi * wr;                                          \
+            if (conjugate) {                                              \
+                re[j][v] += xi * wi;                                      \
+                im[j][v] -= xr * wi;                                      \
+            } else {                                                      \
+                re[j][v] -= xi * wi;                                      \
+                im[j][v] += xr * wi;                                      \
+            }                                                             \
+        }                                                                 \
+    }
+        for (; k + 2 <= last; k += 2) {
+            STEP(0)
+            STEP(1)
+        }
+        if (k < last) STEP(0)
+#undef STEP
+        float *y = Y + o * slot;
+        for (int v = 0; v < VECTORS; v++) {
+            store(y + v * LANES, re[0][v] + re[1][v]);
+            store(y + WIDE + v * LANES, im[0][v] + im[1][v]);
+        }
+    }
+}
+
+/* -------------------------------------------------------------------------------- public calls */
+
+/* One layer of a network. masks [chunks] of [size, 2, WIDE] and valid [chunks] of [hop, 2, WIDE],
+ * NULL where all is inside; counts [chunks]: samples inside. */
+int convolve_lanes(const plan *p, const lane_source *x, const lane_spectra *w, int hop, int pad,
+                   const lane_sink *y, int64_t chunks, const float *const *masks,
+                   const float *const *valid, const int64_t *counts, int threads) {
+    const int N = p->size, I = x->channels, O = y->channels;
+    const int most = I > O ? I : O;
+    /* Channels lie a little more than a power of two apart: they must not share cache sets. */
+    const size_t slot = (size_t)(N + 1) * ROW;
+    int failed = 0;
+#pragma omp parallel for num_threads(threads) schedule(dynamic, 1) reduction(| : failed)
+    for (int64_t chunk = 0; chunk < chunks; chunk++) {
+        float *Z = scratch(slot * most + (size_t)I * ROW);
+        if (!Z) {
+            failed |= 1;
+            continue;
+        }
+        float *X = Z + slot * most; /* one frequency of all inputs, which its outputs overwrite */
+        for (int i = 0; i < I; i++)
+            read_chunk(p, x, chunk, chunks, i, hop, pad, masks[chunk], Z + i * slot);
+        for (int f = 0; f <= N / 2; f++) {
+            const float *weights = w->weights + (size_t)f * w->pairs * 2;
+            const int mirrored = f != 0 && 2 * f != N;
+            for (int side = 0; side <= mirrored; side++) {
+                float *at = Z + (size_t)p->position[side ? N - f : f] * ROW;
+                for (int i = 0; i < I; i++) memcpy(X + i * ROW, at + i * slot, ROW * 4);
+                if (side)
+                    multiply(X, weights, w, O, at, slot, 1);
+                else
+                    multiply(X, weights, w, O, at, slot, 0);
+            }
+        }
+        for (int o = 0; o < O; o++)
+            write_chunk(p, y, chunk, o, hop, valid[chunk], counts[chunk], Z + o * slot);
+    }
+    return failed;
+}

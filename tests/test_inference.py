@@ -1,0 +1,88 @@
+"""The inference path against the float64 oracle, at every kind of edge, pruned and small."""
+
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose
+
+from speech import blockconv
+from speech.inference import InferenceNetwork
+from speech.network import ConvBlock
+from tests.reference import fcn_oracle
+from tests.test_network import HIDDEN, make_parameters, oracle
+
+pytestmark = pytest.mark.skipif(not blockconv.is_available(), reason="no C compiler here")
+
+BLOCKS = [HIDDEN, HIDDEN, ConvBlock()]
+CHUNK = 2 * 32 * 74  # samples of a chunk with 32 lanes, 55 taps
+
+
+@pytest.mark.parametrize(
+    "num_samples", [1, 2, 54, 74, 999, CHUNK - 1, CHUNK, CHUNK + 1, CHUNK + 26, 2 * CHUNK + 27]
+)
+def test_output_equals_the_oracle(num_samples, rng):
+    parameters = make_parameters(rng)
+    signal = rng.uniform(-1, 1, num_samples).astype(np.float32)
+    found = InferenceNetwork(BLOCKS, parameters)(signal)
+    assert found.shape == (num_samples, 1)
+    assert_allclose(found[:, 0], oracle(signal, parameters), rtol=0, atol=1e-5)
+
+
+def test_the_whole_fcn_is_within_1e_4(rng):
+    """Seven hidden layers of 30 filters, three seconds of audio."""
+    parameters = make_parameters(rng, (1, *[30] * 7, 1))
+    blocks = [HIDDEN] * 7 + [ConvBlock()]
+    signal = rng.uniform(-1, 1, 48000).astype(np.float32)
+    found = InferenceNetwork(blocks, parameters)(signal)
+    assert_allclose(found[:, 0], oracle(signal, parameters), rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("share", [0.22, 0.9, 1.0])
+def test_zero_kernels_are_skipped_without_a_change(share, rng):
+    parameters = make_parameters(rng)
+    for kernel in parameters[::4]:
+        kernel *= rng.random((1, *kernel.shape[1:])) >= share
+    signal = rng.uniform(-1, 1, 6000).astype(np.float32)
+    network = InferenceNetwork(BLOCKS, parameters)
+    num_pairs = [len(layer.index) for layer in network._layers]
+    assert num_pairs == [np.count_nonzero(kernel.any(0)) for kernel in parameters[::4]]
+    assert_allclose(network(signal)[:, 0], oracle(signal, parameters), rtol=0, atol=1e-5)
+
+
+def test_several_channels_in_and_out_and_no_normalisation(rng):
+    block = ConvBlock(slope=0.1)
+    kernel = rng.standard_normal((9, 3, 4)).astype(np.float32)
+    bias = rng.standard_normal(4).astype(np.float32)
+    last = rng.standard_normal((7, 4, 2)).astype(np.float32)
+    network = InferenceNetwork(
+        [block, ConvBlock(use_bias=False)], [kernel, bias, last], tanh=False, threads=1
+    )
+    signal = rng.standard_normal((1500, 3)).astype(np.float32)
+    hidden = fcn_oracle.convolve_same(signal, kernel, bias)
+    hidden = np.where(hidden < 0, 0.1 * hidden, hidden)
+    expected = fcn_oracle.convolve_same(hidden, last, np.zeros(2))
+    assert_allclose(network(signal), expected, rtol=1e-5, atol=1e-3)
+
+
+def test_a_large_mean_does_not_cancel(rng):
+    parameters = make_parameters(rng)
+    parameters[1] += 1000.0
+    signal = rng.uniform(-1, 1, 5000).astype(np.float32)
+    found = InferenceNetwork(BLOCKS, parameters)(signal)[:, 0]
+    # float32 holds a signal around 1000 to 1e-4 only, of a spread of about 0.2
+    assert_allclose(found, oracle(signal, parameters), rtol=0, atol=5e-3)
+
+
+def test_lengths_follow_each_other_in_one_network(rng):
+    parameters = make_parameters(rng)
+    network = InferenceNetwork(BLOCKS, parameters)
+    signals = [rng.uniform(-1, 1, n).astype(np.float32) for n in (3000, 20, 9000, 3000)]
+    together = [network(signal) for signal in signals]
+    for signal, output in zip(signals, together, strict=True):
+        assert np.array_equal(output, InferenceNetwork(BLOCKS, parameters, threads=1)(signal))
+
+
+def test_edges_and_wrong_shapes(rng):
+    network = InferenceNetwork(BLOCKS, make_parameters(rng))
+    assert network(np.zeros(0, np.float32)).shape == (0, 1)
+    with pytest.raises(ValueError, match=r"signal must be \[time, 1\]"):
+        network(np.zeros((5, 2), np.float32))
