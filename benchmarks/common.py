@@ -7,7 +7,7 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -86,7 +86,7 @@ def take_turns(
     return timing
 
 
-def print_table(title: str, timing: Timing, base: str, unit_ms: bool = True) -> None:
+def print_table(title: str, timing: Timing, base: str) -> None:
     """Prints median, spread and how many times as long as ``base`` each contender takes."""
     print(f"\n{title}")
     print(f"  {'':<34}{'median ms':>11}{'min':>10}{'max':>10}{'/ ' + base:>12}")
@@ -135,8 +135,3 @@ def torch_fcn() -> Any:
     layers += [nn.Conv1d(30, 1, 55, padding="same"), nn.Tanh()]
     torch.manual_seed(0)
     return nn.Sequential(*layers)
-
-
-def seconds_list(values: Sequence[str]) -> list[float]:
-    """Parses positive numbers of seconds."""
-    return [float(value) for value in values]

@@ -100,6 +100,9 @@ def library() -> ctypes.CDLL | None:
         try:
             if not path.exists():
                 _compile(compiler, variant, path)
+            # Threads that wait spin for a moment only: on a busy machine they would keep the one
+            # they wait for off its core. Read by the OpenMP library when it is loaded.
+            os.environ.setdefault("GOMP_SPINCOUNT", "10000")
             library = ctypes.CDLL(str(path))
         except (OSError, subprocess.CalledProcessError) as error:
             reason = getattr(error, "stderr", None) or str(error)

@@ -17,10 +17,13 @@ import numpy as np
 from speech import blockconv
 from speech.network import ConvBlock, split_parameters
 
+#: scale and shift, float32 [channels], and slope: leaky(scale x + shift)
+_Activation = tuple[np.ndarray, np.ndarray, float]
+
 
 class _LaneSource(ctypes.Structure):
     _fields_ = [
-        ("values", ctypes.c_void_p),
+        ("edges", ctypes.c_void_p),
         ("channels", ctypes.c_int),
         ("slope", ctypes.c_float),
         ("scale", ctypes.c_void_p),
@@ -39,7 +42,7 @@ class _LaneSpectra(ctypes.Structure):
 
 class _LaneSink(ctypes.Structure):
     _fields_ = [
-        ("values", ctypes.c_void_p),
+        ("edges", ctypes.c_void_p),
         ("channels", ctypes.c_int),
         ("bias", ctypes.c_void_p),
         ("sums", ctypes.c_void_p),
@@ -126,7 +129,7 @@ class InferenceNetwork:
         self._layers = [
             _Layer.of(block, group, self.size) for block, group in zip(blocks, groups, strict=True)
         ]
-        self._memory: dict[int, np.ndarray] = {}
+        self._memory = _aligned(0)
 
     def __call__(self, signal: np.ndarray) -> np.ndarray:
         """Runs the network.
@@ -146,15 +149,19 @@ class InferenceNetwork:
         num_samples = len(signal)
         if not num_samples:
             return np.zeros((0, self._layers[-1].out_channels), np.float32)
-        frame = _Frame.of(num_samples, self.size, self.hop, self.width)
-        values = frame.split(signal)
-        activation: tuple[np.ndarray, np.ndarray, float] | None = None
-        for index, layer in enumerate(self._layers):
-            out = self._buffer(index % 2, frame, layer.out_channels)
-            sums = self._convolve(layer, frame, values, activation, out)
+        frame = _Frame(num_samples, self.size, self.hop, self.width)
+        most = max(max(layer.in_channels, layer.out_channels) for layer in self._layers)
+        values = self._buffer(frame.num_chunks * most * self.hop * 2 * self.width).reshape(
+            frame.num_chunks, most, self.hop, 2, self.width
+        )
+        frame.split(signal, values)
+        edges = np.stack([values[:, : signal.shape[1], :, 0, 0],
+                          values[:, : signal.shape[1], :, 1, -1]], axis=-1)  # fmt: skip
+        activation: _Activation | None = None
+        for layer in self._layers:
+            edges, sums = self._convolve(layer, frame, values, edges, activation)
             activation = _activation(layer, frame, sums)
-            values = out
-        output = frame.join(values, num_samples)
+        output = frame.join(values[:, : layer.out_channels])
         return np.tanh(output, out=output) if self.tanh else output
 
     def _convolve(
@@ -162,10 +169,13 @@ class InferenceNetwork:
         layer: _Layer,
         frame: _Frame,
         values: np.ndarray,
-        activation: tuple[np.ndarray, np.ndarray, float] | None,
-        out: np.ndarray,
-    ) -> np.ndarray | None:
-        source = _LaneSource(values=values.ctypes.data, channels=layer.in_channels)
+        edges: np.ndarray,
+        activation: _Activation | None,
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """Runs one layer in place; returns its edges and, if it is normalised, its moments."""
+        edges = np.ascontiguousarray(edges)
+        new_edges = np.empty((frame.num_chunks, layer.out_channels, self.hop, 2), np.float32)
+        source = _LaneSource(edges=edges.ctypes.data, channels=layer.in_channels)
         if activation is not None:
             scale, shift, slope = activation
             source.scale, source.shift, source.slope = scale.ctypes.data, shift.ctypes.data, slope
@@ -174,7 +184,7 @@ class InferenceNetwork:
             len(layer.index),
         )  # fmt: skip
         sums = None
-        sink = _LaneSink(values=out.ctypes.data, channels=layer.out_channels)
+        sink = _LaneSink(edges=new_edges.ctypes.data, channels=layer.out_channels)
         if layer.bias is not None:
             sink.bias = layer.bias.ctypes.data
         if layer.block.normalized:
@@ -183,20 +193,20 @@ class InferenceNetwork:
         masks, valid = frame.masks(layer.pad)
         plan = blockconv.plan(self.size)
         failed = blockconv.library().convolve_lanes(
-            ctypes.byref(plan), ctypes.byref(source), ctypes.byref(spectra), self.hop, layer.pad,
-            ctypes.byref(sink), ctypes.c_int64(frame.num_chunks), masks, valid,
+            ctypes.byref(plan), ctypes.c_void_p(values.ctypes.data), values.shape[1],
+            ctypes.byref(source), ctypes.byref(spectra), self.hop, layer.pad, ctypes.byref(sink),
+            ctypes.c_int64(frame.num_chunks), masks, valid,
             ctypes.c_void_p(frame.counts.ctypes.data), self.threads,
         )  # fmt: skip
         if failed:
             raise MemoryError("the convolution could not get its working memory")
-        return sums
+        return new_edges, sums
 
-    def _buffer(self, turn: int, frame: _Frame, channels: int) -> np.ndarray:
+    def _buffer(self, num_floats: int) -> np.ndarray:
         """Returns memory that is kept between calls: fresh pages cost as much as a layer."""
-        needed = frame.num_chunks * channels * frame.row_floats
-        if turn not in self._memory or self._memory[turn].size < needed:
-            self._memory[turn] = np.empty(needed, np.float32)
-        return self._memory[turn][:needed]
+        if self._memory.size < num_floats:
+            self._memory = _aligned(num_floats)
+        return self._memory[:num_floats]
 
 
 class _Frame:
@@ -209,28 +219,24 @@ class _Frame:
         self.width = width
         self.chunk_samples = 2 * width * hop
         self.num_chunks = -(-num_samples // self.chunk_samples)
-        self.row_floats = hop * 2 * width
         starts = np.arange(self.num_chunks, dtype=np.int64) * self.chunk_samples
         self.counts = np.clip(num_samples - starts, 0, self.chunk_samples)
         self._kept: dict[int, tuple] = {}
 
-    @classmethod
-    def of(cls, num_samples: int, size: int, hop: int, width: int) -> _Frame:
-        """Returns the frame of a length."""
-        return cls(num_samples, size, hop, width)
+    def split(self, signal: np.ndarray, values: np.ndarray) -> None:
+        """Lays a signal [time, in] out in the first channels of ``values``.
 
-    def split(self, signal: np.ndarray) -> np.ndarray:
-        """Lays a signal [time, channels] out as float32 [chunks, channels, hop, 2, width]."""
+        values: float32 [chunks, channels, hop, 2, width].
+        """
         filled = np.zeros((self.num_chunks * self.chunk_samples, signal.shape[1]), np.float32)
         filled[: len(signal)] = signal
         lanes = filled.reshape(self.num_chunks, self.width, 2, self.hop, signal.shape[1])
-        return np.ascontiguousarray(lanes.transpose(0, 4, 3, 2, 1))
+        values[:, : signal.shape[1]] = lanes.transpose(0, 4, 3, 2, 1)
 
-    def join(self, values: np.ndarray, num_samples: int) -> np.ndarray:
-        """Returns the signal [time, channels] of such a layout."""
-        lanes = values.reshape(self.num_chunks, -1, self.hop, 2, self.width)
-        signal = lanes.transpose(0, 4, 3, 2, 1).reshape(-1, lanes.shape[1])
-        return np.ascontiguousarray(signal[:num_samples])
+    def join(self, values: np.ndarray) -> np.ndarray:
+        """Returns the signal [time, channels] of float32 [chunks, channels, hop, 2, width]."""
+        signal = values.transpose(0, 4, 3, 2, 1).reshape(-1, values.shape[1])
+        return np.ascontiguousarray(signal[: self.num_samples])
 
     def masks(self, pad: int) -> tuple[ctypes.Array, ctypes.Array]:
         """Returns pointers, per chunk, to what is inside: of windows, and of the blocks alone."""
@@ -258,14 +264,19 @@ class _Frame:
         return result
 
 
+def _aligned(num_floats: int) -> np.ndarray:
+    """Returns float32 [num_floats] that begins with a cache line."""
+    memory = np.empty(num_floats + 16, np.float32)
+    start = -memory.ctypes.data % 64 // 4
+    return memory[start : start + num_floats]
+
+
 def _pointers(arrays: Sequence[np.ndarray | None]) -> ctypes.Array:
     values = [None if array is None else array.ctypes.data for array in arrays]
     return (ctypes.c_void_p * len(values))(*values)
 
 
-def _activation(
-    layer: _Layer, frame: _Frame, sums: np.ndarray | None
-) -> tuple[np.ndarray, np.ndarray, float] | None:
+def _activation(layer: _Layer, frame: _Frame, sums: np.ndarray | None) -> _Activation | None:
     """Returns a layer's normalisation and LeakyReLU: scale and shift float32 [out], slope."""
     block = layer.block
     if sums is None:

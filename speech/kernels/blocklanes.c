@@ -6,24 +6,24 @@
  * after a block, which its window needs, are those of the neighbouring lanes, so all layers of a
  * network work in this layout and nothing is transposed in between.
  *
+ * A layer overwrites its input, chunk by chunk, while that is still in the cache. What a chunk's
+ * neighbours need of it, its outermost lanes, is kept apart: edges [chunk, channel, hop, 2] hold
+ * the real part of the first lane and the imaginary part of the last.
+ *
  * A weight is one number for all lanes. Kernels that are zero, as pruning leaves them, are
  * therefore skipped one by one: only the (in, out) pairs in `index` are multiplied.
  */
 #include "transform.h"
 
-#ifdef __AVX512F__
-#define WIDE 32
-#else
 #define WIDE 16
-#endif
 #define VECTORS (WIDE / LANES)
 #define ROW (2 * WIDE)
 
 typedef struct {
-    const float *values; /* [chunks, channels, hop, 2, WIDE] */
+    const float *edges; /* [chunks, channels, hop, 2] */
     int channels;
-    float slope;         /* what is read is leaky(scale x + shift), scale and shift [channels], */
-    const float *scale;  /* or x if scale is NULL */
+    float slope;        /* what is read is leaky(scale x + shift), scale and shift [channels], */
+    const float *scale; /* or x if scale is NULL */
     const float *shift;
 } lane_source;
 
@@ -35,7 +35,7 @@ typedef struct {
 } lane_spectra;
 
 typedef struct {
-    float *values; /* [chunks, channels, hop, 2, WIDE] */
+    float *edges; /* [chunks, channels, hop, 2] */
     int channels;
     const float *bias; /* [channels] or NULL */
     float *sums;       /* [chunks, channels, 2]: sum and squared deviations from its mean; or NULL */
@@ -54,8 +54,7 @@ INLINE float total(vec v) {
 /* What the windows of all lanes of one channel are read from. */
 typedef struct {
     const float *own;           /* the channel's rows in this chunk */
-    int64_t stride;             /* floats to the same row in the next chunk */
-    int before, after;          /* whether there is a chunk before and after */
+    const float *before, *after; /* its edges in the chunks before and after; NULL at the ends */
     int hop, pad;
     const float *mask;          /* [size, 2, WIDE], 0 outside of the signal; NULL if all is inside */
     float scale, shift, slope;
@@ -68,14 +67,14 @@ INLINE complex_vec read_row(const window *x, int n, int k, const int activate) {
     if (time < 0) { /* in the block before: the other part, for the real one a lane down */
         const float *row = x->own + (int64_t)(time + x->hop) * ROW;
         v = (complex_vec){load(row + WIDE + k * LANES - 1), load(row + k * LANES)};
-        if (k == 0) v.re[0] = x->before ? row[-x->stride + ROW - 1] : 0;
+        if (k == 0) v.re[0] = x->before ? x->before[2 * (time + x->hop) + 1] : 0;
     } else if (time < x->hop) {
         const float *row = x->own + (int64_t)time * ROW;
         v = take(row + k * LANES, WIDE);
     } else { /* in the block after: the other part, for the imaginary one a lane up */
         const float *row = x->own + (int64_t)(time - x->hop) * ROW;
         v = (complex_vec){load(row + WIDE + k * LANES), load(row + k * LANES + 1)};
-        if (k == VECTORS - 1) v.im[LANES - 1] = x->after ? row[x->stride] : 0;
+        if (k == VECTORS - 1) v.im[LANES - 1] = x->after ? x->after[2 * (time - x->hop)] : 0;
     }
     if (activate) {
         v.re = v.re * x->scale + x->shift;
@@ -103,16 +102,17 @@ INLINE void read_stage(const plan *p, const window *x, float *z, const int activ
         }
 }
 
-static void read_chunk(const plan *p, const lane_source *x, int64_t chunk, int64_t chunks,
-                       int channel, int hop, int pad, const float *mask, float *z) {
-    window w = {.stride = (int64_t)x->channels * hop * ROW,
-                .before = chunk > 0,
-                .after = chunk + 1 < chunks,
+static void read_chunk(const plan *p, const lane_source *x, const float *own, int64_t chunk,
+                       int64_t chunks, int channel, int hop, int pad, const float *mask, float *z) {
+    const int64_t between = (int64_t)x->channels * hop * 2;
+    const float *edges = x->edges + chunk * between + (int64_t)channel * hop * 2;
+    window w = {.own = own,
+                .before = chunk > 0 ? edges - between : NULL,
+                .after = chunk + 1 < chunks ? edges + between : NULL,
                 .hop = hop,
                 .pad = pad,
                 .mask = mask,
                 .slope = x->slope};
-    w.own = x->values + chunk * w.stride + (int64_t)channel * hop * ROW;
     if (x->scale) {
         w.scale = x->scale[channel], w.shift = x->shift[channel];
         read_stage(p, &w, z, 1);
@@ -125,11 +125,11 @@ static void read_chunk(const plan *p, const lane_source *x, int64_t chunk, int64
 /* Does the last stage of the inverse transform and writes the rows that are outputs. The sums of
  * squares are taken around a value close to the mean and moved to the mean at the end.
  * `valid` [hop, 2, WIDE] is 0 outside of the signal, NULL if all is inside; `count` are inside. */
-static void write_chunk(const plan *p, const lane_sink *y, int64_t chunk, int channel, int hop,
-                        const float *valid, int64_t count, float *z) {
+static void write_chunk(const plan *p, const lane_sink *y, float *out, int64_t chunk, int channel,
+                        int hop, const float *valid, int64_t count, float *z) {
     const int S = WIDE, q = p->size / 4;
     const int64_t place = chunk * y->channels + channel;
-    float *out = y->values + place * hop * ROW;
+    float *edges = y->edges + place * hop * 2;
     const float bias = y->bias ? y->bias[channel] : 0;
     vec sum = {}, squares = {}, around = {};
     inverse_rows(p, z, WIDE, 0);
@@ -144,6 +144,8 @@ static void write_chunk(const plan *p, const lane_sink *y, int64_t chunk, int ch
                 if (row >= hop) continue;
                 const complex_vec w = {v[r].re + bias, v[r].im + bias};
                 put(out + (size_t)row * ROW + k * LANES, WIDE, w);
+                if (k == 0) edges[2 * row] = w.re[0];
+                if (k == VECTORS - 1) edges[2 * row + 1] = w.im[LANES - 1];
                 vec a = w.re - around, b = w.im - around;
                 if (valid) {
                     const float *inside = valid + (size_t)row * ROW + k * LANES;
@@ -202,26 +204,29 @@ INLINE void multiply(const float *X, const float *weights, const lane_spectra *w
 
 /* -------------------------------------------------------------------------------- public calls */
 
-/* One layer of a network. masks [chunks] of [size, 2, WIDE] and valid [chunks] of [hop, 2, WIDE],
+/* One layer of a network, in place in values [chunks, most, hop, 2, WIDE], of which the first
+ * channels are used. masks [chunks] of [size, 2, WIDE] and valid [chunks] of [hop, 2, WIDE],
  * NULL where all is inside; counts [chunks]: samples inside. */
-int convolve_lanes(const plan *p, const lane_source *x, const lane_spectra *w, int hop, int pad,
-                   const lane_sink *y, int64_t chunks, const float *const *masks,
-                   const float *const *valid, const int64_t *counts, int threads) {
+int convolve_lanes(const plan *p, float *values, int most, const lane_source *x,
+                   const lane_spectra *w, int hop, int pad, const lane_sink *y, int64_t chunks,
+                   const float *const *masks, const float *const *valid, const int64_t *counts,
+                   int threads) {
     const int N = p->size, I = x->channels, O = y->channels;
-    const int most = I > O ? I : O;
     /* Channels lie a little more than a power of two apart: they must not share cache sets. */
     const size_t slot = (size_t)(N + 1) * ROW;
     int failed = 0;
 #pragma omp parallel for num_threads(threads) schedule(dynamic, 1) reduction(| : failed)
     for (int64_t chunk = 0; chunk < chunks; chunk++) {
-        float *Z = scratch(slot * most + (size_t)I * ROW);
+        float *own = values + chunk * most * hop * ROW;
+        float *Z = scratch(slot * (I > O ? I : O) + (size_t)I * ROW);
         if (!Z) {
             failed |= 1;
             continue;
         }
-        float *X = Z + slot * most; /* one frequency of all inputs, which its outputs overwrite */
+        float *X = Z + slot * (I > O ? I : O); /* one frequency of all inputs, which its outputs overwrite */
         for (int i = 0; i < I; i++)
-            read_chunk(p, x, chunk, chunks, i, hop, pad, masks[chunk], Z + i * slot);
+            read_chunk(p, x, own + (int64_t)i * hop * ROW, chunk, chunks, i, hop, pad,
+                       masks[chunk], Z + i * slot);
         for (int f = 0; f <= N / 2; f++) {
             const float *weights = w->weights + (size_t)f * w->pairs * 2;
             const int mirrored = f != 0 && 2 * f != N;
@@ -235,7 +240,8 @@ int convolve_lanes(const plan *p, const lane_source *x, const lane_spectra *w, i
             }
         }
         for (int o = 0; o < O; o++)
-            write_chunk(p, y, chunk, o, hop, valid[chunk], counts[chunk], Z + o * slot);
+            write_chunk(p, y, own + (int64_t)o * hop * ROW, chunk, o, hop, valid[chunk],
+                        counts[chunk], Z + o * slot);
     }
     return failed;
 }
