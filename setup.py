@@ -16,7 +16,7 @@ setup(
     packages=["speech", "speech.kernels", "speech.minicorpus", "eval", "models"],
     py_modules=["timit_fcn_mse"],
     package_data={
-        "speech.kernels": ["*.c"],
+        "speech.kernels": ["*.c", "*.h"],
         "speech.minicorpus": [
             "ATTRIBUTION.md",
             "LICENSES/*",

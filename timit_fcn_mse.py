@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from speech import cli
+from speech.cli import decibels, natural_number, positive_number
 
 #: Used for training and for the test set unless --snr says otherwise.
 SNRS_DB = (-5.0, 0.0, 5.0, 10.0, 15.0)
@@ -88,7 +89,11 @@ def _run(options: argparse.Namespace) -> int:
     }
     asked = {name: value for name, value in asked.items() if value is not None}
     config = TrainingConfig(**((BUNDLED_PRESET if bundled else {}) | asked))
+    if options.out.exists() and not options.out.is_dir():
+        raise ValueError(f"{options.out}: is not a folder; choose another --out")
     data = _load_data(options, bundled)
+    if not data.test:
+        raise ValueError("no test files are left; check the test folders and --num-test")
     print(f"data        {data.description}")
     if not options.eval_only:
         _train(data, config, options.out)
@@ -150,28 +155,37 @@ def _load_data(options: argparse.Namespace, bundled: bool) -> Data:
 
 
 def _write_test_set(plans: Sequence[Any], folder: Path, num_jobs: int) -> list[Any]:
-    """Writes the test mixtures once; a later run of the same plan finds them."""
+    """Writes the test mixtures, unless an earlier run of the same plan did."""
     import json
 
     from speech import corpus
     from speech.files import write_json
     from speech.prepare import write_mixtures
 
-    wanted = {"seed": plans[0].seed, "files": sorted(str(plan.relative_path) for plan in plans)}
-    done = folder / "plan.json"
+    wanted = sorted(
+        f"{plan.relative_path.as_posix()} seed {plan.seed} "
+        f"speech {plan.utterance.path.stat().st_size} noise {plan.noise.path.stat().st_size} "
+        f"{plan.noise.start} {plan.noise.stop}"
+        for plan in plans
+    )
+    record = folder / "plan.json"
     try:
-        complete = json.loads(done.read_text()) == wanted
-    except (OSError, ValueError):
+        kept = json.loads(record.read_text(encoding="utf-8"))
+        written, skipped = kept["written"], kept["skipped"]
+        complete = kept["plan"] == wanted and all((folder / path).is_file() for path in written)
+    except (OSError, ValueError, KeyError, TypeError):
         complete = False
     if not complete:
+        record.unlink(missing_ok=True)
         report = write_mixtures(plans, folder, num_jobs=num_jobs)
-        for _, reason in report.skipped:
-            print(f"skipped in the test set: {reason}", file=sys.stderr)
-        write_json(done, wanted)
-    # A folder used before may hold mixtures of other plans.
-    planned = {plan.relative_path for plan in plans}
+        written = sorted(row[key] for row in report.rows for key in ("noisy", "clean"))
+        skipped = [reason for _, reason in report.skipped]
+        write_json(record, {"plan": wanted, "written": written, "skipped": skipped})
+    for reason in skipped:
+        print(f"skipped in the test set: {reason}", file=sys.stderr)
+    # A folder that was used before may hold mixtures of other plans.
     pairs = corpus.find_pairs(folder / "noisy", folder / "clean")
-    return [pair for pair in pairs if pair.relative_path in planned]
+    return [pair for pair in pairs if f"noisy/{pair.relative_path.as_posix()}" in set(written)]
 
 
 def _first_of_each_condition(pairs: Sequence[Any], num_each: int) -> list[Any]:
@@ -303,6 +317,10 @@ def _check_usage(parser: argparse.ArgumentParser, options: argparse.Namespace) -
         parser.error("give --timit and --noise, or the four noisy and clean folders, not both")
     if options.split == "original" and not any(paired):
         parser.error("--split original is for the four noisy and clean folders")
+    if any(paired) and (options.snr or options.skip_sa):
+        parser.error("--snr and --skip-sa are for mixing; premixed folders are taken as they are")
+    if options.snr is None:
+        options.snr = list(SNRS_DB)
     if options.model and not options.eval_only:
         parser.error("--model goes with --eval-only")
 
@@ -320,30 +338,47 @@ def _parser() -> argparse.ArgumentParser:
     add("--train-clean", type=Path, metavar="DIR", help="clean files of the same names")
     add("--test-noisy", type=Path, metavar="DIR", help="like --train-noisy")
     add("--test-clean", type=Path, metavar="DIR", help="like --train-clean")
-    add("--snr", type=float, nargs="+", default=list(SNRS_DB), metavar="DB",
-        help="SNRs to mix at (default %(default)s)")  # fmt: skip
-    add("--skip-sa", action="store_true", help="leave out TIMIT's SA sentences")
+    add("--snr", type=decibels, nargs="+", metavar="DB",
+        help="SNRs to mix at (default -5 0 5 10 15); premixed folders have theirs")  # fmt: skip
+    add("--skip-sa", action="store_true", help="leave out TIMIT's SA sentences (with --timit)")
     add("--split", choices=("disjoint", "original"), default="disjoint",
         help="validation split; 'original' is the published one, with its leak")  # fmt: skip
-    add("--num-test", type=int, metavar="N",
-        help="test files a noise and SNR, 0 for all (default: whole folders)")  # fmt: skip
-    training = parser.add_argument_group("training (default: the paper's values)")
+    add("--num-test", type=natural_number, metavar="N",
+        help=f"test files a noise and SNR, 0 for all (default: premixed folders whole, "
+        f"{NUM_TEST} with --timit, {BUNDLED_NUM_TEST} bundled)")  # fmt: skip
+    training = parser.add_argument_group(
+        "training", "defaults: the paper's values; in brackets those for the bundled corpus"
+    )
     add = training.add_argument
-    add("--epochs", type=int, metavar="N", help="default 60; bundled corpus 16")
-    add("--num-train", type=int, metavar="N", help="utterances an epoch (default 30000)")
-    add("--batch-size", type=int, metavar="N", help="utterances a step (default 1)")
-    add("--crop-seconds", type=float, metavar="S", help="train on pieces (default: whole)")
-    add("--learning-rate", type=float, metavar="R", help="Adam's (default 0.001)")
-    add("--schedule", choices=("constant", "cosine"), help="learning rate (default constant)")
+    preset = BUNDLED_PRESET
+    add("--epochs", type=positive_number, metavar="N", help=f"60 [{preset['epochs']}]")
+    add("--num-train", type=positive_number, metavar="N",
+        help=f"utterances an epoch: 30000 [{preset['num_items']}]")  # fmt: skip
+    add("--batch-size", type=positive_number, metavar="N",
+        help=f"utterances a step: 1 [{preset['batch_size']}]")  # fmt: skip
+    add("--crop-seconds", type=float, metavar="S",
+        help=f"train on pieces: no [{preset['crop_seconds']}]")  # fmt: skip
+    add("--learning-rate", type=float, metavar="R",
+        help=f"Adam's: 0.001 [{preset['learning_rate']}]")  # fmt: skip
+    add("--schedule", choices=("constant", "cosine"),
+        help=f"of the learning rate: constant [{preset['schedule']}]")  # fmt: skip
     add("--conv", choices=("fast", "keras"), help="convolution on a CPU (default fast)")
-    add("--seed", type=int, default=0, metavar="N", help="of everything random (default 0)")
+    add(
+        "--seed",
+        type=natural_number,
+        default=0,
+        metavar="N",
+        help="of everything random (default 0)",
+    )
     run = parser.add_argument_group("run")
     add = run.add_argument
-    add("--gpu", default="0", metavar="LIST", help="0, 0,1, or -1 for the CPU (default 0)")
+    add("--gpu", default="0", metavar="LIST",
+        help="0 (default), or -1 for the CPU; of several (0,1) the first trains")  # fmt: skip
     add("--out", type=Path, default=DEFAULT_OUT, metavar="DIR", help="default %(default)s")
     add("--eval-only", action="store_true", help="enhance and score with the model in --out")
     add("--model", type=Path, metavar="FILE", help="with --eval-only: this model instead")
-    add("--jobs", type=int, default=-1, metavar="N", help="processes for mixing and scoring")
+    add("--jobs", type=positive_number, default=-1, metavar="N",
+        help="processes for mixing and scoring (default: one a core)")  # fmt: skip
     return parser
 
 

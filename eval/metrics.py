@@ -20,6 +20,9 @@ import numpy as np
 SAMPLE_RATE_HZ = 16000
 OK = "ok"
 
+#: The C code of P.862 has room for 50 utterances and writes past it on longer recordings.
+MAX_PESQ_SECONDS = 60
+
 
 @dataclass(frozen=True)
 class Score:
@@ -78,6 +81,8 @@ def _pesq(reference: np.ndarray, estimate: np.ndarray, band: str) -> Score:
     reason = _undefined(reference, estimate)
     if reason:
         return Score(math.nan, reason)
+    if len(reference) > MAX_PESQ_SECONDS * SAMPLE_RATE_HZ:
+        return Score(math.nan, f"pesq: longer than {MAX_PESQ_SECONDS} s; score shorter pieces")
     try:
         value = pesq.pesq(SAMPLE_RATE_HZ, reference, estimate, band)
     except (pesq.PesqError, ValueError) as error:
@@ -101,7 +106,9 @@ def stoi(reference: np.ndarray, estimate: np.ndarray) -> Score:
         try:
             value = pystoi.stoi(reference, estimate, SAMPLE_RATE_HZ, extended=False)
         except (RuntimeWarning, ValueError, IndexError) as error:
-            return Score(math.nan, f"stoi: less than 0.4 s of speech ({type(error).__name__})")
+            if "Not enough STFT frames" in str(error) or isinstance(error, IndexError | ValueError):
+                return Score(math.nan, "stoi: less than 0.4 s of speech")
+            return Score(math.nan, f"stoi: {error}")
     return Score(float(value))
 
 

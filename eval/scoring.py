@@ -49,7 +49,7 @@ def score(task: Task) -> dict[str, Any]:
     row: dict[str, Any] = {
         "system": task.system,
         "noise": task.noise,
-        "snr_db": task.snr_db,
+        "snr_db": math.nan if math.isnan(task.snr_db) else task.snr_db,
         "name": task.name,
     }
     try:
@@ -90,6 +90,10 @@ def summarize(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         for each metric its mean and standard deviation over the files that have a score.
         Sorted by noise and SNR, the overall groups last.
     """
+    # One NaN for all: two of them, as they come back from other processes, are two conditions.
+    rows = [row | {"snr_db": math.nan} if math.isnan(row["snr_db"]) else row for row in rows]
+    # Systems are compared on the same files: one that is unscored for one is so for all.
+    unscored = {row["name"] for row in rows if not all(math.isfinite(row[m]) for m in METRICS)}
     systems = list(dict.fromkeys(row["system"] for row in rows))
     conditions = sorted({(row["noise"], row["snr_db"]) for row in rows}, key=_condition_order)
     snrs_db = sorted({snr_db for _, snr_db in conditions}, key=lambda v: _condition_order(("", v)))
@@ -108,17 +112,17 @@ def summarize(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
             ]
             if chosen:
                 table.append(
-                    {"system": system, "noise": noise, "snr_db": snr_db} | _moments(chosen)
+                    {"system": system, "noise": noise, "snr_db": snr_db}
+                    | _moments([row for row in chosen if row["name"] not in unscored])
+                    | {"unscored": sum(row["name"] in unscored for row in chosen)}
                 )
     return table
 
 
 def _moments(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    values = {name: np.array([row[name] for row in rows], float) for name in METRICS}
-    scored = np.all([np.isfinite(column) for column in values.values()], axis=0)
-    result: dict[str, Any] = {"n": int(scored.sum()), "unscored": int((~scored).sum())}
-    for name, column in values.items():
-        column = column[scored]
+    result: dict[str, Any] = {"n": len(rows), "unscored": 0}
+    for name in METRICS:
+        column = np.array([row[name] for row in rows], float)
         result[name] = float(column.mean()) if len(column) else math.nan
         result[f"{name}_std"] = float(column.std(ddof=1)) if len(column) > 1 else math.nan
     return result
@@ -142,7 +146,7 @@ def format_table(summary: Sequence[dict[str, Any]]) -> str:
                 f"{groups[s][name]:>18.3f}" if s in groups else f"{'':>18}" for s in systems
             )
         lines.append(line)
-    unscored = sum(g["unscored"] for g in summary if g["noise"] == g["snr_db"] == OVERALL)
+    unscored = max(g["unscored"] for g in summary if g["noise"] == g["snr_db"] == OVERALL)
     lines.append(f"{unscored} of the files could not be scored; they are in no mean.")
     return "\n".join(lines)
 

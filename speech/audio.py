@@ -44,6 +44,7 @@ FORMATS = {
 MIN_RATE_HZ, MAX_RATE_HZ = 1000, 768_000
 
 _BLOCK_VALUES = 1 << 20  # samples x channels decoded at once
+_BLOCK_FRAMES = 1 << 16  # samples of every channel encoded at once
 _MAX_RIFF_CHUNKS = 1000
 _UNKNOWN_SIZE = 0xFFFFFFFF  # what a WAV written to a pipe says of its length
 
@@ -164,7 +165,8 @@ def write_audio(
         subtype: libsndfile's name of the sample format, such as 'FLOAT', 'PCM_16' or 'VORBIS'.
 
     Raises:
-        ValueError: Unknown ending, a subtype the format does not have, NaN or infinite samples.
+        ValueError: Unknown ending, a subtype, rate or number of channels the format does not
+            have, NaN or infinite samples, a full disk.
     """
     import soundfile
 
@@ -175,15 +177,33 @@ def write_audio(
     if not soundfile.check_format(audio_format, subtype):
         choices = ", ".join(soundfile.available_subtypes(audio_format))
         raise ValueError(f"{path}: {audio_format} has no subtype {subtype!r}; use one of {choices}")
-    if not np.isfinite(samples).all():
-        raise ValueError(f"{path}: not written, the samples hold a NaN or an infinity")
-    num_clipped = int(np.count_nonzero(np.abs(samples) > 1.0))
-    if num_clipped and subtype not in ("FLOAT", "DOUBLE"):
-        _logger.warning("%s: %d samples beyond full scale were clipped", path, num_clipped)
+    num_clipped = 0
+    num_channels = 1 if samples.ndim == 1 else samples.shape[1]
     with atomic_path(path) as temporary:
-        soundfile.write(temporary, samples, sample_rate_hz, subtype=subtype, format=audio_format)
+        try:
+            with soundfile.SoundFile(
+                temporary, "w", sample_rate_hz, num_channels, subtype, format=audio_format
+            ) as file:
+                # By blocks: libsndfile's Vorbis encoder crashes on a long signal in one piece.
+                for start in range(0, len(samples), _BLOCK_FRAMES):
+                    block = samples[start : start + _BLOCK_FRAMES]
+                    if not np.isfinite(block).all():
+                        raise ValueError(
+                            f"{path}: not written, the samples hold a NaN or an infinity"
+                        )
+                    num_clipped += int(np.count_nonzero(np.abs(block) > 1.0))
+                    file.write(block)
+        except soundfile.SoundFileError as error:
+            # A full disk, or a rate or number of channels that the format does not have.
+            reason = str(getattr(error, "error_string", error)).strip(" .")
+            raise ValueError(
+                f"{path}: cannot be written as {audio_format} ({num_channels} channels, "
+                f"{sample_rate_hz} Hz, {subtype}): {reason}"
+            ) from None
         if audio_format == "WAV":
             _clear_time_stamp(temporary)
+    if num_clipped and subtype not in ("FLOAT", "DOUBLE"):
+        _logger.warning("%s: %d samples beyond full scale were clipped", path, num_clipped)
 
 
 def find_audio(folder: str | os.PathLike) -> list[Path]:
@@ -260,12 +280,18 @@ def _decode(path: Path, *, downmix: bool) -> Audio:
     except OSError as error:
         reason = error.strerror or type(error).__name__
         raise AudioError(f"{path}: cannot be read ({reason}); check the path") from None
-    samples = np.concatenate(blocks)
-    num_bad = samples.size - int(np.count_nonzero(np.isfinite(samples)))
+    num_bad = sum(block.size - int(np.count_nonzero(np.isfinite(block))) for block in blocks)
     if num_bad:
         raise AudioError(
             f"{path}: {num_bad} samples are NaN or infinite; repair or remove the file"
         )
+    samples = np.empty((num_read, *blocks[0].shape[1:]), np.float32)
+    blocks.reverse()
+    place = 0
+    while blocks:  # each block is freed as soon as it is copied
+        block = blocks.pop()
+        samples[place : place + len(block)] = block
+        place += len(block)
     return Audio(samples, rate_hz, rate_hz, channels, subtype, path)
 
 

@@ -12,12 +12,14 @@ parts as there are threads.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import hashlib
 import logging
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
@@ -84,8 +86,11 @@ def library() -> ctypes.CDLL | None:
     """Compiles (once per machine) and loads the kernels; None, with the reason logged, if not."""
     if os.environ.get("SPEECH_NO_C_KERNELS"):
         return None
-    compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc")
-    if compiler is None:
+    compiler = (
+        shlex.split(os.environ.get("CC", ""))
+        or [path for name in ("cc", "gcc", "clang") if (path := shutil.which(name))][:1]
+    )
+    if not compiler:
         _LOGGER.info(
             "no C compiler found: convolutions run on the Keras backend, several times slower"
         )
@@ -96,8 +101,8 @@ def library() -> ctypes.CDLL | None:
         key = hashlib.sha256(
             source + repr((compiler, _FLAGS, variant, platform.machine(), _processor())).encode()
         ).hexdigest()[:16]
-        path = _cache_folder() / f"blockconv-{key}.so"
         try:
+            path = _cache_folder() / f"blockconv-{key}.so"
             if not path.exists():
                 _compile(compiler, variant, path)
             # Threads that wait spin for a moment only: on a busy machine they would keep the one
@@ -116,11 +121,11 @@ def library() -> ctypes.CDLL | None:
     return None
 
 
-def _compile(compiler: str, variant: tuple[str, ...], path: Path) -> None:
+def _compile(compiler: list[str], variant: tuple[str, ...], path: Path) -> None:
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         built = Path(folder) / path.name
         subprocess.run(
-            [compiler, *_FLAGS, *variant, *map(str, _SOURCES), "-o", str(built), "-lm"],
+            [*compiler, *_FLAGS, *variant, *map(str, _SOURCES), "-o", str(built), "-lm"],
             check=True,
             capture_output=True,
             text=True,
@@ -129,11 +134,11 @@ def _compile(compiler: str, variant: tuple[str, ...], path: Path) -> None:
 
 
 def _cache_folder() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    for folder in (
-        Path(base) / "icse-mnn",
-        Path(tempfile.gettempdir()) / f"icse-mnn-{os.getuid()}",
-    ):
+    folders = [Path(tempfile.gettempdir()) / f"icse-mnn-{os.getuid()}"]
+    with contextlib.suppress(RuntimeError):  # a user without a home
+        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        folders.insert(0, Path(base) / "icse-mnn")
+    for folder in folders:
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError:
@@ -162,7 +167,9 @@ def default_threads() -> int:
     """Returns the number of cores that this process may use (or ``SPEECH_THREADS``)."""
     asked = os.environ.get("SPEECH_THREADS")
     if asked:
-        return max(1, int(asked))
+        if not asked.isdecimal() or int(asked) < 1:
+            raise ValueError(f"SPEECH_THREADS is {asked!r}; give a whole number from 1 up")
+        return int(asked)
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -430,7 +437,7 @@ def pooled_moments(
     Returns:
         Mean and variance, float64 [channels].
     """
-    num_samples = counts.sum()
+    num_samples = max(counts.sum(), 1)
     sums = sums.astype(np.float64)
     mean = sums.sum(0) / num_samples
     between = counts * (sums / np.maximum(counts, 1) - mean) ** 2

@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 failed (one line on stderr says why), 2 wrong usage (argpa
 from __future__ import annotations
 
 import logging
+import math
 import os
 import sys
 from collections.abc import Callable, Iterable
@@ -14,7 +15,7 @@ from typing import TypeVar
 T = TypeVar("T")
 
 #: Exceptions that mean "the input is bad" or "the machine said no", never "our code is wrong".
-EXPECTED_ERRORS = (ValueError, OSError)
+EXPECTED_ERRORS = (ValueError, OSError, MemoryError)
 
 
 def run(command: Callable[[], int]) -> int:
@@ -38,6 +39,8 @@ def one_line(error: BaseException) -> str:
     """Returns the message of ``error`` on one line."""
     if isinstance(error, OSError) and error.filename and error.strerror:
         text = f"{error.filename}: {error.strerror}"
+    elif isinstance(error, MemoryError):
+        text = f"not enough memory ({error})" if str(error) else "not enough memory"
     else:
         text = str(error) or type(error).__name__
     return " ".join(text.split())
@@ -68,3 +71,27 @@ def progress(items: Iterable[T], *, total: int | None = None, label: str = "") -
     from tqdm import tqdm
 
     return tqdm(items, total=total, desc=label, file=sys.stderr, disable=None, leave=False)
+
+
+def decibels(text: str) -> float:
+    """Parses a finite number; argparse quotes the name of this function in its complaint."""
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError
+    return value
+
+
+def natural_number(text: str) -> int:
+    """Parses a whole number from 0 up."""
+    value = int(text)
+    if value < 0:
+        raise ValueError
+    return value
+
+
+def positive_number(text: str) -> int:
+    """Parses a whole number from 1 up."""
+    value = int(text)
+    if value < 1:
+        raise ValueError
+    return value

@@ -126,8 +126,10 @@ class TrainingModel(keras.Model):
                 for layer in network.layers
             ]
         )
+        # The chain has no Dropout, which an enhancing network does without but training needs.
+        drops = any(getattr(layer, "rate", 0) for layer in network.layers)
         self._chain = None
-        if conv == "fast" and found is not None and uses_c_kernels():
+        if conv == "fast" and found is not None and not drops and uses_c_kernels():
             self._chain = Network(found[0], tanh=found[1])
         self._ticket = itertools.count(1)
         self._traces: tuple[int, list] = (0, [])

@@ -138,7 +138,10 @@ Item = TypeVar("Item", Utterance, Pair)
 
 def snr_folder(snr_db: float) -> str:
     """Returns the folder name of an SNR: -5.0 gives '-5db', 2.5 '2.5db', NaN 'unknown'."""
-    return UNKNOWN if math.isnan(snr_db) else f"{snr_db + 0.0:g}db"  # + 0.0 makes -0.0 a 0.0
+    if math.isnan(snr_db):
+        return UNKNOWN
+    digits = f"{snr_db:.4f}".rstrip("0").rstrip(".")
+    return "0db" if digits == "-0" else f"{digits}db"
 
 
 def parse_snr_folder(name: str) -> float | None:

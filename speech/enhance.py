@@ -24,6 +24,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -76,6 +77,7 @@ class Enhancer:
                 f"{path}: trained at {rate_hz} Hz; only {SAMPLE_RATE_HZ} Hz is supported"
             )
         self.engine, self._run = _runner(self.file)
+        self._lock = threading.Lock()
 
     def __call__(self, signal: np.ndarray) -> np.ndarray:
         """Runs the network on a whole signal divided by its maximum.
@@ -97,7 +99,8 @@ class Enhancer:
             raise ValueError(f"signal must be [num_samples], received shape {signal.shape}")
         if is_silent(signal):
             return np.zeros(len(signal), np.float32)
-        output = self._run(peak_normalize(signal).astype(np.float32))
+        with self._lock:  # the network's working memory is one
+            output = self._run(peak_normalize(signal).astype(np.float32))
         if not np.isfinite(output).all():
             raise ValueError(f"{self.file.path}: the network's output holds a NaN or an infinity")
         return output
@@ -115,20 +118,14 @@ class Enhancer:
         Returns:
             float32 [num_samples].
         """
-        import numpy as np
-
         from speech.audio import SAMPLE_RATE_HZ
 
         if whole or len(signal) <= WHOLE_SECONDS * SAMPLE_RATE_HZ:
             output = self(signal)
         else:
             output = self._in_blocks(signal)
-        highest = np.max(np.abs(output), initial=0.0)
-        if highest == 0.0:
-            return output
-        target = np.max(np.abs(signal)) if peak is None else peak
-        output *= np.float32(target / highest)
-        return output
+        target = _peak_of(signal) if peak is None else peak
+        return output * _gain(target, _peak_of(output))
 
     def _in_blocks(self, signal: np.ndarray) -> np.ndarray:
         import numpy as np
@@ -261,28 +258,29 @@ def enhance_file(
     from speech.audio import SAMPLE_RATE_HZ, read_multichannel, resample, write_audio
 
     audio = read_multichannel(source)
-    noisy = audio.samples
-    output = np.empty_like(noisy)
-    for channel in range(noisy.shape[1]):
-        at_16k = resample(noisy[:, channel], audio.source_rate_hz, SAMPLE_RATE_HZ)
+    samples = audio.samples  # overwritten channel by channel: long files are large
+    for channel in range(samples.shape[1]):
+        noisy = np.ascontiguousarray(samples[:, channel])
+        wanted = _peak_of(noisy)
+        at_16k = resample(noisy, audio.source_rate_hz, SAMPLE_RATE_HZ)
+        del noisy
         if not len(at_16k):
             raise ValueError(f"{source}: too short, nothing is left at {SAMPLE_RATE_HZ} Hz")
         enhanced = resample(
             enhancer.enhance(at_16k, whole=whole), SAMPLE_RATE_HZ, audio.source_rate_hz
         )
-        output[:, channel] = _fit(enhanced, len(noisy))
+        enhanced = _fit(enhanced, len(samples))
         # Resampling moves the peak a little: set it on the samples that are written.
-        highest = np.max(np.abs(output[:, channel]), initial=0.0)
-        if highest:
-            wanted = np.max(np.abs(noisy[:, channel])) if peak is None else peak
-            output[:, channel] *= wanted / highest
-    write_audio(target, output, audio.source_rate_hz, _subtype(target, audio.subtype))
-    seconds = len(noisy) / audio.source_rate_hz
+        samples[:, channel] = enhanced * _gain(wanted, _peak_of(enhanced))
+    if peak is not None:  # one factor for all channels: their balance stays
+        samples *= _gain(peak, max(_peak_of(samples[:, c]) for c in range(samples.shape[1])))
+    write_audio(target, samples, audio.source_rate_hz, _subtype(target, audio.subtype))
+    seconds = len(samples) / audio.source_rate_hz
     return {
         "input": str(source),
         "output": str(target),
         "sample_rate_hz": audio.source_rate_hz,
-        "channels": noisy.shape[1],
+        "channels": samples.shape[1],
         "audio_seconds": seconds,
         "way": "whole" if whole or seconds <= WHOLE_SECONDS else "blocks",
     }
@@ -319,7 +317,13 @@ def plan_outputs(inputs: Sequence[Path], out: Path) -> list[tuple[Path, Path]]:
     from speech.audio import FORMATS, find_audio
 
     jobs: list[tuple[Path, Path]] = []
-    to_file = len(inputs) == 1 and inputs[0].is_file() and out.suffix.lower() in FORMATS
+    one_file = len(inputs) == 1 and inputs[0].is_file()
+    to_file = one_file and out.suffix.lower() in FORMATS
+    if one_file and out.suffix and not to_file and not out.is_dir():
+        raise ValueError(f"{out}: cannot write {out.suffix!r}; use one of {', '.join(FORMATS)}")
+    for item in inputs:
+        if item.is_dir() and out.resolve().is_relative_to(item.resolve()):
+            raise ValueError(f"{out}: lies inside the input folder {item}; choose another -o")
     for item in inputs:
         if item.is_dir():
             # With several folders each keeps its own name.
@@ -359,13 +363,23 @@ def _subtype(target: Path, wanted: str) -> str:
     from speech.audio import FORMATS
 
     audio_format = FORMATS.get(target.suffix.lower(), "WAV")
-    if soundfile.check_format(audio_format, wanted):
+    # Of the compressed kinds only Vorbis is written by everything that reads it.
+    plain = wanted.startswith("PCM_") or wanted in ("FLOAT", "DOUBLE", "ULAW", "ALAW", "VORBIS")
+    if plain and soundfile.check_format(audio_format, wanted):
         return wanted
-    return (
-        "FLOAT"
-        if soundfile.check_format(audio_format, "FLOAT")
-        else soundfile.default_subtype(audio_format)
-    )
+    return soundfile.default_subtype(audio_format)
+
+
+def _peak_of(signal: np.ndarray) -> float:
+    """Returns max |x| without a copy of the signal."""
+    return float(max(signal.max(), -signal.min(), 0.0)) if len(signal) else 0.0
+
+
+def _gain(wanted: float, highest: float) -> np.float32:
+    """Returns the factor from one peak to another; 1 for silence and what is as good as silence."""
+    import numpy as np
+
+    return np.float32(wanted / highest if highest > 1e-20 else 1.0)
 
 
 def _fit(signal: np.ndarray, num_samples: int) -> np.ndarray:
@@ -433,13 +447,14 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--model", type=Path, default=DEFAULT_MODEL, metavar="FILE", help="model (default: shipped)"
     )
-    add("--peak", type=_peak, metavar="P", help="max |x| of the output (default: the input's)")
+    add("--peak", type=peak, metavar="P", help="max |x| of the output (default: the input's)")
     add("--whole", action="store_true", help="never cut into blocks (memory grows with length)")
     add("--json", type=Path, metavar="FILE", help="also write the summary to FILE")
     return parser
 
 
-def _peak(text: str) -> float:
+def peak(text: str) -> float:
+    """Parses a number in (0, 1]; argparse quotes the name of this function in its complaint."""
     value = float(text)
     if not 0.0 < value <= 1.0:
         raise argparse.ArgumentTypeError(f"{text} is not in (0, 1]")

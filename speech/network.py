@@ -184,7 +184,7 @@ class Network:
                 return None
             ones = np.ones(blockconv.padded(spectrum.out_channels), np.float32)
             return Activation(ones, np.zeros_like(ones), block.slope, np.zeros_like(ones))
-        mean, variance = blockconv.merge_moments(sums, max(num_samples, 1), spectrum.taps)
+        mean, variance = blockconv.merge_moments(sums, num_samples, spectrum.taps)
         gamma, beta = pad_channels(group[-2]), pad_channels(group[-1])
         scale = gamma / np.sqrt(variance + block.epsilon)
         return Activation(

@@ -48,8 +48,8 @@ class Source(Protocol):
         """Returns noisy and clean, float [num_samples] each; draws from ``rng`` alone."""
         ...
 
-    def files(self) -> list[Path]:
-        """Returns every file behind the items."""
+    def description(self) -> list[str]:
+        """Returns in lines what the items are made of: the same lines, the same data."""
         ...
 
 
@@ -82,9 +82,13 @@ class PairSource:
             )
         return noisy, clean
 
-    def files(self) -> list[Path]:
-        """Returns every noisy and clean file."""
-        return [path for pair in self._pairs for path in (pair.noisy_path, pair.clean_path)]
+    def description(self) -> list[str]:
+        """Returns a line a pair: its place in the tree, its clean file, and both sizes."""
+        return [
+            f"{pair.relative_path.as_posix()} {_size(pair.noisy_path)} "
+            f"{pair.clean_path.name} {_size(pair.clean_path)}"
+            for pair in self._pairs
+        ]
 
 
 class MixtureSource:
@@ -115,9 +119,16 @@ class MixtureSource:
         mixture = mix_at_snr(clean, draw_segment(samples, len(clean), rng), snr_db)
         return mixture.noisy, mixture.clean
 
-    def files(self) -> list[Path]:
-        """Returns every speech and noise file."""
-        return [item.path for item in (*self._utterances, *self._noises)]
+    def description(self) -> list[str]:
+        """Returns a line for each utterance, noise (with the part that is used) and SNR."""
+        return [
+            *(f"speech {item.id} {_size(item.path)}" for item in self._utterances),
+            *(
+                f"noise {item.name} {_size(item.path)} {item.start} {item.stop}"
+                for item in self._noises
+            ),
+            *(f"snr {snr_db}" for snr_db in self._snrs_db),
+        ]
 
 
 @dataclass(frozen=True)
@@ -288,11 +299,13 @@ def prefetched(data: TrainingData, first: int = 0, depth: int = 4) -> Iterator[B
 
 
 def data_fingerprint(source: Source) -> str:
-    """Returns a SHA-256 over names and sizes of a source's files: tells data sets apart."""
-    digest = hashlib.sha256()
-    for path in sorted(set(source.files())):
-        digest.update(f"{path.name}\0{path.stat().st_size}\n".encode("utf-8", "surrogateescape"))
-    return digest.hexdigest()
+    """Returns a SHA-256 over a source's description: tells data sets apart."""
+    lines = "\n".join(sorted(source.description()))
+    return hashlib.sha256(lines.encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size
 
 
 class _AudioCache:

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from speech import cli
+from speech.cli import decibels, natural_number, positive_number
 
 SUBTYPES = {"float": "FLOAT", "pcm16": "PCM_16"}
 
@@ -241,7 +242,9 @@ def _check_target(out: Path, plans: Sequence[Any], force: bool) -> None:
         raise ValueError(f"{out}: is not empty; choose another --out, or overwrite with --force")
     written = {out / "noisy" / plan.relative_path for plan in plans}
     written |= {out / "clean" / f"{plan.utterance.id}.wav" for plan in plans}
-    strange = sorted({*out.glob("noisy/**/*.wav"), *out.glob("clean/**/*.wav")} - written)
+    found = {*out.glob("noisy/**/*.wav"), *out.glob("clean/**/*.wav")}
+    # Hidden names are the temporary files of a run that was killed.
+    strange = sorted(path for path in found - written if not path.name.startswith("."))
     if strange:
         raise ValueError(
             f"{out}: holds {len(strange)} files that this command would not replace, "
@@ -321,30 +324,6 @@ def _parser() -> argparse.ArgumentParser:
     add("--force", action="store_true", help="overwrite an earlier run in --out")
     add("--json", type=Path, metavar="FILE", help="also write the summary to FILE")
     return parser
-
-
-def decibels(text: str) -> float:
-    """Parses a finite number; argparse quotes the name of this function in its complaint."""
-    value = float(text)
-    if not math.isfinite(value):
-        raise ValueError
-    return value
-
-
-def natural_number(text: str) -> int:
-    """Parses a whole number from 0 up."""
-    value = int(text)
-    if value < 0:
-        raise ValueError
-    return value
-
-
-def positive_number(text: str) -> int:
-    """Parses a whole number from 1 up."""
-    value = int(text)
-    if value < 1:
-        raise ValueError
-    return value
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ from speech.weights import save_model
 
 _LOGGER = logging.getLogger("speech")
 SCHEDULES = ("constant", "cosine")
+MAX_COUNT = 10**9
 
 
 class TrainingError(ValueError):
@@ -65,10 +66,10 @@ class TrainingConfig:
         """Raises ValueError for values that make no sense."""
         for name in ("epochs", "batch_size", "num_items"):
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} is {value}; give at least 1")
-        if self.crop_seconds is not None and not self.crop_seconds >= 0.1:
-            raise ValueError(f"crop_seconds is {self.crop_seconds}; give at least 0.1")
+            if value is not None and not 1 <= value <= MAX_COUNT:
+                raise ValueError(f"{name} is {value}; give a number from 1 to {MAX_COUNT}")
+        if self.crop_seconds is not None and not 0.1 <= self.crop_seconds <= 3600:
+            raise ValueError(f"crop_seconds is {self.crop_seconds}; give 0.1 to 3600")
         if not self.learning_rate > 0:
             raise ValueError(f"learning_rate is {self.learning_rate}; give a positive number")
         if self.schedule not in SCHEDULES:
@@ -136,7 +137,8 @@ class Trainer:
         self.optimizer = keras.optimizers.Adam(
             config.learning_rate, beta_1=0.9, beta_2=0.999, epsilon=1e-8
         )
-        self.model.compile(optimizer=self.optimizer, loss=loss)
+        # No XLA: it would compile anew for every length, and can't call the C kernels.
+        self.model.compile(optimizer=self.optimizer, loss=loss, jit_compile=False)
         self.optimizer.build(network.trainable_variables)
         self.state = _State()
         self.waited_seconds = 0.0
@@ -184,11 +186,7 @@ class Trainer:
             self.optimizer.learning_rate = self.config.learning_rate_at(step, num_steps)
             loss = self._step(batch)
             if not math.isfinite(loss):
-                raise TrainingError(
-                    f"the training error became {loss} in epoch {state.epoch + 1}, step "
-                    f"{state.batch + 1}; the last good model is {self.out / 'last.h5'}; try a "
-                    f"smaller --learning-rate than {self.config.learning_rate:g}"
-                )
+                self._diverged(f"training error became {loss}", f"step {state.batch + 1}")
             state.loss_sum += loss * len(batch.lengths)
             state.batch += 1
             state.seconds = before + time.monotonic() - started
@@ -199,11 +197,15 @@ class Trainer:
                 written = time.monotonic()
             waiting = time.monotonic()
         bar.close()
+        validation_loss = self._validate()
+        if not math.isfinite(validation_loss):
+            self._diverged(f"validation error became {validation_loss}", "at its end")
+        last_step = (state.epoch + 1) * len(data) - 1
         row = {
             "epoch": state.epoch + 1,
             "training_loss": state.loss_sum / data.num_items,
-            "validation_loss": self._validate(),
-            "learning_rate": float(self.config.learning_rate_at(step, num_steps)),
+            "validation_loss": validation_loss,
+            "learning_rate": float(self.config.learning_rate_at(last_step, num_steps)),
             "seconds": before + time.monotonic() - started,
         }
         if row["validation_loss"] < state.best_loss:
@@ -213,6 +215,14 @@ class Trainer:
         self._save_models()
         self._save_checkpoint()
         return row
+
+    def _diverged(self, what: str, where: str) -> None:
+        kept = self.out / "last.h5"
+        good = f"the last good model is {kept}" if kept.exists() else "no model was written"
+        raise TrainingError(
+            f"the {what} in epoch {self.state.epoch + 1}, {where}; {good}; try a smaller "
+            f"--learning-rate than {self.config.learning_rate:g}"
+        )
 
     def _step(self, batch: Batch) -> float:
         return float(
@@ -286,12 +296,13 @@ class Trainer:
                 with np.load(stream, allow_pickle=False) as file:
                     arrays = dict(file)
             stored = json.loads(arrays.pop("state").tobytes())
-        except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+            fingerprint = stored["fingerprint"]
+        except (OSError, EOFError, RuntimeError, ValueError, KeyError, zipfile.BadZipFile) as error:
             raise TrainingError(
                 f"{self.checkpoint_path}: not a readable checkpoint ({error}); "
                 "delete it to start anew"
             ) from None
-        self._require_same_run(stored["fingerprint"])
+        self._require_same_run(fingerprint)
         self.network.set_weights(_numbered(arrays, "weight"))
         for variable, value in zip(
             self.optimizer.variables, _numbered(arrays, "optimizer"), strict=True
@@ -311,7 +322,7 @@ class Trainer:
                 self.out, self.state.epoch + 1, self.state.batch + 1,
             )  # fmt: skip
         else:
-            _LOGGER.info("%s: all %d epochs are done", self.out, self.config.epochs)
+            _LOGGER.info("%s: %d epochs are done", self.out, self.state.epoch)
 
     def _require_same_run(self, stored: dict[str, Any]) -> None:
         for name, value in self._fingerprint.items():

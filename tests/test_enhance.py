@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import keras
@@ -13,7 +14,7 @@ import soundfile
 from numpy.testing import assert_allclose
 
 from speech import blockconv, enhance
-from speech.audio import peak_normalize
+from speech.audio import peak_normalize, write_audio
 from speech.enhance import Enhancer, blocks, main
 from speech.fcn import FCNConfig, build_fcn
 from speech.weights import load_model, save_model
@@ -115,10 +116,12 @@ def bad_inputs(tmp_path):
         (["good.wav", "-o", "out.wav", "--model", "cut.h5"], r"cut\.h5"),
         (["good.wav", "-o", "out.wav", "--model", "missing.h5"], r"missing\.h5"),
         (["good.wav", "-o", "good.wav"], "overwritten"),
+        (["good.wav", "-o", "out.mp4"], "cannot write '.mp4'"),
+        ([".", "-o", "enhanced"], "inside the input folder"),
     ]
 
 
-@pytest.mark.parametrize("number", range(6))
+@pytest.mark.parametrize("number", range(8))
 def test_bad_input_is_one_line(number, model_path, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     arguments, message = bad_inputs(tmp_path)[number]
@@ -129,6 +132,40 @@ def test_bad_input_is_one_line(number, model_path, tmp_path, capsys, monkeypatch
     assert len(error.splitlines()) == 1
     assert re.search(message, error), error
     assert not Path("out.wav").exists()
+
+
+def test_channels_keep_their_balance(model_path, tmp_path, rng):
+    samples = np.stack([make_speech(rng, 8000), 0.01 * make_speech(rng, 8000)], axis=1)
+    source = write(tmp_path / "in.wav", samples, subtype="FLOAT")
+    arguments = [str(source), "-o", str(tmp_path / "out.wav"), "--model", str(model_path)]
+    assert main([*arguments, "--peak", "1"]) == 0
+    enhanced, _ = soundfile.read(tmp_path / "out.wav")
+    peaks, before = np.abs(enhanced).max(0), np.abs(samples).max(0)
+    assert peaks.max() == pytest.approx(1.0, rel=1e-5)
+    assert peaks[1] / peaks[0] == pytest.approx(before[1] / before[0], rel=1e-4)
+
+
+def test_one_enhancer_in_two_threads(model_path, rng):
+    enhancer = Enhancer(model_path)
+    signals = [make_speech(rng, 20000 + 1000 * n) for n in range(8)]
+    alone = [enhancer(signal) for signal in signals]
+    with ThreadPoolExecutor(2) as pool:
+        for expected, found in zip(alone, pool.map(enhancer, signals), strict=True):
+            assert np.array_equal(expected, found)
+
+
+def test_a_long_vorbis_file_and_an_mp3_are_written(model_path, tmp_path, rng):
+    """libsndfile's encoder crashed on a long signal, and WAV holds no MP3 of its own."""
+    samples = np.tile(make_speech(rng, 16000), 90)
+    source = tmp_path / "in.ogg"
+    write_audio(source, samples, 16000, "VORBIS")
+    assert main([str(source), "-o", str(tmp_path / "o"), "--model", str(model_path)]) == 0
+    assert soundfile.info(tmp_path / "o" / "in.ogg").frames == len(samples)
+    soundfile.write(tmp_path / "in.mp3", samples[:16000], 16000, format="MP3")
+    target = tmp_path / "mp3.wav"
+    arguments = [str(tmp_path / "in.mp3"), "-o", str(target), "--model", str(model_path)]
+    assert main(arguments) == 0
+    assert soundfile.info(target).subtype == "PCM_16"
 
 
 def test_two_inputs_for_one_output_are_refused(model_path, tmp_path, capsys):

@@ -105,6 +105,27 @@ def test_summary_groups_by_noise_and_snr():
     assert math.isnan(table[-1]["stoi_std"])
 
 
+def test_unknown_snrs_are_one_condition():
+    row = {"system": "noisy", "noise": "a", "status": "ok"} | dict.fromkeys(METRICS, 1.0)
+    rows = [row | {"snr_db": float("nan"), "name": str(n)} for n in range(3)]
+    table = scoring.summarize(rows)
+    assert [(group["noise"], group["n"]) for group in table] == [("a", 3), ("all", 3)]
+
+
+def test_systems_are_compared_on_the_same_files():
+    row = {"noise": "a", "snr_db": 0.0, "status": "ok"} | dict.fromkeys(METRICS, 1.0)
+    rows = [row | {"system": s, "name": n} for s in ("noisy", "enhanced") for n in ("x", "y")]
+    rows[3] = rows[3] | {"stoi": math.nan, "pesq_wb": 4.0}
+    for group in scoring.summarize(rows):
+        assert (group["n"], group["unscored"], group["pesq_wb"]) == (1, 1, 1.0)
+
+
+def test_a_recording_too_long_for_pesq_is_not_scored():
+    """The C code would write beyond its tables."""
+    long = np.tile(np.sin(np.arange(16000) / 9), 61)
+    assert "longer than 60 s" in pesq_wb(long, long).status
+
+
 def test_learning_curve_is_a_picture(tmp_path):
     history = [{"epoch": e, "training_loss": 0.1 / e, "validation_loss": 0.12 / e} for e in (1, 2)]
     for name in ("curve.png", "curve.svg"):

@@ -123,5 +123,7 @@ def test_the_cache_stays_within_its_size(timit):
 def test_fingerprint_tells_data_sets_apart(timit, noises):
     utterances, noise = find_speech(timit, "TRAIN"), find_noise(noises, "TRAIN")
     whole = data_fingerprint(MixtureSource(utterances, noise, [0]))
-    assert whole == data_fingerprint(MixtureSource(utterances[::-1], noise, [5]))
+    assert whole == data_fingerprint(MixtureSource(utterances[::-1], noise, [0]))
+    assert whole != data_fingerprint(MixtureSource(utterances, noise, [5]))
+    assert whole != data_fingerprint(MixtureSource(utterances, find_noise(noises, "TEST"), [0]))
     assert whole != data_fingerprint(MixtureSource(utterances[1:], noise, [0]))

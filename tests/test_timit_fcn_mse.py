@@ -15,6 +15,7 @@ import pytest
 import soundfile
 
 import timit_fcn_mse
+from speech import corpus
 from speech.prepare import main as prepare
 from speech.weights import load_model
 
@@ -67,7 +68,8 @@ def test_the_original_layout_and_its_split(timit, noises, tmp_path, capsys):
                tmp_path / "TRAIN" / "clean", "--test-noisy", tmp_path / "TEST" / "noisy",
                "--test-clean", tmp_path / "TEST" / "clean"]  # fmt: skip
     out = tmp_path / "out"
-    arguments = [*map(str, folders), "--out", str(out), *QUICK, "--split", "original"]
+    quick = [word for word in QUICK if word not in ("--snr", "0")]
+    arguments = [*map(str, folders), "--out", str(out), *quick, "--split", "original"]
     assert timit_fcn_mse.main(arguments) == 0
     # 4 utterances x 2 noises; -10 dB is not trained on, but tested
     assert "8 training and 8 validation pairs, 4 test pairs" in capsys.readouterr().out
@@ -75,6 +77,23 @@ def test_the_original_layout_and_its_split(timit, noises, tmp_path, capsys):
     before = (out / "model.h5").read_bytes()
     assert timit_fcn_mse.main([*arguments, "--eval-only"]) == 0
     assert (out / "model.h5").read_bytes() == before
+
+
+def test_the_test_set_follows_its_sources(timit, noises, tmp_path, capsys):
+    """Lost and stale mixtures are made anew, never scored as they are or left out in silence."""
+    out = tmp_path / "out"
+    arguments = ["--timit", str(timit), "--noise", str(noises), "--out", str(out), *QUICK]
+    assert timit_fcn_mse.main(arguments) == 0
+    mixture = next((out / "test" / "noisy" / "birds").rglob("*.wav"))
+    before = mixture.read_bytes()
+    mixture.unlink()
+    assert timit_fcn_mse.main([*arguments, "--eval-only"]) == 0
+    assert mixture.read_bytes() == before
+    soundfile.write(noises / "birds.wav", np.full(20000, 0.1), 16000, subtype="FLOAT")
+    corpus.load_noise.cache_clear()  # as in a new process
+    assert timit_fcn_mse.main([*arguments, "--eval-only"]) == 0
+    assert mixture.read_bytes() != before
+    capsys.readouterr()
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL here")
@@ -104,7 +123,8 @@ def test_a_killed_run_goes_on_and_ends_like_an_unbroken_one(timit, noises, tmp_p
     [
         (["--timit", "missing", "--noise", "missing"], "missing: no such folder"),
         (["--gpu", "first"], "--gpu is 'first'"),
-        (["--epochs", "0"], "epochs is 0"),
+        (["--crop-seconds", "inf"], "crop_seconds is inf"),
+        (["--num-train", "1" + "0" * 20], "num_items is 1"),
         (["--eval-only", "--model", "missing.h5"], r"missing\.h5"),
     ],
 )
@@ -117,7 +137,25 @@ def test_bad_input_is_one_line_and_exit_code_1(arguments, message, tmp_path, cap
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--timit", "x"], ["--train-noisy", "x"], ["--split", "original"], ["--model", "x.h5"]],
+    [
+        ["--timit", "x"],
+        ["--train-noisy", "x"],
+        ["--split", "original"],
+        ["--model", "x.h5"],
+        ["--epochs", "0"],
+        ["--num-test", "-1"],
+        ["--jobs", "0"],
+        ["--snr", "nan"],
+        [
+            *(
+                word
+                for name in ("train-noisy", "train-clean", "test-noisy", "test-clean")
+                for word in (f"--{name}", "x")
+            ),
+            "--snr",
+            "0",
+        ],
+    ],
 )
 def test_half_of_the_options_is_exit_code_2(arguments, capsys):
     with pytest.raises(SystemExit) as stop:

@@ -66,6 +66,20 @@ def test_a_run_that_is_killed_ends_like_an_unbroken_one(make_trainer, tmp_path):
             assert np.array_equal(one, other)
 
 
+def test_a_run_killed_while_it_validates_goes_on(make_trainer):
+    """The checkpoint then stands behind the epoch's last step."""
+    whole = make_trainer("whole").run()
+    broken = make_trainer("broken", checkpoint_seconds=0.0)
+
+    def dying():
+        raise Stop
+
+    broken._validate = dying
+    with pytest.raises(Stop):
+        broken.run()
+    assert without_times(make_trainer("broken").run().history) == without_times(whole.history)
+
+
 def test_the_best_model_is_kept_and_described(make_trainer, tmp_path):
     trainer = make_trainer(meta={"kind": "waveform", "sample_rate_hz": 16000})
     history = trainer.run().history
@@ -108,12 +122,26 @@ def test_a_nan_stops_the_run_and_leaves_the_last_good_model(make_trainer, tmp_pa
     assert all(np.isfinite(w).all() for w in load_model(tmp_path / "run" / "last.h5").get_weights())
 
 
+def test_a_nan_before_any_model_or_in_validation_says_so(make_trainer):
+    trainer = make_trainer("first")
+    trainer._step = lambda batch: float("nan")
+    with pytest.raises(TrainingError, match="no model was written"):
+        trainer.run()
+    trainer = make_trainer("validation")
+    trainer._validate = lambda: float("inf")
+    with pytest.raises(TrainingError, match="validation error became inf in epoch 1"):
+        trainer.run()
+
+
 def test_a_damaged_checkpoint_is_named(make_trainer, tmp_path):
     make_trainer().run()
     path = tmp_path / "run" / "checkpoint.npz"
-    path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(TrainingError, match="not a readable checkpoint.*delete it"):
-        make_trainer().run()
+    whole = path.read_bytes()
+    directory = whole.rindex(b"PK\x01\x02")
+    for damaged in (whole[:1000], b"", whole[: directory + 8] + b"\xff" + whole[directory + 9 :]):
+        path.write_bytes(damaged)
+        with pytest.raises(TrainingError, match="not a readable checkpoint.*delete it"):
+            make_trainer().run()
 
 
 def test_cosine_schedule():
