@@ -24,7 +24,6 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -77,13 +76,13 @@ class Enhancer:
                 f"{path}: trained at {rate_hz} Hz; only {SAMPLE_RATE_HZ} Hz is supported"
             )
         self.engine, self._run = _runner(self.file)
-        self._lock = threading.Lock()
 
-    def __call__(self, signal: np.ndarray) -> np.ndarray:
+    def __call__(self, signal: np.ndarray, threads: int | None = None) -> np.ndarray:
         """Runs the network on a whole signal divided by its maximum.
 
         Args:
             signal: float [num_samples] at 16 kHz.
+            threads: Of the C kernels; default: all cores.
 
         Returns:
             float32 [num_samples], as the network gives it; zeros for silence.
@@ -99,14 +98,18 @@ class Enhancer:
             raise ValueError(f"signal must be [num_samples], received shape {signal.shape}")
         if is_silent(signal):
             return np.zeros(len(signal), np.float32)
-        with self._lock:  # the network's working memory is one
-            output = self._run(peak_normalize(signal).astype(np.float32))
+        output = self._run(peak_normalize(signal).astype(np.float32), threads)
         if not np.isfinite(output).all():
             raise ValueError(f"{self.file.path}: the network's output holds a NaN or an infinity")
         return output
 
     def enhance(
-        self, signal: np.ndarray, *, peak: float | None = None, whole: bool = False
+        self,
+        signal: np.ndarray,
+        *,
+        peak: float | None = None,
+        whole: bool = False,
+        threads: int | None = None,
     ) -> np.ndarray:
         """Enhances one channel of any length, in blocks if it is long (see the module).
 
@@ -114,6 +117,7 @@ class Enhancer:
             signal: float [num_samples] at 16 kHz.
             peak: max |x| of the result; None for that of ``signal``.
             whole: Never cut into blocks, whatever the memory.
+            threads: Of the C kernels; default: all cores.
 
         Returns:
             float32 [num_samples].
@@ -121,13 +125,13 @@ class Enhancer:
         from speech.audio import SAMPLE_RATE_HZ
 
         if whole or len(signal) <= WHOLE_SECONDS * SAMPLE_RATE_HZ:
-            output = self(signal)
+            output = self(signal, threads)
         else:
-            output = self._in_blocks(signal)
+            output = self._in_blocks(signal, threads)
         target = _peak_of(signal) if peak is None else peak
         return output * _gain(target, _peak_of(output))
 
-    def _in_blocks(self, signal: np.ndarray) -> np.ndarray:
+    def _in_blocks(self, signal: np.ndarray, threads: int | None) -> np.ndarray:
         import numpy as np
 
         from speech.audio import SAMPLE_RATE_HZ
@@ -137,7 +141,7 @@ class Enhancer:
         output = np.zeros(len(signal), np.float32)
         for start, stop in blocks(len(signal), round(BLOCK_SECONDS * SAMPLE_RATE_HZ), fade):
             noisy = signal[start:stop]
-            part = self(noisy)
+            part = self(noisy, threads)
             energy = float(np.dot(part, part))
             if energy:
                 part = part * np.float32(max(float(np.dot(noisy, part)), 0.0) / energy)
@@ -174,8 +178,8 @@ def _is_waveform(file: ModelFile) -> bool:
     return first.ndim == 3 and first.shape[1] == 1 and last.ndim == 3 and last.shape[2] == 1
 
 
-def _runner(file: ModelFile) -> tuple[str, Callable[[np.ndarray], np.ndarray]]:
-    """Returns what runs a network on float32 [num_samples], and its name."""
+def _runner(file: ModelFile) -> tuple[str, Callable[[np.ndarray, int | None], np.ndarray]]:
+    """Returns what runs a network on float32 [num_samples] with some threads, and its name."""
     from speech import blockconv
     from speech.inference import InferenceNetwork
     from speech.network import blocks_from_layers, parameters_of
@@ -183,11 +187,11 @@ def _runner(file: ModelFile) -> tuple[str, Callable[[np.ndarray], np.ndarray]]:
     found = blocks_from_layers([(layer.class_name, layer.config) for layer in file.layers])
     if found is not None and blockconv.is_available():
         network = InferenceNetwork(found[0], parameters_of(file.layers), tanh=found[1])
-        return "c", lambda signal: network(signal)[:, 0]
+        return "c", lambda signal, threads: network(signal, threads)[:, 0]
     return "keras", _keras_runner(file)
 
 
-def _keras_runner(file: ModelFile) -> Callable[[np.ndarray], np.ndarray]:
+def _keras_runner(file: ModelFile) -> Callable[[np.ndarray, int | None], np.ndarray]:
     import numpy as np
 
     from speech.device import quiet_start
@@ -211,7 +215,7 @@ def _keras_runner(file: ModelFile) -> Callable[[np.ndarray], np.ndarray]:
         def call(x):
             return model(x, training=False)
 
-    def run(signal: np.ndarray) -> np.ndarray:
+    def run(signal: np.ndarray, threads: int | None) -> np.ndarray:
         return np.array(keras.ops.convert_to_numpy(call(signal[None, :, None]))[0, :, 0])
 
     return run
@@ -244,6 +248,7 @@ def enhance_file(
     *,
     peak: float | None = None,
     whole: bool = False,
+    threads: int | None = None,
 ) -> dict[str, Any]:
     """Enhances one file into another of the same rate, channels, length and sample format.
 
@@ -267,7 +272,9 @@ def enhance_file(
         if not len(at_16k):
             raise ValueError(f"{source}: too short, nothing is left at {SAMPLE_RATE_HZ} Hz")
         enhanced = resample(
-            enhancer.enhance(at_16k, whole=whole), SAMPLE_RATE_HZ, audio.source_rate_hz
+            enhancer.enhance(at_16k, whole=whole, threads=threads),
+            SAMPLE_RATE_HZ,
+            audio.source_rate_hz,
         )
         enhanced = _fit(enhanced, len(samples))
         # Resampling moves the peak a little: set it on the samples that are written.
@@ -294,16 +301,35 @@ def enhance_all(
     whole: bool = False,
     strict: bool = False,
 ) -> Report:
-    """Enhances (source, target) pairs; a source that fails is skipped, or raised if ``strict``."""
-    report = Report()
-    started = time.perf_counter()
-    for source, target in cli.progress(jobs, total=len(jobs), label="enhancing"):
+    """Enhances (source, target) pairs; a source that fails is skipped, or raised if ``strict``.
+
+    One file has all cores to itself; several are enhanced side by side, a core each, which saves
+    the waiting for each other and lets reading and resampling run beside the network.
+    """
+    from concurrent.futures import ThreadPoolExecutor
+
+    from speech.blockconv import default_threads
+
+    num_workers = min(default_threads(), len(jobs)) if enhancer.engine == "c" else 1
+    threads = 1 if num_workers > 1 else None
+
+    def work(job: tuple[Path, Path]) -> dict[str, Any] | str:
         try:
-            report.files.append(enhance_file(enhancer, source, target, peak=peak, whole=whole))
+            return enhance_file(enhancer, *job, peak=peak, whole=whole, threads=threads)
         except ValueError as error:
             if strict:
                 raise
-            report.skipped.append((str(source), cli.one_line(error)))
+            return cli.one_line(error)
+
+    report = Report()
+    started = time.perf_counter()
+    with ThreadPoolExecutor(max(num_workers, 1)) as pool:
+        results = cli.progress(pool.map(work, jobs), total=len(jobs), label="enhancing")
+        for (source, _), result in zip(jobs, results, strict=True):
+            if isinstance(result, str):
+                report.skipped.append((str(source), result))
+            else:
+                report.files.append(result)
     report.seconds = time.perf_counter() - started
     return report
 

@@ -9,6 +9,8 @@ itself, so kernels that pruning has set to zero are skipped. Nothing is compiled
 from __future__ import annotations
 
 import ctypes
+import math
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -60,7 +62,7 @@ class _Layer:
         index: int32 [pairs], input channels.
         first: int32 [out + 1], where an output channel's pairs begin.
         in_channels: Number of input channels.
-        bias: float32 [out] or None.
+        bias: float32 [out]; None for none, or if a normalisation follows.
         gamma: float64 [out] or None; likewise beta.
     """
 
@@ -94,7 +96,10 @@ class _Layer:
             in_index.astype(np.int32),
             np.concatenate([[0], np.cumsum(counts)]).astype(np.int32),
             kernel.shape[1],
-            np.ascontiguousarray(group[1], np.float32) if block.use_bias else None,
+            # A normalisation takes the mean away, and the bias with it.
+            np.ascontiguousarray(group[1], np.float32)
+            if block.use_bias and not block.normalized
+            else None,
             np.asarray(group[-2], np.float64) if block.normalized else None,
             np.asarray(group[-1], np.float64) if block.normalized else None,
         )
@@ -129,13 +134,14 @@ class InferenceNetwork:
         self._layers = [
             _Layer.of(block, group, self.size) for block, group in zip(blocks, groups, strict=True)
         ]
-        self._memory = _aligned(0)
+        self._memory = threading.local()
 
-    def __call__(self, signal: np.ndarray) -> np.ndarray:
-        """Runs the network.
+    def __call__(self, signal: np.ndarray, threads: int | None = None) -> np.ndarray:
+        """Runs the network. Several Python threads may do so at the same time.
 
         Args:
             signal: float32 [time, in] or [time] for one channel.
+            threads: Default: those of the network.
 
         Returns:
             float32 [time, out].
@@ -150,18 +156,23 @@ class InferenceNetwork:
         if not num_samples:
             return np.zeros((0, self._layers[-1].out_channels), np.float32)
         frame = _Frame(num_samples, self.size, self.hop, self.width)
-        most = max(max(layer.in_channels, layer.out_channels) for layer in self._layers)
-        values = self._buffer(frame.num_chunks * most * self.hop * 2 * self.width).reshape(
-            frame.num_chunks, most, self.hop, 2, self.width
-        )
+        channels = [self._layers[0].in_channels, *(layer.out_channels for layer in self._layers)]
+        values = self._buffer("values", frame.num_chunks, max(channels), self.hop, 2, self.width)
         frame.split(signal, values)
-        edges = np.stack([values[:, : signal.shape[1], :, 0, 0],
-                          values[:, : signal.shape[1], :, 1, -1]], axis=-1)  # fmt: skip
+        edges = self._buffer("edges0", frame.num_chunks, channels[0], self.hop, 2)
+        edges[..., 0] = values[:, : channels[0], :, 0, 0]
+        edges[..., 1] = values[:, : channels[0], :, 1, -1]
         activation: _Activation | None = None
-        for layer in self._layers:
-            edges, sums = self._convolve(layer, frame, values, edges, activation)
-            activation = _activation(layer, frame, sums)
-        output = frame.join(values[:, : layer.out_channels])
+        for index, layer in enumerate(self._layers):
+            # The two lots of edges take turns.
+            new_edges = self._buffer(
+                f"edges{(index + 1) % 2}", frame.num_chunks, layer.out_channels, self.hop, 2
+            )
+            sums = self._convolve(
+                layer, frame, values, edges, new_edges, activation, threads or self.threads
+            )
+            activation, edges = _activation(layer, frame, sums), new_edges
+        output = frame.join(values[:, : channels[-1]])
         return np.tanh(output, out=output) if self.tanh else output
 
     def _convolve(
@@ -170,11 +181,11 @@ class InferenceNetwork:
         frame: _Frame,
         values: np.ndarray,
         edges: np.ndarray,
+        new_edges: np.ndarray,
         activation: _Activation | None,
-    ) -> tuple[np.ndarray, np.ndarray | None]:
-        """Runs one layer in place; returns its edges and, if it is normalised, its moments."""
-        edges = np.ascontiguousarray(edges)
-        new_edges = np.empty((frame.num_chunks, layer.out_channels, self.hop, 2), np.float32)
+        threads: int,
+    ) -> np.ndarray | None:
+        """Runs one layer in place; returns its moments if it is normalised."""
         source = _LaneSource(edges=edges.ctypes.data, channels=layer.in_channels)
         if activation is not None:
             scale, shift, slope = activation
@@ -196,17 +207,19 @@ class InferenceNetwork:
             ctypes.byref(plan), ctypes.c_void_p(values.ctypes.data), values.shape[1],
             ctypes.byref(source), ctypes.byref(spectra), self.hop, layer.pad, ctypes.byref(sink),
             ctypes.c_int64(frame.num_chunks), masks, valid,
-            ctypes.c_void_p(frame.counts.ctypes.data), self.threads,
+            ctypes.c_void_p(frame.counts.ctypes.data), threads,
         )  # fmt: skip
         if failed:
             raise MemoryError("the convolution could not get its working memory")
-        return new_edges, sums
+        return sums
 
-    def _buffer(self, num_floats: int) -> np.ndarray:
-        """Returns memory that is kept between calls: fresh pages cost as much as a layer."""
-        if self._memory.size < num_floats:
-            self._memory = _aligned(num_floats)
-        return self._memory[:num_floats]
+    def _buffer(self, name: str, *shape: int) -> np.ndarray:
+        """Returns memory of this thread that is kept: fresh pages cost as much as a layer."""
+        kept = self._memory.__dict__
+        num_floats = math.prod(shape)
+        if name not in kept or kept[name].size < num_floats:
+            kept[name] = _aligned(num_floats)
+        return kept[name][:num_floats].reshape(shape)
 
 
 class _Frame:

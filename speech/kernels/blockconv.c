@@ -61,8 +61,7 @@ INLINE vec read_vector(const source *x, const float *values, const float *inputs
     vec v = load(values + s);
     if (x->mode == READ_PLAIN) return v;
     if (x->mode == READ_ACTIVATION) {
-        vec a = v * load(x->scale + s) + load(x->shift + s);
-        return select_positive(a, a, a * x->slope);
+        return leaky(v * load(x->scale + s) + load(x->shift + s), x->slope);
     }
     vec y = load(inputs + s);
     vec a = y * load(x->scale + s) + load(x->shift + s);

@@ -15,8 +15,7 @@
  */
 #include "transform.h"
 
-#define WIDE 16
-#define VECTORS (WIDE / LANES)
+#define WIDE LANES
 #define ROW (2 * WIDE)
 
 typedef struct {
@@ -60,30 +59,28 @@ typedef struct {
     float scale, shift, slope;
 } window;
 
-/* Returns vector k of row n of the windows, which is the time n - pad of every lane's block. */
-INLINE complex_vec read_row(const window *x, int n, int k, const int activate) {
+/* Returns row n of the windows, which is the time n - pad of every lane's block. */
+INLINE complex_vec read_row(const window *x, int n, const int activate) {
     const int time = n - x->pad;
     complex_vec v;
     if (time < 0) { /* in the block before: the other part, for the real one a lane down */
         const float *row = x->own + (int64_t)(time + x->hop) * ROW;
-        v = (complex_vec){load(row + WIDE + k * LANES - 1), load(row + k * LANES)};
-        if (k == 0) v.re[0] = x->before ? x->before[2 * (time + x->hop) + 1] : 0;
+        v = (complex_vec){load(row + WIDE - 1), load(row)};
+        v.re[0] = x->before ? x->before[2 * (time + x->hop) + 1] : 0;
     } else if (time < x->hop) {
         const float *row = x->own + (int64_t)time * ROW;
-        v = take(row + k * LANES, WIDE);
+        v = take(row, WIDE);
     } else { /* in the block after: the other part, for the imaginary one a lane up */
         const float *row = x->own + (int64_t)(time - x->hop) * ROW;
-        v = (complex_vec){load(row + WIDE + k * LANES), load(row + k * LANES + 1)};
-        if (k == VECTORS - 1) v.im[LANES - 1] = x->after ? x->after[2 * (time - x->hop)] : 0;
+        v = (complex_vec){load(row + WIDE), load(row + 1)};
+        v.im[WIDE - 1] = x->after ? x->after[2 * (time - x->hop)] : 0;
     }
     if (activate) {
-        v.re = v.re * x->scale + x->shift;
-        v.im = v.im * x->scale + x->shift;
-        v.re = select_positive(v.re, v.re, v.re * x->slope);
-        v.im = select_positive(v.im, v.im, v.im * x->slope);
+        v.re = leaky(v.re * x->scale + x->shift, x->slope);
+        v.im = leaky(v.im * x->scale + x->shift, x->slope);
     }
     if (x->mask) {
-        const float *mask = x->mask + (size_t)n * ROW + k * LANES;
+        const float *mask = x->mask + (size_t)n * ROW;
         v.re *= load(mask);
         v.im *= load(mask + WIDE);
     }
@@ -93,13 +90,12 @@ INLINE complex_vec read_row(const window *x, int n, int k, const int activate) {
 /* Reads the windows and does the first stage of their transform. */
 INLINE void read_stage(const plan *p, const window *x, float *z, const int activate) {
     const int S = WIDE, q = p->size / 4;
-    for (int n = 0; n < q; n++)
-        for (int k = 0; k < VECTORS; k++) {
-            complex_vec v[4];
-            for (int r = 0; r < 4; r++) v[r] = read_row(x, n + r * q, k, activate);
-            forward_four(v, p->twiddle + 6 * n, n);
-            for (int r = 0; r < 4; r++) put(RE(n + r * q) + k * LANES, S, v[r]);
-        }
+    for (int n = 0; n < q; n++) {
+        complex_vec v[4];
+        for (int r = 0; r < 4; r++) v[r] = read_row(x, n + r * q, activate);
+        forward_four(v, p->twiddle + 6 * n, n);
+        for (int r = 0; r < 4; r++) put(RE(n + r * q), S, v[r]);
+    }
 }
 
 static void read_chunk(const plan *p, const lane_source *x, const float *own, int64_t chunk,
@@ -133,28 +129,29 @@ static void write_chunk(const plan *p, const lane_sink *y, float *out, int64_t c
     const float bias = y->bias ? y->bias[channel] : 0;
     vec sum = {}, squares = {}, around = {};
     inverse_rows(p, z, WIDE, 0);
-    for (int n = 0; n < q; n++)
-        for (int k = 0; k < VECTORS; k++) {
-            complex_vec v[4];
-            for (int r = 0; r < 4; r++) v[r] = take(RE(n + r * q) + k * LANES, S);
-            inverse_four(v, p->twiddle + 6 * n, n);
-            if (n == 0 && k == 0) around = (vec){} + (total(v[0].re) / LANES + bias);
-            for (int r = 0; r < 4; r++) {
-                const int row = n + r * q;
-                if (row >= hop) continue;
-                const complex_vec w = {v[r].re + bias, v[r].im + bias};
-                put(out + (size_t)row * ROW + k * LANES, WIDE, w);
-                if (k == 0) edges[2 * row] = w.re[0];
-                if (k == VECTORS - 1) edges[2 * row + 1] = w.im[LANES - 1];
-                vec a = w.re - around, b = w.im - around;
-                if (valid) {
-                    const float *inside = valid + (size_t)row * ROW + k * LANES;
-                    a *= load(inside), b *= load(inside + WIDE);
-                }
-                sum += a + b;
-                squares += a * a + b * b;
+    for (int n = 0; n < q; n++) {
+        complex_vec v[4];
+        for (int r = 0; r < 4; r++) v[r] = take(RE(n + r * q), S);
+        inverse_four(v, p->twiddle + 6 * n, n);
+        if (n == 0) around = (vec){} + (total(v[0].re) / LANES + bias);
+        for (int r = 0; r < 4; r++) {
+            const int row = n + r * q;
+            if (row >= hop) continue;
+            const complex_vec w = {v[r].re + bias, v[r].im + bias};
+            put(out + (size_t)row * ROW, WIDE, w);
+            vec a = w.re - around, b = w.im - around;
+            if (valid) {
+                const float *inside = valid + (size_t)row * ROW;
+                a *= load(inside), b *= load(inside + WIDE);
             }
+            sum += a + b;
+            squares += a * a + b * b;
         }
+    }
+    for (int row = 0; row < hop; row++) {
+        edges[2 * row] = out[(size_t)row * ROW];
+        edges[2 * row + 1] = out[(size_t)row * ROW + ROW - 1];
+    }
     if (!y->sums) return;
     const float off = total(sum);
     y->sums[place * 2] = off + around[0] * count;
@@ -163,42 +160,36 @@ static void write_chunk(const plan *p, const lane_sink *y, float *out, int64_t c
 
 /* --------------------------------------------------------------------------- matrix products */
 
-/* One frequency of all lanes: Y[out] = sum over its inputs of X[in] w, complex. */
-INLINE void multiply(const float *X, const float *weights, const lane_spectra *w, int outputs,
-                     float *Y, size_t slot, const int conjugate) {
+/* Frequencies f and N - f of all lanes, which share their weights but for the conjugate:
+ * Y[out] = sum over its inputs of X[in] w and of Z[in] conj(w). Without `both`, f alone. */
+INLINE void multiply(const float *X, const float *Z, const float *weights, const lane_spectra *w,
+                     int outputs, float *Y, float *V, size_t slot, const int both) {
     for (int o = 0; o < outputs; o++) {
         /* Two sums of each kind, for the multiply-adds not to wait for each other. */
-        vec re[2][VECTORS] = {}, im[2][VECTORS] = {};
+        complex_vec y[2] = {}, v[2] = {};
         const int last = w->first[o + 1];
-        int k = w->first[o];
-#define STEP(j)                                                           \
-    {                                                                     \
-        const float *x = X + (size_t)w->index[k + j] * ROW;               \
-        const float wr = weights[2 * (k + j)], wi = weights[2 * (k + j) + 1]; \
-        for (int v = 0; v < VECTORS; v++) {                               \
-            const vec xr = load(x + v * LANES), xi = load(x + WIDE + v * LANES); \
-            re[j][v] += xr * wr;                                          \
-            im[j][v] += xi * wr;                                          \
-            if (conjugate) {                                              \
-                re[j][v] += xi * wi;                                      \
-                im[j][v] -= xr * wi;                                      \
-            } else {                                                      \
-                re[j][v] -= xi * wi;                                      \
-                im[j][v] += xr * wi;                                      \
-            }                                                             \
-        }                                                                 \
+#define STEP(j)                                                                     \
+    {                                                                               \
+        const size_t at = (size_t)w->index[k + j] * ROW;                            \
+        const float re = weights[2 * (k + j)], im = weights[2 * (k + j) + 1];       \
+        const complex_vec x = take(X + at, WIDE);                                   \
+        y[j].re = y[j].re + x.re * re - x.im * im;                                  \
+        y[j].im = y[j].im + x.im * re + x.re * im;                                  \
+        if (both) {                                                                 \
+            const complex_vec z = take(Z + at, WIDE);                               \
+            v[j].re = v[j].re + z.re * re + z.im * im;                              \
+            v[j].im = v[j].im + z.im * re - z.re * im;                              \
+        }                                                                           \
     }
+        int k = w->first[o];
         for (; k + 2 <= last; k += 2) {
             STEP(0)
             STEP(1)
         }
         if (k < last) STEP(0)
 #undef STEP
-        float *y = Y + o * slot;
-        for (int v = 0; v < VECTORS; v++) {
-            store(y + v * LANES, re[0][v] + re[1][v]);
-            store(y + WIDE + v * LANES, im[0][v] + im[1][v]);
-        }
+        put(Y + o * slot, WIDE, plus(y[0], y[1]));
+        if (both) put(V + o * slot, WIDE, plus(v[0], v[1]));
     }
 }
 
@@ -218,26 +209,27 @@ int convolve_lanes(const plan *p, float *values, int most, const lane_source *x,
 #pragma omp parallel for num_threads(threads) schedule(dynamic, 1) reduction(| : failed)
     for (int64_t chunk = 0; chunk < chunks; chunk++) {
         float *own = values + chunk * most * hop * ROW;
-        float *Z = scratch(slot * (I > O ? I : O) + (size_t)I * ROW);
+        float *Z = scratch(slot * (I > O ? I : O) + 2 * (size_t)I * ROW);
         if (!Z) {
             failed |= 1;
             continue;
         }
-        float *X = Z + slot * (I > O ? I : O); /* one frequency of all inputs, which its outputs overwrite */
+        /* One frequency, and its mirror, of all inputs, which their outputs overwrite. */
+        float *X = Z + slot * (I > O ? I : O), *mirror = X + (size_t)I * ROW;
         for (int i = 0; i < I; i++)
             read_chunk(p, x, own + (int64_t)i * hop * ROW, chunk, chunks, i, hop, pad,
                        masks[chunk], Z + i * slot);
         for (int f = 0; f <= N / 2; f++) {
             const float *weights = w->weights + (size_t)f * w->pairs * 2;
-            const int mirrored = f != 0 && 2 * f != N;
-            for (int side = 0; side <= mirrored; side++) {
-                float *at = Z + (size_t)p->position[side ? N - f : f] * ROW;
-                for (int i = 0; i < I; i++) memcpy(X + i * ROW, at + i * slot, ROW * 4);
-                if (side)
-                    multiply(X, weights, w, O, at, slot, 1);
-                else
-                    multiply(X, weights, w, O, at, slot, 0);
+            float *at = Z + (size_t)p->position[f] * ROW;
+            float *to = Z + (size_t)p->position[(N - f) % N] * ROW;
+            for (int i = 0; i < I; i++) memcpy(X + i * ROW, at + i * slot, ROW * 4);
+            if (at == to) {
+                multiply(X, NULL, weights, w, O, at, NULL, slot, 0);
+                continue;
             }
+            for (int i = 0; i < I; i++) memcpy(mirror + i * ROW, to + i * slot, ROW * 4);
+            multiply(X, mirror, weights, w, O, at, to, slot, 1);
         }
         for (int o = 0; o < O; o++)
             write_chunk(p, y, own + (int64_t)o * hop * ROW, chunk, o, hop, valid[chunk],

@@ -35,6 +35,7 @@ INLINE vec select_positive(vec z, vec yes, vec no) {
     mask m = z > (vec){};
     return (vec)((m & (mask)yes) | (~m & (mask)no));
 }
+INLINE vec leaky(vec a, float slope) { return select_positive(a, a, a * slope); }
 
 /* ---------------------------------------------------------------- transforms, rows of S floats
  *
