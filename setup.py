@@ -41,7 +41,10 @@ setup(
         "pesq>=0.0.4",
         "pystoi>=0.4.1",
     ],
-    extras_require={"test": ["pytest>=8.3", "ruff>=0.9"]},
+    extras_require={
+        "test": ["pytest>=8.3", "ruff>=0.9"],
+        "bench": ["torch>=2.5", "onnx>=1.17", "onnxruntime>=1.20", "ai-edge-litert>=1.2"],
+    },
     entry_points={
         "console_scripts": [
             "timit-fcn-mse=timit_fcn_mse:main",
