@@ -156,7 +156,7 @@ class Enhancer:
 def blocks(num_samples: int, size: int, overlap: int) -> Iterator[tuple[int, int]]:
     """Yields (start, stop) of blocks that overlap and cover a signal.
 
-    The last one is as long as the others, or longer, never a short rest.
+    What is left for the last two is halved between them, so that none is a short rest.
     """
     hop = size - overlap
     start = 0
