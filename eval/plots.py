@@ -24,14 +24,11 @@ def learning_curve(history: Sequence[dict[str, Any]], path: Path, title: str = "
     axes = figure.subplots()
     epochs = [row["epoch"] for row in history]
     marker = "o" if len(epochs) < 40 else None
-    for key, label in (("training_loss", "training"), ("validation_loss", "validation")):
-        axes.plot(epochs, [row[key] for row in history], marker=marker, markersize=3, label=label)
     best = min(history, key=lambda row: row["validation_loss"])
+    lowest = f"validation (best {best['validation_loss']:.5f} in epoch {best['epoch']})"
+    for key, label in (("training_loss", "training"), ("validation_loss", lowest)):
+        axes.plot(epochs, [row[key] for row in history], marker=marker, markersize=3, label=label)
     axes.axvline(best["epoch"], color="0.6", linestyle=":", linewidth=1)
-    axes.annotate(
-        f"best {best['validation_loss']:.5f}", (best["epoch"], best["validation_loss"]),
-        xytext=(4, 8), textcoords="offset points", fontsize=8,
-    )  # fmt: skip
     axes.set_yscale("log")
     axes.set_xlabel("epoch")
     axes.set_ylabel("mean squared error")

@@ -88,7 +88,7 @@ def summarize(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     Returns:
         One dict a group: system, noise, snr_db ('all' in the overall groups), n, unscored, and
         for each metric its mean and standard deviation over the files that have a score.
-        Sorted by noise and SNR, the overall groups last.
+        Sorted by noise and SNR; then each noise, each SNR and all of them overall.
     """
     # One NaN for all: two of them, as they come back from other processes, are two conditions.
     rows = [row | {"snr_db": math.nan} if math.isnan(row["snr_db"]) else row for row in rows]
@@ -97,7 +97,9 @@ def summarize(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     systems = list(dict.fromkeys(row["system"] for row in rows))
     conditions = sorted({(row["noise"], row["snr_db"]) for row in rows}, key=_condition_order)
     snrs_db = sorted({snr_db for _, snr_db in conditions}, key=lambda v: _condition_order(("", v)))
+    noises = sorted({noise for noise, _ in conditions})
     groups = [*conditions]
+    groups += [(noise, OVERALL) for noise in noises] if len(snrs_db) > 1 < len(noises) else []
     groups += [(OVERALL, snr_db) for snr_db in snrs_db] if len(snrs_db) > 1 else []
     groups += [(OVERALL, OVERALL)]
     table = []

@@ -99,6 +99,7 @@ def test_summary_groups_by_noise_and_snr():
     keys = [(g["noise"], g["snr_db"], g["system"]) for g in table]
     assert keys[0] == ("a", 10.0, "noisy")
     assert ("all", 5.0, "enhanced") in keys
+    assert ("a", "all", "noisy") in keys
     assert keys[-2:] == [("all", "all", "noisy"), ("all", "all", "enhanced")]
     assert table[-2]["stoi"] == 3.0
     assert table[-2]["stoi_std"] == pytest.approx(np.std([1, 2, 6], ddof=1))
