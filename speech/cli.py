@@ -25,6 +25,9 @@ def run(command: Callable[[], int]) -> int:
     """
     try:
         return command()
+    except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except EXPECTED_ERRORS as error:
         if os.environ.get("SPEECH_TRACEBACK"):
             raise

@@ -1,0 +1,54 @@
+"""What every command shares: expected errors are one line, a closed pipe is none at all."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from speech import cli
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (ValueError("two\nlines"), "error: two lines"),
+        (OSError(28, "No space left on device", "x.wav"), "error: x.wav: No space left on device"),
+        (MemoryError(), "error: not enough memory"),
+        (KeyboardInterrupt(), "error: interrupted"),
+    ],
+)
+def test_expected_errors_are_one_line(error, message, capsys):
+    def command():
+        raise error
+
+    assert cli.run(command) == 1
+    assert capsys.readouterr().err.strip() == message
+
+
+def test_our_own_mistakes_keep_their_traceback():
+    def command():
+        raise TypeError("a bug")
+
+    with pytest.raises(TypeError):
+        cli.run(command)
+
+
+def test_a_reader_that_has_seen_enough_is_no_error():
+    code = (
+        "import sys; from speech import cli\n"
+        "def command():\n"
+        "    for _ in range(100000): print('x' * 100)\n"
+        "    return 0\n"
+        "sys.exit(cli.run(command))"
+    )
+    writer = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    writer.stdout.readline()
+    writer.stdout.close()
+    assert writer.stderr.read() == b""
+    assert writer.wait() == 0
+    writer.stderr.close()
