@@ -30,7 +30,6 @@ typedef struct {
 INLINE int padded(int channels) { return (channels + LANES - 1) / LANES * LANES; }
 INLINE vec load(const float *p) { return *(const uvec *)p; }
 INLINE void store(float *p, vec v) { *(uvec *)p = v; }
-INLINE vec splat(float s) { return (vec){} + s; }
 INLINE vec select_positive(vec z, vec yes, vec no) {
     mask m = z > (vec){};
     return (vec)((m & (mask)yes) | (~m & (mask)no));
@@ -44,7 +43,6 @@ INLINE vec leaky(vec a, float slope) { return select_positive(a, a, a * slope); 
  * twiddles are w^k, w^2k and w^3k for each k < m/4; k = 0 needs none. */
 
 #define RE(n) (z + (size_t)(n) * 2 * S)
-#define IM(n) (z + (size_t)(n) * 2 * S + S)
 #define ROOT_HALF 0.70710678118654752440f
 
 typedef struct {
@@ -92,25 +90,18 @@ INLINE void inverse_four(complex_vec x[4], const float *t, const int k) {
     four_points(x, 0);
 }
 
-INLINE void forward_stage(float *z, const int S, int size, int m, const float *twiddle) {
+INLINE void stage(float *z, const int S, int size, int m, const float *twiddle,
+                  const int forward) {
     const int q = m / 4;
     for (int j = 0; j < size; j += m)
         for (int k = 0; k < q; k++)
             for (int s = 0; s < S; s += LANES) {
                 complex_vec x[4];
                 for (int r = 0; r < 4; r++) x[r] = take(RE(j + k + r * q) + s, S);
-                forward_four(x, twiddle + 6 * k, k);
-                for (int r = 0; r < 4; r++) put(RE(j + k + r * q) + s, S, x[r]);
-            }
-}
-INLINE void inverse_stage(float *z, const int S, int size, int m, const float *twiddle) {
-    const int q = m / 4;
-    for (int j = 0; j < size; j += m)
-        for (int k = 0; k < q; k++)
-            for (int s = 0; s < S; s += LANES) {
-                complex_vec x[4];
-                for (int r = 0; r < 4; r++) x[r] = take(RE(j + k + r * q) + s, S);
-                inverse_four(x, twiddle + 6 * k, k);
+                if (forward)
+                    forward_four(x, twiddle + 6 * k, k);
+                else
+                    inverse_four(x, twiddle + 6 * k, k);
                 for (int r = 0; r < 4; r++) put(RE(j + k + r * q) + s, S, x[r]);
             }
 }
@@ -168,7 +159,7 @@ INLINE void inverse_leaf(float *z, const int S, int size, const int leaf) {
 INLINE void forward_rows(const plan *p, float *z, const int S, const int whole) {
     const float *twiddle = p->twiddle;
     for (int m = p->size; m > p->leaf; m /= 4) {
-        if (whole || m < p->size) forward_stage(z, S, p->size, m, twiddle);
+        if (whole || m < p->size) stage(z, S, p->size, m, twiddle, 1);
         twiddle += 6 * (m / 4);
     }
     if (p->leaf == 8)
@@ -185,7 +176,7 @@ INLINE void inverse_rows(const plan *p, float *z, const int S, const int whole) 
     for (int m = p->size; m > p->leaf; m /= 4) twiddle += 6 * (m / 4);
     for (int m = 4 * p->leaf; m <= p->size; m *= 4) {
         twiddle -= 6 * (m / 4);
-        if (whole || m < p->size) inverse_stage(z, S, p->size, m, twiddle);
+        if (whole || m < p->size) stage(z, S, p->size, m, twiddle, 0);
     }
 }
 
