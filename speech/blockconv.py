@@ -112,7 +112,7 @@ def library() -> ctypes.CDLL | None:
         except (OSError, subprocess.CalledProcessError) as error:
             reason = getattr(error, "stderr", None) or str(error)
             continue
-        for name in ("kernel_spectra", "convolve", "filter_gradient", "convolve_lanes"):
+        for name in ("kernel_spectra", "convolve", "filter_gradient", "run_lanes"):
             getattr(library, name).restype = ctypes.c_int
         return library
     _LOGGER.info(

@@ -9,6 +9,7 @@ itself, so kernels that pruning has set to zero are skipped. Nothing is compiled
 from __future__ import annotations
 
 import ctypes
+import functools
 import math
 import threading
 from collections.abc import Sequence
@@ -18,19 +19,6 @@ import numpy as np
 
 from speech import blockconv
 from speech.network import ConvBlock, split_parameters
-
-#: scale and shift, float32 [channels], and slope: leaky(scale x + shift)
-_Activation = tuple[np.ndarray, np.ndarray, float]
-
-
-class _LaneSource(ctypes.Structure):
-    _fields_ = [
-        ("edges", ctypes.c_void_p),
-        ("channels", ctypes.c_int),
-        ("slope", ctypes.c_float),
-        ("scale", ctypes.c_void_p),
-        ("shift", ctypes.c_void_p),
-    ]
 
 
 class _LaneSpectra(ctypes.Structure):
@@ -42,11 +30,19 @@ class _LaneSpectra(ctypes.Structure):
     ]
 
 
-class _LaneSink(ctypes.Structure):
+class _LaneLayer(ctypes.Structure):
     _fields_ = [
-        ("edges", ctypes.c_void_p),
-        ("channels", ctypes.c_int),
+        ("spectra", _LaneSpectra),
+        ("in_channels", ctypes.c_int),
+        ("out_channels", ctypes.c_int),
+        ("pad", ctypes.c_int),
         ("bias", ctypes.c_void_p),
+        ("gamma", ctypes.c_void_p),
+        ("beta", ctypes.c_void_p),
+        ("epsilon", ctypes.c_double),
+        ("slope", ctypes.c_float),
+        ("masks", ctypes.c_void_p),
+        ("valid", ctypes.c_void_p),
         ("sums", ctypes.c_void_p),
     ]
 
@@ -81,6 +77,19 @@ class _Layer:
         """Number of filters."""
         return len(self.first) - 1
 
+    def fill(self, record: _LaneLayer) -> None:
+        """Writes what does not depend on the signal into ``record``."""
+        record.spectra = _LaneSpectra(
+            self.weights.ctypes.data, self.index.ctypes.data, self.first.ctypes.data,
+            len(self.index),
+        )  # fmt: skip
+        for name in ("bias", "gamma", "beta"):
+            array = getattr(self, name)
+            setattr(record, name, None if array is None else array.ctypes.data)
+        record.pad = self.pad
+        record.in_channels, record.out_channels = self.in_channels, self.out_channels
+        record.epsilon, record.slope = self.block.epsilon, self.block.slope
+
     @classmethod
     def of(cls, block: ConvBlock, group: Sequence[np.ndarray], size: int) -> _Layer:
         """Transforms the kernels of one layer, those that are not zero."""
@@ -100,8 +109,8 @@ class _Layer:
             np.ascontiguousarray(group[1], np.float32)
             if block.use_bias and not block.normalized
             else None,
-            np.asarray(group[-2], np.float64) if block.normalized else None,
-            np.asarray(group[-1], np.float64) if block.normalized else None,
+            np.ascontiguousarray(group[-2], np.float64) if block.normalized else None,
+            np.ascontiguousarray(group[-1], np.float64) if block.normalized else None,
         )
 
 
@@ -155,63 +164,43 @@ class InferenceNetwork:
         num_samples = len(signal)
         if not num_samples:
             return np.zeros((0, self._layers[-1].out_channels), np.float32)
-        frame = _Frame(num_samples, self.size, self.hop, self.width)
+        frame = _frame(num_samples, self.size, self.hop, self.width)
         channels = [self._layers[0].in_channels, *(layer.out_channels for layer in self._layers)]
         values = self._buffer("values", frame.num_chunks, max(channels), self.hop, 2, self.width)
         frame.split(signal, values)
-        edges = self._buffer("edges0", frame.num_chunks, channels[0], self.hop, 2)
-        edges[..., 0] = values[:, : channels[0], :, 0, 0]
-        edges[..., 1] = values[:, : channels[0], :, 1, -1]
-        activation: _Activation | None = None
-        for index, layer in enumerate(self._layers):
-            # The two lots of edges take turns.
-            new_edges = self._buffer(
-                f"edges{(index + 1) % 2}", frame.num_chunks, layer.out_channels, self.hop, 2
-            )
-            sums = self._convolve(
-                layer, frame, values, edges, new_edges, activation, threads or self.threads
-            )
-            activation, edges = _activation(layer, frame, sums), new_edges
+        edges = [
+            self._buffer(f"edges{lot}", frame.num_chunks, max(channels), self.hop, 2)
+            for lot in range(2)
+        ]
+        # Of the first lot, the input's lie as densely as the first layer's channels.
+        inputs = edges[0].reshape(-1)[: frame.num_chunks * channels[0] * self.hop * 2]
+        inputs = inputs.reshape(frame.num_chunks, channels[0], self.hop, 2)
+        inputs[..., 0] = values[:, : channels[0], :, 0, 0]
+        inputs[..., 1] = values[:, : channels[0], :, 1, -1]
+        self._run_layers(frame, values, edges, threads or self.threads)
         output = frame.join(values[:, : channels[-1]])
         return np.tanh(output, out=output) if self.tanh else output
 
-    def _convolve(
-        self,
-        layer: _Layer,
-        frame: _Frame,
-        values: np.ndarray,
-        edges: np.ndarray,
-        new_edges: np.ndarray,
-        activation: _Activation | None,
-        threads: int,
-    ) -> np.ndarray | None:
-        """Runs one layer in place; returns its moments if it is normalised."""
-        source = _LaneSource(edges=edges.ctypes.data, channels=layer.in_channels)
-        if activation is not None:
-            scale, shift, slope = activation
-            source.scale, source.shift, source.slope = scale.ctypes.data, shift.ctypes.data, slope
-        spectra = _LaneSpectra(
-            layer.weights.ctypes.data, layer.index.ctypes.data, layer.first.ctypes.data,
-            len(layer.index),
-        )  # fmt: skip
-        sums = None
-        sink = _LaneSink(edges=new_edges.ctypes.data, channels=layer.out_channels)
-        if layer.bias is not None:
-            sink.bias = layer.bias.ctypes.data
-        if layer.block.normalized:
-            sums = np.empty((frame.num_chunks, layer.out_channels, 2), np.float32)
-            sink.sums = sums.ctypes.data
-        masks, valid = frame.masks(layer.pad)
+    def _run_layers(
+        self, frame: _Frame, values: np.ndarray, edges: Sequence[np.ndarray], threads: int
+    ) -> None:
+        """Runs all layers in place; the memory they point to is held here until they are done."""
+        most = values.shape[1]
+        sums = self._buffer("sums", len(self._layers), frame.num_chunks, most, 2)
+        layers = (_LaneLayer * len(self._layers))()
+        for layer, record, own_sums in zip(self._layers, layers, sums, strict=True):
+            layer.fill(record)
+            record.masks, record.valid = map(ctypes.addressof, frame.masks(layer.pad))
+            record.sums = own_sums.ctypes.data
         plan = blockconv.plan(self.size)
-        failed = blockconv.library().convolve_lanes(
-            ctypes.byref(plan), ctypes.c_void_p(values.ctypes.data), values.shape[1],
-            ctypes.byref(source), ctypes.byref(spectra), self.hop, layer.pad, ctypes.byref(sink),
-            ctypes.c_int64(frame.num_chunks), masks, valid,
+        failed = blockconv.library().run_lanes(
+            ctypes.byref(plan), ctypes.c_void_p(values.ctypes.data), most,
+            (ctypes.c_void_p * 2)(*(lot.ctypes.data for lot in edges)), layers, len(layers),
+            self.hop, ctypes.c_int64(frame.num_chunks),
             ctypes.c_void_p(frame.counts.ctypes.data), threads,
         )  # fmt: skip
         if failed:
             raise MemoryError("the convolution could not get its working memory")
-        return sums
 
     def _buffer(self, name: str, *shape: int) -> np.ndarray:
         """Returns memory of this thread that is kept: fresh pages cost as much as a layer."""
@@ -277,6 +266,12 @@ class _Frame:
         return result
 
 
+@functools.lru_cache(maxsize=8)
+def _frame(num_samples: int, size: int, hop: int, width: int) -> _Frame:
+    """Returns the frame of a length, kept for the signals of the same length that follow."""
+    return _Frame(num_samples, size, hop, width)
+
+
 def _aligned(num_floats: int) -> np.ndarray:
     """Returns float32 [num_floats] that begins with a cache line."""
     memory = np.empty(num_floats + 16, np.float32)
@@ -287,17 +282,3 @@ def _aligned(num_floats: int) -> np.ndarray:
 def _pointers(arrays: Sequence[np.ndarray | None]) -> ctypes.Array:
     values = [None if array is None else array.ctypes.data for array in arrays]
     return (ctypes.c_void_p * len(values))(*values)
-
-
-def _activation(layer: _Layer, frame: _Frame, sums: np.ndarray | None) -> _Activation | None:
-    """Returns a layer's normalisation and LeakyReLU: scale and shift float32 [out], slope."""
-    block = layer.block
-    if sums is None:
-        if block.slope == 1.0:
-            return None
-        ones = np.ones(layer.out_channels, np.float32)
-        return ones, np.zeros_like(ones), block.slope
-    mean, variance = blockconv.pooled_moments(sums[:, :, 0], sums[:, :, 1], frame.counts[:, None])
-    scale = layer.gamma / np.sqrt(variance + block.epsilon)
-    shift = layer.beta - scale * mean
-    return scale.astype(np.float32), shift.astype(np.float32), block.slope

@@ -13,6 +13,8 @@
  * A weight is one number for all lanes. Kernels that are zero, as pruning leaves them, are
  * therefore skipped one by one: only the (in, out) pairs in `index` are multiplied.
  */
+#include <math.h>
+
 #include "transform.h"
 
 #define WIDE LANES
@@ -193,47 +195,108 @@ INLINE void multiply(const float *X, const float *Z, const float *weights, const
     }
 }
 
-/* -------------------------------------------------------------------------------- public calls */
+/* ------------------------------------------------------------------------------------ layers */
 
-/* One layer of a network, in place in values [chunks, most, hop, 2, WIDE], of which the first
- * channels are used. masks [chunks] of [size, 2, WIDE] and valid [chunks] of [hop, 2, WIDE],
- * NULL where all is inside; counts [chunks]: samples inside. */
-int convolve_lanes(const plan *p, float *values, int most, const lane_source *x,
-                   const lane_spectra *w, int hop, int pad, const lane_sink *y, int64_t chunks,
-                   const float *const *masks, const float *const *valid, const int64_t *counts,
-                   int threads) {
+typedef struct {
+    lane_spectra spectra;
+    int in, out, pad;
+    const float *bias;                /* [out] or NULL */
+    const double *gamma, *beta;       /* [out], NULL if the outputs are not normalised */
+    double epsilon;
+    float slope;                      /* of the LeakyReLU that follows, 1 for none */
+    const float *const *masks;        /* [chunks] of [size, 2, WIDE]; NULL where all is inside */
+    const float *const *valid;        /* [chunks] of [hop, 2, WIDE]; likewise */
+    float *sums;                      /* [chunks, out, 2] */
+} lane_layer;
+
+/* One layer, one chunk, in place. Z and X are working memory. */
+static void convolve_chunk(const plan *p, const lane_layer *layer, const lane_source *x,
+                           const lane_sink *y, float *own, int hop, int64_t chunk, int64_t chunks,
+                           int64_t count, size_t slot, float *Z, float *X) {
     const int N = p->size, I = x->channels, O = y->channels;
-    /* Channels lie a little more than a power of two apart: they must not share cache sets. */
-    const size_t slot = (size_t)(N + 1) * ROW;
-    int failed = 0;
-#pragma omp parallel for num_threads(threads) schedule(dynamic, 1) reduction(| : failed)
-    for (int64_t chunk = 0; chunk < chunks; chunk++) {
-        float *own = values + chunk * most * hop * ROW;
-        float *Z = scratch(slot * (I > O ? I : O) + 2 * (size_t)I * ROW);
-        if (!Z) {
-            failed |= 1;
+    const lane_spectra *w = &layer->spectra;
+    float *mirror = X + (size_t)I * ROW;
+    for (int i = 0; i < I; i++)
+        read_chunk(p, x, own + (int64_t)i * hop * ROW, chunk, chunks, i, hop, layer->pad,
+                   layer->masks[chunk], Z + i * slot);
+    /* One frequency, and its mirror, of all inputs, which their outputs overwrite. */
+    for (int f = 0; f <= N / 2; f++) {
+        const float *weights = w->weights + (size_t)f * w->pairs * 2;
+        float *at = Z + (size_t)p->position[f] * ROW;
+        float *to = Z + (size_t)p->position[(N - f) % N] * ROW;
+        for (int i = 0; i < I; i++) memcpy(X + i * ROW, at + i * slot, ROW * 4);
+        if (at == to) {
+            multiply(X, NULL, weights, w, O, at, NULL, slot, 0);
             continue;
         }
-        /* One frequency, and its mirror, of all inputs, which their outputs overwrite. */
-        float *X = Z + slot * (I > O ? I : O), *mirror = X + (size_t)I * ROW;
-        for (int i = 0; i < I; i++)
-            read_chunk(p, x, own + (int64_t)i * hop * ROW, chunk, chunks, i, hop, pad,
-                       masks[chunk], Z + i * slot);
-        for (int f = 0; f <= N / 2; f++) {
-            const float *weights = w->weights + (size_t)f * w->pairs * 2;
-            float *at = Z + (size_t)p->position[f] * ROW;
-            float *to = Z + (size_t)p->position[(N - f) % N] * ROW;
-            for (int i = 0; i < I; i++) memcpy(X + i * ROW, at + i * slot, ROW * 4);
-            if (at == to) {
-                multiply(X, NULL, weights, w, O, at, NULL, slot, 0);
-                continue;
-            }
-            for (int i = 0; i < I; i++) memcpy(mirror + i * ROW, to + i * slot, ROW * 4);
-            multiply(X, mirror, weights, w, O, at, to, slot, 1);
+        for (int i = 0; i < I; i++) memcpy(mirror + i * ROW, to + i * slot, ROW * 4);
+        multiply(X, mirror, weights, w, O, at, to, slot, 1);
+    }
+    for (int o = 0; o < O; o++)
+        write_chunk(p, y, own + (int64_t)o * hop * ROW, chunk, o, hop, layer->valid[chunk], count,
+                    Z + o * slot);
+}
+
+/* What the next layer reads its inputs through: normalisation and LeakyReLU as scale and shift.
+ * The moments of the chunks are pooled as Chan, Golub and LeVeque do. */
+static void activation(const lane_layer *layer, const int64_t *counts, int64_t chunks,
+                       float *scale, float *shift) {
+    double num_samples = 0;
+    for (int64_t c = 0; c < chunks; c++) num_samples += counts[c];
+    for (int o = 0; o < layer->out; o++) {
+        scale[o] = 1, shift[o] = 0;
+        if (!layer->gamma) continue;
+        double sum = 0, squares = 0;
+        for (int64_t c = 0; c < chunks; c++) sum += layer->sums[(c * layer->out + o) * 2];
+        const double mean = sum / num_samples;
+        for (int64_t c = 0; c < chunks; c++) {
+            const float *own = layer->sums + (c * layer->out + o) * 2;
+            const double off = own[0] / (double)counts[c] - mean;
+            squares += own[1] + counts[c] * off * off;
         }
-        for (int o = 0; o < O; o++)
-            write_chunk(p, y, own + (int64_t)o * hop * ROW, chunk, o, hop, valid[chunk],
-                        counts[chunk], Z + o * slot);
+        const double factor = layer->gamma[o] / sqrt(squares / num_samples + layer->epsilon);
+        scale[o] = factor, shift[o] = layer->beta[o] - factor * mean;
+    }
+}
+
+/* -------------------------------------------------------------------------------- public calls */
+
+/* All layers of a network, in place in values [chunks, most, hop, 2, WIDE], of which each layer
+ * uses its first channels. counts [chunks] are the samples inside, from 1 on. edges are two lots
+ * of [chunks, most, hop, 2], the first filled with the input's; the layers take them in turns.
+ *
+ * A thread keeps its chunks through all layers, as far as its cache holds them; it goes through
+ * them forth and back, so that a layer begins with those that the one before has just left. */
+int run_lanes(const plan *p, float *values, int most, float *const edges[2],
+              const lane_layer *layers, int num_layers, int hop, int64_t chunks,
+              const int64_t *counts, int threads) {
+    /* Channels lie a little more than a power of two apart: they must not share cache sets. */
+    const size_t slot = window_floats(p->size, WIDE);
+    int failed = 0;
+    if (threads > chunks) threads = chunks;
+#pragma omp parallel num_threads(threads) reduction(| : failed)
+    {
+        const int64_t team = omp_get_num_threads(), rank = omp_get_thread_num();
+        const int64_t first = chunks * rank / team, last = chunks * (rank + 1) / team;
+        float *scale = scratch((slot + 2 * ROW) * most + padded(2 * most)), *shift = scale + most;
+        float *Z = scale + padded(2 * most), *X = Z + slot * most;
+        if (!scale) failed = 1;
+        for (int l = 0; l < num_layers; l++) {
+            const lane_layer *layer = layers + l, *before = layer - 1;
+            lane_source x = {.edges = edges[l % 2], .channels = layer->in};
+            if (!failed && l && (before->gamma || before->slope != 1)) {
+                activation(before, counts, chunks, scale, shift);
+                x.scale = scale, x.shift = shift, x.slope = before->slope;
+            }
+            const lane_sink y = {edges[(l + 1) % 2], layer->out, layer->bias,
+                                 layer->gamma ? layer->sums : NULL};
+            for (int64_t step = first; step < last && !failed; step++) {
+                const int64_t chunk = l % 2 ? first + last - 1 - step : step;
+                convolve_chunk(p, layer, &x, &y, values + chunk * most * hop * ROW, hop, chunk,
+                               chunks, counts[chunk], slot, Z, X);
+            }
+#pragma omp barrier
+        }
     }
     return failed;
 }
