@@ -13,7 +13,14 @@ setup(
     long_description_content_type="text/markdown",
     license="MIT",
     python_requires=">=3.11",
-    packages=["speech", "speech.kernels", "speech.minicorpus", "eval", "models"],
+    packages=[
+        "speech",
+        "speech.kernels",
+        "speech.minicorpus",
+        "speech.opencorpus",
+        "eval",
+        "models",
+    ],
     py_modules=["timit_fcn_mse"],
     package_data={
         "speech.kernels": ["*.c", "*.h"],
@@ -25,6 +32,7 @@ setup(
             "speech/**/*.flac",
             "noise/**/*.flac",
         ],
+        "speech.opencorpus": ["recipe.json"],
         "models": ["*.h5", "*.md"],
     },
     install_requires=[

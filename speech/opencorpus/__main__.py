@@ -1,0 +1,75 @@
+"""Builds a corpus of free speech and noise: ``python -m speech.opencorpus --out DIR``.
+
+The tree has the shape of TIMIT, so ``DIR/speech`` is for ``--timit`` and ``DIR/noise`` for
+``--noise`` of the other commands. The same command goes on after an interruption, and checks a
+tree that is complete.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from speech import cli
+from speech.opencorpus import recipe
+
+
+def run(options: argparse.Namespace) -> int:
+    """Builds the corpus, or only reads it for ``--stats``; prints its tables."""
+    from speech.opencorpus import build, report
+
+    if options.packages and not options.packages.is_dir():
+        raise ValueError(f"{options.packages}: not a folder of .deb files")
+    book = recipe.read_recipe(options.recipe)
+    if options.stats:
+        records = build.read_records(book, options.out)
+        if missing := build.missing_parts(book, records):
+            raise ValueError(
+                f"{options.out}: not complete, {len(missing)} parts such as {missing[0]} are "
+                "missing; build it first, without --stats"
+            )
+    else:
+        import joblib
+
+        num_jobs = options.jobs or joblib.cpu_count()
+        records = build.build(book, options.packages, options.out, num_jobs)
+    print(report.statistics(book, records), end="")
+    return 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Command line: ``python -m speech.opencorpus --out DIR [--packages DIR] [--jobs N]``."""
+    parser = argparse.ArgumentParser(
+        prog="python -m speech.opencorpus",
+        description="Build a TIMIT-shaped corpus of free speech and noise from Debian packages.",
+    )
+    add = parser.add_argument
+    add("--out", type=Path, required=True, metavar="DIR", help="write the tree here")
+    add(
+        "--packages",
+        type=Path,
+        metavar="DIR",
+        help="folder with the .deb files; without it apt-get downloads them to OUT/packages",
+    )
+    add(
+        "--jobs",
+        type=cli.natural_number,
+        default=0,
+        metavar="N",
+        help="processes (default: all cores)",
+    )
+    add("--stats", action="store_true", help="build nothing, print the tables of a built corpus")
+    add(
+        "--recipe",
+        type=Path,
+        default=recipe.BUNDLED,
+        metavar="FILE",
+        help="another list of packages, voices and noises (default: the one that comes with this)",
+    )
+    options = parser.parse_args(argv)
+    return cli.run(lambda: run(options))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
