@@ -19,6 +19,7 @@ setup(
         "speech.minicorpus",
         "speech.opencorpus",
         "eval",
+        "pruning",
         "models",
     ],
     py_modules=["timit_fcn_mse"],

@@ -211,12 +211,13 @@ def _load_retraining(options: argparse.Namespace, work: Path) -> tuple[Retrainin
 
 
 def _score(options: argparse.Namespace, test: list[Any], work: Path) -> Any:
+    from eval.scoring import json_ready
     from eval.sweep import Point, format_points, sweep
 
     points = [Point("before", options.model), Point("after", options.out)]
-    rows = sweep(points, test, work / "scores", num_jobs=options.jobs)
-    print("\n" + format_points(rows))
-    return rows
+    table = sweep(points, test, work / "scores", num_jobs=options.jobs)
+    print("\n" + format_points(table))
+    return json_ready(table)
 
 
 def _check_usage(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
@@ -268,7 +269,7 @@ def _parser() -> argparse.ArgumentParser:
         help="epochs with what is pruned held at zero (default: two stages' worth)")  # fmt: skip
     add("--work", type=Path, metavar="DIR", help="checkpoints; default runs/pruning/MODEL-...")
     add_data_options(parser)
-    add_training_options(parser, epochs="--retrain-epochs")
+    add_training_options(parser, epochs_flag="--retrain-epochs")
     add = parser.add_argument_group("run").add_argument
     add("--gpu", default="0", metavar="LIST", help="0 (default), or -1 for the CPU")
     add("--jobs", type=positive_number, default=-1, metavar="N",

@@ -17,8 +17,12 @@ MAY_IMPORT = {
     "eval": {"speech"},
     "benchmarks": {"speech", "pruning", "quantization", "mnn", "eval"},
 }
-#: mnn's experiments print tables of scores: the one exception of DESIGN.
-ALSO = {"mnn/experiments.py": {"eval"}}
+#: Commands that print scores of what they made; no module but the command itself.
+ALSO = {
+    "mnn/experiments.py": {"eval"},
+    "pruning/run.py": {"eval"},
+    "quantization/run.py": {"eval"},
+}
 
 
 def imported(path):

@@ -1,0 +1,143 @@
+"""python -m pruning.run: one-shot, soft, filters, resuming, bad usage; frozen zeros stay zero."""
+
+import json
+
+import numpy as np
+import pytest
+from numpy.testing import assert_array_equal
+
+from pruning import run, sparsity
+from speech.modelfile import read_model_file, write_model_file
+from tests.test_sparsity import network
+
+SMALL = ["--retrain", "--num-train", "4", "--crop-seconds", "0.3", "--batch-size", "2",
+         "--retrain-epochs", "1", "--final-epochs", "1", "--num-test", "1", "--snr", "5",
+         "--gpu", "-1", "--jobs", "1"]  # fmt: skip
+
+
+@pytest.fixture
+def model(tmp_path, rng):
+    path = tmp_path / "small.h5"
+    layers = network(rng, (1, 6, 6, 1))
+    for layer in layers:
+        if "kernel" in layer.weights:
+            layer.weights["kernel"][:] *= 0.1
+    write_model_file(path, layers, {"kind": "waveform", "sample_rate_hz": 16000})
+    return path
+
+
+def zeros(path):
+    return {row.name: row.pruned for row in sparsity.report(read_model_file(path).layers)}
+
+
+def test_one_shot_alone_writes_beside_the_model_and_says_so(model, capsys):
+    assert run.main([str(model), "--theta", "0.6"]) == 0
+    out = capsys.readouterr().out
+    assert "one-shot" in out and "no data given" in out
+    pruned = read_model_file(model.with_name("small.pruned.h5"))
+    before = read_model_file(model)
+    masks = sparsity.masks_for_theta(before.layers, 0.6)
+    for old, new in zip(before.layers, pruned.layers, strict=True):
+        if old.name in masks:
+            mask = masks[old.name]
+            assert not new.weights["kernel"][:, ~mask].any()
+            assert_array_equal(new.weights["kernel"][:, mask], old.weights["kernel"][:, mask])
+    assert pruned.meta["pruning"]["from_sha256"] == before.sha256
+    assert pruned.meta["kind"] == "waveform" and pruned.meta["pruning"]["theta"] == 0.6
+
+
+def test_target_sparsity_and_keep_are_the_same(model, tmp_path, capsys):
+    for name, flag in (("a.h5", ["--target-sparsity", "0.25"]), ("b.h5", ["--keep", "0.75"])):
+        assert run.main([str(model), "-o", str(tmp_path / name), *flag]) == 0
+    assert zeros(tmp_path / "a.h5") == zeros(tmp_path / "b.h5")
+    assert sum(zeros(tmp_path / "a.h5").values()) == round(0.25 * 42)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_soft_pruning_ends_at_the_target_resumes_and_scores(model, tmp_path, capsys):
+    out, work = tmp_path / "soft.h5", tmp_path / "work"
+    command = [str(model), "-o", str(out), "--target-sparsity", "0.25", "--stages", "2",
+               "--work", str(work), "--json", str(tmp_path / "r.json"), *SMALL]  # fmt: skip
+    assert run.main(command) == 0
+    assert sum(zeros(out).values()) == round(0.25 * 42)
+    first = read_model_file(out)
+    result = json.loads((tmp_path / "r.json").read_text())
+    assert [row["name"] for row in result["scores"]] == ["noisy", "before", "after"]
+    # Frozen: the channels that the last stage pruned are those of the fine-tuned model.
+    stage = read_model_file(work / "stage-2" / "model.h5")
+    masks = sparsity.masks_for_share(stage.layers, 0.25)
+    found = sparsity.masks_of_zeros(first.layers, keep_last=True)
+    for name, mask in masks.items():
+        assert_array_equal(found[name], mask)
+    assert any(
+        not np.array_equal(a.weights["kernel"], b.weights["kernel"] * masks[a.name])
+        for a, b in zip(first.layers, stage.layers, strict=True)
+        if a.name in masks
+    )
+    # The same command again: nothing is trained, the same file comes out.
+    capsys.readouterr()
+    assert run.main(command) == 0
+    again = read_model_file(out)
+    assert "epoch" not in capsys.readouterr().out
+    for a, b in zip(first.layers, again.layers, strict=True):
+        for name, array in a.weights.items():
+            assert_array_equal(array, b.weights[name])
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_filters_leave_the_file_and_the_rest_is_trained_on(model, tmp_path, capsys):
+    out = tmp_path / "filters.h5"
+    command = [str(model), "-o", str(out), "--remove-filters", "0.34", "--stages", "2",
+               "--work", str(tmp_path / "work"), *SMALL]  # fmt: skip
+    assert run.main(command) == 0
+    widths = [
+        layer.config["filters"]
+        for layer in read_model_file(out).layers
+        if layer.class_name == "Conv1D"
+    ]
+    assert widths == [4, 4, 1]
+    assert out.stat().st_size < model.stat().st_size
+
+
+def test_what_comes_pruned_stays_pruned_and_is_announced(model, tmp_path, capsys):
+    once = tmp_path / "once.h5"
+    assert run.main([str(model), "-o", str(once), "--target-sparsity", "0.3"]) == 0
+    assert run.main([str(once), "-o", str(tmp_path / "twice.h5"), "--target-sparsity", "0.3"]) == 0
+    assert "comes with 13 channels at zero" in capsys.readouterr().out
+    assert zeros(once) == zeros(tmp_path / "twice.h5")
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--theta", "1.5"], "between 0 and 1"),
+        (["--theta", "0.05"], "smallest that leaves it one"),
+        (["--target-sparsity", "1.2"], "less than 1"),
+        (["--remove-filters", "0.99"], "left with none"),
+    ],
+)
+def test_values_that_make_no_sense_are_one_line(flags, message, model, capsys):
+    assert run.main([str(model), *flags]) == 1
+    error = capsys.readouterr().err.strip().splitlines()
+    assert message in error[-1]
+    assert not model.with_name("small.pruned.h5").exists()
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--keep", "0.5", "--target-sparsity", "0.5"],
+        ["--remove-filters", "0.2", "--target-sparsity", "0.5"],
+        ["--criterion", "random"],
+    ],
+)
+def test_wrong_usage_exits_with_2(flags, model):
+    with pytest.raises(SystemExit) as caught:
+        run.main([str(model), *flags])
+    assert caught.value.code == 2
+
+
+def test_an_unreadable_file_is_one_line(tmp_path, capsys):
+    (tmp_path / "x.h5").write_bytes(b"no model")
+    assert run.main([str(tmp_path / "x.h5")]) == 1
+    assert "x.h5" in capsys.readouterr().err
