@@ -48,14 +48,18 @@ def _run(options: argparse.Namespace) -> int:
     file = read_model_file(options.model)
     _say_what_it_was(file)
     retraining, test = None, []
+    work = options.work or Path("runs") / "pruning" / f"{options.model.stem}-{file.sha256[:8]}"
     if options.retrain:
         from speech.device import select_devices
 
         select_devices(options.gpu)
-        work = options.work or Path("runs") / "pruning" / f"{options.model.stem}-{file.sha256[:8]}"
         retraining, test = _load_retraining(options, work)
     else:
         print("one-shot    no data given: nothing is retrained (--retrain uses the bundled corpus)")
+        if options.score:
+            from speech.datasets import load_data
+
+            test = load_data(options, work / "test").test
     prune = _remove_filters if options.remove_filters is not None else _prune_channels
     layers, settings = prune(file.layers, options, retraining)
     meta = {
@@ -71,7 +75,7 @@ def _run(options: argparse.Namespace) -> int:
               "sha256": sha256_of(options.out), "bytes": [before, after],
               "layers": [vars(row) for row in report(layers)]}  # fmt: skip
     if test:
-        result["scores"] = _score(options, test, retraining.out)
+        result["scores"] = _score(options, test, work)
     if options.json is not None:
         from speech.files import write_json
         from speech.runinfo import run_info
@@ -272,6 +276,8 @@ def _parser() -> argparse.ArgumentParser:
     add_training_options(parser, epochs_flag="--retrain-epochs")
     add = parser.add_argument_group("run").add_argument
     add("--gpu", default="0", metavar="LIST", help="0 (default), or -1 for the CPU")
+    add("--score", action="store_true",
+        help="PESQ and STOI before and after on the bundled test set; data imply it")  # fmt: skip
     add("--jobs", type=positive_number, default=-1, metavar="N",
         help="processes for mixing and scoring (default: one a core)")  # fmt: skip
     add("--json", type=Path, metavar="FILE", help="write settings, layers and scores here")

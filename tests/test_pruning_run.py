@@ -46,6 +46,14 @@ def test_one_shot_alone_writes_beside_the_model_and_says_so(model, capsys):
     assert pruned.meta["kind"] == "waveform" and pruned.meta["pruning"]["theta"] == 0.6
 
 
+def test_one_shot_scores_on_the_bundled_test_set_if_asked(model, tmp_path, capsys):
+    command = [str(model), "--target-sparsity", "0.1", "--score", "--num-test", "1", "--snr", "5",
+               "--jobs", "1", "--work", str(tmp_path / "work")]  # fmt: skip
+    assert run.main(command) == 0
+    out = capsys.readouterr().out
+    assert "| before " in out and "| after " in out and "PESQ-WB" in out
+
+
 def test_target_sparsity_and_keep_are_the_same(model, tmp_path, capsys):
     for name, flag in (("a.h5", ["--target-sparsity", "0.25"]), ("b.h5", ["--keep", "0.75"])):
         assert run.main([str(model), "-o", str(tmp_path / name), *flag]) == 0
