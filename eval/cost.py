@@ -1,0 +1,484 @@
+"""What a model costs: parameters, arithmetic, bytes, receptive field and latency.
+
+::
+
+    python -m eval.cost model.h5 [more.h5 ...] [--json FILE]
+
+Conventions. A kernel is what one filter applies to one input channel: ``kernel_size`` weights of
+a Conv1D, one weight of a Dense layer. Biases and normalisation are parameters, not weights. One MAC
+is one multiplication and one addition, 2 FLOP. As in the paper only Conv1D and Dense are counted,
+for one output step: a sample of a waveform model, a frame of a model of spectra. 'Sparse' leaves
+out the kernels that are all zero, not single zeros: hardware can skip a kernel.
+
+Size is counted in several ways (SPEC 5), each against the FP32 parameters of the baseline:
+
+* the paper's rule: non-zero weights x log2(k) bits, and nothing else;
+* in full: one bit a kernel that says whether it is zero, an index for each weight of the other
+  kernels, the codebooks (a zero included if the layer holds one), all other parameters in FP32;
+* the same with Huffman codes for the indices, and with their entropy, the bound of any such code;
+* the bytes of the file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import heapq
+import math
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from speech import cli
+
+if TYPE_CHECKING:
+    from speech.modelfile import LayerSpec, ModelFile
+
+SAMPLE_RATE_HZ = 16000
+#: Of the models of spectra that name none (SPEC 6).
+HOP_SAMPLES = 256
+FLOAT_BITS = 32
+
+
+@dataclass(frozen=True)
+class LayerCost:
+    """One layer with weights.
+
+    Attributes:
+        name: Of the layer.
+        class_name: Of the layer, such as 'Conv1D'.
+        kernel_shape: [kernel_size, in_channels, out_channels] or [inputs, units]; () if none.
+        parameters: Trainable values: kernel, bias, gamma, beta.
+        stored_values: The same and moving statistics.
+        weights: Of the kernel.
+        nonzero_weights: Of the kernel.
+        kernels: Pairs of input and output channel.
+        zero_kernels: Those that are all zero.
+        mac: For one output step, dense.
+        sparse_mac: For one output step, zero kernels left out.
+        num_values: Distinct non-zero values of the kernel.
+        codebook_size: Distinct values, zero included; 0 if a codebook would not pay.
+        index_bits: Of all indices at a fixed length; 32 a weight without a codebook.
+        huffman_bits: Of all indices, Huffman coded.
+        entropy_bits: Of all indices: number x entropy.
+    """
+
+    name: str
+    class_name: str
+    kernel_shape: tuple[int, ...]
+    parameters: int
+    stored_values: int
+    weights: int
+    nonzero_weights: int
+    kernels: int
+    zero_kernels: int
+    mac: int
+    sparse_mac: int
+    num_values: int
+    codebook_size: int
+    index_bits: int
+    huffman_bits: int
+    entropy_bits: float
+
+    @property
+    def indexed_weights(self) -> int:
+        """Weights in kernels that are not all zero."""
+        return self.sparse_mac
+
+
+@dataclass(frozen=True)
+class ModelCost:
+    """A whole model; see the module for what is counted.
+
+    Attributes:
+        name: File or name.
+        layers: Those with weights, in order.
+        step: 'sample' or 'frame', what one output step is.
+        steps_per_second: Of audio.
+        receptive_field: Input steps that one output step sees through the convolutions.
+        lookahead: Of these, the steps after it.
+        needs_whole_utterance: A normalisation takes its statistics over time.
+        file_bytes: None if it is no file.
+        baseline_parameters: What sizes in percent refer to.
+        codebook_size: k of the paper's rule; None: no codebook, 32 bits a weight.
+        centroid_bits: Of one stored centroid.
+    """
+
+    name: str
+    layers: tuple[LayerCost, ...]
+    step: str
+    steps_per_second: float
+    receptive_field: int
+    lookahead: int
+    needs_whole_utterance: bool
+    file_bytes: int | None
+    baseline_parameters: int
+    codebook_size: int | None
+    centroid_bits: int = FLOAT_BITS
+
+    def total(self, field: str) -> Any:
+        """Returns the sum of a field of ``LayerCost`` over the layers."""
+        return sum(getattr(layer, field) for layer in self.layers)
+
+    @property
+    def paper_bits(self) -> int:
+        """Bits by the paper's rule: non-zero weights x bits of an index."""
+        bits = FLOAT_BITS if self.codebook_size is None else index_bits(self.codebook_size)
+        return sum(
+            layer.nonzero_weights * (bits if layer.codebook_size else FLOAT_BITS)
+            for layer in self.layers
+        )
+
+    @property
+    def paper_size_percent(self) -> float:
+        """The published 'size': ``paper_bits`` over the baseline's parameters in FP32."""
+        return self._percent(self.paper_bits)
+
+    def full_bits(self, indices: str = "index_bits") -> float:
+        """Bits of all that a decoder needs but the layout of the network.
+
+        Args:
+            indices: 'index_bits', 'huffman_bits' or 'entropy_bits'.
+        """
+        mask = self.total("kernels") if self.total("zero_kernels") else 0
+        codebooks = self.total("codebook_size") * self.centroid_bits
+        others = (self.total("stored_values") - self.total("weights")) * FLOAT_BITS
+        return mask + self.total(indices) + codebooks + others
+
+    def accounting(self) -> dict[str, dict[str, float]]:
+        """Returns bytes and percent of the baseline's FP32 parameters by each way of counting."""
+        ways = {
+            "fp32": self.total("stored_values") * FLOAT_BITS,
+            "paper": self.paper_bits,
+            "full": self.full_bits(),
+            "full_huffman": self.full_bits("huffman_bits"),
+            "full_entropy": self.full_bits("entropy_bits"),
+        }
+        if self.file_bytes is not None:
+            ways["file"] = 8 * self.file_bytes
+        return {
+            way: {"bytes": bits / 8, "percent": self._percent(bits)} for way, bits in ways.items()
+        }
+
+    @property
+    def latency_ms(self) -> float | None:
+        """Look-ahead in ms; None if the model needs the whole utterance (the STFT is extra)."""
+        return None if self.needs_whole_utterance else self._ms(self.lookahead)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns everything as plain JSON values, and what follows from it."""
+        totals = {
+            field: self.total(field)
+            for field in ("parameters", "weights", "nonzero_weights", "kernels", "zero_kernels")
+        }
+        arithmetic = {}
+        for kind, mac in (("", self.total("mac")), ("sparse_", self.total("sparse_mac"))):
+            arithmetic |= {
+                f"{kind}mac_per_step": mac,
+                f"{kind}flop_per_step": 2 * mac,
+                f"{kind}mac_per_second": mac * self.steps_per_second,
+                f"{kind}flop_per_second": 2 * mac * self.steps_per_second,
+            }
+        return {
+            **asdict(self),
+            **totals,
+            **arithmetic,
+            "receptive_field_ms": self._ms(self.receptive_field),
+            "lookahead_ms": self._ms(self.lookahead),
+            "latency_ms": self.latency_ms,
+            "paper_size_percent": self.paper_size_percent,
+            "accounting": self.accounting(),
+        }
+
+    def _percent(self, bits: float) -> float:
+        return 100 * bits / (self.baseline_parameters * FLOAT_BITS)
+
+    def _ms(self, steps: int) -> float:
+        return 1000 * steps / self.steps_per_second
+
+
+def cost_of(
+    source: str | os.PathLike | ModelFile | Sequence[LayerSpec],
+    *,
+    codebook_size: int | None = None,
+    baseline_parameters: int | None = None,
+    centroid_bits: int = FLOAT_BITS,
+) -> ModelCost:
+    """Counts a model.
+
+    Args:
+        source: A model file, read as data (``speech.modelfile``), or layers.
+        codebook_size: k of the paper's rule; default: the most distinct non-zero values that a
+            layer with a codebook holds. The released '16C' model holds 32, 16 of each sign.
+        baseline_parameters: Sizes in percent refer to these; default: the model's own.
+        centroid_bits: Of a stored centroid: 32, 16 or 8.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: The file is refused, nothing in it has weights, or an argument makes no sense.
+    """
+    from speech.modelfile import ModelFile, read_model_file
+
+    if isinstance(source, str | os.PathLike):
+        source = read_model_file(source)
+    is_file = isinstance(source, ModelFile)
+    specs = source.layers if is_file else tuple(source)
+    meta = source.meta if is_file else {}
+    if codebook_size is not None and codebook_size < 2:
+        raise ValueError(f"codebook_size is {codebook_size!r}, expected at least 2")
+    if baseline_parameters is not None and baseline_parameters < 1:
+        raise ValueError(f"baseline_parameters is {baseline_parameters!r}, expected at least 1")
+    layers = tuple(_layer_cost(spec) for spec in specs if spec.weights)
+    if not layers:
+        raise ValueError(f"{source.path if is_file else 'the model'}: no layer has weights")
+    step, steps_per_second = _steps(specs, meta)
+    receptive_field, lookahead = _field(specs)
+    clustered = [layer.num_values for layer in layers if layer.codebook_size]
+    return ModelCost(
+        name=str(source.path) if is_file else "model",
+        layers=layers,
+        step=step,
+        steps_per_second=steps_per_second,
+        receptive_field=receptive_field,
+        lookahead=lookahead,
+        needs_whole_utterance=any(s.class_name == "GroupNormalization" for s in specs),
+        file_bytes=source.path.stat().st_size if is_file else None,
+        baseline_parameters=baseline_parameters or sum(layer.parameters for layer in layers),
+        codebook_size=(codebook_size or max(clustered)) if clustered else None,
+        centroid_bits=centroid_bits,
+    )
+
+
+def paper_size_percent(nonzero_weights: int, codebook_size: int, parameters: int) -> float:
+    """Returns the published 'size' in percent (SPEC 5): w log2(k) / 32 p.
+
+    Args:
+        nonzero_weights: w, of the compressed model.
+        codebook_size: k.
+        parameters: p, of the baseline.
+    """
+    return 100 * nonzero_weights * index_bits(codebook_size) / (parameters * FLOAT_BITS)
+
+
+def index_bits(num_values: int) -> int:
+    """Returns the bits of an index into a codebook: ceil(log2(num_values))."""
+    return max(num_values - 1, 0).bit_length()
+
+
+def huffman_bits(counts: Sequence[int]) -> int:
+    """Returns the length of a Huffman-coded text of symbols that occur ``counts`` times.
+
+    The code table is not counted. A text of one symbol takes no bits (Huffman 1952).
+    """
+    heap = [int(count) for count in counts if count]
+    heapq.heapify(heap)
+    bits = 0
+    while len(heap) > 1:
+        merged = heapq.heappop(heap) + heapq.heappop(heap)
+        bits += merged
+        heapq.heappush(heap, merged)
+    return bits
+
+
+def entropy_bits(counts: Sequence[int]) -> float:
+    """Returns the number of symbols times the entropy of their empirical distribution, in bits."""
+    counts = np.asarray(counts, float)
+    counts = counts[counts > 0]
+    return float(-(counts * np.log2(counts / counts.sum())).sum()) if len(counts) > 1 else 0.0
+
+
+def zero_kernels(kernel: np.ndarray) -> np.ndarray:
+    """Returns where kernels are all zero.
+
+    Args:
+        kernel: [kernel_size, in_channels, out_channels] or [inputs, units].
+
+    Returns:
+        bool [in_channels, out_channels] or [inputs, units].
+    """
+    return ~kernel.any(axis=0) if kernel.ndim == 3 else kernel == 0
+
+
+def _layer_cost(spec: LayerSpec) -> LayerCost:
+    trainable = [array for key, array in spec.weights.items() if not key.startswith("moving_")]
+    kernel = spec.weights.get("kernel", np.zeros((0, 0, 0), np.float32))
+    is_zero = zero_kernels(kernel)
+    # The weights that need an index, single zeros among them.
+    kept = kernel[..., ~is_zero].ravel() if kernel.ndim == 3 else kernel[~is_zero]
+    counts = np.unique(kept, return_counts=True)[1]
+    codebook = np.unique(kernel)
+    fixed = kept.size * index_bits(len(counts))
+    coded = [fixed, huffman_bits(counts), entropy_bits(counts)]
+    plain = FLOAT_BITS * kept.size
+    pays = kernel.size > 0 and len(codebook) * FLOAT_BITS + fixed < FLOAT_BITS * kernel.size
+    return LayerCost(
+        name=spec.name,
+        class_name=spec.class_name,
+        kernel_shape=kernel.shape if kernel.size else (),
+        parameters=sum(array.size for array in trainable),
+        stored_values=sum(array.size for array in spec.weights.values()),
+        weights=kernel.size,
+        nonzero_weights=int(np.count_nonzero(kernel)),
+        kernels=is_zero.size,
+        zero_kernels=int(is_zero.sum()),
+        mac=kernel.size,
+        sparse_mac=kept.size,
+        num_values=int(np.count_nonzero(codebook)),
+        codebook_size=len(codebook) if pays else 0,
+        index_bits=fixed if pays else plain,
+        huffman_bits=coded[1] if pays else plain,
+        entropy_bits=coded[2] if pays else float(plain),
+    )
+
+
+def _steps(specs: Sequence[LayerSpec], meta: dict[str, Any]) -> tuple[str, float]:
+    """Returns what one output step is and how many there are in a second of audio."""
+    rate_hz = _positive("sample_rate_hz", meta.get("sample_rate_hz", SAMPLE_RATE_HZ))
+    channels = specs[0].config.get("batch_shape", [1])[-1]
+    if meta.get("kind", "waveform" if channels == 1 else "spectra") == "waveform":
+        return "sample", float(rate_hz)
+    stft = meta.get("stft") if isinstance(meta.get("stft"), dict) else {}
+    hop = meta.get("hop_samples", stft.get("hop_samples", HOP_SAMPLES))
+    return "frame", rate_hz / _positive("hop_samples", hop)
+
+
+def _positive(name: str, value: Any) -> float:
+    if type(value) not in (int, float) or not 0 < value < math.inf:
+        raise ValueError(f"speech_meta: {name!r} is {value!r:.60}, expected a positive number")
+    return float(value)
+
+
+def _field(specs: Sequence[LayerSpec]) -> tuple[int, int]:
+    """Returns receptive field and look-ahead; 'valid' convolutions count as if centred."""
+    receptive_field, lookahead = 1, 0
+    for spec in specs:
+        if spec.class_name == "Conv1D":
+            span = (spec.config["kernel_size"] - 1) * spec.config["dilation_rate"]
+            receptive_field += span
+            lookahead += span - span // 2  # Keras pads the odd one on the right
+    return receptive_field, lookahead
+
+
+# --------------------------------------------------------------------------------------------
+# Tables
+
+_WAYS = {
+    "fp32": "all in FP32",
+    "paper": "paper's rule",
+    "full": "in full, fixed-length indices",
+    "full_huffman": "in full, Huffman codes",
+    "full_entropy": "in full, entropy of the indices",
+    "file": "file",
+}
+
+
+def format_cost(cost: ModelCost) -> str:
+    """Returns a model's table: a line per layer, totals, arithmetic, size by each way."""
+    width = max(5, *(len(layer.name) for layer in cost.layers))
+    header = (
+        f"{'layer':<{width}}  {'kernel':<16}{'parameters':>11}{'non-zero':>11}{'kernels':>9}"
+        f"{'zero':>7}{'zero %':>8}{'MAC':>10}{'sparse':>10}{'values':>8}{'bits/w':>8}"
+    )
+    lines = [cost.name, header, "-" * len(header)]
+    for layer in cost.layers:
+        shape = " x ".join(map(str, layer.kernel_shape)) or "-"
+        lines.append(_table_row(layer.name, width, shape, layer))
+    totals = {
+        field: cost.total(field)
+        for field in ("parameters", "nonzero_weights", "kernels", "zero_kernels", "mac",
+                      "sparse_mac", "entropy_bits")
+    }  # fmt: skip
+    lines += ["-" * len(header), _table_row("total", width, "", _Totals(**totals))]
+    step = cost.step
+    for label, mac in (("dense", cost.total("mac")), ("sparse", cost.total("sparse_mac"))):
+        rate = mac * cost.steps_per_second
+        lines.append(
+            f"{label:<8}{mac:>12,} MAC, {2 * mac:,} FLOP per output {step}; "
+            f"{rate / 1e9:.3f} GMAC, {2 * rate / 1e9:.3f} GFLOP per second"
+        )
+    to_ms = 1000 / cost.steps_per_second
+    lines.append(
+        f"field   {cost.receptive_field:>12,} {step}s ({cost.receptive_field * to_ms:.1f} ms), "
+        f"{cost.lookahead:,} ({cost.lookahead * to_ms:.1f} ms) of them ahead; latency: "
+        + (
+            "the whole utterance, over which it is normalised"
+            if cost.latency_ms is None
+            else f"{cost.latency_ms:.1f} ms"
+        )
+    )
+    rule = "no codebooks" if cost.codebook_size is None else f"k = {cost.codebook_size}"
+    lines.append(f"size against {cost.baseline_parameters:,} parameters in FP32 ({rule}):")
+    for way, size in cost.accounting().items():
+        lines.append(f"  {_WAYS[way]:<34}{size['bytes']:>12,.0f} bytes{size['percent']:>9.2f} %")
+    return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class _Totals:
+    parameters: int
+    nonzero_weights: int
+    kernels: int
+    zero_kernels: int
+    mac: int
+    sparse_mac: int
+    entropy_bits: float
+    num_values: str = ""
+
+    @property
+    def indexed_weights(self) -> int:
+        return self.sparse_mac
+
+
+def _table_row(name: str, width: int, shape: str, row: Any) -> str:
+    percent = f"{100 * row.zero_kernels / row.kernels:.2f}" if row.kernels else "-"
+    bits = f"{row.entropy_bits / row.indexed_weights:.3f}" if row.indexed_weights else "-"
+    values = f"{row.num_values:,}" if isinstance(row.num_values, int) else row.num_values
+    return (
+        f"{name:<{width}}  {shape:<16}{row.parameters:>11,}{row.nonzero_weights:>11,}"
+        f"{row.kernels:>9,}{row.zero_kernels:>7,}{percent:>8}{row.mac:>10,}{row.sparse_mac:>10,}"
+        f"{values:>8}{bits:>8}"
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m eval.cost",
+        description="Parameters, arithmetic, size by every way of counting, receptive field.",
+    )
+    add = parser.add_argument
+    add("models", nargs="+", type=Path, metavar="FILE", help="model files")
+    add("--k", type=cli.positive_number, metavar="K", help="k of the paper's rule, such as 16 for "
+        "16 centroids of each sign (default: the values found)")  # fmt: skip
+    add("--centroid-bits", type=int, choices=(8, 16, 32), default=32, help="default 32")
+    add("--baseline", type=Path, metavar="FILE",
+        help="percent of this model's parameters (default: of the first)")  # fmt: skip
+    add("--json", type=Path, metavar="FILE", help="write it all there too")
+    options = parser.parse_args(argv)
+    if options.k == 1:
+        parser.error("--k is at least 2")
+    return cli.run(lambda: _run(options))
+
+
+def _run(options: argparse.Namespace) -> int:
+    from speech.files import write_json
+
+    baseline = cost_of(options.baseline or options.models[0]).total("parameters")
+    settings = {
+        "codebook_size": options.k,
+        "centroid_bits": options.centroid_bits,
+        "baseline_parameters": baseline,
+    }
+    costs = [cost_of(path, **settings) for path in options.models]
+    print("\n\n".join(format_cost(cost) for cost in costs))
+    if options.json:
+        write_json(options.json, [cost.to_dict() for cost in costs])
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
