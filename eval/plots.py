@@ -52,14 +52,20 @@ HOP_SAMPLES = 128
 
 
 def learning_curve(
-    history: Sequence[dict[str, Any]], path: Path | None = None, title: str = ""
+    history: Sequence[dict[str, Any]],
+    path: Path | None = None,
+    title: str = "",
+    loss: str = "mean squared error",
 ) -> Figure:
     """Draws training and validation error against the epoch.
+
+    The axis is logarithmic unless an error is not positive, as SI-SDR is not.
 
     Args:
         history: Rows with 'epoch', 'training_loss' and 'validation_loss'.
         path: Where to write it.
         title: Above the picture.
+        loss: What the errors are.
     """
     from matplotlib.ticker import MaxNLocator
 
@@ -74,9 +80,10 @@ def learning_curve(
         values = [row[key] for row in history]
         axes.plot(epochs, values, marker=marker, markersize=3, label=label, color=color)
     axes.axvline(best["epoch"], color="0.6", linestyle=":", linewidth=1)
-    axes.set_yscale("log")
+    if all(row[key] > 0 for row in history for key in ("training_loss", "validation_loss")):
+        axes.set_yscale("log")
     axes.set_xlabel("epoch")
-    axes.set_ylabel("mean squared error")
+    axes.set_ylabel(loss)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(True, which="both", alpha=0.3)
     axes.legend()

@@ -17,6 +17,7 @@ import numpy as np
 from keras import ops
 
 from speech import blockconv
+from speech.losses import Loss
 from speech.network import Network, blocks_from_layers
 
 
@@ -113,13 +114,16 @@ class TrainingModel(keras.Model):
     Args:
         network: The plain Keras model whose weights are trained. Save this one.
         conv: 'fast' for the C kernels where they run, 'keras' for Keras' own layers always.
+        loss: Compared with the clean batch; None for the loss that ``compile`` is given, which
+            needs sample weights to leave the padding out.
     """
 
-    def __init__(self, network: keras.Model, conv: str = "fast") -> None:
+    def __init__(self, network: keras.Model, conv: str = "fast", loss: Loss | None = None) -> None:
         super().__init__(name="training")
         if conv not in ("fast", "keras"):
             raise ValueError(f"conv must be 'fast' or 'keras', received {conv!r}")
         self.network = network
+        self._batch_loss = loss
         found = blocks_from_layers(
             [
                 (getattr(type(layer), "plain_class", type(layer)).__name__, layer.get_config())
@@ -146,9 +150,37 @@ class TrainingModel(keras.Model):
             return self._run_chain(noisy, lengths)
         return self._run_layers(noisy, lengths, training)
 
+    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+        """Returns the loss of a batch: of ``loss`` if there is one, else Keras' own."""
+        if self._batch_loss is None:
+            return super().compute_loss(x, y, y_pred, sample_weight, training)
+        lengths = x[1]
+        if self._chain is not None:
+            return self._run_loss(y, y_pred, lengths)
+        return self._batch_loss.value(y, y_pred, lengths)
+
     def compute_output_shape(self, input_shape):
         """Returns the shape of the outputs: that of ``noisy``."""
         return input_shape[0]
+
+    def _run_loss(self, clean, enhanced, lengths):
+        """TensorFlow op of the loss in NumPy, value and gradient in one go."""
+        import tensorflow as tf
+
+        def forward(clean, enhanced, lengths):
+            value, gradient = self._batch_loss.value_and_gradient(clean, enhanced, lengths)
+            return np.float32(value), gradient
+
+        @tf.custom_gradient
+        def op(enhanced):
+            value, gradient = tf.numpy_function(
+                forward, [clean, enhanced, lengths], [tf.float32, tf.float32], stateful=False
+            )
+            value.set_shape(())
+            gradient.set_shape(enhanced.shape)
+            return value, lambda upstream: upstream * gradient
+
+        return op(enhanced)
 
     def _run_layers(self, noisy, lengths, training):
         mask = ops.cast(

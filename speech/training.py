@@ -8,6 +8,7 @@ so a run that is taken up goes on as if it had never stopped.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
@@ -15,7 +16,7 @@ import logging
 import math
 import time
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ import numpy as np
 
 from speech.conv import TrainingModel
 from speech.files import atomic_path, write_json, write_text
+from speech.losses import find_loss
 from speech.pipeline import Batch, TrainingData, data_fingerprint, prefetched
 from speech.runinfo import run_info
 from speech.weights import save_model
@@ -49,6 +51,13 @@ class TrainingConfig:
         crop_seconds: Longest piece of an utterance that is used; None for whole utterances.
         learning_rate: Adam's.
         schedule: 'constant', or 'cosine' down to a hundredth over the whole run.
+        warmup_steps: The learning rate first rises in a straight line over so many steps.
+        loss: One of ``speech.losses.LOSSES``.
+        clip_norm: Gradients are scaled down to this global norm (Pascanu et al. 2013); None
+            for as they are.
+        ema: Weights are averaged with this momentum, step by step (Polyak and Juditsky 1992); the
+            average is validated and saved. None for the weights as they are.
+        init: SHA-256 of the model file whose weights start the run; None for random ones.
         seed: Of weights, order, mixing and crops.
         conv: 'fast' or 'keras': see :class:`speech.conv.TrainingModel`.
     """
@@ -59,6 +68,11 @@ class TrainingConfig:
     crop_seconds: float | None = None
     learning_rate: float = 1e-3
     schedule: str = "constant"
+    warmup_steps: int = 0
+    loss: str = "mse"
+    clip_norm: float | None = None
+    ema: float | None = None
+    init: str | None = None
     seed: int = 0
     conv: str = "fast"
 
@@ -74,13 +88,27 @@ class TrainingConfig:
             raise ValueError(f"learning_rate is {self.learning_rate}; give a positive number")
         if self.schedule not in SCHEDULES:
             raise ValueError(f"schedule is {self.schedule!r}; give one of {', '.join(SCHEDULES)}")
+        if not 0 <= self.warmup_steps <= MAX_COUNT:
+            raise ValueError(f"warmup_steps is {self.warmup_steps}; give 0 to {MAX_COUNT}")
+        if self.clip_norm is not None and not 0 < self.clip_norm < math.inf:
+            raise ValueError(f"clip_norm is {self.clip_norm}; give a positive number")
+        if self.ema is not None and not 0 < self.ema < 1:
+            raise ValueError(f"ema is {self.ema}; give a number between 0 and 1, such as 0.999")
+        find_loss(self.loss)
 
     def learning_rate_at(self, step: int, num_steps: int) -> float:
         """Returns the learning rate of a step, counted from 0 over the whole run."""
+        if step < self.warmup_steps:
+            return self.learning_rate * (step + 1) / self.warmup_steps
         if self.schedule == "constant":
             return self.learning_rate
-        cosine = 0.5 * (1 + math.cos(math.pi * min(step / max(num_steps, 1), 1.0)))
+        part = (step - self.warmup_steps) / max(num_steps - self.warmup_steps, 1)
+        cosine = 0.5 * (1 + math.cos(math.pi * min(part, 1.0)))
         return self.learning_rate * (0.01 + 0.99 * cosine)
+
+    def ema_at(self, step: int) -> float:
+        """Returns the momentum of the average at a step: it starts at 0.1 and rises to ``ema``."""
+        return min(self.ema, (1 + step) / (10 + step))
 
 
 @dataclass
@@ -93,6 +121,7 @@ class _State:
     seconds: float = 0.0
     history: list[dict[str, float]] = field(default_factory=list)
     best_weights: list[np.ndarray] | None = None
+    average: list[np.ndarray] | None = None
 
     @property
     def best_loss(self) -> float:
@@ -109,7 +138,6 @@ class Trainer:
         validation: Read in order, never shuffled.
         config: See :class:`TrainingConfig`.
         out: Folder of the run.
-        loss: A Keras loss between enhanced and clean [batch, time, 1].
         meta: What goes into the ``speech_meta`` of the model files.
         checkpoint_seconds: Also write a checkpoint within an epoch, so often.
     """
@@ -122,7 +150,6 @@ class Trainer:
         config: TrainingConfig,
         out: Path,
         *,
-        loss: Any = "mse",
         meta: dict[str, Any] | None = None,
         checkpoint_seconds: float = 300.0,
     ) -> None:
@@ -133,17 +160,26 @@ class Trainer:
         self.out = Path(out)
         self.meta = meta or {}
         self.checkpoint_seconds = checkpoint_seconds
-        self.model = TrainingModel(network, config.conv)
+        self.model = TrainingModel(network, config.conv, find_loss(config.loss))
         self.optimizer = keras.optimizers.Adam(
-            config.learning_rate, beta_1=0.9, beta_2=0.999, epsilon=1e-8
+            config.learning_rate,
+            beta_1=0.9,
+            beta_2=0.999,
+            epsilon=1e-8,
+            global_clipnorm=config.clip_norm,
         )
         # No XLA: it would compile anew for every length, and can't call the C kernels.
-        self.model.compile(optimizer=self.optimizer, loss=loss, jit_compile=False)
+        self.model.compile(
+            optimizer=self.optimizer,
+            weighted_metrics=[] if config.loss == "mse" else ["mse"],
+            jit_compile=False,
+        )
         self.optimizer.build(network.trainable_variables)
         self.state = _State()
         self.waited_seconds = 0.0
         self._fingerprint = {
             "data": data_fingerprint(training.source),
+            "gain_db": training.gain_db and list(training.gain_db),
             "parameters": int(network.count_params()),
             **{k: v for k, v in asdict(config).items() if k not in ("epochs", "conv")},
             **({"epochs": config.epochs} if config.schedule != "constant" else {}),
@@ -187,29 +223,35 @@ class Trainer:
             loss = self._step(batch)
             if not math.isfinite(loss):
                 self._diverged(f"training error became {loss}", f"step {state.batch + 1}")
+            if self.config.ema is not None:
+                self._average(step)
             state.loss_sum += loss * len(batch.lengths)
             state.batch += 1
             state.seconds = before + time.monotonic() - started
-            bar.set_postfix_str(f"mse {state.loss_sum / (state.batch * data.batch_size):.5f}")
+            bar.set_postfix_str(
+                f"{self.config.loss} {state.loss_sum / (state.batch * data.batch_size):.5f}"
+            )
             bar.update()
             if time.monotonic() - written > self.checkpoint_seconds:
                 self._save_checkpoint()
                 written = time.monotonic()
             waiting = time.monotonic()
         bar.close()
-        validation_loss = self._validate()
-        if not math.isfinite(validation_loss):
-            self._diverged(f"validation error became {validation_loss}", "at its end")
+        with self._averaged():
+            errors = self._validate()
+            weights = [np.array(array) for array in self.network.get_weights()]
+        if not math.isfinite(errors["validation_loss"]):
+            self._diverged(f"validation error became {errors['validation_loss']}", "at its end")
         last_step = (state.epoch + 1) * len(data) - 1
         row = {
             "epoch": state.epoch + 1,
             "training_loss": state.loss_sum / data.num_items,
-            "validation_loss": validation_loss,
+            **errors,
             "learning_rate": float(self.config.learning_rate_at(last_step, num_steps)),
             "seconds": before + time.monotonic() - started,
         }
         if row["validation_loss"] < state.best_loss:
-            state.best_weights = [np.array(array) for array in self.network.get_weights()]
+            state.best_weights = weights
         state.history.append(row)
         state.epoch, state.batch, state.loss_sum, state.seconds = state.epoch + 1, 0, 0.0, 0.0
         self._save_models()
@@ -225,20 +267,52 @@ class Trainer:
         )
 
     def _step(self, batch: Batch) -> float:
-        return float(
-            self.model.train_on_batch(
-                (batch.noisy, batch.lengths), batch.clean, sample_weight=batch.weights
-            )
+        logs = self.model.train_on_batch(
+            (batch.noisy, batch.lengths),
+            batch.clean,
+            sample_weight=batch.weights,
+            return_dict=True,
         )
+        return float(logs["loss"])
 
-    def _validate(self) -> float:
-        total = 0.0
+    def _validate(self) -> dict[str, float]:
+        """Returns the mean loss of the validation data and, if it is another, the mean MSE."""
+        totals: dict[str, float] = {}
         for batch in prefetched(self.validation):
-            loss = self.model.test_on_batch(
-                (batch.noisy, batch.lengths), batch.clean, sample_weight=batch.weights
+            logs = self.model.test_on_batch(
+                (batch.noisy, batch.lengths),
+                batch.clean,
+                sample_weight=batch.weights,
+                return_dict=True,
             )
-            total += float(loss) * len(batch.lengths)
-        return total / self.validation.num_items
+            for name, value in logs.items():
+                totals[name] = totals.get(name, 0.0) + float(value) * len(batch.lengths)
+        return {
+            f"validation_{name}": total / self.validation.num_items
+            for name, total in totals.items()
+        }
+
+    def _average(self, step: int) -> None:
+        """Moves the average of the weights by one step."""
+        weights = self.network.get_weights()
+        if self.state.average is None:
+            self.state.average = [np.array(array) for array in weights]
+        share = np.float32(1 - self.config.ema_at(step))
+        for average, array in zip(self.state.average, weights, strict=True):
+            average += share * (array - average)
+
+    @contextlib.contextmanager
+    def _averaged(self) -> Iterator[None]:
+        """Puts the average of the weights, if there is one, into the network for a while."""
+        if self.state.average is None:
+            yield
+            return
+        current = [np.array(array) for array in self.network.get_weights()]
+        self.network.set_weights(self.state.average)
+        try:
+            yield
+        finally:
+            self.network.set_weights(current)
 
     def _save_models(self) -> None:
         meta = {
@@ -250,7 +324,8 @@ class Trainer:
                 "data_sha256": self._fingerprint["data"],
             },
         }
-        save_model(self.network, self.out / "last.h5", meta)
+        with self._averaged():
+            save_model(self.network, self.out / "last.h5", meta)
         current = self.network.get_weights()
         self.network.set_weights(self.state.best_weights)
         save_model(self.network, self.out / "model.h5", meta)
@@ -260,6 +335,7 @@ class Trainer:
             self.out / "run.json",
             {
                 "config": asdict(self.config),
+                "meta": self.meta,
                 "fingerprint": self._fingerprint,
                 "c_kernels": self.model.uses_c_kernels,
                 **run_info(),
@@ -271,6 +347,7 @@ class Trainer:
         arrays = {f"weight_{i}": w for i, w in enumerate(self.network.get_weights())}
         arrays |= {f"optimizer_{i}": v.numpy() for i, v in enumerate(self.optimizer.variables)}
         arrays |= {f"best_{i}": w for i, w in enumerate(state.best_weights or [])}
+        arrays |= {f"average_{i}": w for i, w in enumerate(state.average or [])}
         arrays["state"] = np.frombuffer(
             json.dumps(
                 {
@@ -315,6 +392,7 @@ class Trainer:
             stored["seconds"],
             stored["history"],
             _numbered(arrays, "best") or None,
+            _numbered(arrays, "average") or None,
         )
         if self.state.epoch < self.config.epochs:
             _LOGGER.info(

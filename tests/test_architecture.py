@@ -52,8 +52,9 @@ def test_rooms_import_only_what_they_may(path):
 @pytest.mark.parametrize(
     "module",
     ["speech.audio", "speech.mixing", "speech.corpus", "speech.prepare", "speech.modelfile",
-     "speech.weights", "speech.fcn", "speech.network", "speech.enhance", "eval.metrics",
-     "eval.scoring", "timit_fcn_mse"],
+     "speech.weights", "speech.fcn", "speech.network", "speech.enhance", "speech.losses",
+     "speech.augment", "speech.options", "speech.opencorpus", "eval.metrics", "eval.scoring",
+     "eval.cost", "eval.cycles", "eval.sweep", "pruning.run", "pruning.surgery", "timit_fcn_mse"],
 )  # fmt: skip
 def test_importing_needs_no_tensorflow(module):
     code = f"import sys, {module}; assert not {{'tensorflow', 'keras'}} & set(sys.modules)"

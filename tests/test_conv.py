@@ -7,6 +7,7 @@ from numpy.testing import assert_allclose
 
 from speech.conv import FastConv1D, TrainingModel, uses_c_kernels
 from speech.fcn import FCNConfig, build_fcn
+from speech.losses import LOSSES, find_loss
 from speech.weights import load_model, save_model
 from tests.reference import convolution_oracle as oracle
 
@@ -97,6 +98,28 @@ def test_training_is_the_same_with_either_convolution(rng):
     assert_allclose(*losses, rtol=1e-5, atol=0)
     for fast, plain in zip(*weights, strict=True):
         assert_allclose(fast, plain, rtol=1e-4, atol=1e-5)
+
+
+@needs_c_kernels
+@pytest.mark.parametrize("loss", LOSSES)
+def test_training_with_any_loss_is_the_same_with_either_convolution(loss, rng):
+    batches = [padded_batch(rng, [1300, 900]), padded_batch(rng, [700, 800])]
+    losses, weights = [], []
+    for conv in ("fast", "keras"):
+        network = build_fcn(SMALL, seed=1)
+        model = TrainingModel(network, conv, find_loss(loss))
+        model.compile(keras.optimizers.SGD(1e-3), weighted_metrics=["mse"])
+        for noisy, lengths, clean, weight in batches:
+            logs = model.train_on_batch(
+                (noisy, lengths), clean, sample_weight=weight, return_dict=True
+            )
+            losses.append((conv, logs["loss"], logs["mse"]))
+        weights.append(network.get_weights())
+    assert_allclose([x[1:] for x in losses[:2]], [x[1:] for x in losses[2:]], rtol=1e-4)
+    if loss == "mse":
+        assert_allclose([x[1] for x in losses], [x[2] for x in losses], rtol=1e-5)
+    for fast, plain in zip(*weights, strict=True):
+        assert_allclose(fast, plain, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("conv", ["fast", "keras"])

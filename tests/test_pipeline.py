@@ -5,15 +5,18 @@ import pytest
 import soundfile
 
 from speech.audio import read_audio
+from speech.augment import Augmentation
 from speech.corpus import Pair, find_noise, find_speech
 from speech.mixing import measure_snr_db
 from speech.pipeline import (
+    AudioCache,
     MixtureSource,
     PairSource,
     TrainingData,
-    _AudioCache,
     collate,
+    compact,
     data_fingerprint,
+    expand,
     prefetched,
 )
 
@@ -112,12 +115,100 @@ def test_nothing_to_train_on_is_refused():
         PairSource([])
 
 
+def test_augmentation_follows_from_seed_and_position(timit, noises):
+    everything = Augmentation(
+        second_noise=0.5, equalizer_db=10, noise_speed=1.25, band_limit=0.5, gain_db=(-20, 0)
+    )
+
+    def batches(first=0, augmentation=everything):
+        source = MixtureSource(
+            find_speech(timit, "TRAIN"),
+            find_noise(noises, "TRAIN"),
+            [0],
+            snr_range_db=(-10, 20),
+            augmentation=augmentation,
+        )
+        data = TrainingData(source, num_items=8, batch_size=2, gain_db=augmentation.gain_db)
+        return [(b.noisy.tobytes(), b.clean.tobytes()) for b in prefetched(data, first)]
+
+    whole = batches()
+    assert batches() == whole
+    assert batches(first=2) == whole[2:]
+    assert all(one != other for one, other in zip(whole, batches(0, Augmentation()), strict=True))
+
+
+def test_no_augmentation_changes_no_draw(timit, noises):
+    files = find_speech(timit, "TRAIN"), find_noise(noises, "TRAIN"), [-5, 5]
+    plain, off = MixtureSource(*files), MixtureSource(*files, augmentation=Augmentation())
+    for index in range(len(plain)):
+        for one, other in zip(
+            *(source.item(index, np.random.default_rng(index)) for source in (plain, off)),
+            strict=True,
+        ):
+            assert np.array_equal(one, other)
+    assert data_fingerprint(plain) == data_fingerprint(off)
+
+
+def test_snrs_are_drawn_from_the_range_and_stay_exact_for_changed_noises(timit, noises, rng):
+    source = MixtureSource(
+        find_speech(timit, "TRAIN"),
+        find_noise(noises, "TRAIN"),
+        [0],
+        snr_range_db=(2, 9),
+        augmentation=Augmentation(second_noise=1.0, equalizer_db=10, noise_speed=2.0),
+    )
+    items = [source.item(index % len(source), rng) for index in range(20)]
+    snrs_db = [measure_snr_db(clean, noisy - clean) for noisy, clean in items]
+    assert 2 <= min(snrs_db) < 4 < 7 < max(snrs_db) <= 9
+
+
+def test_gain_scales_the_noisy_signal_alone(source):
+    plain = TrainingData(source, num_items=6, seed=1)
+    scaled = TrainingData(source, num_items=6, seed=1, gain_db=(-20, -10))
+    for one, other in zip(prefetched(plain), prefetched(scaled), strict=True):
+        assert np.array_equal(one.clean, other.clean)
+        assert 0.1 <= np.abs(other.noisy).max() <= 10**-0.5
+        assert np.allclose(other.noisy / np.abs(other.noisy).max(), one.noisy, atol=1e-6)
+
+
+def test_in_a_room_the_noise_is_not_in_the_target(timit, noises, rng, monkeypatch):
+    response = np.zeros(3000, np.float32)
+    response[[50, 2500]] = 1, 0.5
+    monkeypatch.setattr("speech.augment.room_response", lambda number: response)
+    monkeypatch.setattr("speech.augment.require_rooms", lambda: None)
+    utterances = find_speech(timit, "TRAIN")
+    source = MixtureSource(
+        utterances, find_noise(noises, "TRAIN"), [60], augmentation=Augmentation(rooms=1.0)
+    )
+    noisy, clean = source.item(0, rng)
+    dry = read_audio(utterances[0].path).samples
+    gain = np.dot(clean, dry) / np.dot(dry, dry)
+    assert np.allclose(clean, gain * dry, atol=1e-5)
+    late = np.zeros_like(dry)
+    late[2450:] = 0.5 * dry[:-2450]
+    assert np.allclose(noisy, gain * (dry + late), atol=5e-3)  # noise at 60 dB below
+
+
+def test_sixteen_bits_are_kept_in_sixteen_bits(rng):
+    exact = rng.integers(-32768, 32768, 1000).astype(np.float32) / 32768
+    exact = np.where(exact == -1, 0, exact).astype(np.float32)
+    assert compact(exact).dtype == np.int16
+    assert np.array_equal(expand(compact(exact)), exact)
+    for other in (
+        rng.standard_normal(1000).astype(np.float32),
+        np.array([np.nan, 0], np.float32),
+        np.array([1.0, 0], np.float32),
+    ):
+        assert compact(other) is other
+        assert expand(other) is other
+
+
 def test_the_cache_stays_within_its_size(timit):
     paths = sorted(timit.rglob("*.WAV"))[:4]
-    cache = _AudioCache(max_bytes=2 * 8000 * 4)
+    cache = AudioCache(max_bytes=2 * 8000 * 2)
     for path in paths * 2:
         assert np.array_equal(cache.read(path), read_audio(path).samples)
-    assert cache._num_bytes <= 2 * 8000 * 4
+    assert 0 < cache._num_bytes <= 2 * 8000 * 2
 
 
 def test_fingerprint_tells_data_sets_apart(timit, noises):
@@ -127,3 +218,6 @@ def test_fingerprint_tells_data_sets_apart(timit, noises):
     assert whole != data_fingerprint(MixtureSource(utterances, noise, [5]))
     assert whole != data_fingerprint(MixtureSource(utterances, find_noise(noises, "TEST"), [0]))
     assert whole != data_fingerprint(MixtureSource(utterances[1:], noise, [0]))
+    assert whole != data_fingerprint(MixtureSource(utterances, noise, [0], snr_range_db=(0, 5)))
+    changed = MixtureSource(utterances, noise, [0], augmentation=Augmentation(equalizer_db=3))
+    assert whole != data_fingerprint(changed)

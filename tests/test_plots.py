@@ -179,6 +179,12 @@ def test_spectrogram_level_is_that_of_the_sine():
     np.testing.assert_array_equal(plots.spectrogram_db(np.zeros(512)), -200)
 
 
+def test_learning_curve_of_a_loss_below_zero_is_linear():
+    history = [{"epoch": e, "training_loss": -5.0 - e, "validation_loss": -4.0} for e in (1, 2)]
+    axes = plots.learning_curve(history, loss="negative SI-SDR in dB").axes[0]
+    assert axes.get_yscale() == "linear" and axes.get_ylabel() == "negative SI-SDR in dB"
+
+
 def test_learning_curve_marks_the_best_epoch():
     history = [
         {"epoch": epoch, "training_loss": 0.1 / epoch, "validation_loss": 0.2 / epoch}

@@ -16,8 +16,12 @@ import soundfile
 
 import timit_fcn_mse
 from speech import corpus
+from speech.augment import Augmentation
+from speech.files import sha256_of
+from speech.options import RECIPES, augmentation, check_data_options, training_config
 from speech.prepare import main as prepare
-from speech.weights import load_model
+from speech.training import TrainingConfig
+from speech.weights import load_model, load_model_and_meta
 
 ROOT = Path(__file__).parent.parent
 QUICK = ["--gpu", "-1", "--snr", "0", "--num-test", "1", "--epochs", "2", "--num-train", "3",
@@ -77,6 +81,8 @@ def test_the_original_layout_and_its_split(timit, noises, tmp_path, capsys):
     before = (out / "model.h5").read_bytes()
     assert timit_fcn_mse.main([*arguments, "--eval-only"]) == 0
     assert (out / "model.h5").read_bytes() == before
+    assert timit_fcn_mse.main([*arguments, "--recipe", "best"]) == 1
+    assert "premixed folders are taken as they are" in capsys.readouterr().err
 
 
 def test_the_test_set_follows_its_sources(timit, noises, tmp_path, capsys):
@@ -93,6 +99,53 @@ def test_the_test_set_follows_its_sources(timit, noises, tmp_path, capsys):
     corpus.load_noise.cache_clear()  # as in a new process
     assert timit_fcn_mse.main([*arguments, "--eval-only"]) == 0
     assert mixture.read_bytes() != before
+    capsys.readouterr()
+
+
+def chosen(*arguments):
+    parser = timit_fcn_mse._parser()
+    options = parser.parse_args(list(arguments))
+    check_data_options(parser, options)
+    return training_config(options), augmentation(options)
+
+
+def test_recipes_and_what_overrides_them():
+    folders = ("--timit", "x", "--noise", "y")
+    assert chosen(*folders) == (TrainingConfig(), Augmentation())
+    assert chosen(*folders, "--recipe", "paper") == chosen(*folders)
+    assert chosen()[0] == TrainingConfig(**RECIPES["quick"])
+    config, changes = chosen(*folders, "--recipe", "best")
+    assert (config.loss, config.ema, config.schedule) == ("spectral", 0.999, "cosine")
+    assert changes.equalizer_db > 0
+    config, changes = chosen(
+        *folders, "--recipe", "best", "--loss", "sisdr", "--num-train", "7", "--equalizer", "0",
+        "--gain", "-3", "0", "--warmup", "0",
+    )  # fmt: skip
+    assert (config.loss, config.num_items, config.warmup_steps) == ("sisdr", 7, 0)
+    assert config.ema == 0.999
+    assert (changes.equalizer_db, changes.gain_db) == (0.0, (-3.0, 0.0))
+    assert changes.second_noise > 0
+
+
+def test_the_best_recipe_and_fine_tuning_run(timit, noises, tmp_path, capsys):
+    out = tmp_path / "out"
+    options = ["--timit", str(timit), "--noise", str(noises), *QUICK, "--batch-size", "2"]
+    assert timit_fcn_mse.main([*options, "--recipe", "best", "--out", str(out)]) == 0
+    run = json.loads((out / "run.json").read_text())
+    assert run["config"]["loss"] == "spectral"
+    assert run["meta"]["recipe"] == "best"
+    assert "augment equalizer_db 10.0" in run["meta"]["augmentation"]
+    assert float(history(out)[1]["validation_mse"]) > 0
+
+    tuned = tmp_path / "tuned"
+    start = ["--init", str(out / "model.h5"), "--learning-rate", "1e-12"]
+    assert timit_fcn_mse.main([*options, *start, "--out", str(tuned)]) == 0
+    model, meta = load_model_and_meta(tuned / "model.h5")
+    assert meta["training"]["init"] == sha256_of(out / "model.h5")
+    for one, other in zip(
+        model.get_weights(), load_model(out / "model.h5").get_weights(), strict=True
+    ):
+        assert np.allclose(one, other, atol=1e-6)
     capsys.readouterr()
 
 
@@ -126,6 +179,11 @@ def test_a_killed_run_goes_on_and_ends_like_an_unbroken_one(timit, noises, tmp_p
         (["--crop-seconds", "inf"], "crop_seconds is inf"),
         (["--num-train", "1" + "0" * 20], "num_items is 1"),
         (["--eval-only", "--model", "missing.h5"], r"missing\.h5"),
+        (["--init", "missing.h5"], r"missing\.h5"),
+        (["--ema", "1"], "ema is 1"),
+        (["--second-noise", "2"], "second_noise is 2"),
+        (["--gain", "0", "-5"], "gain_db is 0 to -5"),
+        (["--snr-range", "5", "0"], "snr_range_db is 5 to 0"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_1(arguments, message, tmp_path, capsys):

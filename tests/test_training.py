@@ -1,10 +1,13 @@
 """The loop: resumes to the same result, keeps the best, stops on NaN, refuses another run."""
 
+import itertools
 import json
 
 import numpy as np
 import pytest
+from numpy.testing import assert_allclose
 
+from speech.augment import Augmentation
 from speech.corpus import find_noise, find_speech
 from speech.fcn import FCNConfig, build_fcn
 from speech.pipeline import MixtureSource, TrainingData
@@ -12,15 +15,21 @@ from speech.training import Trainer, TrainingConfig, TrainingError
 from speech.weights import load_model, load_model_and_meta
 
 SMALL = FCNConfig(num_hidden_layers=1, num_filters=3, kernel_size=9)
+AUGMENTATION = Augmentation(second_noise=0.5, equalizer_db=6, noise_speed=1.2, band_limit=0.5)
 CONFIG = TrainingConfig(epochs=3, num_items=4, crop_seconds=0.2, learning_rate=1e-2)
 
 
 @pytest.fixture
 def make_trainer(timit, noises, tmp_path):
-    def make(folder="run", config=CONFIG, **options):
-        source = MixtureSource(find_speech(timit, "TRAIN"), find_noise(noises, "TRAIN"), [0])
+    def make(folder="run", config=CONFIG, augmentation=None, gain_db=None, **options):
+        files = find_speech(timit, "TRAIN"), find_noise(noises, "TRAIN")
+        source = MixtureSource(*files, [0])
         training = TrainingData(
-            source, num_items=config.num_items, crop_samples=3200, seed=config.seed
+            MixtureSource(*files, [0], augmentation=augmentation),
+            num_items=config.num_items,
+            crop_samples=3200,
+            seed=config.seed,
+            gain_db=gain_db,
         )
         validation = TrainingData(source, num_items=2, shuffle=False)
         network = build_fcn(SMALL, seed=config.seed)
@@ -66,6 +75,72 @@ def test_a_run_that_is_killed_ends_like_an_unbroken_one(make_trainer, tmp_path):
             assert np.array_equal(one, other)
 
 
+def test_everything_at_once_resumes_to_the_same_bits(make_trainer):
+    """Average of the weights, clipping, warm-up, decay, another loss, changed noises."""
+    settings = {"loss": "spectral", "ema": 0.9, "clip_norm": 0.5, "schedule": "cosine"}
+    config = TrainingConfig(**{**vars(CONFIG), **settings, "warmup_steps": 3})
+    options = {"config": config, "augmentation": AUGMENTATION, "gain_db": (-6, 0)}
+    whole = make_trainer("whole", **options).run()
+    broken = make_trainer("broken", checkpoint_seconds=0.0, **options)
+    step, steps = broken._step, itertools.count(1)
+
+    def dying_step(batch):
+        if next(steps) == 6:
+            raise Stop
+        return step(batch)
+
+    broken._step = dying_step
+    with pytest.raises(Stop):
+        broken.run()
+    again = make_trainer("broken", **options).run()
+    assert without_times(again.history) == without_times(whole.history)
+    for name in ("average", "best_weights"):
+        for one, other in zip(getattr(again, name), getattr(whole, name), strict=True):
+            assert np.array_equal(one, other)
+
+
+def test_the_average_of_the_weights_is_what_is_validated_and_saved(make_trainer, tmp_path):
+    config = TrainingConfig(**{**vars(CONFIG), "ema": 0.6, "epochs": 2})
+    trainer = make_trainer(config=config)
+    step, seen = trainer._step, []
+
+    def watched(batch):
+        loss = step(batch)
+        seen.append(trainer.network.get_weights())
+        return loss
+
+    trainer._step = watched
+    trainer.run()
+    average = [array.astype(np.float64) for array in seen[0]]
+    for number, weights in enumerate(seen):
+        momentum = min(0.6, (1 + number) / (10 + number))
+        average = [momentum * a + (1 - momentum) * w for a, w in zip(average, weights, strict=True)]
+    last = load_model(tmp_path / "run" / "last.h5").get_weights()
+    for ours, expected, raw in zip(last, average, seen[-1], strict=True):
+        assert_allclose(ours, expected, rtol=1e-4, atol=1e-6)
+        assert np.array_equal(ours, raw) == (not raw.any())  # a normalised bias stays zero
+    again = make_trainer(config=config)  # reads the checkpoint: the raw weights are in it
+    again._resume()
+    for ours, raw in zip(again.network.get_weights(), seen[-1], strict=True):
+        assert np.array_equal(ours, raw)
+
+
+def test_gradients_are_clipped_to_the_norm(make_trainer):
+    clipped = make_trainer(config=TrainingConfig(**{**vars(CONFIG), "clip_norm": 1e-12}))
+    before = clipped.network.get_weights()
+    clipped._step(clipped.training.batch(0))  # below Adam's epsilon, hence next to no step
+    for one, other in zip(clipped.network.get_weights(), before, strict=True):
+        assert_allclose(one, other, rtol=0, atol=2e-6)
+
+
+def test_other_losses_report_the_mse_as_well(make_trainer):
+    plain = make_trainer("mse").run().history[0]
+    assert "validation_mse" not in plain
+    row = make_trainer("sisdr", TrainingConfig(**{**vars(CONFIG), "loss": "sisdr"})).run()
+    assert {"validation_loss", "validation_mse"} <= set(row.history[0])
+    assert row.history[0]["validation_mse"] > 0
+
+
 def test_a_run_killed_while_it_validates_goes_on(make_trainer):
     """The checkpoint then stands behind the epoch's last step."""
     whole = make_trainer("whole").run()
@@ -106,7 +181,11 @@ def test_a_finished_run_is_left_as_it_is_and_can_be_made_longer(make_trainer, tm
     assert [row["epoch"] for row in longer.history] == [1, 2, 3, 4]
 
 
-@pytest.mark.parametrize("change", [{"seed": 1}, {"learning_rate": 0.5}, {"num_items": 3}])
+@pytest.mark.parametrize(
+    "change",
+    [{"seed": 1}, {"learning_rate": 0.5}, {"num_items": 3}, {"loss": "stft"}, {"ema": 0.9},
+     {"clip_norm": 1.0}, {"init": "0" * 64}],
+)  # fmt: skip
 def test_another_run_in_the_same_folder_is_refused(make_trainer, change):
     make_trainer().run()
     with pytest.raises(TrainingError, match=f"holds a run with {next(iter(change))}"):
@@ -128,7 +207,7 @@ def test_a_nan_before_any_model_or_in_validation_says_so(make_trainer):
     with pytest.raises(TrainingError, match="no model was written"):
         trainer.run()
     trainer = make_trainer("validation")
-    trainer._validate = lambda: float("inf")
+    trainer._validate = lambda: {"validation_loss": float("inf")}
     with pytest.raises(TrainingError, match="validation error became inf in epoch 1"):
         trainer.run()
 
@@ -150,11 +229,17 @@ def test_cosine_schedule():
     assert config.learning_rate_at(50, 100) == pytest.approx(0.505)
     assert config.learning_rate_at(100, 100) == pytest.approx(0.01)
     assert TrainingConfig().learning_rate_at(99, 100) == 1e-3
+    config = TrainingConfig(schedule="cosine", learning_rate=1.0, warmup_steps=10)
+    assert config.learning_rate_at(0, 100) == pytest.approx(0.1)
+    assert config.learning_rate_at(9, 100) == config.learning_rate_at(10, 100) == pytest.approx(1)
+    assert config.learning_rate_at(55, 100) == pytest.approx(0.505)
+    assert config.learning_rate_at(100, 100) == pytest.approx(0.01)
 
 
 @pytest.mark.parametrize(
     "bad", [{"epochs": 0}, {"batch_size": -1}, {"crop_seconds": 0.0}, {"learning_rate": -1.0},
-            {"schedule": "steps"}, {"learning_rate": float("nan")}],
+            {"schedule": "steps"}, {"learning_rate": float("nan")}, {"loss": "l2"},
+            {"ema": 1.0}, {"clip_norm": 0.0}, {"clip_norm": float("nan")}, {"warmup_steps": -1}],
 )  # fmt: skip
 def test_bad_settings_are_refused(bad):
     with pytest.raises(ValueError, match=next(iter(bad))):
@@ -165,3 +250,9 @@ def test_the_paper_s_values_are_the_defaults():
     config = TrainingConfig()
     assert (config.epochs, config.num_items, config.batch_size) == (60, 30000, 1)
     assert (config.learning_rate, config.schedule, config.crop_seconds) == (1e-3, "constant", None)
+    assert (config.loss, config.clip_norm, config.ema, config.warmup_steps) == (
+        "mse",
+        None,
+        None,
+        0,
+    )
