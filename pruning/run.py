@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from pruning.sparsity import Masks
 
 THETA = 0.65
+BY_THETA = "theta"
 NUM_STAGES = 7
 RETRAIN_EPOCHS = 2
 
@@ -41,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from pruning.sparsity import report
+    from pruning.sparsity import masks_of_zeros, masks_to_json, report
     from speech.files import sha256_of
     from speech.modelfile import read_model_file, write_model_file
 
@@ -62,10 +63,11 @@ def _run(options: argparse.Namespace) -> int:
             test = load_data(options, work / "test").test
     prune = _remove_filters if options.remove_filters is not None else _prune_channels
     layers, settings = prune(file.layers, options, retraining)
+    masks = masks_to_json(masks_of_zeros(layers))
     meta = {
         **file.meta,
         "created_by": "python -m pruning.run",
-        "pruning": {**settings, "from_sha256": file.sha256},
+        "pruning": {**settings, "from_sha256": file.sha256, "masks": masks},
     }
     write_model_file(options.out, layers, meta)
     print_report(file.layers, layers, report)
@@ -148,6 +150,8 @@ def _remove_filters(
 
     asked = options.remove_filters
     theta = options.theta
+    if asked != BY_THETA and not 0 <= asked < 1:
+        raise ValueError(f"the share of filters to remove is {asked:g}; give 0 to less than 1")
     exact = surgery.remove_filters(layers, surgery.removable_filters(layers))
     free = sum(map(len, exact.removed.values()))
     if free:
@@ -159,8 +163,12 @@ def _remove_filters(
         for layer in surgery.kernel_layers(layers)[:-1]
     }
     for stage in range(1, stages + 1):
-        goal = {name: round(width * (1 - asked * stage / stages)) for name, width in widths.items()}
-        chosen = surgery.choose_down_to(layers, goal, theta)
+        if asked == BY_THETA:
+            chosen = surgery.filters_for_theta(layers, theta)
+        else:
+            left = 1 - asked * stage / stages
+            goal = {name: round(width * left) for name, width in widths.items()}
+            chosen = surgery.choose_down_to(layers, goal, theta)
         layers = surgery.remove_filters(layers, chosen).layers
         if retraining is not None and stage < stages:
             layers = retraining.run(f"filters-{stage}", layers, None, stage)
@@ -244,6 +252,10 @@ def _check_usage(parser: argparse.ArgumentParser, options: argparse.Namespace) -
         options.out = options.model.with_name(f"{options.model.stem}.pruned.h5")
 
 
+def _share_or_theta(text: str) -> float | str:
+    return text if text == BY_THETA else float(text)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m pruning.run",
@@ -262,8 +274,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--criterion", choices=("sparsity", "magnitude", "random"), default="sparsity",
         help="with --target-sparsity: what goes first (default: the paper's)")  # fmt: skip
     add("--prune-last", action="store_true", help="prune the last layer as well")
-    add("--remove-filters", type=float, metavar="X",
-        help="take this share of the filters of every layer out of the file")  # fmt: skip
+    add("--remove-filters", type=_share_or_theta, metavar="X",
+        help="take this share of the filters of every layer out of the file; 'theta': those of "
+        "whose channels, own and reading, over half are redundant")  # fmt: skip
     add = parser.add_argument_group("retraining").add_argument
     add("--retrain", action="store_true",
         help="retrain; implied by data options, on the bundled corpus without any")  # fmt: skip

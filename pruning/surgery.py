@@ -121,6 +121,17 @@ def choose_down_to(
     return chosen
 
 
+def filters_for_theta(layers: Sequence[LayerSpec], theta: float) -> dict[str, np.ndarray]:
+    """Chooses the filters of whose channels, own and reading, more than half have S > theta.
+
+    Raises:
+        ValueError: A layer would be left without filters.
+    """
+    redundancy = filter_redundancy(layers, theta)
+    goal = {name: int((values <= 0.5).sum()) for name, values in redundancy.items()}
+    return choose_down_to(layers, goal, theta)
+
+
 def removable_filters(layers: Sequence[LayerSpec]) -> dict[str, np.ndarray]:
     """Returns the filters that can go without retraining: not read, or zero.
 

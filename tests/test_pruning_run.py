@@ -43,6 +43,9 @@ def test_one_shot_alone_writes_beside_the_model_and_says_so(model, capsys):
             assert not new.weights["kernel"][:, ~mask].any()
             assert_array_equal(new.weights["kernel"][:, mask], old.weights["kernel"][:, mask])
     assert pruned.meta["pruning"]["from_sha256"] == before.sha256
+    stored = sparsity.masks_from_json(pruned.meta["pruning"]["masks"])
+    for name, mask in masks.items():
+        assert_array_equal(stored[name], mask)
     assert pruned.meta["kind"] == "waveform" and pruned.meta["pruning"]["theta"] == 0.6
 
 
@@ -107,6 +110,20 @@ def test_filters_leave_the_file_and_the_rest_is_trained_on(model, tmp_path, caps
     assert out.stat().st_size < model.stat().st_size
 
 
+def test_filters_by_theta_go_at_once(model, tmp_path, capsys):
+    """Three of six filters are read by nothing but channels of zeros."""
+    file = read_model_file(model)
+    second = [layer for layer in file.layers if layer.class_name == "Conv1D"][1]
+    second.weights["kernel"][:, :3] = 0
+    write_model_file(model, file.layers, file.meta)
+    out = tmp_path / "theta.h5"
+    command = [str(model), "-o", str(out), "--remove-filters", "theta", "--theta", "0.9"]
+    assert run.main(command) == 0
+    assert "3 filters change nothing" in capsys.readouterr().out
+    first = next(x for x in read_model_file(out).layers if x.class_name == "Conv1D")
+    assert first.config["filters"] == 3
+
+
 def test_what_comes_pruned_stays_pruned_and_is_announced(model, tmp_path, capsys):
     once = tmp_path / "once.h5"
     assert run.main([str(model), "-o", str(once), "--target-sparsity", "0.3"]) == 0
@@ -122,6 +139,7 @@ def test_what_comes_pruned_stays_pruned_and_is_announced(model, tmp_path, capsys
         (["--theta", "0.05"], "smallest that leaves it one"),
         (["--target-sparsity", "1.2"], "less than 1"),
         (["--remove-filters", "0.99"], "left with none"),
+        (["--remove-filters", "1.5"], "less than 1"),
     ],
 )
 def test_values_that_make_no_sense_are_one_line(flags, message, model, capsys):
