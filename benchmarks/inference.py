@@ -72,6 +72,7 @@ def _run(options: argparse.Namespace) -> int:
         best = min(others, key=timing.median)
         print(f"  best of the others: {best}, {timing.ratio(best, BASE):.2f} x ours")
         result["utterances"][f"{seconds:g}"] = timing.as_json(BASE) | {"best_other": best}
+        common.write_result(options.json, result)  # what is measured is kept
     result["compressed"] = _compressed(model, options.rounds)
     if options.growth:
         result["growth"] = _growth(model)

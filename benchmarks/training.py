@@ -52,6 +52,7 @@ def _run(options: argparse.Namespace) -> int:
         )
         common.print_table(f"training step, one utterance of {seconds:g} s", timing, BASE)
         result["utterances"][f"{seconds:g}"] = timing.as_json(BASE)
+        common.write_result(options.json, result)  # what is measured is kept
     share, steps = _share_of_waiting()
     print(f"\nwaiting for data: {100 * share:.2f} % of {steps} steps on the bundled corpus")
     result["waiting_for_data_share"] = share
