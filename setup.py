@@ -51,8 +51,16 @@ setup(
         "pystoi>=0.4.1",
     ],
     extras_require={
-        "test": ["pytest>=8.3", "ruff>=0.9"],
-        "bench": ["torch>=2.5", "onnx>=1.17", "onnxruntime>=1.20", "ai-edge-litert>=1.2"],
+        "test": ["pytest>=8.3", "ruff>=0.9", "mir_eval>=0.8,<0.9", "dask[distributed]>=2025.1"],
+        "bench": [
+            "torch>=2.5",
+            "onnx>=1.17",
+            "onnxruntime>=1.20",
+            "ai-edge-litert>=1.2",
+            "mir_eval>=0.8,<0.9",
+            "fast_bss_eval>=0.1.4",
+        ],
+        "cluster": ["dask[distributed]>=2025.1"],
         "quality": [
             "noisereduce>=3.0.3",
             "pyrnnoise>=0.4.5",
@@ -70,6 +78,7 @@ setup(
             "speech-weights=speech.weights:main",
             "speech-opencorpus=speech.opencorpus.__main__:main",
             "speech-prune=pruning.run:main",
+            "speech-eval=eval.run:main",
         ]
     },
 )

@@ -1,20 +1,36 @@
-"""Scores pairs of files in parallel and averages them by noise and SNR."""
+"""Scores pairs of files in parallel and averages them by noise and SNR.
+
+Each file is scored in a child process (`eval.isolation`), so that one which kills the metric's code
+costs itself only. Threads wait for the children; joblib spreads the threads over this machine, or
+over a cluster within `dask_cluster`.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import functools
 import io
+import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from eval.metrics import METRICS, OK
+from eval.metrics import METRICS, OK, SAMPLE_RATE_HZ, Score, cut_alike
+from eval.statistics import mean_and_std, paired_differences
 
 OVERALL = "all"
+NOISY = "noisy"
+
+#: How long to wait for a Dask scheduler to answer.
+DASK_TIMEOUT_S = 10
+
+#: What `score_all` computes unless told otherwise.
+DEFAULT_METRICS = ("pesq_wb", "pesq_nb", "stoi")
 
 
 @dataclass(frozen=True)
@@ -28,6 +44,8 @@ class Task:
         noise: Kind of noise.
         snr_db: In dB, NaN where unknown.
         name: Name in the tables.
+        noisy: The noisy file, for the metrics that compare with it.
+        problem: Why there is no estimate, if there is none.
     """
 
     system: str
@@ -36,50 +54,250 @@ class Task:
     noise: str
     snr_db: float
     name: str
+    noisy: Path | None = None
+    problem: str = ""
+
+    @property
+    def is_noisy(self) -> bool:
+        """Whether the estimate is the noisy file itself."""
+        return self.system == NOISY or self.estimate == self.noisy
 
 
-def score(task: Task) -> dict[str, Any]:
-    """Returns a row: the task's names, each metric's value and one status.
+def score(
+    task: Task, metrics: Sequence[str] = DEFAULT_METRICS, convert: bool = True
+) -> dict[str, Score]:
+    """Returns the scores of one file by metric; a file that cannot be read has none, and says why.
 
-    A file that cannot be read is a row of NaN with the reason.
+    Args:
+        task: The file.
+        metrics: Names in `eval.metrics.METRICS`.
+        convert: Resample to 16 kHz and average channels where needed; otherwise such a file is
+            not scored.
     """
-    from speech.audio import read_audio
-    from speech.cli import one_line
+    from speech.audio import peak_normalize
+    from speech.cli import EXPECTED_ERRORS, one_line
 
-    row: dict[str, Any] = {
-        "system": task.system,
-        "noise": task.noise,
-        "snr_db": math.nan if math.isnan(task.snr_db) else task.snr_db,
-        "name": task.name,
-    }
+    needs_noisy = any(METRICS[name].needs_noisy for name in metrics)
     try:
-        reference = read_audio(task.reference).samples.astype(np.float64)
-        estimate = read_audio(task.estimate).samples.astype(np.float64)
-        scores = {name: metric(reference, estimate) for name, metric in METRICS.items()}
-    except ValueError as error:
-        return row | dict.fromkeys(METRICS, math.nan) | {"status": one_line(error)}
-    reasons = sorted({score.status for score in scores.values() if score.status != OK})
-    return (
-        row
-        | {name: score.value for name, score in scores.items()}
-        | {"status": "; ".join(reasons) or OK}
-    )
+        if task.problem:
+            raise ValueError(task.problem)
+        if needs_noisy and task.noisy is None and not task.is_noisy:
+            raise ValueError("the noisy file is not known, with which to compare")
+        paths = [task.reference, task.estimate]
+        if needs_noisy and not task.is_noisy:
+            paths.append(task.noisy)
+        signals = [read_at_16k(path, convert).astype(np.float64) for path in paths]
+        reference, estimate, *others = cut_alike(*signals)
+    except EXPECTED_ERRORS as error:
+        return dict.fromkeys(metrics, Score(math.nan, one_line(error)))
+    scores = {}
+    for name in metrics:
+        metric = METRICS[name]
+        at_peak_1 = metric.at_peak_1 and not task.is_noisy and np.all(np.isfinite(estimate))
+        given = peak_normalize(estimate) if at_peak_1 else estimate
+        noisy = (others or [estimate])[:1] if metric.needs_noisy else ()
+        scores[name] = metric(reference, given, *noisy)
+    return scores
 
 
-def score_all(tasks: Sequence[Task], num_jobs: int = -1) -> list[dict[str, Any]]:
+def read_at_16k(path: Path, convert: bool) -> np.ndarray:
+    """Reads a file as float32 [num_samples] at 16 kHz.
+
+    Raises:
+        ValueError: It cannot be read, or has another rate or more channels and ``convert`` is off.
+    """
+    from speech.audio import describe_conversion, read_audio
+
+    audio = read_audio(path)
+    conversion = describe_conversion(audio.source_rate_hz, audio.source_channels)
+    if conversion and not convert:
+        raise ValueError(
+            f"{path}: {audio.source_rate_hz} Hz and {audio.source_channels} channels; expected "
+            f"{SAMPLE_RATE_HZ} Hz and one (--convert converts)"
+        )
+    return audio.samples
+
+
+def score_all(
+    tasks: Sequence[Task],
+    num_jobs: int = -1,
+    metrics: Sequence[str] = DEFAULT_METRICS,
+    *,
+    convert: bool = True,
+    cache: ScoreCache | None = None,
+) -> list[dict[str, Any]]:
     """Scores every task, in parallel, in order.
 
     Args:
         tasks: What to score.
-        num_jobs: Processes; -1 for one a core.
+        num_jobs: Processes; -1 for one a core. On a Dask cluster it decides.
+        metrics: Names in `eval.metrics.METRICS`.
+        convert: As in `score`.
+        cache: Scores of earlier runs, which are not computed again, and where new ones go.
+
+    Returns:
+        One row a task: system, noise, snr_db, name, each metric, and one status.
     """
     import joblib
 
+    from eval.isolation import close_idle
     from speech.cli import progress
 
-    jobs = joblib.Parallel(n_jobs=num_jobs, return_as="generator")
-    results = jobs(joblib.delayed(score)(task) for task in tasks)
-    return list(progress(results, total=len(tasks), label="scoring"))
+    cache = cache or ScoreCache(None)
+    known = [cache.get(task, metrics, convert) for task in tasks]
+    missing = [[name for name in metrics if name not in scores] for scores in known]
+    waiting = [place for place, names in enumerate(missing) if names]
+    backend = {} if _on_cluster() else {"backend": "threading"}
+    jobs = joblib.Parallel(n_jobs=num_jobs, return_as="generator", batch_size=1, **backend)
+    results = jobs(
+        joblib.delayed(_score_isolated)(tasks[place], missing[place], convert) for place in waiting
+    )
+    try:
+        for place, scores in zip(
+            waiting, progress(results, total=len(waiting), label="scoring"), strict=True
+        ):
+            known[place] |= scores
+            cache.put(tasks[place], scores, convert)
+    finally:
+        close_idle()
+    return [_row(task, metrics, scores) for task, scores in zip(tasks, known, strict=True)]
+
+
+def _score_isolated(task: Task, metrics: Sequence[str], convert: bool) -> dict[str, Score]:
+    from eval.isolation import ProcessDied, run_isolated
+
+    try:
+        return run_isolated(score, task, metrics, convert)
+    except ProcessDied as error:
+        return dict.fromkeys(metrics, Score(math.nan, str(error)))
+
+
+def _row(task: Task, metrics: Sequence[str], scores: dict[str, Score]) -> dict[str, Any]:
+    reasons = dict.fromkeys(scores[name].status for name in metrics if scores[name].status != OK)
+    return {
+        "system": task.system,
+        "noise": task.noise,
+        "snr_db": task.snr_db,
+        "name": task.name,
+        **{name: scores[name].value for name in metrics},
+        "status": "; ".join(reasons) or OK,
+    }
+
+
+class ScoreCache:
+    """Scores on disk, found again by the content of the files and the version of the metric.
+
+    One line of JSON is added a file as soon as it is scored, so that a run that is killed goes on
+    where it was. Files without any score (unreadable, silent, fatal) are tried again.
+
+    Args:
+        path: The file; None keeps nothing.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        self._known: dict[str, dict[str, list[Any]]] = {}
+        if path is not None and path.exists():
+            for line in path.read_text(encoding="utf-8").splitlines():
+                with contextlib.suppress(ValueError, KeyError, AttributeError):  # cut by a kill
+                    entry = json.loads(line)
+                    self._known.setdefault(entry["key"], {}).update(entry["scores"])
+
+    def get(self, task: Task, metrics: Sequence[str], convert: bool) -> dict[str, Score]:
+        """Returns those of the metrics that are known."""
+        if self._path is None:
+            return {}
+        found = self._known.get(_key(task, convert) or "", {})
+        versioned = {name: found.get(f"{name} {METRICS[name].version}") for name in metrics}
+        return {
+            name: Score(math.nan if entry[0] is None else entry[0], entry[1])
+            for name, entry in versioned.items()
+            if entry
+        }
+
+    def put(self, task: Task, scores: dict[str, Score], convert: bool) -> None:
+        """Keeps the scores of a task."""
+        if self._path is None or not any(score.status == OK for score in scores.values()):
+            return
+        key = _key(task, convert)
+        if key is None:
+            return
+        entries = {
+            f"{name} {METRICS[name].version}": [
+                score.value if math.isfinite(score.value) else None,
+                score.status,
+            ]
+            for name, score in scores.items()
+        }
+        self._known.setdefault(key, {}).update(entries)
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        with self._path.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps({"key": key, "scores": entries}) + "\n")
+
+
+def _key(task: Task, convert: bool) -> str | None:
+    """Returns what the scores of a task depend on; None if a file cannot be read."""
+    if task.problem:
+        return None
+    paths = [task.reference, task.estimate]
+    if task.noisy is not None and not task.is_noisy:
+        paths.append(task.noisy)
+    try:
+        hashes = [_hash_of(path, path.stat().st_mtime_ns, path.stat().st_size) for path in paths]
+    except OSError:
+        return None
+    return " ".join([*hashes, "noisy" if task.is_noisy else "", "converted" if convert else ""])
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def _hash_of(path: Path, _modified_ns: int, _num_bytes: int) -> str:
+    from speech.files import sha256_of
+
+    return sha256_of(path)
+
+
+@contextlib.contextmanager
+def dask_cluster(address: str, num_workers: int = -1) -> Iterator[None]:
+    """Makes `score_all` run on a Dask cluster, whose workers see the same files and this package.
+
+    Args:
+        address: Such as 'tcp://host:8786', or 'local' for a cluster of processes on this machine.
+        num_workers: Of a local cluster; -1 for one a core.
+
+    Raises:
+        ValueError: Dask is not installed, or nothing answers at the address.
+    """
+    import joblib
+
+    try:
+        from distributed import Client, LocalCluster
+    except ImportError:
+        raise ValueError(
+            "Dask is not installed; run: pip install 'dask[distributed]', or leave --dask out"
+        ) from None
+    with contextlib.ExitStack() as stack:
+        if address == "local":
+            count = joblib.cpu_count() if num_workers < 1 else num_workers
+            address = stack.enter_context(
+                LocalCluster(n_workers=count, threads_per_worker=1, dashboard_address=None)
+            )
+        try:
+            stack.enter_context(Client(address, timeout=DASK_TIMEOUT_S))
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{address}: no Dask scheduler answers ({error})") from None
+        stack.enter_context(joblib.parallel_config(backend="dask"))
+        yield
+
+
+def _on_cluster() -> bool:
+    from joblib.parallel import get_active_backend
+
+    return type(get_active_backend()[0]).__name__ == "DaskDistributedBackend"
+
+
+def metrics_of(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Returns the names of the metrics that rows, or groups of them, hold."""
+    return [name for name in rows[0] if name in METRICS]
 
 
 def summarize(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -90,60 +308,135 @@ def summarize(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         for each metric its mean and standard deviation over the files that have a score.
         Sorted by noise and SNR; then each noise, each SNR and all of them overall.
     """
-    # One NaN for all: two of them, as they come back from other processes, are two conditions.
-    rows = [row | {"snr_db": math.nan} if math.isnan(row["snr_db"]) else row for row in rows]
-    # Systems are compared on the same files: one that is unscored for one is so for all.
-    unscored = {row["name"] for row in rows if not all(math.isfinite(row[m]) for m in METRICS)}
-    systems = list(dict.fromkeys(row["system"] for row in rows))
-    conditions = sorted({(row["noise"], row["snr_db"]) for row in rows}, key=_condition_order)
-    snrs_db = sorted({snr_db for _, snr_db in conditions}, key=lambda v: _condition_order(("", v)))
-    noises = sorted({noise for noise, _ in conditions})
-    groups = [*conditions]
-    groups += [(noise, OVERALL) for noise in noises] if len(snrs_db) > 1 < len(noises) else []
-    groups += [(OVERALL, snr_db) for snr_db in snrs_db] if len(snrs_db) > 1 else []
-    groups += [(OVERALL, OVERALL)]
+    metrics, unscored = metrics_of(rows), names_unscored(rows)
     table = []
-    for noise, snr_db in groups:
-        for system in systems:
-            chosen = [
-                row
-                for row in rows
-                if row["system"] == system
-                and noise in (OVERALL, row["noise"])
-                and (snr_db == OVERALL or _same(snr_db, row["snr_db"]))
-            ]
-            if chosen:
+    for noise, snr_db, chosen in _groups(rows):
+        for system, own in _by_system(chosen).items():
+            scored = [row for row in own if row["name"] not in unscored and _is_scored(row)]
+            group: dict[str, Any] = {"system": system, "noise": noise, "snr_db": snr_db}
+            group |= {"n": len(scored), "unscored": len(own) - len(scored)}
+            for name in metrics:
+                group[name], group[f"{name}_std"] = mean_and_std(
+                    np.array([row[name] for row in scored], float)
+                )
+            table.append(group)
+    return table
+
+
+def names_unscored(rows: Sequence[dict[str, Any]]) -> set[str]:
+    """Returns the names of files that count for no system.
+
+    Systems are compared on the same files: one that lacks a score of one system is left out for
+    all. A system without any scored file is in no comparison, and takes no file from the others.
+    """
+    dead = {
+        system for system, own in _by_system(rows).items() if not any(_is_scored(r) for r in own)
+    }
+    return {row["name"] for row in rows if row["system"] not in dead and not _is_scored(row)}
+
+
+def compare(rows: Sequence[dict[str, Any]], baseline: str = NOISY) -> list[dict[str, Any]]:
+    """Compares every other system with a baseline, file by file.
+
+    Args:
+        rows: Of `score_all`.
+        baseline: Name of a system.
+
+    Returns:
+        One dict for each system, group of `summarize` and metric: n, the mean difference (system
+        minus baseline), both ends of its 95 % bootstrap interval, and Wilcoxon's p-value.
+
+    Raises:
+        ValueError: There is no such system.
+    """
+    systems = list(_by_system(rows))
+    if baseline not in systems:
+        raise ValueError(f"no system {baseline!r} to compare with; there are {', '.join(systems)}")
+    metrics, unscored = metrics_of(rows), names_unscored(rows)
+    table = []
+    for noise, snr_db, chosen in _groups(rows):
+        values = {
+            system: {
+                row["name"]: [row[name] for name in metrics]
+                for row in own
+                if row["name"] not in unscored and _is_scored(row)
+            }
+            for system, own in _by_system(chosen).items()
+        }
+        base = values.pop(baseline, {})
+        for system, own in values.items():
+            names = [name for name in own if name in base]
+            pairs = np.array([[own[name], base[name]] for name in names], float)
+            pairs = pairs.reshape(len(names), 2, len(metrics))
+            results = paired_differences(pairs[:, 0] - pairs[:, 1])
+            for metric, result in zip(metrics, results, strict=True):
                 table.append(
-                    {"system": system, "noise": noise, "snr_db": snr_db}
-                    | _moments([row for row in chosen if row["name"] not in unscored])
-                    | {"unscored": sum(row["name"] in unscored for row in chosen)}
+                    {
+                        "system": system,
+                        "baseline": baseline,
+                        "noise": noise,
+                        "snr_db": snr_db,
+                        "metric": metric,
+                        "n": result.n,
+                        "difference": result.mean,
+                        "low": result.low,
+                        "high": result.high,
+                        "wilcoxon_p": result.p,
+                    }
                 )
     return table
 
 
-def _moments(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    result: dict[str, Any] = {"n": len(rows), "unscored": 0}
-    for name in METRICS:
-        column = np.array([row[name] for row in rows], float)
-        result[name] = float(column.mean()) if len(column) else math.nan
-        result[f"{name}_std"] = float(column.std(ddof=1)) if len(column) > 1 else math.nan
-    return result
+def _groups(rows: Sequence[dict[str, Any]]) -> Iterator[tuple[str, Any, list[dict[str, Any]]]]:
+    """Yields (noise, snr_db, rows) of each condition, then of the overall groups."""
+    # One NaN for all: two of them, as they come back from other processes, are two conditions.
+    rows = [row | {"snr_db": math.nan} if math.isnan(row["snr_db"]) else row for row in rows]
+    conditions = sorted({(row["noise"], row["snr_db"]) for row in rows}, key=_condition_order)
+    snrs_db = sorted({snr_db for _, snr_db in conditions}, key=lambda v: _condition_order(("", v)))
+    noises = sorted({noise for noise, _ in conditions})
+    groups: list[tuple[str, Any]] = [*conditions]
+    groups += [(noise, OVERALL) for noise in noises] if len(snrs_db) > 1 < len(noises) else []
+    groups += [(OVERALL, snr_db) for snr_db in snrs_db] if len(snrs_db) > 1 else []
+    groups += [(OVERALL, OVERALL)]
+    for noise, snr_db in groups:
+        yield (
+            noise,
+            snr_db,
+            [
+                row
+                for row in rows
+                if noise in (OVERALL, row["noise"])
+                and (snr_db == OVERALL or _same(snr_db, row["snr_db"]))
+            ],
+        )
+
+
+def _by_system(rows: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    systems: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        systems.setdefault(row["system"], []).append(row)
+    return systems
+
+
+def _is_scored(row: dict[str, Any]) -> bool:
+    return all(math.isfinite(value) for name, value in row.items() if name in METRICS)
 
 
 def format_table(summary: Sequence[dict[str, Any]]) -> str:
     """Returns the summary as a plain text table, noisy and enhanced side by side a condition."""
-    labels = {"pesq_wb": "PESQ-WB", "pesq_nb": "PESQ-NB", "stoi": "STOI"}
+    metrics = metrics_of(summary)
     systems = list(dict.fromkeys(group["system"] for group in summary))
     header = f"{'noise':<14}{'SNR dB':>7}{'n':>6}"
-    for name in METRICS:
-        header += "  " + "".join(f"{labels[name] + ' ' + system:>18}" for system in systems)
+    for name in metrics:
+        label = METRICS[name].label
+        header += "  " + "".join(f"{label + ' ' + system:>18}" for system in systems)
     lines = [header, "-" * len(header)]
     conditions = list(dict.fromkeys((group["noise"], group["snr_db"]) for group in summary))
     for condition in conditions:
         groups = {g["system"]: g for g in summary if (g["noise"], g["snr_db"]) == condition}
-        snr_db = condition[1] if isinstance(condition[1], str) else f"{condition[1]:g}"
-        line = f"{condition[0]:<14}{snr_db:>7}{max(g['n'] for g in groups.values()):>6}"
-        for name in METRICS:
+        line = f"{condition[0]:<14}{format_snr(condition[1]):>7}"
+        line += f"{max(g['n'] for g in groups.values()):>6}"
+        for name in metrics:
             line += "  " + "".join(
                 f"{groups[s][name]:>18.3f}" if s in groups else f"{'':>18}" for s in systems
             )
@@ -151,6 +444,11 @@ def format_table(summary: Sequence[dict[str, Any]]) -> str:
     unscored = max(g["unscored"] for g in summary if g["noise"] == g["snr_db"] == OVERALL)
     lines.append(f"{unscored} of the files could not be scored; they are in no mean.")
     return "\n".join(lines)
+
+
+def format_snr(snr_db: float | str) -> str:
+    """Returns an SNR, or 'all', as text."""
+    return snr_db if isinstance(snr_db, str) else f"{snr_db:g}"
 
 
 def to_csv(rows: Sequence[dict[str, Any]]) -> str:

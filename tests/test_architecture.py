@@ -54,7 +54,7 @@ def test_rooms_import_only_what_they_may(path):
     ["speech.audio", "speech.mixing", "speech.corpus", "speech.prepare", "speech.modelfile",
      "speech.weights", "speech.fcn", "speech.network", "speech.enhance", "speech.losses",
      "speech.augment", "speech.options", "speech.opencorpus", "eval.metrics", "eval.scoring",
-     "eval.cost", "eval.cycles", "eval.sweep", "pruning.run", "pruning.surgery", "timit_fcn_mse"],
+     "eval.run", "eval.cost", "eval.cycles", "eval.sweep", "pruning.run", "pruning.surgery", "timit_fcn_mse"],
 )  # fmt: skip
 def test_importing_needs_no_tensorflow(module):
     code = f"import sys, {module}; assert not {{'tensorflow', 'keras'}} & set(sys.modules)"

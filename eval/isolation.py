@@ -1,0 +1,109 @@
+"""Functions run in child processes that may die.
+
+The C code of PESQ can write past its tables and take its process with it. In a pool such as
+joblib's or `concurrent.futures`' a dead process fails every task that is under way or waiting, and
+does not say which one killed it. Here each call has a child to itself while it runs: if the child
+dies, exactly this call fails, and the next one starts a new child. Calls come from threads, which
+only wait; joblib or Dask spread the threads.
+
+A child is a plain subprocess that reads pickled calls from its standard input and answers on its
+standard output. It works on one core, and ends when its parent does.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+#: Environment variables that keep NumPy on one core.
+ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+
+_lock = threading.Lock()
+_idle: list[subprocess.Popen] = []
+
+
+class ProcessDied(RuntimeError):
+    """The child died in the middle of a call; the message says how."""
+
+
+def run_isolated(function: Callable[..., T], *arguments: Any) -> T:
+    """Runs ``function(*arguments)`` in a child process, which must be able to import it.
+
+    Raises:
+        ProcessDied: The child died.
+        Exception: What the function raised.
+    """
+    with _lock:
+        child = _idle.pop() if _idle else None
+    child = child or _start()
+    try:
+        pickle.dump((function, arguments), child.stdin)
+        child.stdin.flush()
+        succeeded, result = pickle.load(child.stdout)
+    except (EOFError, OSError, pickle.UnpicklingError):
+        raise ProcessDied(f"scoring process died ({_stop(child)})") from None
+    except BaseException:
+        child.kill()
+        _stop(child)
+        raise
+    with _lock:
+        _idle.append(child)
+    if not succeeded:
+        raise result
+    return result
+
+
+def close_idle() -> None:
+    """Ends the children that have nothing to do."""
+    with _lock:
+        children, _idle[:] = _idle[:], []
+    for child in children:
+        _stop(child)
+
+
+atexit.register(close_idle)
+
+
+def _start() -> subprocess.Popen:
+    path = os.pathsep.join(os.path.abspath(folder) for folder in sys.path)
+    environment = os.environ | dict.fromkeys(ONE_THREAD, "1") | {"PYTHONPATH": path}
+    command = [sys.executable, "-c", "from eval.isolation import serve; serve()"]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
+
+
+def _stop(child: subprocess.Popen) -> str:
+    """Ends a child, waits for it and returns how it ended."""
+    with contextlib.suppress(OSError):
+        child.stdin.close()
+    code = child.wait()
+    child.stdout.close()
+    names = {number: number.name for number in signal.Signals}
+    return names.get(-code, f"exit code {code}")
+
+
+def serve() -> None:
+    """Answers calls until the parent closes the pipe: the main function of a child."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    calls, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # whatever prints does not print into the answers
+    while True:
+        try:
+            function, arguments = pickle.load(calls)
+        except EOFError:
+            return
+        try:
+            answer = True, function(*arguments)
+        except Exception as error:
+            answer = False, error
+        pickle.dump(answer, answers)
+        answers.flush()

@@ -1,0 +1,378 @@
+"""Scores a grid of models on one test set: one table, and score against size.
+
+::
+
+    python -m eval.sweep --model fcn=models/fcn.h5 pq16=pq16.h5,theta=0.65,k=16 --out runs/sweep
+
+The first model is the baseline: sizes in percent are of its file (and of its parameters, for the
+paper's rule), and each difference is to it, over the same files. A file that one model has no score
+for is left out for all, and counted. The same command goes on where it was (``cache.jsonl``).
+
+Written to ``--out``: ``sweep.csv``, ``sweep.json`` and ``sweep.md`` (a row per model),
+``scores.csv`` (a row per file and model), the figures, PNG and SVG, of PESQ-WB and STOI against the
+bytes of the file and of PESQ-WB against the paper's size, and ``enhanced/<model>``, what it made.
+
+Labels are free: ``theta`` and ``k`` are marked in the figure, points that share all labels but
+``k`` are joined, and ``k`` is the k of the paper's rule (SPEC 5).
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from eval.plots import SYMBOLS, score_against_size
+from speech import cli
+
+#: The metrics, by the names of `eval.metrics`, and what the table calls them.
+SHOWN = {"pesq_wb": "PESQ-WB", "stoi": "STOI"}
+NOISY = "noisy"
+
+
+@dataclass(frozen=True)
+class Point:
+    """One model of the grid.
+
+    Attributes:
+        name: Unique, usable as the name of a file.
+        path: Its model file.
+        labels: What it is, such as theta, k, centroids, method; None for a thing not done.
+
+    Raises:
+        ValueError: The name cannot be used.
+    """
+
+    name: str
+    path: Path
+    labels: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Checks the name."""
+        if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,99}", self.name) or self.name == NOISY:
+            raise ValueError(
+                f"{self.name!r:.120} names a model; expected letters, digits and _.+- and "
+                f"not {NOISY!r}"
+            )
+
+    @property
+    def series(self) -> str:
+        """Name of the points that are joined with this one: all labels but k."""
+        words = []
+        for key, value in self.labels.items():
+            if key != "k" and value is not None:
+                numeric = isinstance(value, int | float)
+                symbol = SYMBOLS.get(key, key)
+                words.append(f"{symbol} = {value:g}" if numeric else str(value))
+        return ", ".join(words) or ("k-means only" if self.labels.get("k") else self.name)
+
+
+def parse_point(text: str) -> Point:
+    """Reads ``NAME=path[,label=value...]``; numbers become numbers, 'none' becomes None.
+
+    Raises:
+        ValueError: It has another form.
+    """
+    name, equals, rest = text.partition("=")
+    path, *labels = rest.split(",")
+    pairs = [label.partition("=") for label in labels]
+    if not (equals and name and path) or any(not key or not sign for key, sign, _ in pairs):
+        raise ValueError(f"{text!r} is no NAME=path[,label=value...]")
+    return Point(name, Path(path), {key: _value(value) for key, _, value in pairs})
+
+
+def _point_option(text: str) -> Point:
+    try:
+        return parse_point(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def sweep(
+    points: Sequence[Point], pairs: Sequence[Any], out: Path, *, num_jobs: int = -1
+) -> list[dict[str, Any]]:
+    """Scores every model, writes tables and figures.
+
+    Args:
+        points: The baseline first.
+        pairs: `speech.corpus.Pair` objects to enhance and score.
+        out: Folder to write; what an earlier call made and scored is used again.
+        num_jobs: Files at a time; -1 for one a core.
+
+    Returns:
+        The table, the noisy files first: see ``tabulate``.
+
+    Raises:
+        ValueError: Names are not unique, a model is refused, or there is nothing to score.
+    """
+    from eval import scoring
+    from eval.cost import cost_of
+    from eval.systems import model_system, noisy_system, tasks_of
+    from speech.files import write_json, write_text
+    from speech.runinfo import run_info
+
+    names = [point.name for point in points]
+    if not points or len(set(names)) < len(names):
+        raise ValueError(f"expected models of different names, received {names}")
+    if not pairs:
+        raise ValueError("there are no test files to score")
+    # All files are read before anything is scored: a bad one is not found after an hour.
+    baseline = cost_of(points[0].path).total("parameters")
+    costs = {
+        point.name: cost_of(
+            point.path, codebook_size=_codebook_size(point), baseline_parameters=baseline
+        )
+        for point in points
+    }
+    systems = [noisy_system(pairs)]
+    for point in points:
+        folder = out / "enhanced" / point.name
+        systems.append(model_system(point.name, point.path, pairs, folder, True, num_jobs))
+    rows = scoring.score_all(
+        tasks_of(systems, pairs),
+        num_jobs,
+        tuple(SHOWN),
+        cache=scoring.ScoreCache(out / "cache.jsonl"),
+    )
+    table = tabulate(points, costs, rows)
+    write_text(out / "scores.csv", scoring.to_csv(rows))
+    write_text(out / "sweep.csv", scoring.to_csv(table))
+    write_text(out / "sweep.md", format_points(table) + "\n")
+    write_json(
+        out / "sweep.json",
+        {
+            "models": [
+                {"name": p.name, "path": str(p.path), "sha256": s.sha256, "labels": dict(p.labels)}
+                for p, s in zip(points, systems[1:], strict=True)
+            ],
+            "table": scoring.json_ready(table),
+            "costs": {name: cost.to_dict() for name, cost in costs.items()},
+            **run_info(),
+        },
+    )
+    draw(points, table, out)
+    return table
+
+
+def tabulate(
+    points: Sequence[Point], costs: Mapping[str, Any], rows: Sequence[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """Joins sizes and scores.
+
+    Args:
+        points: The baseline first.
+        costs: ``eval.cost.ModelCost`` by name.
+        rows: Scores of 'noisy' and of every model.
+
+    Returns:
+        A row for 'noisy' and one per model, all of the same keys: name, the labels, file_bytes and
+        file_percent (of the baseline's file), paper_size_percent, full_percent (SPEC 5),
+        parameters, nonzero_weights, sparse_flop_per_step, n, unscored; and for PESQ-WB and STOI the
+        mean, _std, _diff (mean difference to the baseline), _diff_low and _diff_high (its 95 %
+        bootstrap interval) and _diff_p (Wilcoxon). What a row has not is NaN, a label None.
+    """
+    from eval.scoring import OVERALL, compare, summarize
+
+    first = points[0].name
+    means = {
+        group["system"]: group
+        for group in summarize(rows)
+        if group["noise"] == group["snr_db"] == OVERALL
+    }
+    differences = {
+        (group["system"], group["metric"]): group
+        for group in compare(rows, first)
+        if group["noise"] == group["snr_db"] == OVERALL
+    }
+    itself = {"difference": 0.0, "low": 0.0, "high": 0.0, "wilcoxon_p": math.nan}
+    labels = list(dict.fromkeys(key for point in points for key in point.labels))
+    table = []
+    for name, point in [(NOISY, None), *((point.name, point) for point in points)]:
+        row: dict[str, Any] = {"name": name}
+        row |= {key: point.labels.get(key) if point else None for key in labels}
+        row |= _sizes(costs[name] if point else None, costs[first])
+        row |= {key: means[name][key] for key in ("n", "unscored")}
+        for metric in SHOWN:
+            found = itself if name == first else differences[name, metric]
+            row |= {
+                metric: means[name][metric],
+                f"{metric}_std": means[name][f"{metric}_std"],
+                f"{metric}_diff": found["difference"],
+                f"{metric}_diff_low": found["low"],
+                f"{metric}_diff_high": found["high"],
+                f"{metric}_diff_p": found["wilcoxon_p"],
+            }
+        table.append(row)
+    return table
+
+
+def format_points(table: Sequence[Mapping[str, Any]]) -> str:
+    """Returns the table as Markdown, one that can also be read as it is."""
+    labels = list(table[0])[1 : list(table[0]).index("file_bytes")]
+    header = ["model", *labels, "file bytes", "file %", "paper %", "n"]
+    lines = []
+    for metric in SHOWN.values():
+        header += [metric, f"{metric} difference (95 %)"]
+    for row in table:
+        cells = [row["name"], *("" if row[key] is None else str(row[key]) for key in labels)]
+        cells.append("" if math.isnan(row["file_bytes"]) else f"{row['file_bytes']:,}")
+        cells += [
+            "" if math.isnan(row[key]) else f"{row[key]:.2f}"
+            for key in ("file_percent", "paper_size_percent")
+        ]
+        cells.append(str(row["n"]))
+        for metric in SHOWN:
+            low, high = row[f"{metric}_diff_low"], row[f"{metric}_diff_high"]
+            difference = f"{row[f'{metric}_diff']:+.4f} ({low:+.4f} to {high:+.4f})"
+            cells += [f"{row[metric]:.3f}", "baseline" if row is table[1] else difference]
+        lines.append(cells)
+    widths = [max(len(cells[i]) for cells in [header, *lines]) for i in range(len(header))]
+    rule = ["-" * width for width in widths]
+    text = [
+        "| "
+        + " | ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True))
+        + " |"
+        for cells in [header, rule, *lines]
+    ]
+    unscored = table[0]["unscored"]
+    text.append(
+        f"\n{unscored} of the files could not be scored for every model; they are in no mean."
+    )
+    return "\n".join(text)
+
+
+def draw(points: Sequence[Point], table: Sequence[Mapping[str, Any]], out: Path) -> None:
+    """Draws score against size into ``out``; bars are intervals of the difference to the first."""
+    series = {point.name: point for point in points}
+    baseline = table[1]
+    drawn = []
+    for row in table[1:]:
+        point = series[row["name"]]
+        place = {
+            **{key: point.labels.get(key) for key in SYMBOLS if _is_number(point.labels.get(key))},
+            "series": point.series,
+            "text": "" if point.labels else point.name,
+            "file_percent": row["file_percent"],
+            "paper_size_percent": row["paper_size_percent"],
+        }
+        for metric in SHOWN:
+            place |= {metric: row[metric]}
+            place |= {
+                f"{metric}_{end}": baseline[metric] + row[f"{metric}_diff_{end}"]
+                for end in ("low", "high")
+            }
+        drawn.append(place)
+    title = f"n = {baseline['n']}; bars: 95 % interval of the difference to {baseline['name']}"
+    for metric in SHOWN:
+        score_against_size(
+            drawn, metric, out / f"{metric}_by_file_size", title,
+            size_label=f"file size (% of {baseline['name']}'s {baseline['file_bytes']:,} bytes)",
+        )  # fmt: skip
+    score_against_size(
+        drawn, "pesq_wb", out / "pesq_wb_by_paper_size", title, size="paper_size_percent",
+        size_label="size by the paper's rule (% of the baseline's parameters in FP32)",
+        published=True,
+    )  # fmt: skip
+
+
+def _sizes(cost: Any, first: Any) -> dict[str, float]:
+    if cost is None:
+        names = ("file_bytes", "file_percent", "paper_size_percent", "full_percent", "parameters",
+                 "nonzero_weights", "sparse_flop_per_step")  # fmt: skip
+        return dict.fromkeys(names, math.nan)
+    return {
+        "file_bytes": cost.file_bytes,
+        "file_percent": 100 * cost.file_bytes / first.file_bytes,
+        "paper_size_percent": cost.paper_size_percent,
+        "full_percent": cost.accounting()["full"]["percent"],
+        "parameters": cost.total("parameters"),
+        "nonzero_weights": cost.total("nonzero_weights"),
+        "sparse_flop_per_step": 2 * cost.total("sparse_mac"),
+    }
+
+
+def _codebook_size(point: Point) -> int | None:
+    k = point.labels.get("k")
+    return k if isinstance(k, int) and k >= 2 else None
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float)
+
+
+def _value(text: str) -> Any:
+    if text.lower() == "none":
+        return None
+    for kind in (int, float):
+        try:
+            value = kind(text)
+        except ValueError:
+            continue
+        if math.isfinite(value):
+            return value
+    return text
+
+
+# --------------------------------------------------------------------------------------------
+# Command
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m eval.sweep",
+        description="Score models on one test set, and draw score against size. Without test "
+        "folders: the bundled test mixtures. The same command resumes.",
+    )
+    add = parser.add_argument
+    add("--model", type=_point_option, nargs="+", action="extend", required=True,
+        metavar="NAME=FILE[,theta=0.65,k=16,...]", help="the baseline first")  # fmt: skip
+    add(
+        "--out",
+        type=Path,
+        default=Path("runs") / "sweep",
+        metavar="DIR",
+        help="default %(default)s",
+    )
+    add("--test-noisy", type=Path, metavar="DIR", help="<noise>/<speaker>/<dB>/<name>.wav")
+    add("--test-clean", type=Path, metavar="DIR", help="clean files of the same names")
+    add("--num-test", type=cli.positive_number, metavar="N",
+        help="bundled test files a noise and SNR (default 3)")  # fmt: skip
+    add("--jobs", type=cli.positive_number, default=-1, metavar="N",
+        help="processes for scoring (default: one a core)")  # fmt: skip
+    options = parser.parse_args(argv)
+    if (options.test_noisy is None) != (options.test_clean is None):
+        parser.error("--test-noisy and --test-clean go together")
+    if options.test_noisy and options.num_test:
+        parser.error("--num-test is for the bundled test mixtures")
+    cli.log_to_stderr()
+    return cli.run(lambda: _run(options))
+
+
+def _run(options: argparse.Namespace) -> int:
+    if options.out.exists() and not options.out.is_dir():
+        raise ValueError(f"{options.out}: is not a folder; choose another --out")
+    table = sweep(options.model, _pairs(options), options.out, num_jobs=options.jobs)
+    print(format_points(table))
+    print(f"\nresults     {options.out.resolve()}")
+    return 0
+
+
+def _pairs(options: argparse.Namespace) -> list[Any]:
+    from eval.run import BUNDLED_NUM_EACH, BUNDLED_SNRS_DB
+    from eval.systems import bundled_pairs
+    from speech import corpus
+
+    if options.test_noisy:
+        return corpus.find_pairs(options.test_noisy, options.test_clean)
+    num_each = options.num_test or BUNDLED_NUM_EACH
+    return bundled_pairs(options.out / "test", num_each, BUNDLED_SNRS_DB, options.jobs)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

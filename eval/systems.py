@@ -1,0 +1,230 @@
+"""What is compared: the noisy files, folders of enhanced files, and models that make them.
+
+Every noisy file is one task a system, also where a system has no file for it: then the task says
+why, and the file is counted as unscored.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from eval.scoring import NOISY, Task
+from speech import cli, corpus
+
+_logger = logging.getLogger("speech")
+
+
+@dataclass
+class System:
+    """One system and its file for each pair.
+
+    Attributes:
+        name: Name in the tables.
+        source: The folder or model file; '' for the noisy files.
+        files: Relative path of the pair -> file, or why there is none.
+        sha256: Of a model file.
+    """
+
+    name: str
+    source: str
+    files: dict[str, Path | str] = field(default_factory=dict)
+    sha256: str = ""
+
+
+def bundled_pairs(folder: Path, num_each: int, snrs_db: Sequence[float], jobs: int) -> list[Any]:
+    """Writes the bundled test set, the same files each time, and returns its pairs.
+
+    Args:
+        folder: Gets ``noisy`` and ``clean``.
+        num_each: Utterances for each noise and SNR.
+        snrs_db: SNRs in dB.
+        jobs: Processes.
+    """
+    from speech.prepare import write_mixtures
+
+    plans = corpus.spread_mixtures(
+        corpus.bundled_speech("TEST"), corpus.bundled_noise("TEST"), snrs_db, num_each
+    )
+    write_mixtures(plans, folder, num_jobs=jobs)
+    return [
+        corpus.Pair(
+            folder / "noisy" / plan.relative_path,
+            folder / "clean" / f"{plan.utterance.id}.wav",
+            plan.noise.name,
+            plan.utterance.speaker,
+            plan.snr_db,
+            plan.utterance.id,
+        )
+        for plan in plans
+    ]
+
+
+def noisy_system(pairs: Sequence[Any]) -> System:
+    """Returns the noisy files as a system."""
+    return System(NOISY, "", {pair_name(pair): pair.noisy_path for pair in pairs})
+
+
+def folder_system(name: str, folder: Path, pairs: Sequence[Any], noisy_root: Path) -> System:
+    """Finds the file of each pair in a folder of enhanced files.
+
+    A file belongs to a pair by its path below the folder: that of the noisy file below its own, or
+    ``<noise>/<speaker>/<dB>/<name>``; in a flat folder by its name, where no two pairs share it.
+    Audio endings and upper or lower case may differ.
+
+    Raises:
+        ValueError: The folder is missing or empty, or has a file for no pair.
+    """
+    from speech.audio import find_audio
+
+    available = defaultdict(list)
+    for path in find_audio(folder):
+        available[_bare(path.relative_to(folder))].append(path)
+    names = Counter(pair.name.lower() for pair in pairs)
+    system, used = System(name, str(folder)), set()
+    for pair in pairs:
+        keys = [_bare(pair.noisy_path.relative_to(noisy_root)), _bare(pair.relative_path)]
+        if names[pair.name.lower()] == 1:
+            keys.append(pair.name.lower())
+        found = next((available[key] for key in keys if key in available), [])
+        if len(found) == 1:
+            system.files[pair_name(pair)] = found[0]
+            used.add(found[0])
+        else:
+            why = "several files" if found else "no file"
+            system.files[pair_name(pair)] = f"{folder}: {why} for {pair.relative_path}"
+    if not used:
+        raise ValueError(
+            f"{folder}: none of its files belongs to one of {len(pairs)} noisy files, such as "
+            f"{pairs[0].relative_path}; name them like the noisy files"
+        )
+    unused = [str(path) for paths in available.values() for path in paths if path not in used]
+    if unused:
+        _logger.warning(
+            "%d files in %s belong to no noisy file: %s", len(unused), folder, corpus.listed(unused)
+        )
+    return system
+
+
+def model_system(
+    name: str, model: Path, pairs: Sequence[Any], folder: Path, convert: bool, num_jobs: int
+) -> System:
+    """Applies a model to the noisy files and writes float32 WAVs of peak 1, as published.
+
+    Files made by an earlier run with the same model from the same noisy file are kept.
+
+    Args:
+        name: Of the system.
+        model: The model file.
+        pairs: What to enhance.
+        folder: Where ``<noise>/<speaker>/<dB>/<name>.wav`` are written.
+        convert: Resample and average channels where needed; otherwise such files are left out.
+        num_jobs: Files enhanced side by side; -1 for one a core.
+
+    Raises:
+        ValueError: The model is refused.
+    """
+    import joblib
+
+    from speech.enhance import Enhancer
+
+    enhancer = Enhancer(model)
+    made = _Made(folder / "made.json", enhancer.file.sha256)
+    num_workers = joblib.cpu_count() if num_jobs < 1 else num_jobs
+    if enhancer.engine != "c":
+        num_workers = 1
+
+    def work(pair: Any) -> Path | str:
+        target = folder / pair.relative_path
+        try:
+            made.once(pair.noisy_path, target, lambda: _enhance(enhancer, pair, target, convert))
+        except cli.EXPECTED_ERRORS as error:
+            return f"not enhanced: {cli.one_line(error)}"
+        return target
+
+    system = System(name, str(model), sha256=enhancer.file.sha256)
+    with made, ThreadPoolExecutor(num_workers) as pool:
+        results = cli.progress(pool.map(work, pairs), total=len(pairs), label=f"enhancing: {name}")
+        for pair, result in zip(pairs, results, strict=True):
+            system.files[pair_name(pair)] = result
+    return system
+
+
+def tasks_of(systems: Sequence[System], pairs: Sequence[Any]) -> list[Task]:
+    """Returns one task for each pair and system, the systems of a pair side by side."""
+    tasks = []
+    for pair in pairs:
+        for system in systems:
+            found = system.files[pair_name(pair)]
+            problem = found if isinstance(found, str) else ""
+            tasks.append(
+                Task(
+                    system.name,
+                    pair.noisy_path.with_suffix(".missing") if problem else Path(found),
+                    pair.clean_path,
+                    pair.noise,
+                    pair.snr_db,
+                    pair_name(pair),
+                    pair.noisy_path,
+                    problem,
+                )
+            )
+    return tasks
+
+
+def pair_name(pair: Any) -> str:
+    """Returns the name of a pair in the tables."""
+    return pair.relative_path.as_posix()
+
+
+def _enhance(enhancer: Any, pair: Any, target: Path, convert: bool) -> None:
+    from eval.scoring import read_at_16k
+    from speech.audio import write_audio
+
+    noisy = read_at_16k(pair.noisy_path, convert)
+    write_audio(target, enhancer.enhance(noisy, peak=1.0, threads=1))
+
+
+class _Made:
+    """Which files an earlier run made, by the hashes of what they were made from."""
+
+    def __init__(self, path: Path, model_sha256: str) -> None:
+        self._path, self._model = path, model_sha256
+        self._made: dict[str, str] = {}
+
+    def __enter__(self) -> _Made:
+        import json
+
+        try:
+            kept = json.loads(self._path.read_text(encoding="utf-8"))
+            self._made = kept["noisy_sha256"] if kept["model_sha256"] == self._model else {}
+        except (OSError, ValueError, KeyError, TypeError):
+            self._made = {}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        from speech.files import write_json
+
+        write_json(self._path, {"model_sha256": self._model, "noisy_sha256": self._made})
+
+    def once(self, source: Path, target: Path, make: Any) -> None:
+        """Calls ``make`` unless ``target`` is there and was made from the same ``source``."""
+        from speech.files import sha256_of
+
+        name = target.relative_to(self._path.parent).as_posix()
+        digest = sha256_of(source)
+        if self._made.get(name) == digest and target.is_file():
+            return
+        self._made.pop(name, None)
+        make()
+        self._made[name] = digest
+
+
+def _bare(path: Path) -> str:
+    """Returns a relative path in lower case without its audio endings."""
+    return (path.parent / corpus.audio_stem(path)).as_posix().lower()

@@ -1,0 +1,1 @@
+"""Published numbers and scores by outside tools."""

@@ -1,0 +1,264 @@
+"""python -m eval.run: layouts, models, bad files, resuming, the published result files, usage."""
+
+import csv
+import importlib.util
+import json
+import math
+
+import numpy as np
+import pytest
+import soundfile
+
+from eval import report, run, scoring, systems
+from speech import corpus
+from speech.audio import read_audio
+from speech.mixing import loop_or_crop, mix_at_snr
+
+RATE = 16000
+FAST = ["--metrics", "pesq_wb", "stoi", "ssnri", "--jobs", "2"]
+
+
+@pytest.fixture(scope="module")
+def mixtures():
+    """20 names -> (clean, noisy), of 1.2 s each."""
+    noise = read_audio(corpus.bundled_noise("TEST")[0].path).samples.astype(float)
+    result = {}
+    for place in range(20):
+        path = corpus.bundled_speech("TEST")[place % 8].path
+        start = RATE // 2 + 1000 * place
+        clean = read_audio(path).samples[start : start + 19200].astype(float)
+        mixture = mix_at_snr(clean, loop_or_crop(noise, len(clean), 999 * place), 5.0)
+        result[f"u{place:02d}"] = mixture.clean, mixture.noisy
+    return result
+
+
+def write(path, samples):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    soundfile.write(path, samples, RATE, subtype="FLOAT")
+
+
+def write_flat(root, mixtures, enhance=lambda noisy: noisy):
+    for name, (clean, noisy) in mixtures.items():
+        write(root / "clean" / f"{name}.wav", clean)
+        write(root / "noisy" / f"{name}.wav", noisy)
+        write(root / "enhanced" / f"{name}.wav", enhance(noisy))
+    return ["--clean", str(root / "clean"), "--noisy", str(root / "noisy")]
+
+
+def rows_of(path):
+    with open(path, newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+def some(mixtures, count):
+    return dict(list(mixtures.items())[:count])
+
+
+def test_four_bad_files_among_20(mixtures, tmp_path, capsys):
+    folders = write_flat(tmp_path, mixtures, lambda noisy: 0.9 * noisy + 0.01)
+    enhanced = tmp_path / "enhanced"
+    write(enhanced / "u03.wav", np.zeros(19200))
+    for kind, signal in zip(("clean", "noisy", "enhanced"), (0, 1, 1), strict=True):
+        write(tmp_path / kind / "u07.wav", mixtures["u07"][signal][:800])
+    nan = mixtures["u11"][1].copy()
+    nan[100] = math.nan
+    write(enhanced / "u11.wav", nan)
+    whole = (enhanced / "u13.wav").read_bytes()
+    (enhanced / "u13.wav").write_bytes(whole[: len(whole) // 2])
+
+    out = tmp_path / "out"
+    arguments = [*folders, "--enhanced", f"mine={enhanced}", *FAST, "--out", str(out)]
+    assert run.main(arguments) == 0
+    printed = capsys.readouterr()
+    assert "4 of 20 files could not be scored" in printed.out
+    rows = rows_of(out / "scores.csv")
+    assert len(rows) == 40
+    bad = {row["name"][-7:-4]: row["status"] for row in rows if row["status"] != "ok"}
+    assert set(bad) == {"u03", "u07", "u11", "u13"}
+    assert "estimate is silent" in bad["u03"]
+    assert "1/4 of a second" in bad["u07"]
+    assert "NaN or infinite" in bad["u11"]
+    assert "truncated" in bad["u13"]
+    for reason in bad.values():
+        assert reason in printed.err
+    good = [r for r in rows if r["name"][-7:-4] not in bad]
+    overall = rows_of(out / "summary.csv")[-2:]
+    for group in overall:
+        values = [float(r["stoi"]) for r in good if r["system"] == group["system"]]
+        assert (group["n"], group["unscored"], len(values)) == ("16", "4", 16)
+        assert float(group["stoi"]) == pytest.approx(np.mean(values), abs=1e-12)
+        assert float(group["stoi_std"]) == pytest.approx(np.std(values, ddof=1), abs=1e-12)
+    summary = json.loads((out / "summary.json").read_text())
+    assert len(summary["unscored"]) == 5  # the short file counts for both systems
+    assert summary["metrics"]["stoi"]["version"].startswith("pystoi")
+    text = (out / "summary.md").read_text()
+    assert "4 could not be scored" in text
+    assert "## Difference to noisy" in text
+    (difference,) = [
+        d
+        for d in summary["differences"]
+        if d["metric"] == "stoi" and d["noise"] == d["snr_db"] == "all"
+    ]
+    assert difference["n"] == 16
+    assert difference["low"] <= difference["difference"] <= difference["high"]
+
+
+def test_models_and_folders_in_the_published_layout(mixtures, tmp_path, capsys, monkeypatch):
+    for name, (clean, noisy) in some(mixtures, 2).items():
+        write(tmp_path / "clean" / f"{name}.wav", clean)
+        for noise in ("Car", "babble"):
+            write(tmp_path / "noisy" / noise / "spk" / "5db" / f"{name}.wav", noisy)
+            write(tmp_path / "wiener" / noise / "spk" / "5db" / f"{name}.WAV", noisy**3)
+    (tmp_path / "noisy" / "Car" / "spk" / "5db" / "u00.wav").write_bytes(b"RIFF")
+    write(tmp_path / "noisy" / "Car" / "spk" / "5db" / "stranger.wav", np.ones(9000))
+    out = tmp_path / "out"
+    arguments = [
+        "--clean", str(tmp_path / "clean"), "--noisy", str(tmp_path / "noisy"),
+        "--enhanced", str(tmp_path / "wiener"), "--model", "models/fcn.h5",
+        "--baseline", "wiener", "--matlab-style", *FAST, "--out", str(out),
+    ]  # fmt: skip
+    assert run.main([*arguments, "--json", str(tmp_path / "copy.json")]) == 0
+    printed = capsys.readouterr()
+    assert "1 noisy files without one clean partner" in printed.err
+    assert "difference to wiener" in printed.out
+    rows = rows_of(out / "scores.csv")
+    assert [row["system"] for row in rows[:3]] == ["noisy", "wiener", "fcn"]
+    by_place = {(row["system"], row["name"]): row for row in rows}
+    assert "not enhanced" in by_place["fcn", "Car/spk/5db/u00.wav"]["status"]
+    result = json.loads((tmp_path / "copy.json").read_text())
+    assert result["noisy_files_without_clean"] == 1
+    assert result["systems"][2]["sha256"]
+    made = out / "enhanced" / "fcn" / "babble" / "spk" / "5db" / "u01.wav"
+    assert np.max(np.abs(read_audio(made).samples)) == pytest.approx(1.0, abs=1e-6)
+    lines = (out / "matlab" / "fcn" / "babble_5db.txt").read_text().split("\n")
+    assert lines[0] == "   EVALUATED METHODS:\t   PESQ\t    STOI\t   SSNRI"
+    assert [line.split(":")[0].strip() for line in lines[1:5]] == [
+        "u00.wav",
+        "u01.wav",
+        "Mean",
+        "Stad",
+    ]
+    values = [float(by_place["fcn", f"babble/spk/5db/u0{n}.wav"]["ssnri"]) for n in (0, 1)]
+    assert lines[3].split("\t")[3] == f"{np.mean(values):f}"
+    assert lines[4].split("\t")[3] == f"{np.std(values, ddof=1):f}"
+    assert "NaN" in (out / "matlab" / "fcn" / "car_5db.txt").read_text()
+
+    # The same command scores and enhances nothing again but the file that could not be read.
+    before = made.stat().st_mtime_ns
+    counted = []
+    monkeypatch.setattr(
+        scoring, "_score_isolated", lambda task, names, convert: counted.append(task.name) or {
+            name: scoring.Score(math.nan, "bad") for name in names
+        },
+    )  # fmt: skip
+    assert run.main(arguments) == 0
+    assert set(counted) == {"Car/spk/5db/u00.wav"}
+    assert made.stat().st_mtime_ns == before
+
+
+def test_flat_folders_match_by_name(mixtures, tmp_path):
+    few = some(mixtures, 3)
+    write_flat(tmp_path, few)
+    (tmp_path / "enhanced" / "u02.wav").unlink()
+    write(tmp_path / "enhanced" / "more" / "other.wav", np.ones(9000))
+    pairs = corpus.find_pairs(tmp_path / "noisy", tmp_path / "clean")
+    system = systems.folder_system("e", tmp_path / "enhanced", pairs, tmp_path / "noisy")
+    tasks = systems.tasks_of([system], pairs)
+    assert [task.estimate.name for task in tasks[:2]] == ["u00.wav", "u01.wav"]
+    assert "no file for unknown/unknown/unknown/u02.wav" in tasks[2].problem
+    scores = scoring.score(tasks[2], ("stoi",))
+    assert scores["stoi"].status == tasks[2].problem
+    # The tree of results is found for flat noisy files, too.
+    write(tmp_path / "tree" / "unknown" / "unknown" / "unknown" / "u00.flac.wav", np.ones(9))
+    system = systems.folder_system("t", tmp_path / "tree", pairs, tmp_path / "noisy")
+    assert system.files["unknown/unknown/unknown/u00.wav"].name == "u00.flac.wav"
+    with pytest.raises(ValueError, match="none of its files belongs to one of 3 noisy files"):
+        systems.folder_system("m", tmp_path / "enhanced" / "more", pairs, tmp_path / "noisy")
+
+
+def test_one_name_in_many_conditions_is_not_matched_by_name_alone(mixtures, tmp_path):
+    clean, noisy = mixtures["u00"]
+    write(tmp_path / "clean" / "u.wav", clean)
+    write(tmp_path / "flat" / "u.wav", clean)
+    for folder in ("0db", "5db"):
+        write(tmp_path / "noisy" / "n" / "s" / folder / "u.wav", noisy)
+    pairs = corpus.find_pairs(tmp_path / "noisy", tmp_path / "clean")
+    with pytest.raises(ValueError, match="name them like the noisy files"):
+        systems.folder_system("f", tmp_path / "flat", pairs, tmp_path / "noisy")
+
+
+def test_without_arguments_the_shipped_model_is_scored(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(run, "BUNDLED_SNRS_DB", (5.0,))
+    monkeypatch.setattr(run, "BUNDLED_NUM_EACH", 1)
+    monkeypatch.setattr(run, "DEFAULT_OUT", tmp_path / "eval")
+    monkeypatch.setattr(
+        corpus, "bundled_noise", lambda split, found=corpus.bundled_noise: found(split)[:2]
+    )
+    assert run.main([]) == 0
+    out = capsys.readouterr().out
+    assert "SI-SSNRI" in out
+    assert "0 of 2 files could not be scored" in out
+    summary = json.loads((tmp_path / "eval" / "summary.json").read_text())
+    assert [system["name"] for system in summary["systems"]] == ["noisy", "fcn"]
+    groups = {g["system"]: g for g in summary["summary"] if g["noise"] == g["snr_db"] == "all"}
+    assert groups["fcn"]["pesq_wb"] > groups["noisy"]["pesq_wb"]
+    assert list(summary["metrics"]) == list(scoring.METRICS)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--clean", "x"], "--clean and --noisy go together"),
+        (["--enhanced", "x"], "--enhanced needs --clean and --noisy"),
+        (["--model", "a b=x.h5"], "'a b' is no name for a system"),
+        (["--model", "noisy=x.h5"], "'noisy' is no name"),
+        (["--model", "../x=x.h5"], "is no name"),
+        (["--model", "a=x.h5", "--model", "a=y.h5"], "two systems are named 'a'"),
+        (["--model", "=x.h5"], "write NAME=PATH"),
+        (["--baseline", "other"], "--baseline other: no such system"),
+        (["--metrics", "mos"], "invalid choice: 'mos'"),
+        (["--metrics", "stoi", "--matlab-style"], "needs the metrics pesq_wb, ssnri too"),
+        (["--jobs", "0"], "argument --jobs"),
+        (["--clean", "c", "--noisy", "n", "--num-test", "2"], "for the bundled test set"),
+    ],
+)
+def test_wrong_usage(arguments, message, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        run.main(arguments)
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_bad_input_is_one_line(mixtures, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(scoring, "DASK_TIMEOUT_S", 0.5)
+    folders = write_flat(tmp_path, some(mixtures, 1))
+    (tmp_path / "file").write_text("no folder")
+    out = ["--out", str(tmp_path / "out"), *FAST]
+    has_dask = importlib.util.find_spec("distributed") is not None
+    no_dask = "no Dask scheduler answers" if has_dask else "Dask is not installed"
+    for arguments, message in [
+        (["--clean", str(tmp_path / "no"), *folders[2:]], "no such folder"),
+        ([*folders, "--enhanced", f"e={tmp_path / 'no'}"], "no such folder"),
+        ([*folders, "--model", f"m={tmp_path / 'file'}"], "file"),
+        ([*folders, "--dask", "tcp://127.0.0.1:9"], no_dask),
+    ]:
+        assert run.main([*arguments, *out]) == 1
+        error = capsys.readouterr().err
+        assert message in error
+        assert error.count("\n") == 1
+    assert run.main([*folders, "--out", str(tmp_path / "file")]) == 1
+    assert "is not a folder" in capsys.readouterr().err
+    write(tmp_path / "clean" / "u00.wav", np.zeros(19200))
+    assert run.main([*folders, *out]) == 1
+    assert "no file could be scored; the first: reference is silent" in capsys.readouterr().err
+
+
+def test_numbers_that_are_not_there_are_shown_as_such():
+    row = {"noise": "a", "snr_db": 5.0, "name": "x", "status": "bad"}
+    rows = [row | {"system": s, "stoi": math.nan} for s in ("noisy", "ours")]
+    summary, differences = scoring.summarize(rows), scoring.compare(rows)
+    text = report.markdown("t", summary, differences, rows, 1)
+    assert "| a | 5 | 0 | - | - |" in text
+    assert "| ours | x | bad |" in text
+    assert "nan" in report.format_by_snr(summary)
+    assert "p = -" in report.format_differences(differences)

@@ -1,0 +1,190 @@
+"""The sweep: sizes and scores of several models in one table, resumed, compared file by file."""
+
+import csv
+import json
+import math
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from eval import sweep
+from eval.cost import cost_of
+from eval.scoring import json_ready
+from eval.systems import bundled_pairs
+from speech.fcn import FCNConfig
+from speech.modelfile import write_model_file
+from tests.test_cost import kernel_shapes, layers_of
+
+CONFIG = FCNConfig(num_hidden_layers=1, num_filters=4, kernel_size=9)
+
+
+def write_model(path, seed, num_values=None):
+    """A network that passes the signal through, about; its weights take a few values if asked."""
+    rng = np.random.default_rng(seed)
+    kernels = [0.02 * rng.standard_normal(s).astype(np.float32) for s in kernel_shapes(CONFIG)]
+    for kernel in kernels:
+        kernel[4] = 0.5
+        if num_values:
+            step = np.ptp(kernel) / (num_values - 1)
+            kernel[...] = np.round(kernel / step) * step
+    write_model_file(path, layers_of(CONFIG, kernels), {"kind": "waveform"})
+    return path
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A sweep of a baseline and two 'compressed' models over three files."""
+    root = tmp_path_factory.mktemp("sweep")
+    points = [
+        sweep.Point("base", write_model(root / "base.h5", 1)),
+        sweep.Point("k4", write_model(root / "k4.h5", 1, 4), {"theta": 0.65, "k": 4}),
+        sweep.Point("k3", write_model(root / "k3.h5", 1, 3), {"theta": 0.65, "k": 3}),
+    ]
+    pairs = bundled_pairs(root / "test", 1, (5.0,), 1)[:3]
+    return points, pairs, root / "out", sweep.sweep(points, pairs, root / "out", num_jobs=1)
+
+
+def test_a_row_for_the_noisy_files_and_each_model(finished):
+    points, pairs, out, table = finished
+    assert [row["name"] for row in table] == ["noisy", "base", "k4", "k3"]
+    noisy, base, k4, _ = table
+    assert {row["n"] for row in table} == {3} and base["unscored"] == 0
+    assert math.isnan(noisy["file_bytes"]) and base["file_percent"] == 100
+    assert base["file_bytes"] == points[0].path.stat().st_size
+    cost = cost_of(points[1].path, codebook_size=4)
+    assert k4["paper_size_percent"] == pytest.approx(cost.paper_size_percent)
+    assert (k4["theta"], k4["k"], base["k"]) == (0.65, 4, None)
+    assert base["pesq_wb_diff"] == base["stoi_diff_low"] == 0
+    with open(out / "scores.csv", encoding="utf-8") as stream:
+        scores = list(csv.DictReader(stream))
+    assert len(scores) == 4 * len(pairs)
+    for metric in sweep.SHOWN:
+        own, first = (
+            np.array([float(r[metric]) for r in scores if r["system"] == name])
+            for name in ("k4", "base")
+        )
+        assert k4[metric] == pytest.approx(own.mean())
+        assert k4[f"{metric}_diff"] == pytest.approx((own - first).mean())
+        assert k4[f"{metric}_diff_low"] <= k4[f"{metric}_diff"] <= k4[f"{metric}_diff_high"]
+
+
+def test_everything_is_written(finished):
+    _, _, out, table = finished
+    for name in ("pesq_wb_by_file_size", "stoi_by_file_size", "pesq_wb_by_paper_size"):
+        for ending in (".png", ".svg"):
+            assert (out / (name + ending)).stat().st_size > 5000
+    result = json.loads((out / "sweep.json").read_text())
+    assert [model["name"] for model in result["models"]] == ["base", "k4", "k3"]
+    assert result["table"][0]["file_bytes"] is None
+    assert result["costs"]["k4"]["layers"]
+    text = (out / "sweep.md").read_text()
+    assert "| k4 " in text and "baseline" in text
+    assert "0 of the files could not be scored" in text
+
+
+def test_the_same_call_enhances_and_scores_nothing_again(finished, monkeypatch):
+    points, pairs, out, table = finished
+
+    def refuse(*_):
+        raise AssertionError("called again")
+
+    monkeypatch.setattr("eval.scoring._score_isolated", refuse)
+    monkeypatch.setattr("eval.systems._enhance", refuse)
+    monkeypatch.setattr(sweep, "draw", lambda *_: None)
+    again = sweep.sweep(points, pairs, out, num_jobs=1)
+    assert json_ready(again) == json_ready(table)
+
+
+def test_a_bad_model_is_refused_before_anything_is_scored(finished, tmp_path, monkeypatch):
+    points, pairs, _, _ = finished
+    (tmp_path / "bad.h5").write_bytes(b"nothing")
+    monkeypatch.setattr("eval.scoring.score_all", lambda *_: pytest.fail("scored"))
+    with pytest.raises(ValueError, match="bad.h5"):
+        sweep.sweep([*points, sweep.Point("bad", tmp_path / "bad.h5")], pairs, tmp_path / "out")
+    with pytest.raises(ValueError, match="different names"):
+        sweep.sweep([points[0], points[0]], pairs, tmp_path / "out")
+    with pytest.raises(ValueError, match="different names"):
+        sweep.sweep([], pairs, tmp_path / "out")
+    with pytest.raises(ValueError, match="no test files"):
+        sweep.sweep(points, [], tmp_path / "out")
+
+
+def test_a_file_without_a_score_is_left_out_for_all():
+    points = [sweep.Point("a", Path("a.h5")), sweep.Point("b", Path("b.h5"))]
+    costs = dict.fromkeys("ab", FakeCost())
+    rows = [
+        {"system": system, "noise": "n", "snr_db": 5.0, "name": str(name), "status": "ok",
+         "pesq_wb": base + name, "stoi": 0.5}
+        for system, base in (("noisy", 1.0), ("a", 2.0), ("b", 1.75))
+        for name in range(4)
+    ]  # fmt: skip
+    rows[-1] |= {"pesq_wb": math.nan, "status": "estimate is silent"}
+    table = sweep.tabulate(points, costs, rows)
+    assert [(row["n"], row["unscored"]) for row in table] == [(3, 1)] * 3
+    assert table[1]["pesq_wb"] == 3.0
+    difference = [table[2][f"pesq_wb_diff{end}"] for end in ("", "_low", "_high")]
+    assert difference == [-0.25, -0.25, -0.25]
+    assert "1 of the files could not be scored" in sweep.format_points(table)
+
+
+class FakeCost:
+    file_bytes = 1000
+    paper_size_percent = 10.0
+
+    def accounting(self):
+        return {"full": {"percent": 12.0}}
+
+    def total(self, field):
+        return 7
+
+
+def test_points_are_read_from_the_command_line():
+    point = sweep.parse_point("pq16=models/x=y.h5,theta=0.65,k=16,centroids=fp16,method=none")
+    assert (point.name, point.path) == ("pq16", Path("models/x=y.h5"))
+    assert point.labels == {"theta": 0.65, "k": 16, "centroids": "fp16", "method": None}
+    assert point.series == r"$\theta$ = 0.65, fp16"
+    assert sweep.parse_point("fcn=a.h5").series == "fcn"
+    assert sweep.parse_point("pq=a.h5,theta=none,k=8").series == "k-means only"
+
+
+@pytest.mark.parametrize(
+    "text", ["fcn", "=a.h5", "fcn=", "fcn=a.h5,theta", "fcn=a.h5,=1", "noisy=a.h5", "a/b=a.h5"]
+)
+def test_malformed_points_are_wrong_usage(text, capsys):
+    with pytest.raises(ValueError, match="NAME=path|names a model"):
+        sweep.parse_point(text)
+    with pytest.raises(SystemExit, match="2"):
+        sweep.main(["--model", text])
+    assert "--model" in capsys.readouterr().err
+
+
+def test_wrong_usage_and_bad_folders(tmp_path, capsys):
+    for wrong in (
+        ["--test-noisy", "x"],
+        ["--test-noisy", "x", "--test-clean", "y", "--num-test", "1"],
+    ):
+        with pytest.raises(SystemExit, match="2"):
+            sweep.main(["--model", "a=a.h5", *wrong])
+    (tmp_path / "file").write_text("")
+    assert sweep.main(["--model", "a=a.h5", "--out", str(tmp_path / "file")]) == 1
+    folders = ["--test-noisy", str(tmp_path / "no"), "--test-clean", str(tmp_path / "no")]
+    assert sweep.main(["--model", "a=a.h5", "--out", str(tmp_path / "out"), *folders]) == 1
+    messages = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(messages) == 2
+
+
+def test_the_command_prints_the_table(finished, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(sweep, "draw", lambda *_: None)
+    points, pairs, _, _ = finished
+    target = tmp_path / "noisy" / pairs[0].relative_path
+    target.parent.mkdir(parents=True)
+    shutil.copy(pairs[0].noisy_path, target)
+    models = [f"{p.name}={p.path},k={p.labels.get('k', 'none')}" for p in points[:2]]
+    arguments = ["--test-noisy", str(tmp_path / "noisy"), "--test-clean",
+                 str(pairs[0].clean_path.parent), "--jobs", "1",
+                 "--out", str(tmp_path / "out")]  # fmt: skip
+    assert sweep.main(["--model", *models, *arguments]) == 0
+    text = capsys.readouterr().out
+    assert "| k4 " in text and str((tmp_path / "out").resolve()) in text
