@@ -51,10 +51,11 @@ def test_rooms_import_only_what_they_may(path):
 
 @pytest.mark.parametrize(
     "module",
-    ["speech.audio", "speech.mixing", "speech.corpus", "speech.prepare", "speech.modelfile",
-     "speech.weights", "speech.fcn", "speech.network", "speech.enhance", "speech.losses",
-     "speech.augment", "speech.options", "speech.opencorpus", "eval.metrics", "eval.scoring",
-     "eval.run", "eval.cost", "eval.cycles", "eval.sweep", "pruning.run", "pruning.surgery", "timit_fcn_mse"],
+    ["speech.audio", "speech.augment", "speech.corpus", "speech.enhance", "speech.fcn",
+     "speech.losses", "speech.mixing", "speech.modelfile", "speech.network", "speech.opencorpus",
+     "speech.options", "speech.prepare", "speech.weights", "eval.cost", "eval.cycles",
+     "eval.metrics", "eval.run", "eval.scoring", "eval.sweep", "pruning.run", "pruning.surgery",
+     "timit_fcn_mse"],
 )  # fmt: skip
 def test_importing_needs_no_tensorflow(module):
     code = f"import sys, {module}; assert not {{'tensorflow', 'keras'}} & set(sys.modules)"
