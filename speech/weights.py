@@ -63,7 +63,7 @@ def load_model(path: str | os.PathLike) -> keras.Model:
     """Loads a model file as a plain Keras model.
 
     Args:
-        path: A .h5 model file, possibly from a stranger.
+        path: A .h5 or .icse model file, possibly from a stranger.
 
     Returns:
         A Sequential model of standard Keras layers, not compiled.
@@ -94,6 +94,8 @@ def build_model(layers: Iterable[LayerSpec]) -> keras.Model:
     for spec in layers:
         layer_class = getattr(keras.layers, spec.class_name, None)
         if layer_class is None:
+            import speech.layers  # noqa: F401  registers our own
+
             layer_class = keras.saving.get_registered_object(spec.class_name)
         if layer_class is None:
             raise ValueError(
@@ -415,7 +417,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     importer.add_argument("-o", "--out", required=True, metavar="FILE.h5", help="file to write")
     info = commands.add_parser("info", help="print layers, sizes and meta data of a model file")
-    info.add_argument("model", metavar="FILE.h5")
+    info.add_argument("model", metavar="FILE", help="a .h5 or .icse file")
     for command in (importer, info):
         command.add_argument("--json", metavar="FILE", help="write the table there as JSON too")
     arguments = parser.parse_args(argv)

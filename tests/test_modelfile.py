@@ -84,12 +84,12 @@ def test_meta_may_be_absent_and_fills_a_mebibyte(good):
 
 def test_a_rule_added_in_one_place_admits_a_custom_layer(good, monkeypatch):
     layers = list(small_layers())
-    layers[3] = LayerSpec("icse>ModifiedReLU", "act1", {})
-    with pytest.raises(ModelFileError, match="layer 'icse>ModifiedReLU' is not known"):
+    layers[3] = LayerSpec("icse>OtherReLU", "act1", {})
+    with pytest.raises(ModelFileError, match="layer 'icse>OtherReLU' is not known"):
         write_model_file(good, layers, {})
-    monkeypatch.setitem(modelfile.LAYER_RULES, "icse>ModifiedReLU", LayerRule())
+    monkeypatch.setitem(modelfile.LAYER_RULES, "icse>OtherReLU", LayerRule())
     write_model_file(good, layers, {})
-    assert read_model_file(good).layers[3].class_name == "icse>ModifiedReLU"
+    assert read_model_file(good).layers[3].class_name == "icse>OtherReLU"
 
 
 # --------------------------------------------------------------------------------------------

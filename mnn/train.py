@@ -1,0 +1,328 @@
+"""Trains an autoencoder of speech, or an expert on some kind of mixtures (SPEC 6).
+
+::
+
+    python -m mnn.train dae --out dae.h5                                # bundled corpus, minutes
+    python -m mnn.train dae --net 2048x2 --timit TIMIT --noise NOISES --out dae.h5
+    python -m mnn.train expert --noise-type birds --out birds.h5
+    python -m mnn.train expert --net 2048x2 --gender F --out female.h5
+    python -m mnn.train expert --snr -5 --where speaker=MCS0,FCS0 --out two.h5
+
+Spectra are computed once and kept; training runs on them. The same command takes an interrupted
+run up where it stood, and does nothing once it is done.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from speech import cli
+from speech.cli import natural_number, positive_number
+from speech.options import add_data_options, check_data_options, is_bundled
+
+if TYPE_CHECKING:
+    import numpy as np
+
+#: The paper's nets, the one that is trained by default first.
+NETS = {"dae": ("128", "2048x2"), "expert": ("512x2", "2048x2")}
+
+#: Speakers, and utterances of each: sections 4.1 and 4.2. Of the bundled corpus, all.
+PAPER_SPEAKERS = {"dae": (40, 10), "expert": (12, 5)}
+
+#: Experts are made at this SNR unless --snr says otherwise (section 4.2).
+EXPERT_SNRS_DB = [0.0]
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """What trains and what validates: utterances, mixture plans or pairs."""
+
+    training: Sequence[Any]
+    validation: Sequence[Any]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit code."""
+    parser = _parser()
+    options = parser.parse_args(argv)
+    _check_usage(parser, options)
+    cli.log_to_stderr()
+    return cli.run(lambda: _run(options))
+
+
+def _run(options: argparse.Namespace) -> int:
+    from mnn.data import description
+    from mnn.features import fingerprint
+    from speech.device import select_devices
+
+    parts = _find_data(options)
+    print(
+        f"data        {_source(options)}: {len(parts.training)} to train on, "
+        f"{len(parts.validation)} to validate"
+    )
+    select_devices(options.gpu)
+    from mnn.training import FitConfig, FrameTrainer, fingerprint_of, finished
+
+    config = FitConfig(
+        options.iterations, options.batch_size, options.optimizer, options.learning_rate,
+        options.validate_every, options.patience, options.seed,
+    )  # fmt: skip
+    build = _builder(options)
+    model, conventions = build(options.net, seed=options.seed)
+    lines = [description(items) for items in (parts.training, parts.validation)]
+    data_sha256 = fingerprint(
+        f"{name} {line}"
+        for name, part in zip(("train", "validate"), lines, strict=True)
+        for line in part
+    )
+    meta = {
+        "kind": "mask" if options.what == "expert" else "autoencoder",
+        **conventions.to_json(),
+        "net": options.net,
+        "created_by": "python -m mnn.train",
+        "training": {
+            "conditions": options.conditions,
+            "snrs_db": options.snr if options.what == "expert" else None,
+            "draws": options.draws if options.what == "expert" else None,
+            "items": [len(parts.training), len(parts.validation)],
+            "data_sha256": data_sha256,
+        },
+    }
+    done = finished(options.out, fingerprint_of(config, meta, data_sha256))
+    if done is not None:
+        print(f"done        {options.out} is this very run's (delete it to train anew)")
+        _report(done)
+        return 0
+    training = _frames(parts.training, options, conventions, "training spectra")
+    validation = _frames(parts.validation, options, conventions, "validation spectra")
+    print(
+        f"frames      {len(training):,} to train on, {len(validation):,} to validate; "
+        f"{model.count_params():,} parameters",
+        flush=True,
+    )
+    trainer = FrameTrainer(
+        model, training, validation, config, options.out, meta=meta, data_sha256=data_sha256
+    )
+    state = trainer.run(_print_row(config))
+    best = state.best_row
+    _report({**best, "best_iteration": best["iteration"], "iterations_done": state.iteration})
+    print(f"time        {state.seconds:.1f} s\nwritten     {options.out}")
+    return 0
+
+
+def _print_row(config: Any) -> Any:
+    """Returns what prints about twenty lines of the history, and the last."""
+    every = max(config.iterations // 20, config.validate_every)
+
+    def report(row: dict[str, float]) -> None:
+        if row["iteration"] % every < config.validate_every or row["iteration"] == (
+            config.iterations
+        ):
+            print(
+                f"iteration {row['iteration']:5d}/{config.iterations}  training "
+                f"{row['training_error']:.4f}  validation {row['validation_error']:.4f}  "
+                f"{row['seconds']:.1f} s",
+                flush=True,
+            )
+
+    return report
+
+
+def _report(training: dict[str, Any]) -> None:
+    print(
+        f"best        validation error {training['validation_error']:.4f} a frame in iteration "
+        f"{training['best_iteration']} of {training['iterations_done']}"
+    )
+
+
+def _builder(options: argparse.Namespace) -> Any:
+    if options.what == "dae":
+        from mnn.dae import build_dae
+
+        return build_dae
+    from mnn.experts import build_expert
+
+    return build_expert
+
+
+def _source(options: argparse.Namespace) -> str:
+    return "bundled corpus" if is_bundled(options) else str(options.timit or options.train_noisy)
+
+
+def _find_data(options: argparse.Namespace) -> _Parts:
+    """Finds utterances for an autoencoder, mixture plans or premixed pairs for an expert."""
+    from mnn import data
+    from speech import corpus
+
+    is_dae = options.what == "dae"
+    if options.train_noisy is not None:
+        pairs = corpus.drop_low_snr(corpus.find_pairs(options.train_noisy, options.train_clean))
+        pairs = data.matching(pairs, options.conditions)
+        if is_dae:
+            pairs = list({pair.clean_path: pair for pair in pairs}.values())
+        return _Parts(*corpus.split_utterances(pairs, data.VALIDATION_FRACTION, options.seed))
+    bundled = is_bundled(options)
+    utterances = (
+        corpus.bundled_speech("TRAIN")
+        if bundled
+        else corpus.find_speech(options.timit, "TRAIN", options.skip_sa)
+    )
+    speakers, each = (None, None) if bundled else PAPER_SPEAKERS[options.what]
+    parts = data.choose_speakers(
+        data.matching(utterances, options.conditions),
+        options.num_speakers or speakers,
+        options.per_speaker or each,
+        options.seed,
+    )
+    if is_dae:
+        return _Parts(*parts)
+    noises = corpus.bundled_noise("TRAIN") if bundled else corpus.find_noise(options.noise, "TRAIN")
+    return _Parts(
+        *(
+            data.plan_expert(
+                part, noises, options.snr, options.conditions,
+                num_draws=options.draws, seed=options.seed,
+            )
+            for part in parts
+        )
+    )  # fmt: skip
+
+
+def _frames(items: Sequence[Any], options: argparse.Namespace, conventions: Any, label: str) -> Any:
+    from mnn.features import mask_frames, speech_frames
+
+    items = cli.progress(items, total=len(items), label=label)
+    compute = speech_frames if options.what == "dae" else mask_frames
+    signals = _read_speech(items) if options.what == "dae" else _read_mixtures(items)
+    return compute(signals, conventions, folder=options.out.parent)
+
+
+def _read_speech(items: Any) -> Iterator[np.ndarray]:
+    from speech.audio import read_audio
+    from speech.corpus import Pair
+
+    for item in items:
+        path = item.clean_path if isinstance(item, Pair) else item.path
+        with _Skipping():
+            yield read_audio(path).samples
+
+
+def _read_mixtures(items: Any) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    from speech.audio import read_audio
+    from speech.corpus import Pair, render
+
+    for item in items:
+        with _Skipping():
+            if isinstance(item, Pair):
+                noisy, clean = (read_audio(p).samples for p in (item.noisy_path, item.clean_path))
+                if len(noisy) != len(clean):
+                    raise ValueError(
+                        f"{item.noisy_path}: {len(noisy)} samples, its clean file {len(clean)}"
+                    )
+                yield noisy, clean
+            else:
+                mixture = render(item)
+                yield mixture.noisy, mixture.clean
+
+
+class _Skipping:
+    """Announces an utterance that can't be read or mixed, and goes on without it."""
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type | None, error: BaseException | None, _: Any) -> bool:
+        if isinstance(error, ValueError):
+            print(f"skipped in training: {cli.one_line(error)}", file=sys.stderr)
+            return True
+        return False
+
+
+def _check_usage(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    from mnn.data import parse_conditions
+
+    if options.snr_range:
+        parser.error("--snr-range draws anew each time; mixtures are fixed here: give --snr")
+    if options.net is None:
+        options.net = NETS[options.what][0]
+    if options.out.suffix != ".h5":
+        parser.error(f"--out is {options.out}; give a name that ends in .h5")
+    if options.learning_rate is not None and not 0 < options.learning_rate < 1e6:
+        parser.error(f"--learning-rate is {options.learning_rate}; give a positive number")
+    snrs_db = options.snr
+    check_data_options(parser, options)
+    options.snr = snrs_db or EXPERT_SNRS_DB
+    try:
+        options.conditions = parse_conditions(options.where)
+    except ValueError as error:
+        parser.error(str(error))
+    if options.gender:
+        options.conditions["gender"] = [options.gender]
+    if options.what == "expert" and options.noise_type:
+        options.conditions["noise"] = options.noise_type
+    if options.optimizer == "rprop" and not 1e-7 <= options.learning_rate <= 1e-1:
+        parser.error("--learning-rate is Rprop's first step: give 1e-7 to 1e-1")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m mnn.train",
+        description="Train an autoencoder of clean speech (dae), or an expert that gives a soft "
+        "mask. Without data options: the bundled corpus. The same command resumes.",
+    )
+    commands = parser.add_subparsers(dest="what", required=True, metavar="dae|expert")
+    for what, text in (("dae", "an autoencoder of clean speech"), ("expert", "a mask network")):
+        command = commands.add_parser(what, help=text, description=f"Train {text}.")
+        add = command.add_argument
+        add("--out", type=Path, required=True, metavar="FILE.h5", help="the model file to write")
+        add("--net", choices=NETS[what], help=f"hidden units (default {NETS[what][0]})")
+        _add_training_options(command)
+        _add_choices(command, what)
+        add_data_options(command)
+        add("--gpu", default="0", metavar="LIST", help="0 (default), or -1 for the CPU")
+    return parser
+
+
+def _add_training_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("training", "defaults: the paper's values").add_argument
+    add("--optimizer", choices=("rprop", "adam"), default="rprop", help="default %(default)s")
+    add("--learning-rate", type=float, default=1e-3, metavar="R",
+        help="Adam's, or Rprop's first step (default %(default)s)")  # fmt: skip
+    add("--iterations", type=positive_number, default=5000, metavar="N",
+        help="updates, at most (default %(default)s)")  # fmt: skip
+    add("--batch-size", type=positive_number, default=1000, metavar="N",
+        help="frames an update (default %(default)s)")  # fmt: skip
+    add("--validate-every", type=positive_number, default=50, metavar="N",
+        help="iterations (default %(default)s); the best weights are kept")  # fmt: skip
+    add("--patience", type=natural_number, default=1000, metavar="N",
+        help="end after so many iterations without a better validation; 0 never (default "
+        "%(default)s)")  # fmt: skip
+    add("--seed", type=natural_number, default=0, metavar="N",
+        help="of everything random (default 0)")  # fmt: skip
+
+
+def _add_choices(parser: argparse.ArgumentParser, what: str) -> None:
+    speakers, each = PAPER_SPEAKERS[what]
+    add = parser.add_argument_group("which data").add_argument
+    add("--gender", choices=("F", "M"), help="speakers of one gender")
+    add("--where", nargs="+", default=[], metavar="COLUMN=PATTERN",
+        help="any other filter on the mixtures, such as speaker=F* or utterance=*SX*")  # fmt: skip
+    add("--num-speakers", type=positive_number, metavar="N",
+        help=f"speakers, genders in turn (default {speakers}, bundled: all)")  # fmt: skip
+    add("--per-speaker", type=positive_number, metavar="N",
+        help=f"utterances of each speaker (default {each}, bundled: all)")  # fmt: skip
+    if what == "expert":
+        add("--noise-type", nargs="+", metavar="NAME",
+            help="names of noises, or patterns such as 'birds*' (default: all); --snr is 0 dB "
+            "unless given")  # fmt: skip
+        add("--draws", type=positive_number, default=1, metavar="N",
+            help="mixtures of each utterance, noise and SNR (default 1)")  # fmt: skip
+
+
+if __name__ == "__main__":
+    sys.exit(main())

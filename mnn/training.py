@@ -1,0 +1,332 @@
+"""Trains a network over frames; the same command takes an interrupted run up where it stood.
+
+An iteration is one update on a batch of frames; each pass shuffles all frames anew, and what stands
+in a batch follows from the seed and the number of the iteration alone. The error is the sum of
+squared errors over the bins, averaged over the frames of a batch (MNN, section 4.1; Rprop is blind
+to the factor). Every so often the whole validation set is run without dropout, and the weights
+with the smallest error are kept; if that stands for too long, training ends early.
+
+Beside ``NAME.h5`` lie ``NAME.history.csv`` and ``NAME.run.json``, and ``NAME.checkpoint.npz`` until
+the run is done.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import sys
+import time
+import zipfile
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from mnn.features import Frames
+from mnn.rprop import Rprop
+from speech.files import atomic_path, write_json
+from speech.modelfile import ModelFileError, read_model_file
+from speech.runinfo import run_info
+from speech.training import TrainingError, write_history
+from speech.weights import save_model
+
+_LOGGER = logging.getLogger("speech")
+OPTIMIZERS = ("rprop", "adam")
+
+
+@dataclass(frozen=True)
+class FitConfig:
+    """How to train. The defaults are the paper's (section 4.1), as far as it says.
+
+    Attributes:
+        iterations: Updates, at most.
+        batch_size: Frames a batch; fewer if there are not as many.
+        optimizer: 'rprop' or 'adam'.
+        learning_rate: Adam's, or the first step of Rprop.
+        validate_every: Iterations from one validation to the next.
+        patience: Iterations without a smaller validation error after which training ends; 0 for
+            never.
+        seed: Of order, weights and dropout.
+    """
+
+    iterations: int = 5000
+    batch_size: int = 1000
+    optimizer: str = "rprop"
+    learning_rate: float = 1e-3
+    validate_every: int = 50
+    patience: int = 1000
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for values that make no sense."""
+        for name in ("iterations", "batch_size", "validate_every"):
+            if not 1 <= getattr(self, name) <= 10**9:
+                raise ValueError(f"{name} is {getattr(self, name)}; give at least 1")
+        if self.optimizer not in OPTIMIZERS:
+            raise ValueError(f"optimizer is {self.optimizer!r}; give one of {OPTIMIZERS}")
+        if not 0 < self.learning_rate < math.inf:
+            raise ValueError(f"learning_rate is {self.learning_rate}; give a positive number")
+        if self.patience < 0:
+            raise ValueError(f"patience is {self.patience}; give 0 or more iterations")
+
+
+@dataclass
+class _State:
+    iteration: int = 0
+    loss_sum: float = 0.0
+    loss_count: int = 0
+    seconds: float = 0.0
+    history: list[dict[str, float]] = field(default_factory=list)
+    best: list[np.ndarray] | None = None
+
+    @property
+    def best_row(self) -> dict[str, float] | None:
+        """The row of the smallest validation error."""
+        return min(self.history, key=lambda row: row["validation_error"], default=None)
+
+
+def sum_of_squares(target: Any, output: Any) -> Any:
+    """Returns the squared error summed over bins: [batch]."""
+    return keras.ops.sum(keras.ops.square(target - output), axis=-1)
+
+
+class FrameTrainer:
+    """Trains one network and writes its model file.
+
+    Args:
+        model: A built Keras model, from `mnn.dae.build_dae` or `mnn.experts.build_expert`.
+        training: Its frames.
+        validation: Frames of other speakers or utterances.
+        config: See :class:`FitConfig`.
+        out: The model file to write, ending in '.h5'.
+        meta: ``speech_meta`` of the file; what was trained is added.
+        data_sha256: Fingerprint of the data, of both parts.
+        checkpoint_seconds: Write the checkpoint so often.
+    """
+
+    def __init__(
+        self,
+        model: keras.Model,
+        training: Frames,
+        validation: Frames,
+        config: FitConfig,
+        out: Path,
+        *,
+        meta: dict[str, Any],
+        data_sha256: str,
+        checkpoint_seconds: float = 60.0,
+    ) -> None:
+        self.model, self.training, self.validation = model, training, validation
+        self.config, self.out, self.meta = config, Path(out), meta
+        self.checkpoint_seconds = checkpoint_seconds
+        self.checkpoint_path = self.out.with_suffix(".checkpoint.npz")
+        self.state = _State()
+        self.fingerprint = fingerprint_of(config, meta, data_sha256)
+        if config.optimizer == "rprop":
+            self.optimizer = Rprop(config.learning_rate)
+        else:
+            self.optimizer = keras.optimizers.Adam(config.learning_rate)
+        model.compile(self.optimizer, loss=sum_of_squares, jit_compile=False)
+        self.optimizer.build(model.trainable_variables)
+        self._order: tuple[int, np.ndarray] | None = None
+
+    def run(self, on_validation: Callable[[dict[str, float]], None] | None = None) -> _State:
+        """Trains to the end, from wherever the checkpoint stands, and writes the model file.
+
+        Args:
+            on_validation: Gets each row of the history.
+
+        Raises:
+            TrainingError: The error is not finite, or the checkpoint is of another run.
+        """
+        self._resume()
+        state, config = self.state, self.config
+        started = written = time.monotonic()
+        before = state.seconds
+        bar = _progress(state.iteration, config.iterations)
+        while not self._is_done():
+            loss = self._step(state.iteration)
+            if not math.isfinite(loss):
+                raise TrainingError(
+                    f"the training error became {loss} in iteration {state.iteration + 1}; "
+                    f"try a smaller --learning-rate than {config.learning_rate:g}"
+                )
+            state.loss_sum, state.loss_count = state.loss_sum + loss, state.loss_count + 1
+            state.iteration += 1
+            state.seconds = before + time.monotonic() - started
+            bar.update()
+            if state.iteration % config.validate_every == 0 or state.iteration == config.iterations:
+                row = self._validate()
+                bar.set_postfix_str(
+                    f"error {row['training_error']:.4g}, validation {row['validation_error']:.4g}"
+                )
+                if on_validation is not None:
+                    on_validation(row)
+            if time.monotonic() - written > self.checkpoint_seconds:
+                self._save_checkpoint()
+                written = time.monotonic()
+        bar.close()
+        self._save_checkpoint()  # should the model file fail to be written, nothing is lost
+        self.model.set_weights(state.best)
+        self._save_results()
+        self.checkpoint_path.unlink(missing_ok=True)
+        return state
+
+    def _is_done(self) -> bool:
+        state, config = self.state, self.config
+        if state.iteration >= config.iterations:
+            return True
+        best = state.best_row
+        return bool(
+            best and config.patience and state.iteration - best["iteration"] >= config.patience
+        )
+
+    def _step(self, iteration: int) -> float:
+        inputs, targets = self.training.batch(self._rows(iteration))
+        self.model.reset_metrics()
+        return float(self.model.train_on_batch(inputs, targets))
+
+    def _rows(self, iteration: int) -> np.ndarray:
+        """Returns the rows of a batch; what is left of a pass when no whole batch is stays out."""
+        size = min(self.config.batch_size, len(self.training))
+        number_of_pass, place = divmod(iteration, len(self.training) // size)
+        if self._order is None or self._order[0] != number_of_pass:
+            rng = np.random.default_rng([self.config.seed, 3, number_of_pass])
+            self._order = number_of_pass, rng.permutation(len(self.training))
+        # Sorted, which changes nothing but the speed of reading.
+        return np.sort(self._order[1][place * size : (place + 1) * size])
+
+    def _validate(self) -> dict[str, float]:
+        state, total = self.state, 0.0
+        for start in range(0, len(self.validation), 1000):
+            rows = np.arange(start, min(start + 1000, len(self.validation)))
+            inputs, targets = self.validation.batch(rows)
+            self.model.reset_metrics()
+            total += float(self.model.test_on_batch(inputs, targets)) * len(rows)
+        row = {
+            "iteration": state.iteration,
+            "training_error": state.loss_sum / state.loss_count,
+            "validation_error": total / len(self.validation),
+            "seconds": state.seconds,
+        }
+        if not math.isfinite(row["validation_error"]):
+            raise TrainingError(
+                f"the validation error became {row['validation_error']} in iteration "
+                f"{state.iteration}; try a smaller --learning-rate"
+            )
+        best = state.best_row
+        if best is None or row["validation_error"] < best["validation_error"]:
+            state.best = [np.array(array) for array in self.model.get_weights()]
+        state.history.append(row)
+        state.loss_sum, state.loss_count = 0.0, 0
+        return row
+
+    def _save_results(self) -> None:
+        state, best = self.state, self.state.best_row
+        training = {
+            **asdict(self.config),
+            "error": "sum of squares over bins, mean over frames",
+            "iterations_done": state.iteration,
+            "best_iteration": best["iteration"],
+            "validation_error": best["validation_error"],
+            "frames": [len(self.training), len(self.validation)],
+            **self.meta.get("training", {}),
+            "fingerprint": self.fingerprint,
+        }
+        write_history(self.out.with_suffix(".history.csv"), state.history)
+        write_json(
+            self.out.with_suffix(".run.json"),
+            {"meta": {**self.meta, "training": training}, "seconds": state.seconds, **run_info()},
+        )
+        # Last: with it, the run counts as done.
+        save_model(self.model, self.out, {**self.meta, "training": training})
+
+    def _variables(self) -> list[Any]:
+        """Returns all that changes in training: weights, seeds of dropout, optimizer."""
+        return [*self.model.variables, *self.optimizer.variables]
+
+    def _save_checkpoint(self) -> None:
+        state = self.state
+        arrays = {
+            f"variable_{index}": variable.numpy()
+            for index, variable in enumerate(self._variables())
+        }
+        arrays |= {f"best_{index}": array for index, array in enumerate(state.best or [])}
+        values = {key: value for key, value in vars(state).items() if key != "best"}
+        text = json.dumps({"fingerprint": self.fingerprint, "state": values})
+        arrays["state"] = np.frombuffer(text.encode(), np.uint8)
+        with atomic_path(self.checkpoint_path) as temporary, open(temporary, "wb") as stream:
+            np.savez(stream, **arrays)
+
+    def _resume(self) -> None:
+        path = self.checkpoint_path
+        if not path.exists():
+            return
+        variables = self._variables()
+        try:
+            with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as file:
+                arrays = dict(file)
+            stored = json.loads(arrays.pop("state").tobytes())
+            if stored["fingerprint"] == self.fingerprint:
+                for index, variable in enumerate(variables):
+                    variable.assign(arrays[f"variable_{index}"])
+                self.state = _State(**stored["state"])
+        except (OSError, EOFError, RuntimeError, ValueError, LookupError, TypeError,
+                zipfile.BadZipFile) as error:  # fmt: skip
+            raise TrainingError(
+                f"{path}: not a readable checkpoint ({error}); delete it to start anew"
+            ) from None
+        _require_same_run(path, stored["fingerprint"], self.fingerprint)
+        best = [arrays[f"best_{index}"] for index in range(len(self.model.get_weights()))
+                if f"best_{index}" in arrays]  # fmt: skip
+        self.state.best = best or None
+        _LOGGER.info("going on with %s: iteration %d", self.out, self.state.iteration + 1)
+
+
+def fingerprint_of(config: FitConfig, meta: dict[str, Any], data_sha256: str) -> dict[str, Any]:
+    """Returns what tells one run from another, as JSON values."""
+    keys = ("kind", "net", "context", "stft", "input_scale")
+    return {
+        "data_sha256": data_sha256,
+        **{key: meta[key] for key in keys if key in meta},
+        **asdict(config),
+    }
+
+
+def finished(out: Path, fingerprint: dict[str, Any]) -> dict[str, Any] | None:
+    """Returns the ``training`` of the meta of ``out`` if this very run wrote it; None without file.
+
+    Raises:
+        TrainingError: Something else lies there.
+    """
+    if not out.exists():
+        return None
+    try:
+        training = read_model_file(out).meta.get("training")
+    except ModelFileError as error:
+        raise TrainingError(f"{error}; choose another --out, or delete the file") from None
+    stored = training.get("fingerprint") if isinstance(training, dict) else None
+    _require_same_run(out, stored if isinstance(stored, dict) else {}, fingerprint)
+    return training
+
+
+def _require_same_run(path: Path, stored: dict[str, Any], fingerprint: dict[str, Any]) -> None:
+    for name, value in fingerprint.items():
+        if stored.get(name) != value:
+            raise TrainingError(
+                f"{path} is of a run with {name} {stored.get(name)!r:.80}, not {value!r:.80}; "
+                "repeat its command, choose another --out, or delete the file"
+            )
+
+
+def _progress(done: int, total: int) -> Any:
+    from tqdm import tqdm
+
+    return tqdm(
+        total=total, initial=done, desc="training", file=sys.stderr, disable=None, leave=False,
+        unit="it",
+    )  # fmt: skip

@@ -1,0 +1,103 @@
+"""Fine-tuning with tied weights: every step moves the centroids and nothing else in a kernel.
+
+After each step of the optimizer the weights of a cluster are set to their mean: a centroid moves by
+the mean of what the optimizer did to its weights. (Han et al. 2016, section 3, move it by the sum
+of the gradients; Adam rescales each weight's gradient, so we take the mean of the steps.) Zeros
+stay zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from quantization.kmeans import clustered_layers
+from speech.modelfile import LayerSpec
+from speech.training import Trainer, TrainingConfig
+from speech.weights import build_model, layers_of
+
+
+class TiedWeights(keras.constraints.Constraint):
+    """Keeps the weights of a cluster equal, and zeros at zero.
+
+    Args:
+        kernel: A clustered kernel: weights of one value are one cluster.
+    """
+
+    def __init__(self, kernel: np.ndarray) -> None:
+        values, first, places = np.unique(kernel, return_index=True, return_inverse=True)
+        self.first = first.astype(np.int32)
+        self.places = places.ravel().astype(np.int32)
+        self.is_cluster = (values != 0).astype(np.float32)
+        self.shares = self.is_cluster / np.bincount(self.places).astype(np.float32)
+
+    def __call__(self, w):
+        """Returns the kernel with the mean of its cluster for each weight."""
+        ops = keras.ops
+        places = ops.convert_to_tensor(self.places)
+        flat = ops.reshape(w, (-1,))
+        # Sums of differences to one of them: equal weights stay what they are to the last bit.
+        one = ops.take(flat, self.first) * ops.convert_to_tensor(self.is_cluster)
+        rest = ops.segment_sum(flat - ops.take(one, places), places, num_segments=len(self.first))
+        means = one + rest * ops.convert_to_tensor(self.shares)
+        return ops.reshape(ops.take(means, places), ops.shape(w))
+
+
+class HeldZeros(keras.constraints.Constraint):
+    """Keeps what is zero at zero.
+
+    Args:
+        kernel: Any kernel.
+    """
+
+    def __init__(self, kernel: np.ndarray) -> None:
+        self.mask = (kernel != 0).astype(np.float32)
+
+    def __call__(self, w):
+        """Returns the kernel with its zeros."""
+        return w * keras.ops.convert_to_tensor(self.mask)
+
+
+def constrain(network: keras.Model, layers: Sequence[LayerSpec], kind: type) -> None:
+    """Lets the optimizer apply ``TiedWeights`` or ``HeldZeros`` after every step."""
+    kernels = {layer.name: layer.weights["kernel"] for layer in clustered_layers(layers)}
+    for layer in network.layers:
+        if layer.name in kernels:
+            layer.kernel.constraint = kind(kernels[layer.name])
+
+
+def fine_tune(
+    layers: Sequence[LayerSpec],
+    training: Any,
+    validation: Any,
+    config: TrainingConfig,
+    out: Path,
+    *,
+    tied: bool = True,
+    on_epoch: Callable[[dict[str, float]], None] | None = None,
+) -> tuple[LayerSpec, ...]:
+    """Trains a clustered network on; the same call takes an interrupted one up.
+
+    Args:
+        layers: The network, clustered.
+        training: ``speech.pipeline.TrainingData``.
+        validation: Likewise.
+        config: Epochs, learning rate and so on.
+        out: Folder of the run.
+        tied: Whether clusters stay clusters; False lets all weights but the zeros move.
+        on_epoch: Called with the row of each finished epoch.
+
+    Returns:
+        The network with the smallest validation error.
+    """
+    network = build_model(layers)
+    constrain(network, layers, TiedWeights if tied else HeldZeros)
+    data = training.at_epoch(0)
+    data.seed = config.seed
+    meta = {"kind": "waveform", "created_by": "python -m quantization.run, fine-tuning"}
+    Trainer(network, data, validation, config, out, meta=meta).run(on_epoch)
+    return layers_of(network)

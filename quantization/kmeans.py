@@ -1,0 +1,294 @@
+"""Codebooks of a network's weights by one-dimensional k-means, in NumPy (SPEC 3).
+
+Conventions: each kernel has its own codebook. Weights that are exactly zero belong to no cluster
+and stay zero. Distortion is the sum of squared differences between weights and their centroids.
+All of it is deterministic: the exact optimum by nature, Lloyd's algorithm by its seed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from speech.modelfile import LayerSpec
+
+#: 'exact' is the optimum by dynamic programming, 'lloyd' Lloyd's algorithm with restarts.
+ALGORITHMS = ("exact", "lloyd")
+#: How centroids are stored; arithmetic stays FP32.
+FORMATS = ("fp32", "fp16", "int8")
+MAX_K = 128
+NUM_RESTARTS = 10
+
+
+@dataclass(frozen=True)
+class Codebooks:
+    """How to cluster a network.
+
+    Attributes:
+        k: Centroids of each layer, zero not counted; of each sign if ``per_sign``.
+        k_last: The same of the last layer; None for ``k``.
+        k_of: The same by layer name, for layers that differ.
+        per_sign: Positive and negative weights are clustered apart, as in the released model.
+        centroids: One of `FORMATS`.
+        algorithm: One of `ALGORITHMS`.
+        seed: Of 'lloyd'.
+
+    Raises:
+        ValueError: A value makes no sense.
+    """
+
+    k: int = 16
+    k_last: int | None = None
+    k_of: Mapping[str, int] | None = None
+    per_sign: bool = False
+    centroids: str = "fp32"
+    algorithm: str = "exact"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Checks the values."""
+        for k in (self.k, self.k_last, *(self.k_of or {}).values()):
+            if k is not None:
+                check_k(k)
+        for name, choices in (("centroids", FORMATS), ("algorithm", ALGORITHMS)):
+            if getattr(self, name) not in choices:
+                raise ValueError(
+                    f"{name} is {getattr(self, name)!r}; give one of {', '.join(choices)}"
+                )
+
+    def k_for(self, name: str, is_last: bool) -> int:
+        """Returns the k of a layer."""
+        if name in (self.k_of or {}):
+            return self.k_of[name]
+        return self.k_last if is_last and self.k_last is not None else self.k
+
+
+def check_k(k: int) -> None:
+    """Raises ValueError unless 2 <= k <= 128."""
+    if isinstance(k, bool) or not isinstance(k, int | np.integer) or not 2 <= k <= MAX_K:
+        raise ValueError(f"k is {k!r}; give a whole number of centroids from 2 to {MAX_K}")
+
+
+# --------------------------------------------------------------------------------------------
+# One set of values
+
+
+def best_centroids(
+    values: np.ndarray, k: int, algorithm: str = "exact", seed: int = 0
+) -> np.ndarray:
+    """Returns the centroids that k-means finds.
+
+    Args:
+        values: Finite numbers of any shape.
+        k: Number of centroids, from 2 to the number of distinct values.
+        algorithm: One of `ALGORITHMS`.
+        seed: Of 'lloyd'.
+
+    Returns:
+        float64 [k], ascending, all distinct.
+
+    Raises:
+        ValueError: ``k`` is out of range or the algorithm is unknown.
+    """
+    check_k(k)
+    values = np.sort(np.asarray(values, np.float64), axis=None)
+    if not np.isfinite(values).all():
+        raise ValueError("the weights hold a NaN or an infinity; nothing was clustered")
+    num_distinct = int(np.count_nonzero(np.diff(values))) + (values.size > 0)
+    if k > num_distinct:
+        raise ValueError(f"k is {k}, but there are only {num_distinct} distinct weights")
+    if algorithm == "exact":
+        return _exact(values, k)
+    if algorithm == "lloyd":
+        return _lloyd(values, k, seed)
+    raise ValueError(f"algorithm is {algorithm!r}; give one of {', '.join(ALGORITHMS)}")
+
+
+def nearest(values: np.ndarray, centroids: np.ndarray) -> np.ndarray:
+    """Returns the index of the centroid nearest to each value; of two, the lower.
+
+    Args:
+        values: Of any shape.
+        centroids: [k], ascending.
+    """
+    centroids = np.asarray(centroids, np.float64)
+    return np.searchsorted((centroids[1:] + centroids[:-1]) / 2, np.asarray(values, np.float64))
+
+
+def distortion(values: np.ndarray, centroids: np.ndarray) -> float:
+    """Returns the sum of squared differences between values and their nearest centroids."""
+    values = np.asarray(values, np.float64)
+    return float(np.square(values - np.asarray(centroids)[nearest(values, centroids)]).sum())
+
+
+def round_centroids(centroids: np.ndarray, how: str) -> np.ndarray:
+    """Returns centroids as they come back from storage, float32 [k].
+
+    INT8 stores c = q s with q from -127 to 127. The scale s keeps the top 16 bits of a float32,
+    rounded up so that nothing is clipped; with them each product is exact in float32.
+
+    Raises:
+        ValueError: A centroid is too large for FP16.
+    """
+    centroids = np.asarray(centroids, np.float32)
+    if how == "fp32":
+        return centroids
+    if how == "fp16":
+        largest = float(np.abs(centroids).max())
+        if largest > float(np.finfo(np.float16).max):
+            raise ValueError(f"a centroid is {largest:g}, too large for FP16; use FP32")
+        return centroids.astype(np.float16).astype(np.float32)
+    if how == "int8":
+        scale = _upper_half(np.abs(centroids).max() / np.float32(127))
+        return np.rint(centroids / scale).clip(-127, 127).astype(np.float32) * scale
+    raise ValueError(f"centroids is {how!r}; give one of {', '.join(FORMATS)}")
+
+
+def _upper_half(value: np.float32) -> np.float32:
+    """Returns a positive float32 rounded up to its top 16 bits."""
+    bits = np.array(value, np.float32).view(np.uint32).astype(np.uint64)
+    return ((bits + 0xFFFF) & 0xFFFF0000).astype(np.uint32).view(np.float32)[()]
+
+
+def _exact(values: np.ndarray, k: int) -> np.ndarray:
+    """Returns the optimum: O(k n) by SMAWK (Wu 1991; Gronlund et al. 2017)."""
+    import kmeans1d
+
+    # Without the mean the sums of squares lose no digits.
+    mean = values.mean()
+    clusters = np.asarray(kmeans1d.cluster(values - mean, k).clusters)
+    return np.bincount(clusters, values, k) / np.bincount(clusters, minlength=k)
+
+
+def _lloyd(values: np.ndarray, k: int, seed: int) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    sums = np.concatenate([[0.0], np.cumsum(values)])
+    runs = [_lloyd_run(values, sums, _seeds(values, k, rng)) for _ in range(NUM_RESTARTS)]
+    return min(runs, key=lambda centroids: distortion(values, centroids))
+
+
+def _seeds(values: np.ndarray, k: int, rng: np.random.Generator) -> np.ndarray:
+    """Draws k distinct values, each by its squared distance to the nearest (k-means++)."""
+    chosen = [rng.choice(values)]
+    squares = np.square(values - chosen[0])
+    while len(chosen) < k:
+        chosen.append(rng.choice(values, p=squares / squares.sum()))
+        squares = np.minimum(squares, np.square(values - chosen[-1]))
+    return np.sort(chosen)
+
+
+def _lloyd_run(values: np.ndarray, sums: np.ndarray, centroids: np.ndarray) -> np.ndarray:
+    """Moves centroids to the means of their values until nothing moves.
+
+    Args:
+        values: float64 [n], ascending, so that a cluster is a slice.
+        sums: float64 [n + 1], sums of the first 0, 1, ... n values.
+        centroids: float64 [k], ascending and distinct: no cluster starts empty or becomes so.
+    """
+    previous = None
+    while True:
+        inner = np.searchsorted(values, (centroids[1:] + centroids[:-1]) / 2, side="right")
+        if previous is not None and np.array_equal(inner, previous):
+            return centroids
+        bounds = np.concatenate([[0], inner, [len(values)]])
+        counts = np.diff(bounds)
+        means = np.diff(sums[bounds]) / np.maximum(counts, 1)
+        centroids, previous = np.where(counts > 0, means, centroids), inner
+
+
+# --------------------------------------------------------------------------------------------
+# Kernels and networks
+
+
+def cluster_kernel(
+    kernel: np.ndarray,
+    k: int,
+    *,
+    per_sign: bool = False,
+    centroids: str = "fp32",
+    algorithm: str = "exact",
+    seed: int = 0,
+) -> np.ndarray:
+    """Replaces each non-zero weight by its centroid.
+
+    Args:
+        kernel: float32 of any shape.
+        k: Number of centroids; of each sign if ``per_sign``.
+        per_sign: Positive and negative weights are clustered apart.
+        centroids: One of `FORMATS`.
+        algorithm: One of `ALGORITHMS`.
+        seed: Of 'lloyd'.
+
+    Returns:
+        float32 of the same shape: at most k (2 k) values besides zero, zeros where there were.
+
+    Raises:
+        ValueError: ``k`` is out of range.
+    """
+    signs = (kernel < 0, kernel > 0) if per_sign else (kernel != 0,)
+    found = [best_centroids(kernel[where], k, algorithm, seed) for where in signs]
+    codebook = np.unique(round_centroids(np.concatenate(found), centroids))
+    clustered = np.zeros_like(kernel, np.float32)
+    for where, own in zip(signs, (codebook <= 0, codebook >= 0), strict=False):
+        values = codebook[own] if per_sign else codebook
+        clustered[where] = values[nearest(kernel[where], values)]
+    return clustered + np.float32(0)  # no negative zero
+
+
+def round_kernel(kernel: np.ndarray, how: str) -> np.ndarray:
+    """Returns a clustered kernel whose values are stored in another of `FORMATS`."""
+    values, places = np.unique(kernel, return_inverse=True)
+    return round_centroids(values, how)[places].reshape(kernel.shape) + np.float32(0)
+
+
+def clustered_layers(layers: Sequence[LayerSpec]) -> list[LayerSpec]:
+    """Returns the layers whose kernels get a codebook: every Conv1D and Dense with weights."""
+    return [
+        layer
+        for layer in layers
+        if layer.class_name in ("Conv1D", "Dense") and layer.weights["kernel"].any()
+    ]
+
+
+def cluster_layers(layers: Sequence[LayerSpec], codebooks: Codebooks) -> tuple[LayerSpec, ...]:
+    """Returns the network with clustered kernels.
+
+    Raises:
+        ValueError: There is nothing to cluster, a layer has fewer distinct weights than its k,
+            or ``codebooks.k_of`` names no layer.
+    """
+    chosen = [layer.name for layer in clustered_layers(layers)]
+    if not chosen:
+        raise ValueError("the model has no convolution or matrix to cluster")
+    unknown = sorted(set(codebooks.k_of or {}) - set(chosen))
+    if unknown:
+        raise ValueError(f"no layer {unknown[0]!r} to cluster; there are {', '.join(chosen)}")
+    return tuple(
+        with_kernel(layer, _cluster(layer, codebooks, layer.name == chosen[-1]))
+        if layer.name in chosen
+        else layer
+        for layer in layers
+    )
+
+
+def _cluster(layer: LayerSpec, codebooks: Codebooks, is_last: bool) -> np.ndarray:
+    try:
+        return cluster_kernel(
+            layer.weights["kernel"],
+            codebooks.k_for(layer.name, is_last),
+            per_sign=codebooks.per_sign,
+            centroids=codebooks.centroids,
+            algorithm=codebooks.algorithm,
+            seed=codebooks.seed,
+        )
+    except ValueError as error:
+        raise ValueError(f"layer {layer.name}: {error}") from None
+
+
+def with_kernel(layer: LayerSpec, kernel: np.ndarray) -> LayerSpec:
+    """Returns a layer with another kernel."""
+    return replace(layer, weights={**layer.weights, "kernel": kernel})

@@ -1,0 +1,493 @@
+"""Quantizes a model: a codebook for each layer, and a file that is really small (SPEC 3, 5).
+
+::
+
+    python -m quantization.run model.h5 -k 16                       # k-means alone
+    python -m quantization.run pruned.h5 -k 8 --finetune-epochs 4   # on the bundled corpus
+    python -m quantization.run pruned.h5 --timit TIMIT --noise NOISES --centroids fp16
+    python -m quantization.run pack|unpack|info FILE
+
+Written to ``-o DIR``: ``clustered.h5``, which any Keras opens, and ``model.icse``, the same weights
+bit for bit in a fraction of the bytes (docs/format.md). Both work wherever a model file does. What
+is zero stays zero. The same command takes an interrupted fine-tuning up where it stood.
+
+Before packing, biases and normalisation are rounded to FP16 (``--others fp32`` keeps them), and
+biases in front of a normalisation of each channel over time, which takes them out again, are set to
+zero (``--keep-biases``). Both are so in ``clustered.h5`` too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from speech import cli
+from speech.cli import natural_number, positive_number
+from speech.options import add_data_options, add_training_options, check_data_options
+
+if TYPE_CHECKING:
+    from quantization.kmeans import Codebooks
+    from speech.modelfile import LayerSpec, ModelFile
+
+    Layers = tuple[LayerSpec, ...]
+
+K = 16
+FINETUNE_EPOCHS = 2
+FINETUNE_LEARNING_RATE = 3e-4
+METHODS = ("kmeans", "tfmot")
+CLUSTERED, PACKED = "clustered.h5", "model.icse"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit code."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if argv and argv[0] in CONTAINER_COMMANDS:
+        return _container(argv)
+    parser = _parser()
+    options = parser.parse_args(argv)
+    _check_usage(parser, options)
+    cli.log_to_stderr()
+    return cli.run(lambda: _run(options))
+
+
+def _run(options: argparse.Namespace) -> int:
+    from quantization.accounting import account, format_sizes, to_dict
+    from quantization.kmeans import clustered_layers
+    from speech.compact import inspect_compact, write_compact
+    from speech.files import sha256_of
+    from speech.modelfile import read_model_file, write_model_file
+
+    file = read_model_file(options.model)
+    codebooks = _codebooks(options)
+    start = _cluster(file.layers, codebooks)
+    layers, test = _fine_tuned(file, start, codebooks, options)
+    layers = _packable(layers, options)
+    settings = {
+        "method": options.method,
+        "k": codebooks.k,
+        "k_last": codebooks.k_last,
+        "k_of": dict(codebooks.k_of or {}),
+        "per_sign": codebooks.per_sign,
+        "centroids": codebooks.centroids,
+        "algorithm": codebooks.algorithm,
+        "rounds": options.rounds if options.finetune else 0,
+        "epochs": options.epochs if options.finetune else 0,
+        "from_sha256": file.sha256,
+    }
+    meta = _meta(file, settings)
+    clustered, packed = options.out / CLUSTERED, options.out / PACKED
+    write_model_file(clustered, layers, meta)
+    write_compact(packed, layers, meta, entropy=not options.no_entropy)
+    found = inspect_compact(packed)
+    _check_same(read_model_file(clustered), found.model)
+    named = [layer.name for layer in clustered_layers(layers)]
+    k_of = {name: codebooks.k_for(name, name == named[-1]) for name in named}
+    rows = account(found, k_of, codebooks.centroids)
+    original = options.model.stat().st_size
+    print("\n" + format_sizes(rows, original))
+    print(
+        f"\nfile        {original:,} -> {found.file_bytes:,} bytes "
+        f"({100 * found.file_bytes / original:.2f} %)"
+    )
+    result = {"model": str(options.model), "settings": settings, **to_dict(rows, original),
+              "clustered": {"path": str(clustered), "sha256": sha256_of(clustered)},
+              "packed": {"path": str(packed), "sha256": found.model.sha256}}  # fmt: skip
+    if test:
+        result["scores"] = _score(options, test)
+    if options.json is not None:
+        from speech.files import write_json
+        from speech.runinfo import run_info
+
+        write_json(options.json, result | run_info())
+    print(f"written     {clustered}, {packed}")
+    return 0
+
+
+def _codebooks(options: argparse.Namespace) -> Codebooks:
+    from quantization.kmeans import Codebooks
+
+    return Codebooks(
+        k=options.k,
+        k_last=options.k_last,
+        k_of=dict(options.layer_k),
+        per_sign=options.per_sign,
+        centroids=options.centroids,
+        algorithm=options.algorithm,
+        seed=options.seed,
+    )
+
+
+def _cluster(layers: Layers, codebooks: Codebooks) -> Layers:
+    from quantization.kmeans import cluster_layers, clustered_layers
+
+    clustered = cluster_layers(layers, codebooks)
+    error = power = 0.0
+    for old, new in zip(clustered_layers(layers), clustered_layers(clustered), strict=True):
+        kernel = old.weights["kernel"].astype("f8")
+        error += ((kernel - new.weights["kernel"]) ** 2).sum()
+        power += (kernel**2).sum()
+    print(f"clustered   {codebooks.algorithm} k-means, error {100 * error / power:.3f} % of power")
+    return clustered
+
+
+def _fine_tuned(
+    file: ModelFile, start: Layers, codebooks: Codebooks, options: argparse.Namespace
+) -> tuple[Layers, list[Any]]:
+    """Returns the clustered network, trained on if asked, and the test set to score on."""
+    from dataclasses import replace
+
+    from quantization.kmeans import cluster_layers
+
+    work = options.work or Path("runs") / "quantization" / _run_name(options, start)
+    if not options.finetune and options.method == "kmeans":
+        if not options.score:
+            print("one-shot    not fine-tuned (--finetune-epochs uses the bundled corpus)")
+            return start, []
+        from speech.datasets import load_data
+
+        return start, load_data(options, work / "test").test
+    training, validation, config, test = _load_training(options, work)
+    start = cluster_layers(file.layers, replace(codebooks, centroids="fp32"))
+    if options.method == "tfmot":
+        layers = _with_tfmot(start, training, validation, config, work, options)
+    else:
+        layers = _with_kmeans(start, codebooks, training, validation, config, work, options)
+    return _round(layers, codebooks.centroids), test
+
+
+def _with_kmeans(
+    layers: Layers,
+    codebooks: Codebooks,
+    training: Any,
+    validation: Any,
+    config: Any,
+    work: Path,
+    options: argparse.Namespace,
+) -> Layers:
+    """Trains with free weights and clusters again, ``--rounds`` times; then with tied weights."""
+    from dataclasses import replace
+
+    from quantization.finetune import fine_tune
+    from quantization.kmeans import cluster_layers
+
+    for number in range(1, options.rounds + 1):
+        label = f"round-{number}"
+        one = replace(config, epochs=1, seed=config.seed + number)
+        layers = fine_tune(
+            layers, training, validation, one, work / label, tied=False, on_epoch=_printer(label)
+        )
+        layers = cluster_layers(layers, replace(codebooks, centroids="fp32"))
+    return fine_tune(layers, training, validation, config, work / "tied", on_epoch=_printer("tied"))
+
+
+def _with_tfmot(
+    layers: Layers,
+    training: Any,
+    validation: Any,
+    config: Any,
+    work: Path,
+    options: argparse.Namespace,
+) -> Layers:
+    """Clusters and fine-tunes through TF-MOT, from the centroids that k-means found."""
+    import numpy as np
+
+    from quantization.kmeans import clustered_layers
+
+    try:
+        from quantization.tfmot_bridge import cluster
+    except ImportError as error:
+        raise ValueError(f"--method tfmot is not available here: {error}") from None
+    kernels = {layer.name: layer.weights["kernel"] for layer in clustered_layers(layers)}
+    return cluster(
+        layers,
+        {name: np.unique(kernel[kernel != 0]) for name, kernel in kernels.items()},
+        data=training,
+        validation=validation,
+        epochs=config.epochs if options.finetune else 0,
+        learning_rate=config.learning_rate,
+        loss=config.loss,
+        seed=config.seed,
+        progress=_printer("tfmot"),
+        work=work,
+        conv=config.conv,
+    )
+
+
+def _printer(label: str) -> Any:
+    def show(row: dict[str, float]) -> None:
+        training = row.get("training_loss")
+        shown = "" if training is None else f"training {training:.5f}  "
+        if "validation_loss" in row:
+            shown += f"validation {row['validation_loss']:.5f}  "
+        print(f"{label:<11} epoch {row['epoch']}  {shown}{row['seconds']:.1f} s", flush=True)
+
+    return show
+
+
+def _load_training(options: argparse.Namespace, work: Path) -> tuple[Any, Any, Any, list[Any]]:
+    from speech.datasets import load_data, training_parts
+    from speech.device import select_devices
+    from speech.options import training_config
+
+    select_devices(options.gpu)
+    config = training_config(options)
+    data = load_data(options, work / "test")
+    print(f"data        {data.description}")
+    return *training_parts(data, config, options), config, data.test
+
+
+def _run_name(options: argparse.Namespace, layers: Layers) -> str:
+    """Returns the name of the folder of checkpoints: other weights are another run."""
+    import hashlib
+
+    digest = hashlib.sha256(f"{options.method} {options.rounds}".encode())
+    for layer in layers:
+        for array in layer.weights.values():
+            digest.update(array.tobytes())
+    return f"{options.model.stem}-k{options.k}-{digest.hexdigest()[:8]}"
+
+
+def _round(layers: Layers, how: str) -> Layers:
+    """Returns the network with the centroids as they are stored."""
+    from quantization.kmeans import clustered_layers, round_kernel, with_kernel
+
+    names = {layer.name for layer in clustered_layers(layers)}
+    return tuple(
+        with_kernel(layer, round_kernel(layer.weights["kernel"], how))
+        if layer.name in names
+        else layer
+        for layer in layers
+    )
+
+
+def _packable(layers: Layers, options: argparse.Namespace) -> Layers:
+    """Returns the network with what is not a kernel as it is stored, and no negative zeros."""
+    from dataclasses import replace
+
+    import numpy as np
+
+    dead = set() if options.keep_biases else dead_biases(layers)
+    rounded = []
+    for layer in layers:
+        weights = {key: array + np.float32(0) for key, array in layer.weights.items()}
+        if layer.name in dead:
+            weights["bias"] = np.zeros_like(weights["bias"])
+        if options.others == "fp16":
+            for key in weights.keys() - {"kernel"}:
+                weights[key] = _as_fp16(weights[key])
+        rounded.append(replace(layer, weights=weights))
+    if dead:
+        print(f"biases      of {len(dead)} layers in front of a normalisation have no effect: zero")
+    return tuple(rounded)
+
+
+def _as_fp16(array: Any) -> Any:
+    """Returns an array rounded to FP16, as it is if that can't hold it."""
+    import numpy as np
+
+    if np.abs(array).max() > float(np.finfo(np.float16).max):
+        return array
+    return array.astype(np.float16).astype(np.float32)
+
+
+def dead_biases(layers: Sequence[LayerSpec]) -> set[str]:
+    """Returns the layers whose bias the next layer, a normalisation over time, takes out again."""
+    found = set()
+    for layer, after in zip(layers, layers[1:], strict=False):
+        if (
+            layer.class_name == "Conv1D"
+            and layer.config["activation"] == "linear"
+            and "bias" in layer.weights
+            and after.class_name == "GroupNormalization"
+            and after.config["groups"] in (-1, layer.config["filters"])
+        ):
+            found.add(layer.name)
+    return found
+
+
+def _meta(file: ModelFile, settings: dict[str, Any]) -> dict[str, Any]:
+    """Returns the meta data of the results; the masks are left to the zeros that they made."""
+    meta = {**file.meta, "created_by": "python -m quantization.run", "quantization": settings}
+    if isinstance(meta.get("pruning"), dict):
+        meta["pruning"] = {k: v for k, v in meta["pruning"].items() if k != "masks"}
+    return meta
+
+
+def _check_same(one: ModelFile, other: ModelFile) -> None:
+    """Raises ValueError unless two files hold the same weights, bit for bit."""
+    for a, b in zip(one.layers, other.layers, strict=True):
+        for key, array in a.weights.items():
+            if array.tobytes() != b.weights[key].tobytes():
+                raise ValueError(f"{other.path}: {a.name}/{key} differs from {one.path}")
+
+
+def _score(options: argparse.Namespace, test: list[Any]) -> Any:
+    from eval.scoring import json_ready
+    from eval.sweep import Point, format_points, sweep
+
+    labels = {"k": options.k, "centroids": options.centroids, "method": options.method}
+    points = [Point("before", options.model), Point("after", options.out / PACKED, labels)]
+    table = sweep(points, test, options.out / "scores", num_jobs=options.jobs)
+    print("\n" + format_points(table))
+    return json_ready(table)
+
+
+# --------------------------------------------------------------------------------------------
+# The container alone
+
+
+def _container(argv: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m quantization.run", description="The packed model file alone."
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    pack = commands.add_parser("pack", help="pack any model file, without loss")
+    unpack = commands.add_parser("unpack", help="write the .h5 file of a packed one")
+    info = commands.add_parser("info", help="print what a packed file holds and takes")
+    for command, ending in ((pack, "icse"), (unpack, "h5")):
+        command.add_argument("file", type=Path, metavar="FILE")
+        command.add_argument("-o", "--out", type=Path, metavar=f"FILE.{ending}",
+            help="default: beside FILE")  # fmt: skip
+    pack.add_argument("--no-entropy", action="store_true", help="indices of fixed length")
+    info.add_argument("file", type=Path, metavar="FILE.icse")
+    info.add_argument("--json", type=Path, metavar="FILE", help="write the table there as well")
+    options = parser.parse_args(argv)
+    return cli.run(lambda: CONTAINER_COMMANDS[options.command](options))
+
+
+def _pack(options: argparse.Namespace) -> int:
+    from speech.compact import SUFFIX, write_compact
+    from speech.modelfile import read_model_file
+
+    file = read_model_file(options.file)
+    out = options.out or options.file.with_suffix(SUFFIX)
+    write_compact(out, file.layers, file.meta, entropy=not options.no_entropy)
+    _say_sizes(options.file, out)
+    return 0
+
+
+def _unpack(options: argparse.Namespace) -> int:
+    from speech.modelfile import write_model_file
+
+    file = _compact(options.file).model
+    out = options.out or options.file.with_suffix(".h5")
+    write_model_file(out, file.layers, file.meta)
+    _say_sizes(options.file, out)
+    return 0
+
+
+def _say_sizes(source: Path, target: Path) -> None:
+    before, after = source.stat().st_size, target.stat().st_size
+    print(f"{source} -> {target}: {before:,} -> {after:,} bytes ({100 * after / before:.2f} %)")
+
+
+def _compact(path: Path) -> Any:
+    from speech.compact import inspect_compact
+
+    return inspect_compact(path)
+
+
+def _info(options: argparse.Namespace) -> int:
+    import json
+
+    from quantization.accounting import CENTROID_BYTES, account, format_sizes, to_dict
+    from speech.files import write_json
+
+    found = _compact(options.file)
+    stored = found.model.meta.get("quantization")
+    stored = stored if isinstance(stored, dict) else {}
+    centroids = stored.get("centroids")
+    rows = account(found, {}, centroids if centroids in CENTROID_BYTES else "fp32")
+    print(format_sizes(rows))
+    print(f"\nkernels     {', '.join(f'{n} {how}' for n, how in found.codings.items())}")
+    print(f"parameters  {found.model.num_parameters:,}")
+    print(f"file        {found.file_bytes:,} bytes")
+    print(f"sha256      {found.model.sha256}")
+    print(f"meta        {json.dumps(found.model.meta)}")
+    if options.json is not None:
+        write_json(options.json, {"meta": found.model.meta, "codings": found.codings,
+                                  **to_dict(rows, None)})  # fmt: skip
+    return 0
+
+
+CONTAINER_COMMANDS = {"pack": _pack, "unpack": _unpack, "info": _info}
+
+
+# --------------------------------------------------------------------------------------------
+# Options
+
+
+def _check_usage(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    check_data_options(parser, options)
+    options.finetune = bool(options.epochs or options.timit or options.train_noisy)
+    if options.rounds and not options.finetune:
+        parser.error("--rounds needs fine-tuning: give --finetune-epochs or data")
+    if options.rounds and options.method == "tfmot":
+        parser.error("--rounds is for --method kmeans; TF-MOT chooses centroids anew by itself")
+    if options.init is not None:
+        parser.error("--init has no meaning here: MODEL is where it starts")
+    if options.finetune or options.method == "tfmot":
+        options.epochs = options.epochs or FINETUNE_EPOCHS
+        options.learning_rate = options.learning_rate or FINETUNE_LEARNING_RATE
+        options.schedule = options.schedule or "cosine"
+    if options.out is None:
+        options.out = options.model.with_name(f"{options.model.stem}.k{options.k}")
+
+
+def _layer_and_k(text: str) -> tuple[str, int]:
+    name, equals, k = text.partition("=")
+    if not (name and equals):
+        raise ValueError
+    return name, int(k)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m quantization.run",
+        description="Replace the weights of each layer by few values and write a small file, "
+        "with fine-tuning if there are data. The same command resumes.",
+        epilog="pack, unpack and info instead of MODEL work on the small file alone: "
+        "python -m quantization.run pack --help. Fine-tuning starts at a learning rate of "
+        f"{FINETUNE_LEARNING_RATE:g} that falls along a cosine, unless told otherwise.",
+    )
+    parser.add_argument("model", type=Path, metavar="MODEL.h5")
+    parser.add_argument("-o", "--out", type=Path, metavar="DIR", help="default: MODEL.k<K>")
+    add = parser.add_argument_group("codebooks").add_argument
+    add("-k", type=int, default=K, metavar="K",
+        help="centroids of a layer, zero not counted (default %(default)s)")  # fmt: skip
+    add("--k-last", type=int, metavar="K", help="of the last layer, if another")
+    add("--layer-k", type=_layer_and_k, nargs="+", default=[], metavar="LAYER=K",
+        help="of layers that differ, as conv1=32 conv2=8")  # fmt: skip
+    add("--per-sign", action="store_true",
+        help="K centroids for each sign, as in the released model")  # fmt: skip
+    add("--centroids", choices=("fp32", "fp16", "int8"), default="fp32",
+        help="how centroids are stored (default %(default)s)")  # fmt: skip
+    add("--algorithm", choices=("exact", "lloyd"), default="exact",
+        help="the optimum (default), or Lloyd's with k-means++ and restarts")  # fmt: skip
+    add("--method", choices=METHODS, default="kmeans",
+        help="who fine-tunes: tied weights (default), or TF-MOT")  # fmt: skip
+    add("--rounds", type=natural_number, default=0, metavar="N",
+        help="first train with free weights for an epoch and cluster again, N times")  # fmt: skip
+    add = parser.add_argument_group("file").add_argument
+    add("--others", choices=("fp16", "fp32"), default="fp16",
+        help="biases and normalisation (default %(default)s)")  # fmt: skip
+    add("--keep-biases", action="store_true", help="keep biases that have no effect")
+    add("--no-entropy", action="store_true", help="indices of fixed length")
+    add_data_options(parser)
+    add_training_options(parser, epochs_flag="--finetune-epochs")
+    add = parser.add_argument_group("run").add_argument
+    add("--gpu", default="0", metavar="LIST", help="0 (default), or -1 for the CPU")
+    add("--work", type=Path, metavar="DIR", help="checkpoints; default runs/quantization/MODEL-...")
+    add("--score", action="store_true",
+        help="PESQ and STOI before and after on the bundled test set; data imply it")  # fmt: skip
+    add("--jobs", type=positive_number, default=-1, metavar="N",
+        help="processes for mixing and scoring (default: one a core)")  # fmt: skip
+    add("--json", type=Path, metavar="FILE", help="write settings, sizes and scores here")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,565 @@
+"""Clustering through TensorFlow Model Optimization (TF-MOT), started from given centroids.
+
+::
+
+    layers = cluster(layers, codebooks, data=training, validation=validation, epochs=3)
+
+The network goes as settings and arrays to a process that TF-MOT has for itself
+(`quantization.tfmot_worker`), where a copy of it in tf_keras is wrapped, trained on and stripped,
+and the arrays come back. TF-MOT changes the Keras of the program that imports it; this program
+imports nothing of it, and its warnings stay in the other process as well.
+
+Conventions: a codebook is float [k], the centroids of one layer's weights that are not pruned. A
+mask is bool [in, out], False where the channel is pruned, as in ``pruning.sparsity``. The zero of
+the pruned channels is not in the codebook and does not count: k centroids are k values beside it
+(TF-MOT by itself would count it). Each layer has its own codebook; biases and normalisation have
+none.
+
+Needs the packages ``tensorflow-model-optimization`` and ``tf_keras``, the latter of TensorFlow's
+own version.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import hashlib
+import importlib.metadata
+import json
+import logging
+import math
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import zipfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from speech.files import atomic_path
+from speech.modelfile import LayerSpec
+
+if TYPE_CHECKING:
+    from speech.pipeline import Batch, TrainingData
+
+_LOGGER = logging.getLogger("speech")
+
+#: First version of TF-MOT whose inner parts are where the worker looks for them.
+MIN_TFMOT = (0, 8)
+
+CHECKPOINT = "tfmot.npz"
+
+Layers = tuple[LayerSpec, ...]
+
+
+def cluster(
+    layers: Sequence[LayerSpec],
+    codebooks: Mapping[str, np.ndarray],
+    *,
+    masks: Mapping[str, np.ndarray] | None = None,
+    data: TrainingData | None = None,
+    validation: TrainingData | None = None,
+    epochs: int = 0,
+    learning_rate: float = 3e-4,
+    loss: str = "mse",
+    seed: int = 0,
+    progress: Callable[[dict[str, float]], None] | None = None,
+    work: str | os.PathLike | None = None,
+    conv: str = "fast",
+) -> Layers:
+    """Clusters the kernels of a network, and trains it on as it is clustered.
+
+    In fine-tuning, centroids, the choice of a centroid for each weight, biases and normalisation
+    are all trained, by Adam with a learning rate that falls along a cosine to a hundredth.
+
+    Args:
+        layers: The network; it is not changed.
+        codebooks: Layer name -> centroids to start with, float [k], k >= 2. Layers without one
+            keep a kernel of free values.
+        masks: Layer name -> bool [in, out], False where pruned. What is pruned is set to zero and
+            stays so. Layers without one, or None: pruned are the channels that are all zero.
+        data: Training data, of which epoch 0 and so on are used. Needed if ``epochs`` > 0.
+        validation: With it, the state with the smallest error after an epoch, or at the start, is
+            the result; without, the last one.
+        epochs: Of fine-tuning. 0: each weight becomes its nearest centroid, and nothing else
+            changes.
+        learning_rate: At the start.
+        loss: One of ``speech.losses.LOSSES``.
+        seed: Of Dropout. What else is random is the data's, which has its own seed.
+        progress: Called after each epoch with a row: epoch, training_loss, validation_loss (if
+            there is ``validation``), learning_rate, seconds. Epoch 0 is the start: validation_loss
+            and seconds alone, and only with ``validation``.
+        work: Folder that keeps the state after each epoch; the same call goes on from there.
+        conv: 'fast' for the C kernels where they run, 'keras' for tf_keras' own layers always.
+
+    Returns:
+        The network, at most k distinct values in the channels that are kept of each layer with a
+        codebook. In float32, bit for bit what TF-MOT's ``strip_clustering`` gives.
+
+    Raises:
+        ValueError: TF-MOT or tf_keras is missing or too old; a codebook, mask or setting makes no
+            sense; the error is not finite any more; ``work`` holds another run.
+        ChildProcessError: The process with TF-MOT died, such as for want of memory.
+    """
+    layers = tuple(layers)
+    _check_settings(epochs, data, learning_rate, conv)
+    codebooks = checked_codebooks(layers, codebooks)
+    masks = _masks_of(layers, codebooks, masks or {})
+    layers = tuple(_pruned(layer, masks.get(layer.name)) for layer in layers)
+    _check_sizes(layers, codebooks, masks)
+    require_tfmot()
+    run = _Run(data, validation, epochs, learning_rate, progress)
+    if work is not None and epochs:
+        run.checkpoint = Path(work) / CHECKPOINT
+        run.fingerprint = _fingerprint(layers, codebooks, masks, run, loss, seed)
+        run.resume()
+    if run.epoch < epochs or run.best is None:
+        with _borrowed_worker() as worker:
+            worker.call(
+                "start", layers, codebooks, masks, fast=conv == "fast", loss=loss, seed=seed
+            )
+            run.train(worker)
+    _check_result(run.best, layers, codebooks, masks)
+    return tuple(
+        replace(layer, weights=weights) for layer, weights in zip(layers, run.best, strict=True)
+    )
+
+
+# --------------------------------------------------------------------------------------------
+# Checks
+
+
+def require_tfmot() -> None:
+    """Raises ValueError, with what to do, if TF-MOT can't run here."""
+    found = {
+        name: _version(name) for name in ("tensorflow", "tensorflow-model-optimization", "tf_keras")
+    }
+    tensorflow, tfmot, tf_keras = found.values()
+    minor = ".".join(map(str, _numbers(tensorflow or "")[:2])) or "2.21"
+    wanted = (
+        f"TF-MOT clustering needs tensorflow-model-optimization >= {MIN_TFMOT[0]}.{MIN_TFMOT[1]} "
+        f"and tf_keras {minor}.*, the version of TensorFlow"
+    )
+    advice = f"pip install tensorflow-model-optimization==0.8.1 'tf_keras=={minor}.*'"
+    for name, version in found.items():
+        if version is None:
+            raise ValueError(f"{wanted}; {name} is not installed: {advice}")
+    if _numbers(tfmot) < MIN_TFMOT:
+        raise ValueError(f"{wanted}; tensorflow-model-optimization is {tfmot}: {advice}")
+    if _numbers(tf_keras)[:2] != _numbers(tensorflow)[:2]:
+        raise ValueError(f"{wanted}; tf_keras is {tf_keras}: {advice}")
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split(".")[:3] if part.isdigit())
+
+
+def _check_settings(
+    epochs: int, data: TrainingData | None, learning_rate: float, conv: str
+) -> None:
+    if type(epochs) is not int or epochs < 0:
+        raise ValueError(f"epochs is {epochs!r}; give an integer of at least 0")
+    if epochs and data is None:
+        raise ValueError(f"fine-tuning for {epochs} epochs needs training data; give some")
+    if not 0 < learning_rate < math.inf:
+        raise ValueError(f"learning_rate is {learning_rate!r}; give a positive number")
+    if conv not in ("fast", "keras"):
+        raise ValueError(f"conv must be 'fast' or 'keras', received {conv!r}")
+
+
+def checked_codebooks(
+    layers: Sequence[LayerSpec], codebooks: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """Returns the codebooks as float32 [k], each value once, rising.
+
+    Raises:
+        ValueError: There is none, one is of no layer with a kernel, or it is no codebook.
+    """
+    with_kernel = [layer.name for layer in layers if layer.class_name in ("Conv1D", "Dense")]
+    if not codebooks:
+        raise ValueError("no codebooks to cluster with; give one for at least one layer")
+    checked = {}
+    for name, values in codebooks.items():
+        if name not in with_kernel:
+            raise ValueError(
+                f"a codebook is for layer {name!r}; the convolutions and matrices are "
+                f"{', '.join(with_kernel) or 'none'}"
+            )
+        values = np.asarray(values, np.float32)
+        if values.ndim != 1 or not np.isfinite(values).all():
+            raise ValueError(f"the codebook of layer {name} is not one row of finite numbers")
+        checked[name] = np.unique(values)
+        if len(checked[name]) < 2:
+            raise ValueError(
+                f"the codebook of layer {name} has {len(checked[name])} centroids; TF-MOT needs "
+                "at least 2"
+            )
+    return checked
+
+
+def _masks_of(
+    layers: Layers, codebooks: Mapping[str, np.ndarray], masks: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """Returns the mask of each layer in which something is pruned."""
+    found = {}
+    for layer in layers:
+        if layer.name not in codebooks and layer.name not in masks:
+            continue
+        kernel = layer.weights.get("kernel")
+        shape = None if kernel is None else kernel.shape[-2:]
+        mask = masks.get(layer.name)
+        if mask is None:
+            mask = kernel.any(axis=0) if kernel.ndim == 3 else kernel != 0
+        elif np.shape(mask) != shape or np.asarray(mask).dtype != bool:
+            raise ValueError(
+                f"the mask of layer {layer.name} is {np.asarray(mask).dtype} {np.shape(mask)}, "
+                f"expected bool {shape}, [in, out]"
+            )
+        if not np.all(mask):
+            found[layer.name] = np.array(mask)
+    for name in masks:
+        if name not in [layer.name for layer in layers]:
+            raise ValueError(f"a mask is for layer {name!r}, which the network does not have")
+    return found
+
+
+def _pruned(layer: LayerSpec, mask: np.ndarray | None) -> LayerSpec:
+    if mask is None:
+        return layer
+    kernel = np.where(mask, layer.weights["kernel"], np.float32(0))
+    return replace(layer, weights={**layer.weights, "kernel": kernel})
+
+
+def _check_sizes(
+    layers: Layers, codebooks: Mapping[str, np.ndarray], masks: Mapping[str, np.ndarray]
+) -> None:
+    """Raises ValueError for more centroids than weights."""
+    for layer in layers:
+        if layer.name not in codebooks:
+            continue
+        kernel = layer.weights["kernel"]
+        kept = np.broadcast_to(masks.get(layer.name, True), kernel.shape)
+        if kept.sum() < len(codebooks[layer.name]):
+            raise ValueError(
+                f"the codebook of layer {layer.name} has {len(codebooks[layer.name])} centroids, "
+                f"but only {kept.sum()} weights of it are kept; give fewer"
+            )
+
+
+def _check_result(
+    weights: Sequence[Mapping[str, np.ndarray]],
+    layers: Layers,
+    codebooks: Mapping[str, np.ndarray],
+    masks: Mapping[str, np.ndarray],
+) -> None:
+    """Raises RuntimeError if TF-MOT did not do what it is relied on for."""
+    for layer, found in zip(layers, weights, strict=True):
+        if layer.name not in codebooks:
+            continue
+        kept = np.broadcast_to(masks.get(layer.name, True), found["kernel"].shape)
+        num_values = len(np.unique(found["kernel"][kept]))
+        if num_values > len(codebooks[layer.name]) or found["kernel"][~kept].any():
+            raise RuntimeError(
+                f"TF-MOT gave layer {layer.name} {num_values} values for "
+                f"{len(codebooks[layer.name])} centroids, or a pruned weight that is not zero"
+            )
+
+
+# --------------------------------------------------------------------------------------------
+# Training
+
+
+@dataclass
+class _Run:
+    """Where a run stands, and how it goes on.
+
+    Attributes:
+        data: See `cluster`; likewise ``validation``, ``epochs``, ``learning_rate``, ``progress``.
+        checkpoint: File of the state; None to keep none.
+        fingerprint: SHA-256 of what the run is made of.
+        epoch: Epochs done.
+        best: Weights of each layer at the smallest validation error.
+        best_loss: That error; infinite if there is no validation.
+        state: Of the worker (``Clusterer.state``), after ``epoch``.
+    """
+
+    data: TrainingData | None
+    validation: TrainingData | None
+    epochs: int
+    learning_rate: float
+    progress: Callable[[dict[str, float]], None] | None
+    checkpoint: Path | None = None
+    fingerprint: str = ""
+    epoch: int = 0
+    best: list[dict[str, np.ndarray]] | None = None
+    best_loss: float = math.inf
+    state: list[np.ndarray] = field(default_factory=list)
+
+    def train(self, worker: Worker) -> None:
+        """Trains to the end; ``best`` is the result."""
+        if self.state:
+            worker.call("restore", self.state)
+        else:
+            self._finish_epoch(worker, {"epoch": 0}, time.monotonic())
+        while self.epoch < self.epochs:
+            started = time.monotonic()
+            row = {"epoch": self.epoch + 1, "training_loss": self._train_epoch(worker)}
+            self.epoch += 1
+            rate = self._learning_rate_at(self.epoch * len(self.data) - 1)
+            self._finish_epoch(worker, row, started, learning_rate=rate)
+
+    def _train_epoch(self, worker: Worker) -> float:
+        data = self.data.at_epoch(self.epoch)
+        worker.call("start_epoch", self.epoch)
+        total = 0.0
+        for index, batch in enumerate(_shown(data, f"epoch {self.epoch + 1}/{self.epochs}")):
+            rate = self._learning_rate_at(self.epoch * len(data) + index)
+            loss = worker.call("step", rate, batch.noisy, batch.lengths, batch.clean)
+            self._require_finite(loss, "training", index + 1)
+            total += loss * len(batch.lengths)
+        return total / data.num_items
+
+    def _finish_epoch(
+        self, worker: Worker, row: dict[str, float], started: float, **more: float
+    ) -> None:
+        """Validates, keeps the best weights, writes the state and reports."""
+        value = -math.inf  # without validation, the last state is the best
+        if self.epochs and self.validation is not None:
+            value = self._validate(worker)
+            self._require_finite(value, "validation", 0)
+            row["validation_loss"] = value
+        if value < self.best_loss or self.validation is None:
+            self.best, self.best_loss = worker.call("stripped"), value
+        if self.epoch and self.checkpoint is not None:
+            self.state = worker.call("state")
+            self._save()
+        if self.epochs and self.progress is not None and (self.epoch or len(row) > 1):
+            self.progress(row | more | {"seconds": time.monotonic() - started})
+
+    def _validate(self, worker: Worker) -> float:
+        total = 0.0
+        for batch in _shown(self.validation, "validating"):
+            loss = worker.call("score", batch.noisy, batch.lengths, batch.clean)
+            total += loss * len(batch.lengths)
+        return total / self.validation.num_items
+
+    def _learning_rate_at(self, step: int) -> float:
+        part = step / (self.epochs * len(self.data))
+        return self.learning_rate * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * part)))
+
+    def _require_finite(self, loss: float, what: str, step: int) -> None:
+        if not math.isfinite(loss):
+            raise ValueError(
+                f"the {what} error became {loss} in epoch {self.epoch + 1}, step {step}; try a "
+                f"smaller learning rate than {self.learning_rate:g}"
+            )
+
+    def _save(self) -> None:
+        arrays = {f"state_{index}": array for index, array in enumerate(self.state)}
+        for index, weights in enumerate(self.best):
+            arrays |= {f"best_{index}_{name}": array for name, array in weights.items()}
+        # Infinity is no JSON number: -inf stands for a run without validation.
+        best_loss = self.best_loss if math.isfinite(self.best_loss) else None
+        stored = {
+            "fingerprint": self.fingerprint,
+            "epoch": self.epoch,
+            "best_loss": best_loss,
+            "num_layers": len(self.best),
+        }
+        arrays["run"] = np.frombuffer(json.dumps(stored).encode(), np.uint8)
+        self.checkpoint.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_path(self.checkpoint) as temporary, open(temporary, "wb") as stream:
+            np.savez(stream, **arrays)
+
+    def resume(self) -> None:
+        """Takes up what the checkpoint holds, if there is one.
+
+        Raises:
+            ValueError: It can't be read, or it is of another run.
+        """
+        if not self.checkpoint.exists():
+            return
+        try:
+            with open(self.checkpoint, "rb") as stream, np.load(stream, allow_pickle=False) as file:
+                arrays = dict(file)
+            stored = json.loads(arrays.pop("run").tobytes())
+            fingerprint, self.epoch = stored["fingerprint"], int(stored["epoch"])
+            self.best_loss = -math.inf if stored["best_loss"] is None else stored["best_loss"]
+            self.state = [arrays.pop(f"state_{i}") for i in range(_count(arrays, "state_"))]
+            self.best = [{} for _ in range(int(stored["num_layers"]))]
+            for key, array in arrays.items():
+                _, index, name = key.split("_", 2)
+                self.best[int(index)][name] = array
+        except (
+            OSError, EOFError, RuntimeError, ValueError, LookupError, TypeError, zipfile.BadZipFile,
+        ) as error:  # fmt: skip
+            raise ValueError(
+                f"{self.checkpoint}: not a readable checkpoint ({error}); delete it to start anew"
+            ) from None
+        if fingerprint != self.fingerprint:
+            raise ValueError(
+                f"{self.checkpoint} is of a run with another network, data or setting; choose "
+                "another folder, or delete the file"
+            )
+        _LOGGER.info("going on with %s: epoch %d of %d", self.checkpoint, self.epoch, self.epochs)
+
+
+def _count(arrays: Mapping[str, np.ndarray], prefix: str) -> int:
+    return sum(name.startswith(prefix) for name in arrays)
+
+
+def _shown(data: TrainingData, text: str) -> Iterator[Batch]:
+    """Yields the batches of an epoch under a progress bar, if stderr is a terminal."""
+    from tqdm import tqdm
+
+    from speech.pipeline import prefetched
+
+    return iter(
+        tqdm(
+            prefetched(data), total=len(data), desc=text,
+            file=sys.stderr, disable=None, leave=False, unit="step",
+        )
+    )  # fmt: skip
+
+
+def _fingerprint(
+    layers: Layers,
+    codebooks: Mapping[str, np.ndarray],
+    masks: Mapping[str, np.ndarray],
+    run: _Run,
+    loss: str,
+    seed: int,
+) -> str:
+    """Returns a SHA-256 over all that decides what a run gives."""
+    from speech.pipeline import data_fingerprint
+
+    digest = hashlib.sha256()
+    settings = [run.epochs, run.learning_rate, loss, seed]
+    for part in (run.data, run.validation):
+        if part is not None:
+            settings += [data_fingerprint(part.source), part.num_items, part.batch_size]
+            settings += [part.crop_samples, part.seed, part.shuffle, part.gain_db]
+    settings += [[layer.class_name, layer.name, layer.config] for layer in layers]
+    digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
+    named = {f"{layer.name}/{key}": a for layer in layers for key, a in layer.weights.items()}
+    named |= {f"codebook {name}": array for name, array in codebooks.items()}
+    named |= {f"mask {name}": array for name, array in masks.items()}
+    for name, array in sorted(named.items()):
+        digest.update(f"{name} {array.dtype} {array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
+
+
+# --------------------------------------------------------------------------------------------
+# The other process
+
+
+_idle: list[Worker] = []
+
+
+@contextlib.contextmanager
+def _borrowed_worker() -> Iterator[Worker]:
+    """Gives a process that is kept for the next call, unless a call was broken off."""
+    worker = _idle.pop() if _idle else Worker()
+    try:
+        yield worker
+    except ValueError:  # said no: it answered
+        _idle.append(worker)
+        raise
+    except BaseException:
+        worker.stop()
+        raise
+    else:
+        _idle.append(worker)
+
+
+def close_idle() -> None:
+    """Ends the process that waits for the next call: its start takes seconds, so it is kept."""
+    while _idle:
+        _idle.pop().stop()
+
+
+atexit.register(close_idle)
+
+
+class Worker:
+    """The process with TF-MOT in it."""
+
+    def __init__(self) -> None:
+        self._notes = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the process
+        command = [sys.executable, "-c", "from quantization.tfmot_worker import serve; serve()"]
+        self._process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._notes,
+            env=_environment(),
+        )
+
+    def stop(self) -> None:
+        """Ends the process; there is nothing in it to save."""
+        self._process.kill()
+        self._process.wait()
+        for stream in (self._process.stdin, self._process.stdout, self._notes):
+            with contextlib.suppress(OSError):  # what was not sent any more
+                stream.close()
+
+    def call(self, name: str, *positional: Any, **keyword: Any) -> Any:
+        """Returns what ``Clusterer.<name>`` returns; 'start' makes the clusterer.
+
+        Raises:
+            ValueError: The call was refused.
+            ChildProcessError: The process died; the text says how.
+            RuntimeError: The call failed, for a reason that is no fault of the input.
+        """
+        try:
+            pickle.dump((name, positional, keyword), self._process.stdin)
+            self._process.stdin.flush()
+            kind, answer = pickle.load(self._process.stdout)
+        except (EOFError, OSError, pickle.UnpicklingError):
+            raise ChildProcessError(f"the TF-MOT process died ({self._last_words()})") from None
+        if kind == "refused":
+            raise ValueError(answer)
+        if kind == "failed":
+            raise RuntimeError(f"the TF-MOT process failed:\n{answer}")
+        return answer
+
+    def _last_words(self) -> str:
+        """Returns how the process ended and the last line that it wrote."""
+        code = self._process.wait()
+        names = {number: number.name for number in signal.Signals}
+        self._notes.seek(0)
+        lines = self._notes.read().decode(errors="replace").split("\n")
+        last = next((line.strip() for line in reversed(lines) if line.strip()), "no message")
+        return f"{names.get(-code, f'exit code {code}')}: {last[:300]}"
+
+
+def _environment() -> dict[str, str]:
+    """Returns the environment of the process: our modules, our GPUs, none of our Keras."""
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in ("TF_USE_LEGACY_KERAS", "KERAS_BACKEND")
+    }
+    environment["PYTHONPATH"] = os.pathsep.join(os.path.abspath(folder) for folder in sys.path)
+    environment.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    if "tensorflow" in sys.modules:
+        import tensorflow as tf
+
+        if not tf.config.get_visible_devices("GPU"):
+            environment["CUDA_VISIBLE_DEVICES"] = "-1"
+    return environment

@@ -1,0 +1,203 @@
+"""python -m quantization.run: files, accounting, fine-tuning, the container alone, bad usage."""
+
+import json
+
+import numpy as np
+import pytest
+from numpy.testing import assert_array_equal
+
+from pruning import sparsity
+from quantization import accounting, run
+from quantization.kmeans import Codebooks, cluster_layers, clustered_layers
+from speech import compact
+from speech.modelfile import LayerSpec, read_model_file, write_model_file
+from tests.test_pruning_run import zeros
+from tests.test_sparsity import network
+
+SMALL = ["--num-train", "4", "--crop-seconds", "0.3", "--batch-size", "2", "--num-test", "1",
+         "--snr", "5", "--gpu", "-1", "--jobs", "1"]  # fmt: skip
+
+
+@pytest.fixture
+def model(tmp_path, rng):
+    path = tmp_path / "small.h5"
+    layers = network(rng, (1, 6, 6, 1))
+    for layer in layers:
+        if "kernel" in layer.weights:
+            layer.weights["kernel"][:] *= 0.1
+    layers = sparsity.apply_masks(layers, sparsity.masks_for_share(layers, 0.25))
+    meta = {"kind": "waveform", "sample_rate_hz": 16000, "pruning": {"theta": 0.6, "masks": {}}}
+    write_model_file(path, layers, meta)
+    return path
+
+
+def kernels(path):
+    return [x.weights["kernel"] for x in clustered_layers(read_model_file(path).layers)]
+
+
+def assert_same_files(folder):
+    one, other = (read_model_file(folder / name) for name in ("clustered.h5", "model.icse"))
+    assert one.meta == other.meta
+    for a, b in zip(one.layers, other.layers, strict=True):
+        for key, array in a.weights.items():
+            assert array.tobytes() == b.weights[key].tobytes()
+
+
+@pytest.mark.parametrize("flags", [[], ["--centroids", "int8"], ["--no-entropy"], ["--per-sign"]])
+def test_one_shot_writes_both_files_the_same(flags, model, tmp_path, capsys):
+    out = tmp_path / "q"
+    assert run.main([str(model), "-k", "4", "-o", str(out), *flags]) == 0
+    assert_same_files(out)
+    assert zeros(out / "model.icse") == zeros(model)
+    for before, after in zip(kernels(model), kernels(out / "model.icse"), strict=True):
+        assert_array_equal(after == 0, before == 0)
+        assert len(np.unique(after[after != 0])) <= (8 if "--per-sign" in flags else 4)
+    text = capsys.readouterr().out
+    assert "paper rule" in text and "bit-packed" in text and "not fine-tuned" in text
+    meta = read_model_file(out / "model.icse").meta
+    assert meta["quantization"]["k"] == 4 and meta["pruning"] == {"theta": 0.6}
+
+
+def test_accounting_is_that_of_naive_counts(model, tmp_path):
+    out, table = tmp_path / "q", tmp_path / "q.json"
+    assert run.main([str(model), "-k", "4", "-o", str(out), "--json", str(table)]) == 0
+    result = json.loads(table.read_text())
+    rows = {row["name"]: row for row in result["rows"]}
+    size = (out / "model.icse").stat().st_size
+    assert result["total"]["file"] == size == sum(row["file"] for row in result["rows"])
+    assert result["percent_of_original"]["file"] == 100 * size / model.stat().st_size
+    for layer in clustered_layers(read_model_file(out / "clustered.h5").layers):
+        kernel, row = layer.weights["kernel"], rows[layer.name]
+        kept = kernel.any(axis=0)
+        mask = 0 if kept.all() else -(-kept.size // 8)
+        assert row["nonzero"] == (kernel != 0).sum() and row["weights"] == kernel.size
+        assert row["paper"] == row["nonzero"] * 2 / 8
+        assert row["packed"] == mask + 4 * 4 + kernel[:, kept].size * 2 / 8
+        assert row["entropy"] <= row["packed"]
+    # 6 + 6 biases are dead; 1 bias and 4 x 6 of normalisation are left, in FP16.
+    assert rows["biases, norms"]["packed"] == 2 * (1 + 24)
+
+
+def test_paper_rule_is_the_published_one():
+    """SPEC 5: 16 centroids of each sign count 4 bits: 234,850 x 4 bit = 117,425 bytes."""
+    kernel = np.tile(np.linspace(-1, 1, 33).astype("f4"), 4)[:, None, None]
+    row = accounting._kernel_row("c", kernel, {"c": 16}, 4, 100)
+    assert row.num_values == 32 and row.paper == row.nonzero * 4 / 8
+
+
+def test_dead_biases_have_no_effect(rng):
+    layers = list(network(rng, (1, 4, 1)))
+    names = [x.name for x in layers if x.class_name == "Conv1D"]
+    assert run.dead_biases(layers) == {names[0]}
+    norm = next(i for i, x in enumerate(layers) if x.class_name == "GroupNormalization")
+    layers[norm] = LayerSpec("GroupNormalization", "n", {**layers[norm].config, "groups": 2}, {})
+    assert run.dead_biases(layers) == set()
+
+
+def test_container_commands_round_trip(model, tmp_path, capsys):
+    out = tmp_path / "q"
+    assert run.main([str(model), "-k", "4", "-o", str(out)]) == 0
+    packed, back = tmp_path / "p.icse", tmp_path / "b.h5"
+    assert run.main(["pack", str(out / "clustered.h5"), "-o", str(packed)]) == 0
+    assert packed.read_bytes() == (out / "model.icse").read_bytes()
+    assert run.main(["unpack", str(packed), "-o", str(back)]) == 0
+    for a, b in zip(kernels(back), kernels(out / "clustered.h5"), strict=True):
+        assert_array_equal(a, b)
+    capsys.readouterr()
+    assert run.main(["info", str(packed), "--json", str(tmp_path / "i.json")]) == 0
+    assert f"{packed.stat().st_size:,} bytes" in capsys.readouterr().out
+    assert json.loads((tmp_path / "i.json").read_text())["total"]["file"] == packed.stat().st_size
+    # A model that is not clustered goes through without loss as well.
+    assert run.main(["pack", str(model), "-o", str(packed)]) == 0
+    for a, b in zip(kernels(packed), kernels(model), strict=True):
+        assert_array_equal(a, b)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_tied_weights_stay_tied_while_they_train(model, rng):
+    import keras
+
+    from quantization.finetune import HeldZeros, TiedWeights
+
+    kernel = clustered_layers(cluster_layers(read_model_file(model).layers, Codebooks(k=4)))[1]
+    kernel = kernel.weights["kernel"]
+    tied = TiedWeights(kernel)
+
+    def applied(constraint, array):
+        return keras.ops.convert_to_numpy(constraint(keras.ops.convert_to_tensor(array)))
+
+    assert_array_equal(applied(tied, kernel), kernel)
+    step = rng.normal(0, 0.01, kernel.shape).astype("f4")
+    moved = applied(tied, kernel + step)
+    for value in np.unique(kernel):
+        where = kernel == value
+        expected = 0 if value == 0 else (kernel + step)[where].mean(dtype="f8")
+        np.testing.assert_allclose(moved[where], expected, rtol=1e-5, atol=1e-7)
+        assert len(np.unique(moved[where])) == 1
+    held = applied(HeldZeros(kernel), kernel + step)
+    assert_array_equal(held == 0, kernel == 0)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_fine_tuning_keeps_codebooks_resumes_and_scores(model, tmp_path, capsys):
+    out = tmp_path / "q"
+    command = [str(model), "-k", "4", "-o", str(out), "--work", str(tmp_path / "work"),
+               "--rounds", "1", "--finetune-epochs", "1", "--centroids", "fp16",
+               "--json", str(tmp_path / "r.json"), *SMALL]  # fmt: skip
+    assert run.main(command) == 0
+    assert_same_files(out)
+    tuned = kernels(out / "model.icse")
+    for before, after in zip(kernels(model), tuned, strict=True):
+        assert_array_equal(after[:, before.any(axis=0)] != 0, before[:, before.any(axis=0)] != 0)
+        values = np.unique(after[after != 0])
+        assert len(values) <= 4
+        assert_array_equal(values, values.astype("f2").astype("f4"))
+    assert zeros(out / "model.icse") == zeros(model)
+    result = json.loads((tmp_path / "r.json").read_text())
+    assert [row["name"] for row in result["scores"]] == ["noisy", "before", "after"]
+    assert "epoch" in capsys.readouterr().out
+    assert run.main(command) == 0
+    assert "epoch" not in capsys.readouterr().out
+    for a, b in zip(tuned, kernels(out / "model.icse"), strict=True):
+        assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["-k", "1"], "k is 1"),
+        (["-k", "100"], "distinct weights"),
+        (["--layer-k", "nowhere=4"], "no layer 'nowhere'"),
+        (
+            ["-k", "4", "--finetune-epochs", "1", "--timit", "/absent", "--noise", "/absent"],
+            "absent",
+        ),
+    ],
+)
+def test_values_that_make_no_sense_are_one_line(flags, message, model, tmp_path, capsys):
+    out = tmp_path / "q"
+    assert run.main([str(model), "-o", str(out), "--work", str(tmp_path / "w"), *flags]) == 1
+    assert message in capsys.readouterr().err.strip().splitlines()[-1]
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [["--rounds", "2"], ["--layer-k", "conv1"], ["-k", "x"],
+     ["--rounds", "1", "--finetune-epochs", "1", "--method", "tfmot"]],
+)  # fmt: skip
+def test_wrong_usage_exits_with_2(flags, model):
+    with pytest.raises(SystemExit) as caught:
+        run.main([str(model), *flags])
+    assert caught.value.code == 2
+
+
+def test_a_damaged_container_is_one_line(model, tmp_path, capsys):
+    packed = tmp_path / "p.icse"
+    compact.write_compact(packed, read_model_file(model).layers, {})
+    packed.write_bytes(packed.read_bytes()[:-9])
+    for command in (["info", str(packed)], ["unpack", str(packed)], [str(packed), "-k", "4"]):
+        assert run.main(command) == 1
+        assert "p.icse" in capsys.readouterr().err
+    assert run.main(["unpack", str(model)]) == 1
+    assert "not a packed model file" in capsys.readouterr().err
