@@ -241,11 +241,16 @@ class _Frame:
         return np.ascontiguousarray(signal[: self.num_samples])
 
     def masks(self, pad: int) -> tuple[ctypes.Array, ctypes.Array]:
-        """Returns pointers, per chunk, to what is inside: of windows, and of the blocks alone."""
+        """Returns pointers, per chunk, to what is inside: of windows, and of the blocks alone.
+
+        What they point to lives as long as the frame.
+        """
         if pad not in self._kept:
             windows = self._inside(-pad, self.size)
             blocks = self._inside(0, self.hop)
-            self._kept[pad] = (*(_pointers(own) for own in (windows, blocks)), windows, blocks)
+            made = (*(_pointers(own) for own in (windows, blocks)), windows, blocks)
+            # A thread may have been first: what it works with must not be replaced.
+            self._kept.setdefault(pad, made)
         return self._kept[pad][:2]
 
     def _inside(self, first: int, count: int) -> list[np.ndarray | None]:

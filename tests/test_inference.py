@@ -1,11 +1,14 @@
 """The inference path against the float64 oracle, at every kind of edge, pruned and small."""
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
 from speech import blockconv
-from speech.inference import InferenceNetwork
+from speech.inference import InferenceNetwork, _Frame
 from speech.network import ConvBlock
 from tests.reference import fcn_oracle
 from tests.test_network import HIDDEN, make_parameters, oracle
@@ -79,6 +82,26 @@ def test_lengths_follow_each_other_in_one_network(rng):
     together = [network(signal) for signal in signals]
     for signal, output in zip(signals, together, strict=True):
         assert np.array_equal(output, InferenceNetwork(BLOCKS, parameters, threads=1)(signal))
+
+
+def test_threads_that_meet_at_a_new_length_share_its_masks(monkeypatch):
+    """Both make them, one lot is kept: the C code reads it through bare pointers."""
+    frame = _Frame(3 * CHUNK + 5, 128, 74, 32)
+    meet, inside = threading.Barrier(2), frame._inside
+    monkeypatch.setattr(frame, "_inside", lambda *place: (meet.wait(10), inside(*place))[1])
+    with ThreadPoolExecutor(2) as pool:
+        one, other = pool.map(frame.masks, (27, 27))
+    assert one[0] is other[0] is frame.masks(27)[0]
+    assert one[1] is other[1] is frame.masks(27)[1]
+
+
+def test_threads_do_not_disturb_each_other(rng):
+    network = InferenceNetwork(BLOCKS, make_parameters(rng), threads=1)
+    signals = [rng.uniform(-1, 1, 5000 + 40 * (n // 2)).astype(np.float32) for n in range(60)]
+    with ThreadPoolExecutor(4) as pool:
+        outputs = list(pool.map(network, signals))
+    for signal, output in zip(signals, outputs, strict=True):
+        assert np.array_equal(output, network(signal))
 
 
 def test_edges_and_wrong_shapes(rng):
