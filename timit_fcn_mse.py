@@ -32,6 +32,7 @@ from speech.options import (
 )
 
 OUTPUT_FOLDER = "FCN_TIMIT_MSE_wav"
+NUM_FILTERS = 30
 DEFAULT_OUT = Path("runs") / "timit_fcn_mse"
 
 
@@ -78,7 +79,7 @@ def _train(data: Any, config: Any, options: argparse.Namespace) -> None:
 
     out = options.out
     if options.init is None:
-        network = build_fcn(FCNConfig(), seed=config.seed)
+        network = build_fcn(FCNConfig(num_filters=options.filters), seed=config.seed)
     else:
         network = _waveform_model(options.init)
     training, validation = training_parts(data, config, options)
@@ -190,6 +191,10 @@ def _check_usage(parser: argparse.ArgumentParser, options: argparse.Namespace) -
     check_data_options(parser, options)
     if options.model and not options.eval_only:
         parser.error("--model goes with --eval-only")
+    if options.filters is None:
+        options.filters = NUM_FILTERS
+    elif options.init is not None:
+        parser.error("--filters is for a new network; --init has its own")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -200,6 +205,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     add_data_options(parser)
     add_training_options(parser)
+    add = parser.add_argument_group("network").add_argument
+    add("--filters", type=positive_number, metavar="N",
+        help=f"of each hidden layer (default {NUM_FILTERS}, the paper's)")  # fmt: skip
     run = parser.add_argument_group("run")
     add = run.add_argument
     add("--gpu", default="0", metavar="LIST",

@@ -34,11 +34,17 @@ RETRAIN_EPOCHS = 2
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
+    options = parse(argv)
+    cli.log_to_stderr()
+    return cli.run(lambda: _run(options))
+
+
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Returns the checked options of the command; exits with code 2 if they make no sense."""
     parser = _parser()
     options = parser.parse_args(argv)
     _check_usage(parser, options)
-    cli.log_to_stderr()
-    return cli.run(lambda: _run(options))
+    return options
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -76,7 +82,7 @@ def _run(options: argparse.Namespace) -> int:
     result = {"model": str(options.model), "pruned": str(options.out), "settings": settings,
               "sha256": sha256_of(options.out), "bytes": [before, after],
               "layers": [vars(row) for row in report(layers)]}  # fmt: skip
-    if test:
+    if test and options.score is not False:
         result["scores"] = _score(options, test, work)
     if options.json is not None:
         from speech.files import write_json
@@ -289,8 +295,9 @@ def _parser() -> argparse.ArgumentParser:
     add_training_options(parser, epochs_flag="--retrain-epochs")
     add = parser.add_argument_group("run").add_argument
     add("--gpu", default="0", metavar="LIST", help="0 (default), or -1 for the CPU")
-    add("--score", action="store_true",
-        help="PESQ and STOI before and after on the bundled test set; data imply it")  # fmt: skip
+    add("--score", action=argparse.BooleanOptionalAction,
+        help="PESQ and STOI before and after, on the test data at hand or the bundled ones; "
+        "retraining implies it")  # fmt: skip
     add("--jobs", type=positive_number, default=-1, metavar="N",
         help="processes for mixing and scoring (default: one a core)")  # fmt: skip
     add("--json", type=Path, metavar="FILE", help="write settings, layers and scores here")

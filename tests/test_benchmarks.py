@@ -1,10 +1,18 @@
 """The timing itself: turns, ratios, contenders that are not installed. No speed is tested."""
 
 import json
+import math
+import shutil
+from pathlib import Path
 
+import numpy as np
 import pytest
 
-from benchmarks import common, evaluation, inference, training
+import timit_fcn_mse
+from benchmarks import common, evaluation, inference, pruning, recipes, training
+from pruning import run as pruning_command
+
+MINICORPUS = Path(__file__).parent.parent / "speech/minicorpus"
 
 
 def test_contenders_take_turns_and_missing_ones_are_noted():
@@ -44,3 +52,64 @@ def test_results_are_strict_json_with_what_made_them(tmp_path):
     assert result["x"] == 1.0
     assert result["cores"] >= 1
     assert result["packages"]["numpy"]
+
+
+def test_recipes_train_score_and_are_not_run_twice(tmp_path, capsys):
+    """On real speech: one speaker that trains, one that tests, one noise, five mixtures."""
+    names = ["TRAIN/CS/MCS0/U01", "TRAIN/CS/MCS0/U03", "TRAIN/CS/MCS0/U04", "TEST/BE/FBE0/U01"]
+    for name in [f"speech/{name}" for name in names] + ["noise/TRAIN/birds", "noise/TEST/birds"]:
+        target = tmp_path / f"{name}.flac"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(MINICORPUS / f"{name}.flac", target)
+    out, result = tmp_path / "runs", tmp_path / "r.json"
+    arguments = ["--timit", str(tmp_path / "speech"), "--noise", str(tmp_path / "noise")]
+    arguments += ["--steps", "2", "--only", "spectral"]
+    arguments += ["--out", str(out), "--json", str(result)]
+    assert recipes.main(arguments) == 0
+    rows = json.loads(result.read_text())["rows"]
+    assert [row["name"] for row in rows] == ["spectral"]
+    assert all(row["n"] == 5 and math.isfinite(row["pesq_wb"] + row["stoi"]) for row in rows)
+    config = json.loads((out / "spectral/run.json").read_text())["config"]
+    assert (config["loss"], config["batch_size"], config["num_items"]) == ("spectral", 4, 8)
+    before = (out / "spectral/scores.csv").stat().st_mtime_ns
+    assert recipes.main(arguments) == 0
+    assert (out / "spectral/scores.csv").stat().st_mtime_ns == before
+    assert "| spectral |" in capsys.readouterr().out
+
+
+def test_recipes_gain_is_paired_and_leaves_out_what_has_no_score(tmp_path):
+    (tmp_path / "history.csv").write_text("epoch,validation_loss,seconds\n1,0.5,120\n")
+    lines = ["system,name,pesq_wb,stoi,status", "noisy,a,1.0,0.5,ok", "enhanced,a,1.5,0.6,ok",
+             "noisy,b,2.0,0.5,ok", "enhanced,b,nan,nan,silent", "noisy,c,1.0,0.7,ok",
+             "enhanced,c,1.1,0.6,ok"]  # fmt: skip
+    (tmp_path / "scores.csv").write_text("\n".join(lines) + "\n")
+    found = recipes.summary(tmp_path)
+    assert found["n"] == 2
+    assert found["minutes"] == 2
+    assert found["pesq_wb"] == pytest.approx(0.3)
+    assert found["stoi"] == pytest.approx(0.0)
+    assert found["pesq_wb_half_width"] == pytest.approx(1.96 * np.std([0.5, 0.1], ddof=1) / 2**0.5)
+
+
+def test_pruning_commands_are_understood_and_train_alike(tmp_path):
+    options = pruning._parser().parse_args(["--out", str(tmp_path), "--stage-steps", "3",
+        "--final-steps", "7", "--timit", "a", "--noise", "b"])  # fmt: skip
+    rows = pruning.rows("all")
+    assert rows[0].name == pruning.BASELINE
+    assert len({row.name for row in rows}) == len(rows) == 15
+    steps = set()
+    for row in rows:
+        if row.options:
+            command = pruning._pruning(row, tmp_path / row.name / "model.h5", options)
+            parsed = pruning_command.parse(command[3:])
+            assert bool(parsed.retrain) == row.is_retrained
+            if not row.is_retrained:
+                continue
+            epochs = parsed.stages * parsed.epochs + parsed.final_epochs
+        else:
+            command = pruning._from_scratch(tmp_path / row.name, options)
+            parsed = timit_fcn_mse._parser().parse_args(command[2:])
+            assert parsed.filters == 22
+            epochs = parsed.epochs
+        steps.add(epochs * parsed.num_items // parsed.batch_size)
+    assert steps == {7 * 3 + 3 * 3}

@@ -200,6 +200,8 @@ def test_bad_input_is_one_line_and_exit_code_1(arguments, message, tmp_path, cap
         ["--train-noisy", "x"],
         ["--split", "original"],
         ["--model", "x.h5"],
+        ["--init", "x.h5", "--filters", "22"],
+        ["--filters", "0"],
         ["--epochs", "0"],
         ["--num-test", "-1"],
         ["--jobs", "0"],
