@@ -137,17 +137,15 @@ def summary(folder: Path) -> dict[str, Any]:
         folder: Its ``--out``.
 
     Returns:
-        Minutes of training, validation MSE, number of files scored on both sides, and per metric
-        the mean gain over the noisy file with the half width of its 95 % interval.
+        Validation MSE, number of files scored on both sides, and per metric the mean gain over the
+        noisy file with the half width of its 95 % interval.
     """
     with open(folder / "history.csv", newline="") as stream:
-        history = list(csv.DictReader(stream))
-    last = history[-1]
+        *_, last = csv.DictReader(stream)
     with open(folder / "scores.csv", newline="") as stream:
         scores = {(row["system"], row["name"]): row for row in csv.DictReader(stream)}
     names = sorted({name for _, name in scores})
     result: dict[str, Any] = {
-        "minutes": sum(float(row["seconds"]) for row in history) / 60,
         "validation_mse": float(last.get("validation_mse") or last["validation_loss"]),
     }
     for metric in METRICS:
@@ -174,12 +172,12 @@ def format_rows(rows: Sequence[Mapping[str, Any]], *, head: bool = False) -> str
     """Returns the table as Markdown."""
     lines = []
     if head:
-        lines = ["| run | what | n | PESQ-WB | STOI | validation MSE | minutes |", "|---" * 7 + "|"]
+        lines = ["| run | what | n | PESQ-WB | STOI | validation MSE |", "|---" * 6 + "|"]
     for row in rows:
         lines.append(
             f"| {row['name']} | {row['meaning']} | {row['n']} | {row['pesq_wb']:+.3f} ± "
             f"{row['pesq_wb_half_width']:.3f} | {row['stoi']:+.3f} ± {row['stoi_half_width']:.3f} "
-            f"| {row['validation_mse']:.5f} | {row['minutes']:.1f} |"
+            f"| {row['validation_mse']:.5f} |"
         )
     return "\n".join(lines)
 
