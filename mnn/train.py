@@ -7,6 +7,7 @@
     python -m mnn.train expert --noise-type birds --out birds.h5
     python -m mnn.train expert --net 2048x2 --gender F --out female.h5
     python -m mnn.train expert --snr -5 --where speaker=MCS0,FCS0 --out two.h5
+    python -m mnn.train expert --init birds.pruned.h5 --noise-type birds --out birds22.h5
 
 Spectra are computed once and kept; training runs on them. The same command takes an interrupted
 run up where it stood, and does nothing once it is done.
@@ -72,8 +73,8 @@ def _run(options: argparse.Namespace) -> int:
         options.iterations, options.batch_size, options.optimizer, options.learning_rate,
         options.validate_every, options.patience, options.seed,
     )  # fmt: skip
-    build = _builder(options)
-    model, conventions = build(options.net, seed=options.seed)
+    kind = "mask" if options.what == "expert" else "autoencoder"
+    model, conventions, start = _network(options, kind)
     lines = [description(items) for items in (parts.training, parts.validation)]
     data_sha256 = fingerprint(
         f"{name} {line}"
@@ -81,9 +82,9 @@ def _run(options: argparse.Namespace) -> int:
         for line in part
     )
     meta = {
-        "kind": "mask" if options.what == "expert" else "autoencoder",
+        "kind": kind,
         **conventions.to_json(),
-        "net": options.net,
+        **start,
         "created_by": "python -m mnn.train",
         "training": {
             "conditions": options.conditions,
@@ -140,14 +141,30 @@ def _report(training: dict[str, Any]) -> None:
     )
 
 
-def _builder(options: argparse.Namespace) -> Any:
-    if options.what == "dae":
+def _network(options: argparse.Namespace, kind: str) -> tuple[Any, Any, dict[str, Any]]:
+    """Returns a network, what it takes, and how it started, for the meta of its file."""
+    if options.init is None:
         from mnn.dae import build_dae
+        from mnn.experts import build_expert
 
-        return build_dae
-    from mnn.experts import build_expert
+        net = options.net or NETS[options.what][0]
+        build = build_expert if options.what == "expert" else build_dae
+        return *build(net, seed=options.seed), {"net": net}
+    from mnn.layers import load_network
+    from speech.constraints import HeldZeros
+    from speech.weights import build_model
 
-    return build_expert
+    file, conventions, _ = load_network(options.init, kind)
+    model = build_model(file.layers)
+    num_zeros = 0
+    for layer in file.layers:
+        if layer.class_name == "Dense" and not layer.weights["kernel"].all():
+            mask = layer.weights["kernel"] != 0
+            model.get_layer(layer.name).kernel.constraint = HeldZeros(mask)
+            num_zeros += mask.size - int(mask.sum())
+    print(f"init        {options.init}; {num_zeros:,} weights are zero and stay so")
+    kept = {key: file.meta[key] for key in ("net", "pruning") if key in file.meta}
+    return model, conventions, {**kept, "init_sha256": file.sha256}
 
 
 def _source(options: argparse.Namespace) -> str:
@@ -248,8 +265,8 @@ def _check_usage(parser: argparse.ArgumentParser, options: argparse.Namespace) -
 
     if options.snr_range:
         parser.error("--snr-range draws anew each time; mixtures are fixed here: give --snr")
-    if options.net is None:
-        options.net = NETS[options.what][0]
+    if options.net and options.init:
+        parser.error("--net is for a new network; --init has its own")
     if options.out.suffix != ".h5":
         parser.error(f"--out is {options.out}; give a name that ends in .h5")
     if options.learning_rate is not None and not 0 < options.learning_rate < 1e6:
@@ -281,6 +298,8 @@ def _parser() -> argparse.ArgumentParser:
         add = command.add_argument
         add("--out", type=Path, required=True, metavar="FILE.h5", help="the model file to write")
         add("--net", choices=NETS[what], help=f"hidden units (default {NETS[what][0]})")
+        add("--init", type=Path, metavar="FILE",
+            help="start from this network, such as a pruned one; its zeros stay")  # fmt: skip
         _add_training_options(command)
         _add_choices(command, what)
         add_data_options(command)

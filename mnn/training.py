@@ -289,7 +289,7 @@ class FrameTrainer:
 
 def fingerprint_of(config: FitConfig, meta: dict[str, Any], data_sha256: str) -> dict[str, Any]:
     """Returns what tells one run from another, as JSON values."""
-    keys = ("kind", "net", "context", "stft", "input_scale")
+    keys = ("kind", "net", "init_sha256", "context", "stft", "input_scale")
     return {
         "data_sha256": data_sha256,
         **{key: meta[key] for key in keys if key in meta},

@@ -49,6 +49,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def _run(options: argparse.Namespace) -> int:
     from pruning.sparsity import masks_of_zeros, masks_to_json, report
+    from speech.datasets import check_trains_on_waveforms
     from speech.files import sha256_of
     from speech.modelfile import read_model_file, write_model_file
 
@@ -59,6 +60,7 @@ def _run(options: argparse.Namespace) -> int:
     if options.retrain:
         from speech.device import select_devices
 
+        check_trains_on_waveforms(file)
         select_devices(options.gpu)
         retraining, test = _load_retraining(options, work)
     else:
@@ -191,19 +193,19 @@ def print_report(before: Layers, after: Layers, report: Callable) -> None:
     """Prints channels, parameters and operations per layer, before and after."""
     old, new = report(before), report(after)
     print(
-        f"\n{'layer':<18}{'channels':>10}{'now':>8}{'zero':>8}{'%':>7}{'weights':>11}{'left':>10}"
+        f"\n{'layer':<18}{'channels':>11}{'now':>11}{'zero':>11}{'%':>7}{'weights':>12}{'left':>12}"
     )
     for one, other in zip(old, new, strict=True):
         share = 100 * other.pruned / other.channels
         print(
-            f"{one.name:<18}{one.channels:>10,}{other.channels:>8,}{other.pruned:>8,}{share:>7.1f}"
-            f"{one.weights:>11,}{other.weights_left:>10,}"
+            f"{one.name:<18}{one.channels:>11,}{other.channels:>11,}{other.pruned:>11,}"
+            f"{share:>7.1f}{one.weights:>12,}{other.weights_left:>12,}"
         )
     channels, pruned = (sum(getattr(r, key) for r in new) for key in ("channels", "pruned"))
     weights, left = sum(row.weights for row in old), sum(row.weights_left for row in new)
     print(
-        f"{'all':<18}{sum(row.channels for row in old):>10,}{channels:>8,}{pruned:>8,}"
-        f"{100 * pruned / channels:>7.1f}{weights:>11,}{left:>10,}"
+        f"{'all':<18}{sum(row.channels for row in old):>11,}{channels:>11,}{pruned:>11,}"
+        f"{100 * pruned / channels:>7.1f}{weights:>12,}{left:>12,}"
     )
     print(f"\noperations  {2 * weights:,} -> {2 * left:,} FLOP a sample (zero kernels skipped)")
 

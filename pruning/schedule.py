@@ -86,11 +86,11 @@ def hold_at_zero(network, masks: Mapping[str, np.ndarray]) -> None:
         network: A Keras model.
         masks: Layer name -> bool [in, out], False where pruned.
     """
-    from pruning.constraint import ZeroChannels
+    from speech.constraints import HeldZeros
 
     for layer in network.layers:
         if layer.name in masks:
-            layer.kernel.constraint = ZeroChannels(masks[layer.name])
+            layer.kernel.constraint = HeldZeros(masks[layer.name])
 
 
 def soft_prune(

@@ -16,6 +16,7 @@ import keras
 import numpy as np
 
 from quantization.kmeans import clustered_layers
+from speech.constraints import HeldZeros
 from speech.modelfile import LayerSpec
 from speech.training import Trainer, TrainingConfig
 from speech.weights import build_model, layers_of
@@ -47,27 +48,13 @@ class TiedWeights(keras.constraints.Constraint):
         return ops.reshape(ops.take(means, places), ops.shape(w))
 
 
-class HeldZeros(keras.constraints.Constraint):
-    """Keeps what is zero at zero.
-
-    Args:
-        kernel: Any kernel.
-    """
-
-    def __init__(self, kernel: np.ndarray) -> None:
-        self.mask = (kernel != 0).astype(np.float32)
-
-    def __call__(self, w):
-        """Returns the kernel with its zeros."""
-        return w * keras.ops.convert_to_tensor(self.mask)
-
-
-def constrain(network: keras.Model, layers: Sequence[LayerSpec], kind: type) -> None:
-    """Lets the optimizer apply ``TiedWeights`` or ``HeldZeros`` after every step."""
+def constrain(network: keras.Model, layers: Sequence[LayerSpec], *, tied: bool) -> None:
+    """Lets the optimizer hold zeros, and clusters together if ``tied``, after every step."""
     kernels = {layer.name: layer.weights["kernel"] for layer in clustered_layers(layers)}
     for layer in network.layers:
         if layer.name in kernels:
-            layer.kernel.constraint = kind(kernels[layer.name])
+            kernel = kernels[layer.name]
+            layer.kernel.constraint = TiedWeights(kernel) if tied else HeldZeros(kernel != 0)
 
 
 def fine_tune(
@@ -77,7 +64,7 @@ def fine_tune(
     config: TrainingConfig,
     out: Path,
     *,
-    tied: bool = True,
+    held: Sequence[LayerSpec] | None = None,
     on_epoch: Callable[[dict[str, float]], None] | None = None,
 ) -> tuple[LayerSpec, ...]:
     """Trains a clustered network on; the same call takes an interrupted one up.
@@ -88,14 +75,15 @@ def fine_tune(
         validation: Likewise.
         config: Epochs, learning rate and so on.
         out: Folder of the run.
-        tied: Whether clusters stay clusters; False lets all weights but the zeros move.
+        held: A network whose zeros stay zero while all other weights move; None: clusters stay
+            clusters.
         on_epoch: Called with the row of each finished epoch.
 
     Returns:
         The network with the smallest validation error.
     """
     network = build_model(layers)
-    constrain(network, layers, TiedWeights if tied else HeldZeros)
+    constrain(network, layers if held is None else held, tied=held is None)
     data = training.at_epoch(0)
     data.seed = config.seed
     meta = {"kind": "waveform", "created_by": "python -m quantization.run, fine-tuning"}

@@ -8,13 +8,16 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from speech import corpus
 from speech.augment import Augmentation
 from speech.files import write_json
 from speech.options import BUNDLED_NUM_TEST, NUM_TEST, augmentation, is_bundled, resolved
 from speech.prepare import write_mixtures
+
+if TYPE_CHECKING:
+    from speech.modelfile import ModelFile
 
 #: Validation mixtures, at least: few utterances give several mixtures each.
 _MIN_VALIDATION_ITEMS = 24
@@ -37,6 +40,18 @@ class Data:
     validation_items: int
     test: list[Any]
     description: str
+
+
+def check_trains_on_waveforms(file: ModelFile) -> None:
+    """Raises ValueError for networks over spectra, which are trained elsewhere."""
+    kind = file.meta.get("kind", "waveform")
+    if kind != "waveform":
+        what = {"mask": "expert", "autoencoder": "dae"}.get(kind)
+        where = f"python -m mnn.train {what} --init FILE" if what else "with what made it"
+        raise ValueError(
+            f"{file.path}: is a network of kind {kind!r:.60}, not from waveform to waveform; work "
+            f"on it without training, and train the result on: {where}"
+        )
 
 
 def load_data(options: argparse.Namespace, test_folder: Path) -> Data:

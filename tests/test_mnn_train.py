@@ -12,6 +12,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 import mnn.dae
 import mnn.experts
+import pruning.run
 from mnn import data, train
 from mnn.features import (
     Conventions,
@@ -24,6 +25,7 @@ from mnn.features import (
 )
 from mnn.training import FitConfig, FrameTrainer
 from speech.corpus import Noise, Pair, Utterance, bundled_noise, bundled_speech
+from speech.files import sha256_of
 from speech.modelfile import read_model_file
 from speech.stft import context_frames, stft
 from speech.training import TrainingError
@@ -336,6 +338,39 @@ def test_expert_command_trains_on_what_is_asked_for(run, tmp_path):
     assert mnn.experts.MaskExpert(out)(np.ones(700, np.float32)).shape == (700,)
 
 
+@pytest.mark.parametrize("optimizer", ["adam", "rprop"])
+@pytest.mark.parametrize(
+    ("how", "shape"),
+    [(["--target-sparsity", "0.5"], (1539, 12)), (["--remove-filters", "0.5"], (1539, 6))],
+)
+def test_a_pruned_expert_is_trained_on_and_its_zeros_stay(run, tmp_path, how, shape, optimizer):
+    whole, pruned, out = (tmp_path / f"{name}.h5" for name in ("whole", "pruned", "out"))
+    assert run("expert", "--out", str(whole))[0] == 0
+    assert pruning.run.main([str(whole), *how, "-o", str(pruned)]) == 0
+    code, text, _ = run(
+        "expert", "--init", str(pruned), "--out", str(out), "--optimizer", optimizer
+    )
+    assert code == 0 and "are zero and stay so" in text
+    meta = read_model_file(out).meta
+    assert meta["init_sha256"] == sha256_of(pruned) and meta["pruning"]["method"] in text + str(
+        meta
+    )
+    kernels = [
+        [
+            layer.weights["kernel"]
+            for layer in read_model_file(path).layers
+            if "kernel" in layer.weights
+        ]
+        for path in (pruned, out)
+    ]
+    assert kernels[1][0].shape == shape
+    for before, after in zip(*kernels, strict=True):
+        assert not after[before == 0].any()
+        assert (after != before)[before != 0].any()
+    code, _, error = run("dae", "--init", str(pruned), "--out", str(tmp_path / "dae.h5"))
+    assert code == 1 and "kind 'mask', expected 'autoencoder'" in error
+
+
 def test_premixed_folders_and_files_that_cannot_be_used(run, timit, noises, tmp_path):
     from speech.prepare import prepare
 
@@ -364,6 +399,8 @@ def test_premixed_folders_and_files_that_cannot_be_used(run, timit, noises, tmp_
         (["expert", "--out", "x.h5", "--where", "a=b"], 2, "COLUMN is one of"),
         (["expert", "--out", "x.h5", "--snr-range", "0", "5"], 2, "give --snr"),
         (["dae", "--out", "x.h5", "--learning-rate", "5"], 2, "Rprop's first step"),
+        (["dae", "--out", "x.h5", "--init", "a.h5", "--net", "128"], 2, "--init has its own"),
+        (["dae", "--out", "x.h5", "--init", "a.h5"], 1, "no such model file"),
     ],
 )
 def test_wrong_usage_is_one_line(run, tmp_path, monkeypatch, capsys, words, code, reason):

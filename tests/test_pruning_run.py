@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
 
+from mnn.experts import build_expert
 from pruning import run, sparsity
 from speech.modelfile import read_model_file, write_model_file
+from speech.weights import save_model
 from tests.test_sparsity import network
 
 SMALL = ["--retrain", "--num-train", "4", "--crop-seconds", "0.3", "--batch-size", "2",
@@ -167,3 +169,10 @@ def test_an_unreadable_file_is_one_line(tmp_path, capsys):
     (tmp_path / "x.h5").write_bytes(b"no model")
     assert run.main([str(tmp_path / "x.h5")]) == 1
     assert "x.h5" in capsys.readouterr().err
+
+
+def test_an_expert_is_not_retrained_here(tmp_path, capsys):
+    model, conventions = build_expert()
+    save_model(model, tmp_path / "expert.h5", {"kind": "mask", **conventions.to_json()})
+    assert run.main([str(tmp_path / "expert.h5"), "--retrain"]) == 1
+    assert "python -m mnn.train expert --init" in capsys.readouterr().err
