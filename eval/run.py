@@ -50,14 +50,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(options: argparse.Namespace) -> int:
     from eval import scoring
     from eval.systems import tasks_of
+    from speech.files import held
 
     started = time.perf_counter()
     if options.out.exists() and not options.out.is_dir():
         raise ValueError(f"{options.out}: is not a folder; choose another --out")
-    pairs, num_unpaired = _pairs(options)
-    systems = _systems(options, pairs)
-    tasks = tasks_of(systems, pairs)
     with contextlib.ExitStack() as stack:
+        stack.enter_context(held(options.out))
+        pairs, num_unpaired = _pairs(options)
+        systems = _systems(options, pairs)
+        tasks = tasks_of(systems, pairs)
         if options.dask:
             stack.enter_context(scoring.dask_cluster(options.dask, options.jobs))
         rows = scoring.score_all(

@@ -28,7 +28,7 @@ import numpy as np
 
 from mnn.features import Frames
 from mnn.rprop import Rprop
-from speech.files import atomic_path, write_json
+from speech.files import atomic_path, held, write_json
 from speech.modelfile import ModelFileError, read_model_file
 from speech.runinfo import run_info
 from speech.training import TrainingError, write_history
@@ -142,7 +142,12 @@ class FrameTrainer:
 
         Raises:
             TrainingError: The error is not finite, or the checkpoint is of another run.
+            ValueError: Another run is at work on the same file.
         """
+        with held(self.out):
+            return self._run(on_validation)
+
+    def _run(self, on_validation: Callable[[dict[str, float]], None] | None) -> _State:
         self._resume()
         state, config = self.state, self.config
         started = written = time.monotonic()

@@ -60,6 +60,35 @@ def atomic_path(path: str | os.PathLike, *, suffix: str | None = None) -> Iterat
         temporary.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def held(path: str | os.PathLike) -> Iterator[None]:
+    """Holds what a run writes against a second run; a killed one holds nothing.
+
+    Args:
+        path: The folder of the run, or the file that it writes. A hidden lock file stays there.
+
+    Raises:
+        ValueError: Another run is at work there.
+    """
+    from filelock import FileLock, Timeout
+
+    path = Path(path)
+    is_file = bool(path.suffix) and not path.is_dir()
+    folder = path.parent if is_file else path
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / (f".{path.name}.lock" if is_file else ".lock"))
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise ValueError(
+            f"{path}: another run is at work there; wait for its end, or choose another place"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 def write_text(path: str | os.PathLike, text: str) -> None:
     """Writes ``text`` as UTF-8 to ``path``, whole or not at all."""
     with atomic_path(path) as temporary:

@@ -25,7 +25,7 @@ import keras
 import numpy as np
 
 from speech.conv import TrainingModel
-from speech.files import atomic_path, write_json, write_text
+from speech.files import atomic_path, held, write_json, write_text
 from speech.losses import find_loss
 from speech.pipeline import Batch, TrainingData, data_fingerprint, prefetched
 from speech.runinfo import run_info
@@ -198,13 +198,14 @@ class Trainer:
 
         Raises:
             TrainingError: The error is not finite, or the folder holds another run.
+            ValueError: Another run is at work in the folder.
         """
-        self.out.mkdir(parents=True, exist_ok=True)
-        self._resume()
-        while self.state.epoch < self.config.epochs:
-            row = self._epoch()
-            if on_epoch is not None:
-                on_epoch(row)
+        with held(self.out):
+            self._resume()
+            while self.state.epoch < self.config.epochs:
+                row = self._epoch()
+                if on_epoch is not None:
+                    on_epoch(row)
         if self.state.best_weights is not None:
             self.network.set_weights(self.state.best_weights)
         return self.state

@@ -10,6 +10,7 @@ from numpy.testing import assert_allclose
 from speech.augment import Augmentation
 from speech.corpus import find_noise, find_speech
 from speech.fcn import FCNConfig, build_fcn
+from speech.files import held
 from speech.pipeline import MixtureSource, TrainingData
 from speech.training import Trainer, TrainingConfig, TrainingError
 from speech.weights import load_model, load_model_and_meta
@@ -256,3 +257,10 @@ def test_the_paper_s_values_are_the_defaults():
         None,
         0,
     )
+
+
+def test_two_runs_in_one_folder_are_refused(make_trainer):
+    trainer = make_trainer()
+    with held(trainer.out), pytest.raises(ValueError, match="another run is at work there"):
+        trainer.run()
+    assert trainer.run().epoch == trainer.config.epochs

@@ -1,0 +1,38 @@
+"""Folders and files that are held by one run."""
+
+import subprocess
+import sys
+
+import pytest
+
+from speech.files import held
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from speech.files import held
+with held(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("name", ["run", "model.h5"])
+def test_a_second_run_is_refused_until_the_first_is_gone(tmp_path, name):
+    path = tmp_path / "new" / name
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(path)], stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(ValueError, match="another run is at work there"):
+            with held(path):
+                pass
+        other.kill()
+    with held(path):  # a killed run holds nothing
+        with pytest.raises(ValueError, match="another run"):
+            with held(path):
+                pass
+        with held(tmp_path / "new" / "another.h5"):
+            pass
+    with held(path):
+        pass
