@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 failed (one line on stderr says why), 2 wrong usage (argpa
 
 from __future__ import annotations
 
+import errno
 import logging
 import math
 import os
@@ -16,6 +17,9 @@ T = TypeVar("T")
 
 #: Exceptions that mean "the input is bad" or "the machine said no", never "our code is wrong".
 EXPECTED_ERRORS = (ValueError, OSError, MemoryError)
+
+#: What a full disk, a quota and a limit on the size of files say.
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def run(command: Callable[[], int]) -> int:
@@ -40,7 +44,10 @@ def run(command: Callable[[], int]) -> int:
 
 def one_line(error: BaseException) -> str:
     """Returns the message of ``error`` on one line."""
-    if isinstance(error, OSError) and error.filename and error.strerror:
+    if isinstance(error, OSError) and error.errno in _NO_ROOM:
+        where = f"{error.filename}: " if error.filename else ""
+        text = f"{where}{os.strerror(error.errno)}; make room and repeat the command: it goes on"
+    elif isinstance(error, OSError) and error.filename and error.strerror:
         text = f"{error.filename}: {error.strerror}"
     elif isinstance(error, MemoryError):
         text = f"not enough memory ({error})" if str(error) else "not enough memory"

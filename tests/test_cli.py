@@ -1,5 +1,6 @@
 """What every command shares: expected errors are one line, a closed pipe is none at all."""
 
+import errno
 import subprocess
 import sys
 from pathlib import Path
@@ -52,3 +53,9 @@ def test_a_reader_that_has_seen_enough_is_no_error():
     assert writer.stderr.read() == b""
     assert writer.wait() == 0
     writer.stderr.close()
+
+
+def test_a_full_disk_is_told_in_plain_words():
+    text = cli.one_line(OSError(errno.ENOSPC, "Can't write data (file write failed: buf = 0x5)"))
+    assert text == "No space left on device; make room and repeat the command: it goes on"
+    assert cli.one_line(OSError(errno.EFBIG, "x", "a.h5")).startswith("a.h5: File too large; make")
