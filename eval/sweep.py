@@ -3,6 +3,10 @@
 ::
 
     python -m eval.sweep --model fcn=models/fcn.h5 pq16=pq16.h5,theta=0.65,k=16 --out runs/sweep
+    python -m eval.sweep --model models/fcn.h5 --theta 0.65 0.70 none --k none 4 16 64
+
+The second form makes the grid itself, by ``python -m pruning.run`` and ``python -m
+quantization.run`` (``eval.grid``), below ``--out``; models that are there are kept.
 
 The first model is the baseline: sizes in percent are of its file (and of its parameters, for the
 paper's rule), and each difference is to it, over the same files. A file that one model has no score
@@ -88,6 +92,8 @@ def parse_point(text: str) -> Point:
 
 def _point_option(text: str) -> Point:
     try:
+        if "=" not in text and Path(text).suffix in (".h5", ".icse"):
+            return Point(re.sub(r"[^A-Za-z0-9_.+-]", "_", Path(text).stem), Path(text))
         return parse_point(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
@@ -331,7 +337,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     add = parser.add_argument
     add("--model", type=_point_option, nargs="+", action="extend", required=True,
-        metavar="NAME=FILE[,theta=0.65,k=16,...]", help="the baseline first")  # fmt: skip
+        metavar="NAME=FILE[,theta=0.65,k=16,...]",
+        help="the baseline first; or, with --theta or --k, one FILE to start from")  # fmt: skip
+    add("--theta", type=_number_or_none, nargs="+", metavar="T",
+        help="prune at these thetas; none: not pruned")  # fmt: skip
+    add("--k", type=_whole_or_none, nargs="+", metavar="K",
+        help="quantize with these numbers of centroids; none: not quantized")  # fmt: skip
+    add("--centroids", choices=("fp32", "fp16", "int8"), nargs="+",
+        help="how centroids are stored, with --k (default fp32)")  # fmt: skip
+    add("--finetune-epochs", type=cli.positive_number, metavar="N",
+        help="fine-tune each quantized model on the bundled corpus")  # fmt: skip
     add(
         "--out",
         type=Path,
@@ -348,6 +363,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     if (options.test_noisy is None) != (options.test_clean is None):
         parser.error("--test-noisy and --test-clean go together")
+    if (options.theta or options.k) and len(options.model) > 1:
+        parser.error("--theta and --k start from one model: give one --model")
+    if (options.centroids or options.finetune_epochs) and not options.k:
+        parser.error("--centroids and --finetune-epochs go with --k")
     if options.test_noisy and options.num_test:
         parser.error("--num-test is for the bundled test mixtures")
     cli.log_to_stderr()
@@ -357,10 +376,30 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(options: argparse.Namespace) -> int:
     if options.out.exists() and not options.out.is_dir():
         raise ValueError(f"{options.out}: is not a folder; choose another --out")
-    table = sweep(options.model, _pairs(options), options.out, num_jobs=options.jobs)
+    points = options.model
+    if options.theta or options.k:
+        from eval.grid import Grid
+
+        grid = Grid(
+            tuple(dict.fromkeys(options.theta or [None])),
+            tuple(dict.fromkeys(options.k or [None])),
+            tuple(dict.fromkeys(options.centroids or ["fp32"])),
+            options.finetune_epochs,
+        )
+        points = [*points, *grid.make(points[0].path, options.out / "models")]
+    table = sweep(points, _pairs(options), options.out, num_jobs=options.jobs)
     print(format_points(table))
     print(f"\nresults     {options.out.resolve()}")
     return 0
+
+
+def _number_or_none(text: str) -> float | None:
+    """Parses a number or 'none'; argparse quotes the name of this function in its complaint."""
+    return None if text.lower() == "none" else cli.decibels(text)
+
+
+def _whole_or_none(text: str) -> int | None:
+    return None if text.lower() == "none" else cli.positive_number(text)
 
 
 def _pairs(options: argparse.Namespace) -> list[Any]:

@@ -34,6 +34,7 @@ class Codebooks:
         k_of: The same by layer name, for layers that differ.
         per_sign: Positive and negative weights are clustered apart, as in the released model.
         centroids: One of `FORMATS`.
+        centroids_of: The same by layer name, for layers that differ.
         algorithm: One of `ALGORITHMS`.
         seed: Of 'lloyd'.
 
@@ -46,6 +47,7 @@ class Codebooks:
     k_of: Mapping[str, int] | None = None
     per_sign: bool = False
     centroids: str = "fp32"
+    centroids_of: Mapping[str, str] | None = None
     algorithm: str = "exact"
     seed: int = 0
 
@@ -65,6 +67,10 @@ class Codebooks:
         if name in (self.k_of or {}):
             return self.k_of[name]
         return self.k_last if is_last and self.k_last is not None else self.k
+
+    def format_for(self, name: str) -> str:
+        """Returns how a layer's centroids are stored."""
+        return (self.centroids_of or {}).get(name, self.centroids)
 
 
 def check_k(k: int) -> None:
@@ -281,7 +287,7 @@ def _cluster(layer: LayerSpec, codebooks: Codebooks, is_last: bool) -> np.ndarra
             layer.weights["kernel"],
             codebooks.k_for(layer.name, is_last),
             per_sign=codebooks.per_sign,
-            centroids=codebooks.centroids,
+            centroids=codebooks.format_for(layer.name),
             algorithm=codebooks.algorithm,
             seed=codebooks.seed,
         )

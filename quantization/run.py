@@ -5,6 +5,7 @@
     python -m quantization.run model.h5 -k 16                       # k-means alone
     python -m quantization.run pruned.h5 -k 8 --finetune-epochs 4   # on the bundled corpus
     python -m quantization.run pruned.h5 --timit TIMIT --noise NOISES --centroids fp16
+    python -m quantization.run pruned.h5 --target-percent 4 --finetune-epochs 4
     python -m quantization.run pack|unpack|info FILE
 
 Written to ``-o DIR``: ``clustered.h5``, which any Keras opens, and ``model.icse``, the same weights
@@ -14,11 +15,16 @@ is zero stays zero. The same command takes an interrupted fine-tuning up where i
 Before packing, biases and normalisation are rounded to FP16 (``--others fp32`` keeps them), and
 biases in front of a normalisation of each channel over time, which takes them out again, are set to
 zero (``--keep-biases``). Both are so in ``clustered.h5`` too.
+
+Without k, ``--lambda`` weighs the error of the output against the bits of the coder, weight by
+weight (``quantization.ratedistortion``), and ``--target-bytes`` or ``--target-percent`` look for
+the lambda, or with ``--allocate k`` for the k of each layer, with which the file just fits.
 """
 
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,12 +35,15 @@ from speech.cli import natural_number, positive_number
 from speech.options import add_data_options, add_training_options, check_data_options
 
 if TYPE_CHECKING:
-    from quantization.kmeans import Codebooks
+    from quantization.plans import ByK, ByLambda
     from speech.modelfile import LayerSpec, ModelFile
 
     Layers = tuple[LayerSpec, ...]
+    Plan = ByK | ByLambda
 
 K = 16
+#: Of a target's bytes: what meta data may differ by from the search to the end.
+SLACK_BYTES = 24
 FINETUNE_EPOCHS = 2
 FINETUNE_LEARNING_RATE = 3e-4
 METHODS = ("kmeans", "tfmot")
@@ -55,37 +64,26 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     from quantization.accounting import account, format_sizes, to_dict
-    from quantization.kmeans import clustered_layers
     from speech.compact import inspect_compact, write_compact
     from speech.files import sha256_of
     from speech.modelfile import read_model_file, write_model_file
 
     file = read_model_file(options.model)
-    codebooks = _codebooks(options)
-    start = _cluster(file.layers, codebooks)
-    layers, test = _fine_tuned(file, start, codebooks, options)
+    training = _load_training(options) if options.finetune or options.method == "tfmot" else None
+    plan = _plan(file, options, training)
+    layers, test = _quantized(file, plan, training, options)
     layers = _packable(layers, options)
-    settings = {
-        "method": options.method,
-        "k": codebooks.k,
-        "k_last": codebooks.k_last,
-        "k_of": dict(codebooks.k_of or {}),
-        "per_sign": codebooks.per_sign,
-        "centroids": codebooks.centroids,
-        "algorithm": codebooks.algorithm,
-        "rounds": options.rounds if options.finetune else 0,
-        "epochs": options.epochs if options.finetune else 0,
-        "from_sha256": file.sha256,
-    }
+    num_dead = 0 if options.keep_biases else len(dead_biases(layers))
+    if num_dead:
+        print(f"biases      of {num_dead} layers in front of a normalisation have no effect: zero")
+    settings = _settings(file, plan, options)
     meta = _meta(file, settings)
     clustered, packed = options.out / CLUSTERED, options.out / PACKED
     write_model_file(clustered, layers, meta)
     write_compact(packed, layers, meta, entropy=not options.no_entropy)
     found = inspect_compact(packed)
     _check_same(read_model_file(clustered), found.model)
-    named = [layer.name for layer in clustered_layers(layers)]
-    k_of = {name: codebooks.k_for(name, name == named[-1]) for name in named}
-    rows = account(found, k_of, codebooks.centroids)
+    rows = account(found, plan.k_of(layers), settings["centroids"])
     original = options.model.stat().st_size
     print("\n" + format_sizes(rows, original))
     print(
@@ -106,85 +104,125 @@ def _run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _codebooks(options: argparse.Namespace) -> Codebooks:
-    from quantization.kmeans import Codebooks
+def _plan(file: ModelFile, options: argparse.Namespace, training: Any) -> Plan:
+    """Returns how to quantize."""
+    from quantization.kmeans import FORMATS, Codebooks
+    from quantization.plans import ByK, ByLambda
+    from quantization.ratedistortion import RateDistortion
 
-    return Codebooks(
-        k=options.k,
-        k_last=options.k_last,
-        k_of=dict(options.layer_k),
-        per_sign=options.per_sign,
-        centroids=options.centroids,
-        algorithm=options.algorithm,
-        seed=options.seed,
-    )
+    target = options.target_bytes
+    if options.target_percent is not None:
+        target = int(options.model.stat().st_size * options.target_percent / 100)
+    by_lambda = options.lam is not None or (target is not None and options.allocate == "lambda")
+    if by_lambda:
+        how = RateDistortion(
+            lam=RateDistortion.lam if options.lam is None else options.lam,
+            centroids=options.centroids or "fp16",
+            weighting=options.weighting,
+        )
+    else:
+        codebooks = Codebooks(
+            k=K if options.k is None else options.k,
+            k_last=options.k_last,
+            k_of=dict(options.layer_k),
+            per_sign=options.per_sign,
+            centroids=options.centroids or "fp32",
+            algorithm=options.algorithm,
+            seed=options.seed,
+        )
+
+    def size_of(layers: Layers) -> int:
+        from speech.compact import pack
+
+        meta = _meta(file, _settings(file, plan, options))
+        packable = _packable(plan.finish(layers), options)
+        return len(pack(packable, meta, entropy=not options.no_entropy)) + SLACK_BYTES
+
+    signals = []
+    if by_lambda or target is not None:
+        signals = _signals(training)
+    if by_lambda:
+        plan: Plan = ByLambda(how, file.layers, signals, target, size_of)
+    else:
+        formats = (options.centroids,) if options.centroids else FORMATS[1:]
+        plan = ByK(codebooks, signals, target, formats, size_of)
+    return plan
 
 
-def _cluster(layers: Layers, codebooks: Codebooks) -> Layers:
-    from quantization.kmeans import cluster_layers, clustered_layers
+def _signals(training: Any) -> list[Any]:
+    """Returns signals to quantize for: of the training data, or of the bundled corpus."""
+    from quantization.calibration import bundled_signals, signals_of
 
-    clustered = cluster_layers(layers, codebooks)
-    error = power = 0.0
-    for old, new in zip(clustered_layers(layers), clustered_layers(clustered), strict=True):
-        kernel = old.weights["kernel"].astype("f8")
-        error += ((kernel - new.weights["kernel"]) ** 2).sum()
-        power += (kernel**2).sum()
-    print(f"clustered   {codebooks.algorithm} k-means, error {100 * error / power:.3f} % of power")
-    return clustered
+    return bundled_signals() if training is None else signals_of(training[0])
 
 
-def _fine_tuned(
-    file: ModelFile, start: Layers, codebooks: Codebooks, options: argparse.Namespace
+def _settings(file: ModelFile, plan: Plan, options: argparse.Namespace) -> dict[str, Any]:
+    return {
+        "method": options.method,
+        **plan.settings,
+        "rounds": options.rounds if options.finetune else 0,
+        "epochs": options.epochs if options.finetune else 0,
+        "from_sha256": file.sha256,
+    }
+
+
+def _quantized(
+    file: ModelFile, plan: Plan, training: Any, options: argparse.Namespace
 ) -> tuple[Layers, list[Any]]:
-    """Returns the clustered network, trained on if asked, and the test set to score on."""
-    from dataclasses import replace
-
-    from quantization.kmeans import cluster_layers
-
-    work = options.work or Path("runs") / "quantization" / _run_name(options, start)
-    if not options.finetune and options.method == "kmeans":
+    """Returns the quantized network, trained on if asked, and the test set to score on."""
+    start = plan(file.layers)
+    if training is None:
         if not options.score:
             print("one-shot    not fine-tuned (--finetune-epochs uses the bundled corpus)")
-            return start, []
+            return plan.finish(start), []
         from speech.datasets import load_data
 
-        return start, load_data(options, work / "test").test
-    training, validation, config, test = _load_training(options, work)
-    start = cluster_layers(file.layers, replace(codebooks, centroids="fp32"))
+        return plan.finish(start), load_data(options, _work(options, start) / "test").test
+    data, validation, config, test = training
+    work = _work(options, start)
     if options.method == "tfmot":
-        layers = _with_tfmot(start, training, validation, config, work, options)
+        layers = _with_tfmot(file.layers, start, data, validation, config, work, options)
     else:
-        layers = _with_kmeans(start, codebooks, training, validation, config, work, options)
-    return _round(layers, codebooks.centroids), test
+        layers = _with_kmeans(file.layers, start, plan, data, validation, config, work, options)
+    if plan.target is not None and plan.size_of(layers) > plan.target:
+        print("target      missed by fine-tuning: quantized once more")
+        layers = plan(layers)
+    return plan.finish(layers), test
+
+
+def _work(options: argparse.Namespace, start: Layers) -> Path:
+    return options.work or Path("runs") / "quantization" / _run_name(options, start)
 
 
 def _with_kmeans(
+    original: Layers,
     layers: Layers,
-    codebooks: Codebooks,
+    plan: Plan,
     training: Any,
     validation: Any,
     config: Any,
     work: Path,
     options: argparse.Namespace,
 ) -> Layers:
-    """Trains with free weights and clusters again, ``--rounds`` times; then with tied weights."""
+    """Trains with free weights and quantizes again, ``--rounds`` times; then with tied weights."""
     from dataclasses import replace
 
     from quantization.finetune import fine_tune
-    from quantization.kmeans import cluster_layers
 
     for number in range(1, options.rounds + 1):
         label = f"round-{number}"
         one = replace(config, epochs=1, seed=config.seed + number)
         layers = fine_tune(
-            layers, training, validation, one, work / label, tied=False, on_epoch=_printer(label)
-        )
-        layers = cluster_layers(layers, replace(codebooks, centroids="fp32"))
+            layers, training, validation, one, work / label,
+            held=original, on_epoch=_printer(label),
+        )  # fmt: skip
+        layers = plan(layers)
     return fine_tune(layers, training, validation, config, work / "tied", on_epoch=_printer("tied"))
 
 
 def _with_tfmot(
     layers: Layers,
+    start: Layers,
     training: Any,
     validation: Any,
     config: Any,
@@ -192,18 +230,13 @@ def _with_tfmot(
     options: argparse.Namespace,
 ) -> Layers:
     """Clusters and fine-tunes through TF-MOT, from the centroids that k-means found."""
-    import numpy as np
-
-    from quantization.kmeans import clustered_layers
-
     try:
         from quantization.tfmot_bridge import cluster
     except ImportError as error:
         raise ValueError(f"--method tfmot is not available here: {error}") from None
-    kernels = {layer.name: layer.weights["kernel"] for layer in clustered_layers(layers)}
     return cluster(
         layers,
-        {name: np.unique(kernel[kernel != 0]) for name, kernel in kernels.items()},
+        codebooks_of(layers, start),
         data=training,
         validation=validation,
         epochs=config.epochs if options.finetune else 0,
@@ -214,6 +247,26 @@ def _with_tfmot(
         work=work,
         conv=config.conv,
     )
+
+
+def codebooks_of(layers: Layers, clustered: Layers) -> dict[str, Any]:
+    """Returns the values that the non-zero weights of each layer have after clustering.
+
+    TF-MOT needs two: to a single one its neighbour among floats is added.
+    """
+    import numpy as np
+
+    from quantization.kmeans import clustered_layers
+
+    after = {layer.name: layer.weights.get("kernel") for layer in clustered}
+    found = {}
+    for layer in clustered_layers(layers):
+        # A centroid may be zero; the zero of what is pruned is none.
+        values = np.unique(after[layer.name][layer.weights["kernel"] != 0])
+        if len(values) == 1:
+            values = np.append(values, np.nextafter(values[0], np.float32(np.inf)))
+        found[layer.name] = values
+    return found
 
 
 def _printer(label: str) -> Any:
@@ -227,14 +280,15 @@ def _printer(label: str) -> Any:
     return show
 
 
-def _load_training(options: argparse.Namespace, work: Path) -> tuple[Any, Any, Any, list[Any]]:
+def _load_training(options: argparse.Namespace) -> tuple[Any, Any, Any, list[Any]]:
     from speech.datasets import load_data, training_parts
     from speech.device import select_devices
     from speech.options import training_config
 
     select_devices(options.gpu)
     config = training_config(options)
-    data = load_data(options, work / "test")
+    folder = options.work or Path("runs") / "quantization"
+    data = load_data(options, folder / "test")
     print(f"data        {data.description}")
     return *training_parts(data, config, options), config, data.test
 
@@ -247,20 +301,20 @@ def _run_name(options: argparse.Namespace, layers: Layers) -> str:
     for layer in layers:
         for array in layer.weights.values():
             digest.update(array.tobytes())
-    return f"{options.model.stem}-k{options.k}-{digest.hexdigest()[:8]}"
+    return f"{_result_name(options)}-{digest.hexdigest()[:8]}"
 
 
-def _round(layers: Layers, how: str) -> Layers:
-    """Returns the network with the centroids as they are stored."""
-    from quantization.kmeans import clustered_layers, round_kernel, with_kernel
-
-    names = {layer.name for layer in clustered_layers(layers)}
-    return tuple(
-        with_kernel(layer, round_kernel(layer.weights["kernel"], how))
-        if layer.name in names
-        else layer
-        for layer in layers
-    )
+def _result_name(options: argparse.Namespace) -> str:
+    """Returns the model's name with what is done to it, as 'fcn.k16'."""
+    if options.target_bytes is not None:
+        how = f"{options.target_bytes}b"
+    elif options.target_percent is not None:
+        how = f"{options.target_percent:g}p"
+    elif options.lam is not None:
+        how = f"lambda{options.lam:g}"
+    else:
+        how = f"k{K if options.k is None else options.k}"
+    return f"{options.model.stem}.{how}"
 
 
 def _packable(layers: Layers, options: argparse.Namespace) -> Layers:
@@ -279,8 +333,6 @@ def _packable(layers: Layers, options: argparse.Namespace) -> Layers:
             for key in weights.keys() - {"kernel"}:
                 weights[key] = _as_fp16(weights[key])
         rounded.append(replace(layer, weights=weights))
-    if dead:
-        print(f"biases      of {len(dead)} layers in front of a normalisation have no effect: zero")
     return tuple(rounded)
 
 
@@ -327,8 +379,11 @@ def _check_same(one: ModelFile, other: ModelFile) -> None:
 def _score(options: argparse.Namespace, test: list[Any]) -> Any:
     from eval.scoring import json_ready
     from eval.sweep import Point, format_points, sweep
+    from speech.modelfile import read_model_file
 
-    labels = {"k": options.k, "centroids": options.centroids, "method": options.method}
+    quantization = read_model_file(options.out / PACKED).meta["quantization"]
+    labels = {key: quantization.get(key) for key in ("k", "lambda", "centroids", "method")}
+    labels = {key: value for key, value in labels.items() if value is not None}
     points = [Point("before", options.model), Point("after", options.out / PACKED, labels)]
     table = sweep(points, test, options.out / "scores", num_jobs=options.jobs)
     print("\n" + format_points(table))
@@ -433,8 +488,42 @@ def _check_usage(parser: argparse.ArgumentParser, options: argparse.Namespace) -
         options.epochs = options.epochs or FINETUNE_EPOCHS
         options.learning_rate = options.learning_rate or FINETUNE_LEARNING_RATE
         options.schedule = options.schedule or "cosine"
+    by_k = [name for name, given in (
+        ("-k", options.k), ("--k-last", options.k_last), ("--layer-k", options.layer_k),
+    ) if given]  # fmt: skip
+    if options.target_percent is not None and not 0 < options.target_percent < 100:
+        parser.error(f"--target-percent is {options.target_percent:g}; give more than 0, under 100")
+    targets = [options.target_bytes, options.target_percent]
+    if None not in targets:
+        parser.error("--target-bytes and --target-percent are two ways: give one of them")
+    has_target = targets != [None, None]
+    if has_target and by_k:
+        parser.error(f"{by_k[0]} and a target are two ways: give one of them")
+    if options.lam is not None and (by_k or options.allocate == "k"):
+        parser.error("--lambda and k are two ways: give one of them")
+    if options.lam is not None or (has_target and options.allocate == "lambda"):
+        if options.method == "tfmot" or options.per_sign or options.algorithm != "exact":
+            parser.error(
+                "--method tfmot, --per-sign and --algorithm are for k: with a target, give "
+                "--allocate k"
+            )
+        if options.no_entropy:
+            parser.error("--no-entropy has no meaning with --lambda: it is about code lengths")
     if options.out is None:
-        options.out = options.model.with_name(f"{options.model.stem}.k{options.k}")
+        options.out = options.model.with_name(_result_name(options))
+
+
+def parse_bytes(text: str) -> int:
+    """Reads a number of bytes such as 60000, 60k or 1.2M; k is 1000.
+
+    Raises:
+        ValueError: It is none.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([kKmM]?)", text)
+    number = round(float(match[1]) * {"": 1, "k": 1e3, "m": 1e6}[match[2].lower()]) if match else 0
+    if number < 1:
+        raise ValueError(f"{text!r} is no number of bytes; give one such as 60000 or 60k")
+    return number
 
 
 def _layer_and_k(text: str) -> tuple[str, int]:
@@ -454,23 +543,37 @@ def _parser() -> argparse.ArgumentParser:
         f"{FINETUNE_LEARNING_RATE:g} that falls along a cosine, unless told otherwise.",
     )
     parser.add_argument("model", type=Path, metavar="MODEL.h5")
-    parser.add_argument("-o", "--out", type=Path, metavar="DIR", help="default: MODEL.k<K>")
+    parser.add_argument(
+        "-o", "--out", type=Path, metavar="DIR", help="default: MODEL.k<K>, or by the target"
+    )
     add = parser.add_argument_group("codebooks").add_argument
-    add("-k", type=int, default=K, metavar="K",
-        help="centroids of a layer, zero not counted (default %(default)s)")  # fmt: skip
+    add("-k", type=int, metavar="K",
+        help=f"centroids of a layer, zero not counted (default {K})")  # fmt: skip
     add("--k-last", type=int, metavar="K", help="of the last layer, if another")
     add("--layer-k", type=_layer_and_k, nargs="+", default=[], metavar="LAYER=K",
         help="of layers that differ, as conv1=32 conv2=8")  # fmt: skip
     add("--per-sign", action="store_true",
         help="K centroids for each sign, as in the released model")  # fmt: skip
-    add("--centroids", choices=("fp32", "fp16", "int8"), default="fp32",
-        help="how centroids are stored (default %(default)s)")  # fmt: skip
+    add("--centroids", choices=("fp32", "fp16", "int8"),
+        help="how centroids are stored (default fp32; fp16 with --lambda; with --allocate k what "
+        "suits each layer)")  # fmt: skip
     add("--algorithm", choices=("exact", "lloyd"), default="exact",
         help="the optimum (default), or Lloyd's with k-means++ and restarts")  # fmt: skip
     add("--method", choices=METHODS, default="kmeans",
         help="who fine-tunes: tied weights (default), or TF-MOT")  # fmt: skip
     add("--rounds", type=natural_number, default=0, metavar="N",
         help="first train with free weights for an epoch and cluster again, N times")  # fmt: skip
+    add = parser.add_argument_group("smallest file, instead of k").add_argument
+    add("--lambda", type=float, metavar="X", dest="lam",
+        help="relative error of the output that a bit a weight is worth, as 0.003: an output error "
+        "about 20 dB down")  # fmt: skip
+    add("--target-bytes", type=parse_bytes, metavar="N", help="largest file, as 60000 or 60k")
+    add("--target-percent", type=float, metavar="P", help="the same in percent of MODEL.h5")
+    add("--allocate", choices=("lambda", "k"), default="lambda",
+        help="what reaches the target: lambda (default) or the k of each layer")  # fmt: skip
+    add("--weighting", choices=("correlation", "power", "plain"), default="correlation",
+        help="of errors, with --lambda: by the correlation of a layer's inputs (default), by their "
+        "power, or all alike")  # fmt: skip
     add = parser.add_argument_group("file").add_argument
     add("--others", choices=("fp16", "fp32"), default="fp16",
         help="biases and normalisation (default %(default)s)")  # fmt: skip

@@ -380,6 +380,17 @@ def _fitted(levels: np.ndarray, indices: np.ndarray) -> tuple[np.ndarray, np.nda
     return weights, quarters.astype(np.int32)
 
 
+def fitted_contexts(values: np.ndarray, indices: np.ndarray) -> _Contexts:
+    """Returns the contexts that the coder chooses for some indices.
+
+    Args:
+        values: float32 [k], a codebook, ascending.
+        indices: int [rows, columns].
+    """
+    levels = _levels(values)
+    return _Contexts(levels, *_fitted(levels, indices))
+
+
 class _Coder:
     """What passes from kernel to kernel: counts, and how many rows have gone through.
 
@@ -450,10 +461,9 @@ def _pack_coded(
         mask = kept.reshape(_mask_shape(shape)).astype(np.uint8)
         coder.walk(mask.shape, _mask_contexts(), sender(mask))
     if len(values) > 1:
-        levels = _levels(values)
-        weights, thresholds = _fitted(levels, indices)
-        settings = struct.pack("<2b3H", *weights, *thresholds)
-        coder.walk(indices.shape, _Contexts(levels, weights, thresholds), sender(indices))
+        contexts = fitted_contexts(values, indices)
+        settings = struct.pack("<2b3H", *contexts.weights, *contexts.thresholds)
+        coder.walk(indices.shape, contexts, sender(indices))
     else:
         settings = b""
     words = encoder.get_compressed().astype("<u4").tobytes()

@@ -55,8 +55,9 @@ def test_rooms_import_only_what_they_may(path):
     ["speech.audio", "speech.augment", "speech.corpus", "speech.enhance", "speech.fcn",
      "speech.losses", "speech.mixing", "speech.modelfile", "speech.network", "speech.opencorpus",
      "speech.options", "speech.prepare", "speech.weights", "eval.cost", "eval.cycles",
-     "eval.metrics", "eval.run", "eval.scoring", "eval.sweep", "pruning.run", "pruning.surgery",
-     "timit_fcn_mse"],
+     "eval.metrics", "eval.run", "eval.scoring", "eval.sweep", "mnn.arbiter", "mnn.experiments",
+     "mnn.pool", "mnn.select", "mnn.selection", "mnn.selector", "mnn.tables", "mnn.train",
+     "pruning.run", "pruning.surgery", "timit_fcn_mse"],
 )  # fmt: skip
 def test_importing_needs_no_tensorflow(module):
     code = f"import sys, {module}; assert not {{'tensorflow', 'keras'}} & set(sys.modules)"

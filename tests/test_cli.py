@@ -16,7 +16,7 @@ ROOT = Path(__file__).parent.parent
     ("error", "message"),
     [
         (ValueError("two\nlines"), "error: two lines"),
-        (OSError(28, "No space left on device", "x.wav"), "error: x.wav: No space left on device"),
+        (OSError(13, "Permission denied", "x.wav"), "error: x.wav: Permission denied"),
         (MemoryError(), "error: not enough memory"),
         (KeyboardInterrupt(), "error: interrupted"),
     ],

@@ -164,10 +164,112 @@ def test_fine_tuning_keeps_codebooks_resumes_and_scores(model, tmp_path, capsys)
 
 
 @pytest.mark.parametrize(
+    "flags", [["--lambda", "0.01"], ["--lambda", "0.01", "--centroids", "int8"]]
+)
+def test_lambda_writes_both_files_the_same(flags, model, tmp_path, capsys, signals):
+    out = tmp_path / "q"
+    assert run.main([str(model), "-o", str(out), *flags]) == 0
+    assert_same_files(out)
+    for before, after in zip(kernels(model), kernels(out / "model.icse"), strict=True):
+        assert not after[:, ~before.any(axis=0)].any()
+    meta = read_model_file(out / "model.icse").meta["quantization"]
+    assert meta["lambda"] == 0.01 and "k" not in meta
+    assert meta["centroids"] == (flags[3] if len(flags) > 2 else "fp16")
+    assert "paper rule" in capsys.readouterr().out
+
+
+@pytest.fixture
+def signals(monkeypatch, rng):
+    """Short signals in place of the bundled mixtures."""
+    found = [rng.normal(0, 0.1, (2000, 1)).astype("f4") for _ in range(3)]
+    monkeypatch.setattr("quantization.calibration.bundled_signals", lambda: found)
+    return found
+
+
+@pytest.mark.parametrize("how", ["lambda", "k"])
+def test_a_target_is_kept(how, model, tmp_path, signals, capsys):
+    sizes = []
+    for share in (0.95, 0.7):
+        out = tmp_path / f"q{share}"
+        whole = tmp_path / "whole"
+        assert run.main([str(model), "-k", "16", "-o", str(whole)]) == 0
+        target = int(share * (whole / "model.icse").stat().st_size)
+        flags = ["--target-bytes", str(target), "--allocate", how, "-o", str(out)]
+        assert run.main([str(model), *flags]) == 0
+        assert_same_files(out)
+        sizes.append((out / "model.icse").stat().st_size)
+        assert sizes[-1] <= target
+    assert sizes[1] < sizes[0]
+    capsys.readouterr()
+    flags = ["--target-percent", "0.5", "--allocate", how, "-o", str(tmp_path / "none")]
+    assert run.main([str(model), *flags]) == 1
+    assert "cannot be reached: the smallest file" in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
+
+
+def test_tfmot_gets_the_network_as_it_is_and_the_centroids_of_kmeans(model, tmp_path, monkeypatch):
+    seen = {}
+
+    def cluster(layers, codebooks, **settings):
+        seen.update(layers=layers, codebooks=codebooks)
+        return cluster_layers(layers, Codebooks(k=4))
+
+    monkeypatch.setattr("quantization.tfmot_bridge.cluster", cluster)
+    monkeypatch.setattr(run, "_load_training", lambda options: (None, None, Settings, []))
+    out = tmp_path / "q"
+    flags = ["-k", "4", "--method", "tfmot", "-o", str(out), "--work", str(tmp_path / "w")]
+    assert run.main([str(model), *flags]) == 0
+    for given, kernel in zip(clustered_layers(seen["layers"]), kernels(model), strict=True):
+        assert_array_equal(given.weights["kernel"], kernel)
+    start = cluster_layers(read_model_file(model).layers, Codebooks(k=4))
+    for layer in clustered_layers(start):
+        kernel = layer.weights["kernel"]
+        assert_array_equal(seen["codebooks"][layer.name], np.unique(kernel[kernel != 0]))
+
+
+class Settings:
+    epochs, learning_rate, loss, seed, conv = 0, 1e-3, "mse", 0, "fast"
+
+
+def test_a_layer_of_one_value(rng):
+    """TF-MOT needs two centroids; a centroid of zero is one of them."""
+    layers = network(rng, (1, 2, 1))
+    layers[1].weights["kernel"][:] = np.float32(0.25)
+    layers[4].weights["kernel"][:] = np.resize(np.float32([-1, 1, 3]), (11, 2, 1))
+    clustered = list(layers)
+    clustered[4] = run_with_kernel(layers[4], np.where(layers[4].weights["kernel"] > 2, 3, 0))
+    found = run.codebooks_of(layers, clustered)
+    one, two = found[layers[1].name]
+    assert one == np.float32(0.25) and 0 < two - one < 1e-6
+    assert_array_equal(found[layers[4].name], [0, 3])
+    with pytest.raises(ValueError, match="only 1 distinct weights"):
+        cluster_layers(layers, Codebooks(k=2))
+
+
+def run_with_kernel(layer, kernel):
+    from quantization.kmeans import with_kernel
+
+    return with_kernel(layer, kernel.astype("f4"))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_lambda_is_fine_tuned_in_rounds(model, tmp_path, capsys):
+    out = tmp_path / "q"
+    command = [str(model), "--lambda", "0.01", "-o", str(out), "--work", str(tmp_path / "work"),
+               "--rounds", "1", "--finetune-epochs", "1", *SMALL]  # fmt: skip
+    assert run.main(command) == 0
+    assert_same_files(out)
+    for before, after in zip(kernels(model), kernels(out / "model.icse"), strict=True):
+        assert not after[:, ~before.any(axis=0)].any()
+    assert capsys.readouterr().out.count("lambda      0.01") == 2
+
+
+@pytest.mark.parametrize(
     ("flags", "message"),
     [
         (["-k", "1"], "k is 1"),
         (["-k", "100"], "distinct weights"),
+        (["--lambda", "0"], "lambda is"),
         (["--layer-k", "nowhere=4"], "no layer 'nowhere'"),
         (
             ["-k", "4", "--finetune-epochs", "1", "--timit", "/absent", "--noise", "/absent"],
@@ -185,7 +287,11 @@ def test_values_that_make_no_sense_are_one_line(flags, message, model, tmp_path,
 @pytest.mark.parametrize(
     "flags",
     [["--rounds", "2"], ["--layer-k", "conv1"], ["-k", "x"],
-     ["--rounds", "1", "--finetune-epochs", "1", "--method", "tfmot"]],
+     ["--rounds", "1", "--finetune-epochs", "1", "--method", "tfmot"],
+     ["--lambda", "0.01", "-k", "4"], ["--target-bytes", "5k", "-k", "4"], ["--target-bytes", "x"],
+     ["--target-bytes", "5k", "--target-percent", "4"], ["--target-percent", "100"],
+     ["--lambda", "0.01", "--allocate", "k"], ["--lambda", "0.01", "--method", "tfmot"],
+     ["--target-bytes", "5k", "--per-sign"], ["--lambda", "0.01", "--no-entropy"]],
 )  # fmt: skip
 def test_wrong_usage_exits_with_2(flags, model):
     with pytest.raises(SystemExit) as caught:

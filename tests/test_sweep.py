@@ -188,3 +188,95 @@ def test_the_command_prints_the_table(finished, tmp_path, capsys, monkeypatch):
     assert sweep.main(["--model", *models, *arguments]) == 0
     text = capsys.readouterr().out
     assert "| k4 " in text and str((tmp_path / "out").resolve()) in text
+
+
+# --------------------------------------------------------------------------------------------
+# The grid
+
+
+@pytest.fixture
+def small_model(tmp_path):
+    return write_model(tmp_path / "small.h5", 1)
+
+
+def test_a_grid_is_made_by_the_commands_and_not_made_again(small_model, tmp_path, monkeypatch):
+    from eval import grid
+
+    asked = grid.Grid((0.6, None), (None, 4), ("fp16",))
+    folder = tmp_path / "models"
+    points = asked.make(small_model, folder)
+    assert [(p.name, dict(p.labels)) for p in points] == [
+        ("theta0.6", {"theta": 0.6}),
+        ("theta0.6-k4-fp16", {"theta": 0.6, "k": 4, "centroids": "fp16"}),
+        ("k4-fp16", {"k": 4, "centroids": "fp16"}),
+    ]
+    from speech.modelfile import read_model_file
+
+    for point in points[1:]:
+        for layer in read_model_file(point.path).layers:
+            kernel = layer.weights.get("kernel", np.zeros(1))
+            assert len(np.unique(kernel[kernel != 0])) <= 4
+    times = [point.path.stat().st_mtime_ns for point in points]
+    monkeypatch.setattr("subprocess.run", lambda *_, **__: pytest.fail("made again"))
+    assert asked.make(small_model, folder) == points
+    assert times == [point.path.stat().st_mtime_ns for point in points]
+
+
+def test_another_model_or_setting_makes_it_again(small_model, tmp_path, monkeypatch):
+    from eval import grid
+
+    commands = []
+
+    class Done:
+        returncode, stderr = 0, ""
+
+    def run(command, **_):
+        commands.append(command[2:])
+        target = tmp_path / "m" / "k4-fp32" / "model.icse"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(b"made")
+        return Done()
+
+    monkeypatch.setattr("subprocess.run", run)
+    grid.Grid((None,), (4,), ("fp32",)).make(small_model, tmp_path / "m")
+    grid.Grid((None,), (4,), ("fp32",)).make(small_model, tmp_path / "m")
+    assert len(commands) == 1 and "--finetune-epochs" not in commands[0]
+    grid.Grid((None,), (4,), ("fp32",), 3).make(small_model, tmp_path / "m")
+    assert commands[1][commands[1].index("--finetune-epochs") + 1] == "3"
+    write_model(small_model, 2)
+    grid.Grid((None,), (4,), ("fp32",), 3).make(small_model, tmp_path / "m")
+    assert len(commands) == 3
+
+
+def test_a_failed_command_is_one_line(small_model, tmp_path, capsys):
+    arguments = ["--model", str(small_model), "--k", "99", "--out", str(tmp_path / "out")]
+    assert sweep.main(arguments) == 1
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert last.startswith("error: ") and "distinct weights" in last
+
+
+def test_the_grid_of_one_command(small_model, tmp_path, capsys, monkeypatch):
+    seen = {}
+
+    def fake(points, pairs, out, *, num_jobs):
+        seen["points"] = points
+        return [{"name": "noisy"}]
+
+    monkeypatch.setattr(sweep, "sweep", fake)
+    monkeypatch.setattr(sweep, "format_points", lambda table: "table")
+    monkeypatch.setattr(sweep, "_pairs", lambda options: [])
+    monkeypatch.setattr("eval.grid.make", lambda *_: None)
+    arguments = ["--model", str(small_model), "--theta", "0.65", "none", "--k", "none", "2", "4",
+                 "--centroids", "fp32", "int8", "--out", str(tmp_path / "out")]  # fmt: skip
+    assert sweep.main(arguments) == 0
+    names = [point.name for point in seen["points"]]
+    assert names[:2] == ["small", "theta0.65"] and len(set(names)) == len(names) == 2 + 2 * 4
+    for wrong in (
+        ["--model", str(small_model), f"b={small_model}", "--k", "4"],
+        ["--model", str(small_model), "--centroids", "fp16"],
+        ["--model", str(small_model), "--finetune-epochs", "2"],
+        ["--model", str(small_model), "--k", "x"],
+        ["--model", str(small_model), "--theta", "inf"],
+    ):
+        with pytest.raises(SystemExit, match="2"):
+            sweep.main(wrong)
