@@ -77,12 +77,11 @@ def rows(which: str) -> list[Row]:
 
     found = [channels(BASELINE, 0, "sparsity", True)]
     if which != "one-shot":
-        found += [channels(f"soft-{name}", SPARSITY, name, True) for name in CRITERIA]
-        found.append(Row("filters", ("--remove-filters", str(FILTER_SHARE)),
-            {"criterion": "filters", "share": FILTER_SHARE, "retrained": "yes"}))  # fmt: skip
-        found.append(
-            Row("small", (), {"criterion": "from scratch", "share": None, "retrained": "yes"})
-        )
+        soft = [channels(f"soft-{name}", SPARSITY, name, True) for name in CRITERIA]
+        filters = {"criterion": "filters", "share": FILTER_SHARE, "retrained": "yes"}
+        small = {"criterion": "from scratch", "share": None, "retrained": "yes"}
+        found += [soft[0], Row("filters", ("--remove-filters", str(FILTER_SHARE)), filters)]
+        found += [Row("small", (), small), *soft[1:]]
     if which != "retrained":
         found += [
             channels(f"{name}-{share:g}", share, name, False)

@@ -67,7 +67,7 @@ def learning_curve(
         title: Above the picture.
         loss: What the errors are.
     """
-    from matplotlib.ticker import MaxNLocator
+    from matplotlib.ticker import FormatStrFormatter, MaxNLocator
 
     figure, axes = _figure(7, 4.2)
     epochs = [row["epoch"] for row in history]
@@ -82,6 +82,8 @@ def learning_curve(
     axes.axvline(best["epoch"], color="0.6", linestyle=":", linewidth=1)
     if all(row[key] > 0 for row in history for key in ("training_loss", "validation_loss")):
         axes.set_yscale("log")
+        for set_formatter in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+            set_formatter(FormatStrFormatter("%.3g"))
     axes.set_xlabel("epoch")
     axes.set_ylabel(loss)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
