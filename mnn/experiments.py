@@ -1,0 +1,470 @@
+"""The three experiments of the paper: experts by noise type, by gender, by SNR (MNN, section 4).
+
+::
+
+    python -m mnn.experiments noise                               # bundled corpus, minutes
+    python -m mnn.experiments gender --timit TIMIT --noise NOISES # the paper's sizes
+
+Trains autoencoders and experts (`mnn.train`), mixes test utterances, lets every expert enhance each
+of them, and compares what is chosen, by eqs. (10) and (11) with each autoencoder and by the other
+scorings of `mnn.selection`, with chance (the mean of the experts) and the oracle (the best expert
+for each utterance). Recovery is (selected - chance) / (oracle - chance).
+
+Writes to ``--out``: the models, rows.jsonl (a line a mixture; the same command, killed or not, does
+none twice), report.md, scores.csv, results.json and report.png.
+
+At bundled scale all is smaller than in the paper: `SCALES` says how.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import csv
+import io
+import json
+import math
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mnn import published
+from mnn.tables import METRICS, confusion, report_markdown, tabulate
+from speech import cli
+from speech.cli import natural_number
+
+EXPERIMENTS = ("noise", "gender", "snr")
+DAES = ("128", "2048x2")
+
+#: Noise types of experiment 1; of the bundled corpus, the engine stands for the motorcycle.
+NOISE_TYPES = {"bundled": ("birds", "typing", "engine"), "paper": ("birds", "typing", "motorcycle")}
+
+SNRS_DB = (-5.0, 0.0, 5.0)
+GENDERS = {"male": "M", "female": "F"}
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How large an experiment is.
+
+    Attributes:
+        expert_nets: Key of `mnn.experts.NETS` by experiment.
+        expert_options: Of ``python -m mnn.train expert``.
+        dae_options: Of ``python -m mnn.train dae``, by net.
+        num_test: Test utterances by experiment: for each noise and condition; 0 for all.
+    """
+
+    expert_nets: dict[str, str]
+    expert_options: tuple[str, ...]
+    dae_options: dict[str, tuple[str, ...]]
+    num_test: dict[str, int]
+
+
+#: The paper: Rprop, batches of 1000 frames, up to 5000 iterations, tests of 20 (noise), 50 x 10
+#: noises (gender) and 20 x 10 noises (SNR) utterances. Bundled: Adam, which comes further in few
+#: iterations, and the smaller net in all experiments.
+SCALES = {
+    "paper": Scale(
+        {"noise": "512x2", "gender": "2048x2", "snr": "2048x2"},
+        (),
+        {"128": (), "2048x2": ()},
+        {"noise": 20, "gender": 50, "snr": 20},
+    ),
+    "bundled": Scale(
+        dict.fromkeys(EXPERIMENTS, "512x2"),
+        ("--optimizer", "adam", "--iterations", "500"),
+        {
+            "128": ("--optimizer", "adam", "--iterations", "1500"),
+            "2048x2": (
+                "--optimizer", "adam", "--learning-rate", "5e-4", "--iterations", "400",
+                "--batch-size", "250",
+            ),
+        },
+        {"noise": 20, "gender": 5, "snr": 5},
+    ),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What an expert is trained on, and a row of the test.
+
+    Attributes:
+        name: Of the expert and the row.
+        options: Of ``python -m mnn.train expert``.
+        noise: Pattern of the noise's name; '' for all.
+        gender: 'F', 'M' or '' for both.
+        snr_db: Of the test mixtures.
+    """
+
+    name: str
+    options: tuple[str, ...]
+    noise: str = ""
+    gender: str = ""
+    snr_db: float = 0.0
+
+
+def conditions_of(experiment: str, noise_types: Sequence[str]) -> list[Condition]:
+    """Returns the conditions of an experiment; each has its expert."""
+    if experiment == "noise":
+        return [Condition(name, ("--noise-type", name), noise=name) for name in noise_types]
+    if experiment == "gender":
+        return [Condition(name, ("--gender", key), gender=key) for name, key in GENDERS.items()]
+    return [
+        Condition(f"{snr_db:g} dB", ("--snr", f"{snr_db:g}"), snr_db=snr_db) for snr_db in SNRS_DB
+    ]
+
+
+def plan_tests(
+    condition: Condition,
+    utterances: Sequence[Any],
+    noises: Sequence[Any],
+    num_each: int,
+    seed: int,
+) -> list[Any]:
+    """Plans the test mixtures of a condition.
+
+    Args:
+        condition: See there.
+        utterances: Of test speakers.
+        noises: Parts that are not trained on.
+        num_each: Utterances for each noise; 0 for all.
+        seed: Of the noise segments.
+
+    Raises:
+        ValueError: No utterance or noise meets the condition.
+    """
+    from mnn.data import matching
+    from speech.corpus import spread_mixtures
+
+    if condition.noise:
+        noises = matching(noises, {"noise": [condition.noise]})
+    if condition.gender:
+        utterances = matching(utterances, {"gender": [condition.gender]})
+    return spread_mixtures(utterances, noises, [condition.snr_db], num_each or None, seed)
+
+
+def selections() -> list[tuple[str, str, str]]:
+    """Returns (metric, scoring, net of the autoencoder) of all that is compared."""
+    from mnn.selection import SCORINGS
+
+    plain = [("snr", "paper", net) for net in DAES]
+    return plain + [("ae", scoring, net) for scoring in SCORINGS for net in DAES]
+
+
+def judge_mixture(
+    plan: Any, experts: Sequence[Any], daes: dict[str, Any]
+) -> tuple[dict[str, dict[str, float]], dict[str, str]]:
+    """Runs all experts on a mixture, scores what they give, and lets all selections choose.
+
+    Args:
+        plan: The mixture.
+        experts: The pool.
+        daes: Autoencoders by net.
+
+    Returns:
+        Scores by expert and metric, and the pick by selection ('ae paper 128').
+    """
+    import numpy as np
+
+    from eval.metrics import METRICS as SCORES
+    from mnn.arbiter import Arbiter
+    from mnn.selection import costs, needs_of, pick, segment_bounds, segment_sums
+    from speech.corpus import render
+
+    mixture = render(plan)
+    noisy = mixture.noisy.astype(np.float32)
+    bounds = segment_bounds(len(noisy), None)
+    scores: dict[str, dict[str, float]] = {}
+    picks: dict[str, str] = {}
+    keys = [(expert.name, expert.sha256) for expert in experts]
+    for net, dae in daes.items():
+        chosen = [(metric, scoring) for metric, scoring, own in selections() if own == net]
+        needs = dict.fromkeys(name for each in chosen for name in needs_of(*each))
+        hearings = Arbiter(dae, tuple(needs)).hear(noisy, experts, keep=not scores)
+        for hearing in hearings:
+            if hearing.reason:
+                raise ValueError(f"{hearing.expert.name}: {hearing.reason}")
+            if hearing.signal is not None:
+                signal = hearing.signal.astype(np.float64)
+                scores[hearing.expert.name] = {
+                    name: SCORES[name](mixture.clean, signal).value for name in METRICS
+                }
+        hop = dae.conventions.stft.hop
+        sums = [segment_sums(hearing.statistics, bounds, hop) for hearing in hearings]
+        for metric, scoring in chosen:
+            _, cost = costs(sums, metric, scoring)
+            picks[f"{metric} {scoring} {net}"] = keys[pick(cost, keys)[0]][0]
+    return scores, picks
+
+
+# --------------------------------------------------------------------------------------------
+# The command
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit code."""
+    parser = _parser()
+    options = parser.parse_args(argv)
+    if (options.timit is None) != (options.noise is None):
+        parser.error("--timit and --noise go together")
+    options.scale = options.scale or ("bundled" if options.timit is None else "paper")
+    options.out = options.out or Path("runs") / f"mnn_{options.experiment}_{options.scale}"
+    options.noise_types = options.noise_types or NOISE_TYPES[
+        "bundled" if options.timit is None else "paper"
+    ]  # fmt: skip
+    cli.log_to_stderr()
+    return cli.run(lambda: _run(options))
+
+
+def _run(options: argparse.Namespace) -> int:
+    from mnn.selection import DEFAULT_SCORING
+
+    started = time.perf_counter()
+    scale = SCALES[options.scale]
+    conditions = conditions_of(options.experiment, options.noise_types)
+    plans = _test_plans(options, conditions, scale)
+    paths = _train(options, conditions, scale)
+    trained = time.perf_counter()
+    rows = _judge(options, plans, paths)
+    names = [condition.name for condition in conditions]
+    selected = [" ".join(each) for each in selections()]
+    table = tabulate(rows, names, selected)
+    default = f"ae {DEFAULT_SCORING} {DAES[0]}"
+    result = {
+        "experiment": options.experiment,
+        "scale": options.scale,
+        "experts": names,
+        "default": default,
+        "models": {name: sha for name, (_, sha) in paths.items()},
+        "table": table,
+        "confusion": {
+            which: confusion(rows, names, which) for which in (default, f"ae paper {DAES[0]}")
+        },
+        "published": {
+            metric: {
+                "experts": published.EXPERTS[options.experiment],
+                "columns": published.COLUMNS,
+                "rows": tables[options.experiment],
+            }
+            for metric, tables in published.TABLES.items()
+        },
+        "seconds": {
+            "training": trained - started, "testing": time.perf_counter() - trained,
+        },
+    }  # fmt: skip
+    text = report_markdown(result)
+    _write(options.out, result, rows, names, text)
+    print(text)
+    print(f"total time  {time.perf_counter() - started:.0f} s, training {trained - started:.0f} s")
+    print(f"results     {options.out.resolve()}")
+    return 0
+
+
+def _train(
+    options: argparse.Namespace, conditions: Sequence[Condition], scale: Scale
+) -> dict[str, tuple[Path, str]]:
+    """Trains what is not there yet; returns the path and hash of each model."""
+    from mnn import train
+    from speech.files import sha256_of
+
+    data = [] if options.timit is None else ["--timit", options.timit, "--noise", options.noise]
+    common = [*data, "--seed", options.seed, "--gpu", options.gpu]
+    jobs = [
+        (f"dae_{net}", ["dae", "--net", net, *scale.dae_options[net]]) for net in DAES
+    ]  # fmt: skip
+    net = scale.expert_nets[options.experiment]
+    jobs += [
+        (
+            condition.name,
+            ["expert", "--net", net, *scale.expert_options, *condition.options],
+        )
+        for condition in conditions
+    ]
+    paths = {}
+    for name, words in jobs:
+        out = options.out / "models" / f"{name.replace(' ', '_')}.h5"
+        print(f"\n{name}: {out}", flush=True)
+        code = train.main([str(word) for word in [*words, *common, "--out", out]])
+        if code:
+            raise ValueError(f"{name} was not trained; the reason stands above")
+        paths[name] = out, sha256_of(out)
+    return paths
+
+
+def _test_plans(
+    options: argparse.Namespace, conditions: Sequence[Condition], scale: Scale
+) -> list[tuple[Condition, Any]]:
+    from speech import corpus
+
+    if options.timit is None:
+        utterances, noises = corpus.bundled_speech("TEST"), corpus.bundled_noise("TEST")
+    else:
+        utterances = corpus.find_speech(options.timit, "TEST")
+        noises = corpus.find_noise(options.noise, "TEST")
+    num_each = scale.num_test[options.experiment]
+    return [
+        (condition, plan)
+        for condition in conditions
+        for plan in plan_tests(condition, utterances, noises, num_each, options.seed)
+    ]
+
+
+def _judge(
+    options: argparse.Namespace,
+    plans: Sequence[tuple[Condition, Any]],
+    paths: dict[str, tuple[Path, str]],
+) -> list[dict[str, Any]]:
+    """Returns a row for each mixture; those of an earlier run with the same models are kept."""
+    from mnn.dae import Autoencoder
+    from mnn.data import description
+    from mnn.features import fingerprint
+    from mnn.pool import open_expert
+    from mnn.selection import VERSION
+    from speech.files import write_text
+
+    daes = {net: Autoencoder(paths[f"dae_{net}"][0]) for net in DAES}
+    experts = [
+        open_expert(path, name) for name, (path, _) in paths.items() if not name.startswith("dae_")
+    ]
+    models = fingerprint(
+        [f"{name} {sha}" for name, (_, sha) in paths.items()]
+        + [" ".join(each) for each in selections()]
+        + [f"version {VERSION}"]
+    )
+    path = options.out / "rows.jsonl"
+    known = _read_rows(path, models)
+    write_text(path, "".join(json.dumps(row) + "\n" for row in known.values()))
+    rows = []
+    for condition, plan in cli.progress(plans, total=len(plans), label="testing"):
+        key = fingerprint([condition.name, *description([plan])])
+        if key not in known:
+            try:
+                scores, picks = judge_mixture(plan, experts, daes)
+            except ValueError as error:
+                print(f"skipped in the test: {cli.one_line(error)}", file=sys.stderr)
+                continue
+            known[key] = {
+                "key": key,
+                "models": models,
+                "condition": condition.name,
+                "name": plan.relative_path.as_posix(),
+                "scores": {
+                    name: {m: v if math.isfinite(v) else None for m, v in own.items()}
+                    for name, own in scores.items()
+                },
+                "picks": picks,
+            }
+            with path.open("a", encoding="utf-8") as stream:
+                stream.write(json.dumps(known[key]) + "\n")
+        rows.append(known[key])
+    if not rows:
+        raise ValueError("no test mixture could be made; the reasons stand above")
+    return rows
+
+
+def _read_rows(path: Path, models: str) -> dict[str, dict[str, Any]]:
+    rows = {}
+    if path.exists():
+        for line in path.read_text(encoding="utf-8").splitlines():
+            with contextlib.suppress(ValueError, KeyError, TypeError):  # cut by a kill
+                row = json.loads(line)
+                if row["models"] == models:
+                    rows[row["key"]] = row
+    return rows
+
+
+def draw(result: dict[str, Any], path: Path) -> None:
+    """Draws SDR by test condition: experts, chance, selections, oracle; the published beside."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    from eval.plots import COLORS
+    from speech.files import atomic_path
+
+    names, default = result["experts"], result["default"]
+    lines = [ln for ln in result["table"] if ln["metric"] == "sdr" and ln["condition"] != "all"]
+    columns = [*names, "chance", "snr paper 128", "ae paper 128", default, "oracle"]
+    num_experts = len(names)
+    own = result["published"]["sdr"]
+    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(1, 2, sharey=True)
+    ours = {line["condition"]: [line[c] for c in columns] for line in lines if line["n"]}
+    places = [*range(num_experts + 1), num_experts + 1, num_experts + 3, num_experts + 5]
+    paper = {name: [values[place] for place in places] for name, values in own["rows"].items()}
+    labels = [*(f"expert {n}" for n in names), "chance", "eq. 11, 128", "eq. 10, 128",
+              f"{default.split()[1]}, 128", "oracle"]  # fmt: skip
+    for ax, groups, heads, title in (
+        (axes[0], ours, labels, f"ours ({result['scale']} scale)"),
+        (axes[1], paper, [h for h in labels if h != labels[-2]], published.SOURCE),
+    ):
+        width = 0.8 / len(heads)
+        for index, head in enumerate(heads):
+            x = [place + (index - len(heads) / 2 + 0.5) * width for place in range(len(groups))]
+            heights = [values[index] for values in groups.values()]
+            color = COLORS[labels.index(head) % len(COLORS)]
+            ax.bar(x, heights, width, label=head, color=color)
+        ax.set_xticks(range(len(groups)), list(groups))
+        ax.set_title(title)
+        ax.axhline(0, color="black", linewidth=0.6)
+    axes[0].set_ylabel("SDR in dB")
+    axes[0].legend(fontsize=7)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=150)
+
+
+def _write(
+    out: Path,
+    result: dict[str, Any],
+    rows: Sequence[dict[str, Any]],
+    names: Sequence[str],
+    text: str,
+) -> None:
+    from speech.files import write_json, write_text
+    from speech.runinfo import run_info
+
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    picks = list(rows[0]["picks"])
+    writer.writerow(
+        ["condition", "name", *(f"{metric} {name}" for metric in METRICS for name in names)]
+        + [f"pick {which}" for which in picks]
+    )
+    for row in rows:
+        writer.writerow(
+            [row["condition"], row["name"]]
+            + [row["scores"][name][metric] for metric in METRICS for name in names]
+            + [row["picks"][which] for which in picks]
+        )
+    write_text(out / "scores.csv", stream.getvalue())
+    write_text(out / "report.md", text)
+    write_json(out / "results.json", {**result, **run_info()})
+    draw(result, out / "report.png")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m mnn.experiments",
+        description="Train experts and autoencoders, let them choose, and print the paper's "
+        "tables beside ours. The same command resumes.",
+    )
+    add = parser.add_argument
+    add("experiment", choices=EXPERIMENTS, help="what the experts differ in")
+    add("--timit", type=Path, metavar="DIR", help="TIMIT, or any tree with TRAIN and TEST")
+    add("--noise", type=Path, metavar="DIR", help="noise recordings to mix with --timit")
+    add("--noise-types", nargs="+", metavar="NAME",
+        help="of experiment noise (default: birds typing motorcycle, bundled: engine)")  # fmt: skip
+    add("--scale", choices=tuple(SCALES),
+        help="sizes and iterations (default: bundled, with --timit paper)")  # fmt: skip
+    add("--out", type=Path, metavar="DIR", help="default runs/mnn_EXPERIMENT_SCALE")
+    add("--seed", type=natural_number, default=0, metavar="N", help="default 0")
+    add("--gpu", default="0", metavar="LIST", help="0 (default), or -1 for the CPU")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

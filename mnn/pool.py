@@ -1,0 +1,400 @@
+"""Experts of any kind under one roof: what each takes, and how it is run.
+
+=========== ============================================== ====================================
+kind        what it is                                     what it gives
+=========== ============================================== ====================================
+mask        Dense network over spectra, .h5 or .icse       a mask, times the mixture's spectrum
+magnitude   likewise                                       |speech|, with the mixture's phase
+waveform    network over samples, .h5 or .icse             samples
+onnx        network over samples, .onnx (extra ``[onnx]``) samples
+folder      files that any other tool has made             samples
+=========== ============================================== ====================================
+
+The ``kind`` in the ``speech_meta`` of a model file says which it is. Without one, convolutions from
+one channel to one channel are taken for a waveform model, and a Dense network from an odd number
+of frames of 513 bins to 513 bins that ends in the logistic function for a mask; anything else is
+asked about. Samples are at 16 kHz. A network over samples is given the signal divided by its
+maximum, as `speech.enhance` does.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+from mnn.blocks import Synthesis, frame_blocks, stft_frames
+from mnn.features import Conventions, conventions_of, network_input, scaled_magnitudes
+from mnn.layers import DenseNetwork
+from speech.audio import SAMPLE_RATE_HZ, read_multichannel, resample
+from speech.enhance import Enhancer
+from speech.files import sha256_of
+from speech.modelfile import ModelFile, read_model_file
+from speech.stft import DEFAULT
+
+SPECTRAL_KINDS = ("mask", "magnitude")
+
+#: A file of another tool may be so much longer or shorter at 16 kHz: resampling rounds.
+LENGTH_TOLERANCE_SAMPLES = 16
+
+#: A wider context than any model has, to tell shapes from chance.
+_MAX_CONTEXT = 99
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a signal comes from, for experts that look it up.
+
+    Attributes:
+        relative: Path of its file below the input folder, or its name.
+        channel: Which channel of the file, from 0.
+    """
+
+    relative: Path = Path()
+    channel: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Expert:
+    """One expert.
+
+    Attributes:
+        name: In tables; unique in a pool.
+        kind: See the module.
+        source: The model file or folder.
+        sha256: Of the model file; '' for a folder.
+        conventions: What an expert over spectra takes; None for one over samples.
+    """
+
+    name: str
+    kind: str
+    source: Path
+    sha256: str = ""
+    conventions: Conventions | None = None
+    _run: Callable[..., np.ndarray] = field(default=None, repr=False)
+
+    @property
+    def is_spectral(self) -> bool:
+        """Whether it takes spectra, so that one STFT serves it and others."""
+        return self.conventions is not None
+
+    @property
+    def halo(self) -> int:
+        """Frames on either side that the estimate of a frame depends on."""
+        return self.conventions.context // 2 if self.conventions else 0
+
+    def estimate(self, spectra: np.ndarray, mixture_level: float) -> np.ndarray:
+        """Returns the spectra of the speech: complex64 [num_frames, num_bins], spectral kinds only.
+
+        Args:
+            spectra: Of the mixture, complex64 [num_frames, num_bins].
+            mixture_level: `mnn.features.level` of the mixture.
+        """
+        config = self.conventions.stft
+        frames = scaled_magnitudes(spectra, mixture_level, config)
+        output = self._run(network_input(frames, self.conventions))
+        if self.kind == "magnitude":
+            output = np.divide(output, frames, out=np.zeros_like(frames), where=frames > 0)
+        return output * spectra
+
+    def signal(self, noisy: np.ndarray, mixture_level: float, place: Place) -> np.ndarray:
+        """Returns the speech: float32 [num_samples], for every kind.
+
+        Args:
+            noisy: float32 [num_samples] at 16 kHz.
+            mixture_level: `mnn.features.level` of the mixture.
+            place: Where ``noisy`` comes from.
+
+        Raises:
+            ValueError: There is none, or it is not finite.
+        """
+        if not self.is_spectral:
+            return self._run(noisy, place)
+        config = self.conventions.stft
+        num_frames = config.num_frames(len(noisy))
+        synthesis, parts = Synthesis(len(noisy), config), []
+        for start, stop in frame_blocks(num_frames):
+            first, last = max(0, start - self.halo), min(num_frames, stop + self.halo)
+            estimate = self.estimate(stft_frames(noisy, first, last, config), mixture_level)
+            parts.append(synthesis.add(estimate[start - first : stop - first]))
+        return np.concatenate(parts)
+
+
+def open_expert(path: str | os.PathLike, name: str | None = None) -> Expert:
+    """Opens a model file as an expert.
+
+    Args:
+        path: .h5, .icse or .onnx, possibly from a stranger.
+        name: In tables; default: the file's name without its ending.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: The file is refused, or it is not clear what it takes and gives.
+    """
+    path = Path(path)
+    name = name or path.stem
+    if path.suffix.lower() == ".onnx":
+        return _onnx_expert(path, name)
+    file = read_model_file(path)
+    kind = file.meta.get("kind") or _kind_of_shapes(file)
+    if kind in SPECTRAL_KINDS:
+        return _spectral_expert(file, kind, name)
+    if kind == "autoencoder":
+        raise ValueError(f"{path}: is an autoencoder, which judges experts; give it as --dae")
+    # The file is read again: an Enhancer is made of a path.
+    enhancer = Enhancer(path)
+    return Expert(name, "waveform", path, file.sha256, None, _samples_of(enhancer))
+
+
+def open_pool(
+    paths: Sequence[str | os.PathLike],
+    candidates: Sequence[tuple[str, Path]] = (),
+    *,
+    strict: bool = False,
+) -> tuple[list[Expert | None], list[str]]:
+    """Opens experts under names that tell them apart.
+
+    Args:
+        paths: Model files.
+        candidates: (name, folder) of files that other tools have made.
+        strict: Raise at the first that is refused.
+
+    Returns:
+        One expert a path and candidate, None for a refused one; and the reasons.
+
+    Raises:
+        ValueError: Two have the same name; with ``strict``, one is refused.
+    """
+    paths = [Path(path) for path in paths]
+    names = names_of(paths) + [name for name, _ in candidates]
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise ValueError(f"two experts are named {twice[0]!r}; give each another name")
+    experts, refused = [], []
+    makers = [
+        lambda path=path, name=name: open_expert(path, name)
+        for path, name in zip(paths, names, strict=False)
+    ]
+    makers += [lambda name=name, folder=folder: folder_expert(name, folder)
+               for name, folder in candidates]  # fmt: skip
+    for make in makers:
+        try:
+            experts.append(make())
+        except (ValueError, OSError) as error:
+            if strict:
+                raise
+            from speech.cli import one_line
+
+            experts.append(None)
+            refused.append(one_line(error))
+    return experts, refused
+
+
+def names_of(paths: Sequence[Path]) -> list[str]:
+    """Returns a short name for each path: the stem, with its folder where stems are alike.
+
+    Files that differ in their ending only keep it; the same file named twice is numbered.
+    """
+    for short in (
+        lambda path: path.stem,
+        lambda path: path.name,
+        lambda path: "/".join(path.parts[-2:]),
+        str,
+    ):
+        names = [short(path) for path in paths]
+        if len(set(names)) == len(names):
+            return names
+    counts: Counter = Counter()
+    for place, name in enumerate(names):
+        counts[name] += 1
+        names[place] = f"{name}#{counts[name]}" if counts[name] > 1 else name
+    return names
+
+
+def folder_expert(name: str, folder: Path) -> Expert:
+    """Makes an expert of files that another tool has enhanced.
+
+    A file belongs to an input by its path below the folder, audio endings apart; else by its name,
+    where only one file has it. Its rate may differ (it is resampled), its duration may not; one
+    channel serves all channels of an input.
+
+    Raises:
+        ValueError: The folder is missing or holds no audio.
+    """
+    from speech.audio import find_audio
+
+    by_path: dict[str, list[Path]] = {}
+    for path in find_audio(folder):
+        for key in {_bare(path.relative_to(folder)), _bare(Path(path.name))}:
+            by_path.setdefault(key, []).append(path)
+    kept: list[Any] = [None, None]  # the last file, for its other channels
+
+    def run(noisy: np.ndarray, place: Place) -> np.ndarray:
+        keys = _bare(place.relative), _bare(Path(place.relative.name))
+        found = next((by_path[key] for key in keys if len(by_path.get(key, ())) == 1), None)
+        if found is None:
+            why = "several files" if keys[-1] in by_path else "no file"
+            raise ValueError(f"{folder}: {why} for {place.relative}")
+        if kept[0] != found[0]:
+            kept[:] = found[0], read_multichannel(found[0])
+        audio = kept[1]
+        num_channels = audio.samples.shape[1]
+        if num_channels > 1 and place.channel >= num_channels:
+            raise ValueError(f"{found[0]}: has no channel {place.channel + 1}")
+        channel = min(place.channel, num_channels - 1)
+        samples = resample(
+            np.ascontiguousarray(audio.samples[:, channel]), audio.source_rate_hz, SAMPLE_RATE_HZ
+        )
+        difference = len(samples) - len(noisy)
+        if abs(difference) > LENGTH_TOLERANCE_SAMPLES:
+            raise ValueError(
+                f"{found[0]}: {len(samples)} samples at 16 kHz, the noisy file {len(noisy)}"
+            )
+        return samples[: len(noisy)] if difference >= 0 else np.pad(samples, (0, -difference))
+
+    return Expert(name, "folder", Path(folder), "", None, run)
+
+
+def _bare(path: Path) -> str:
+    from speech.corpus import audio_stem
+
+    return (path.parent / audio_stem(path)).as_posix().lower()
+
+
+def _kind_of_shapes(file: ModelFile) -> str:
+    """Tells from the shapes what a model without a ``kind`` is.
+
+    Raises:
+        ValueError: It is not clear; the message asks.
+    """
+    kernels = [layer.weights["kernel"] for layer in file.layers if "kernel" in layer.weights]
+    if kernels and all(kernel.ndim == 3 for kernel in kernels):
+        if kernels[0].shape[1] == 1 and kernels[-1].shape[2] == 1:
+            return "waveform"
+    elif kernels and all(kernel.ndim == 2 for kernel in kernels):
+        context, rest = divmod(kernels[0].shape[0], DEFAULT.num_bins)
+        fits = not rest and context % 2 and context <= _MAX_CONTEXT
+        if fits and kernels[-1].shape[1] == DEFAULT.num_bins:
+            if _last_activation(file) == "sigmoid":
+                return "mask"
+    shapes = f"{kernels[0].shape} to {kernels[-1].shape}" if kernels else "none"
+    raise ValueError(
+        f"{file.path}: what does it take and give? Its speech_meta names no kind, and its kernels, "
+        f"{shapes}, leave it open; write kind (waveform, mask or magnitude), and for spectra stft, "
+        "context and input_scale, into its speech_meta (speech.weights.save_model)"
+    )
+
+
+def _last_activation(file: ModelFile) -> str:
+    for layer in reversed(file.layers):
+        if layer.class_name != "Dropout":
+            return str(layer.config.get("activation", "linear"))
+    return "linear"
+
+
+def _spectral_expert(file: ModelFile, kind: str, name: str) -> Expert:
+    if "kind" in file.meta:
+        conventions = conventions_of(file.meta, kind, file.path)
+    else:
+        first = next(layer for layer in file.layers if "kernel" in layer.weights)
+        conventions = Conventions(first.weights["kernel"].shape[0] // DEFAULT.num_bins)
+    kernels = [layer.weights["kernel"] for layer in file.layers if "kernel" in layer.weights]
+    if not kernels or any(kernel.ndim != 2 for kernel in kernels):
+        raise ValueError(f"{file.path}: is a {kind} model, but not of Dense layers, frame by frame")
+    sizes = kernels[0].shape[0], kernels[-1].shape[1]
+    if sizes != (conventions.num_inputs, conventions.stft.num_bins):
+        raise ValueError(
+            f"{file.path}: takes {sizes[0]} values and gives {sizes[1]}, but its speech_meta calls "
+            f"for {conventions.num_inputs} and {conventions.stft.num_bins}"
+        )
+    try:
+        run: Callable[..., np.ndarray] = DenseNetwork(file.layers)
+    except ValueError:
+        run = _keras_frames(file)
+    return Expert(name, kind, file.path, file.sha256, conventions, run)
+
+
+def _keras_frames(file: ModelFile) -> Callable[[np.ndarray], np.ndarray]:
+    """Runs a network over frames, [num_frames, num_inputs], of layers that `mnn.layers` lacks."""
+    from speech.device import quiet_start
+
+    with quiet_start():
+        import keras
+
+    from speech.weights import build_model
+
+    model = build_model(file.layers)
+    return lambda frames: np.array(
+        keras.ops.convert_to_numpy(model(frames, training=False)), np.float32
+    )
+
+
+def _samples_of(enhancer: Enhancer) -> Callable[[np.ndarray, Place], np.ndarray]:
+    return lambda noisy, place: enhancer.enhance(noisy)
+
+
+class _OnnxEnhancer(Enhancer):
+    """Runs an ONNX model over samples the way `speech.enhance` runs its own."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            import onnxruntime
+        except ImportError:
+            raise ValueError(
+                f"{path}: needs onnxruntime; run: pip install 'small-speech-enhancement[onnx]'"
+            ) from None
+        if not path.is_file():
+            raise FileNotFoundError(2, "no such model file; check the path", str(path))
+        try:
+            session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        except Exception as error:  # onnxruntime raises its own classes, derived from Exception
+            reason = " ".join(str(error).split())[:200]
+            raise ValueError(f"{path}: refused by onnxruntime ({reason})") from None
+        inputs, outputs = session.get_inputs(), session.get_outputs()
+        shape = inputs[0].shape
+        time = [axis for axis, size in enumerate(shape) if not isinstance(size, int)]
+        if len(time) == 2 and time[0] == 0:  # the batch is free too
+            time = time[1:]
+        others = [size for axis, size in enumerate(shape) if axis not in (time + [0])]
+        if (
+            len(inputs) != 1 or len(outputs) != 1 or inputs[0].type != "tensor(float)"
+            or len(time) != 1 or any(size != 1 for size in others)
+        ):  # fmt: skip
+            raise ValueError(
+                f"{path}: what does it take and give? Expected one float input of samples, [1, "
+                f"time], [1, time, 1] or [1, 1, time], and one output; it takes "
+                f"{[f'{item.name} {item.shape}' for item in inputs]} and gives "
+                f"{[item.name for item in outputs]}"
+            )
+        rate = session.get_modelmeta().custom_metadata_map.get("sample_rate_hz", "16000")
+        if rate != str(SAMPLE_RATE_HZ):
+            raise ValueError(f"{path}: works at {rate} Hz; only {SAMPLE_RATE_HZ} Hz is supported")
+        self.file = SimpleNamespace(path=path)
+        self.engine = "onnx"
+        self._session, self._name, self._shape = session, inputs[0].name, [1] * len(shape)
+        self._shape[time[0]] = -1
+        self._run = self._run_onnx
+
+    def _run_onnx(self, signal: np.ndarray, threads: int | None) -> np.ndarray:
+        given = signal.reshape(self._shape)
+        try:
+            (output,) = self._session.run(None, {self._name: given})
+        except Exception as error:
+            reason = " ".join(str(error).split())[:200]
+            raise ValueError(f"{self.file.path}: onnxruntime failed ({reason})") from None
+        output = np.asarray(output, np.float32).reshape(-1)
+        if len(output) != len(signal):
+            raise ValueError(
+                f"{self.file.path}: gave {len(output)} samples for {len(signal)}; expected as many"
+            )
+        return output
+
+
+def _onnx_expert(path: Path, name: str) -> Expert:
+    enhancer = _OnnxEnhancer(path)
+    return Expert(name, "onnx", path, sha256_of(path), None, _samples_of(enhancer))

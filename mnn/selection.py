@@ -1,0 +1,401 @@
+"""Which of several estimates of the speech is best, by an autoencoder that knows clean speech.
+
+Symbols: x is the mixture, s an expert's estimate, D(s) what the autoencoder makes of it: magnitudes
+[num_frames, num_bins], all divided by the same factor, the level of the mixture (`mnn.features`),
+so that a common gain changes nothing. Sums run over frames and bins.
+
+Metrics (MNN, section 3.1):
+
+    ae    E = sum (s - D(s))^2, eq. (10); the smallest wins
+    snr   10 log10(sum s(t)^2 / sum (s(t) - r(t))^2) in dB, eq. (11), where r(t) is the signal of
+          D(s) with the phase of the estimate; the largest wins
+
+Eq. (10) is not free of scale: what is not there can't be reconstructed badly, so an expert that
+returns next to nothing beats all others. Dividing by the energy of the estimate is no answer: it
+forgives noise that an expert has left. The scorings of the metric ae, all to be minimised:
+
+    paper     E, the literal form
+    level     E / sum s^2
+    lost      E + 0.25 sum max(0, D(x) - s)^2: speech that the autoencoder hears in the mixture and
+              misses in the estimate, the guard on lost speech
+    residual  E + 0.12 sum |x - s|^2, the difference taken before magnitudes: whatever is removed
+              costs a part of its energy, so it only pays to remove what is reconstructed worse
+    band      E / sum s^2 over the bins from 200 to 5000 Hz
+    log       sum (log(s + 0.1) - log(D(s) + 0.1))^2
+    balanced  (E + 0.02 sum |x - s|^2) / (sum s^2 / sum x^2)^(3/4), the default: what is removed is
+              charged, and the power, between 0 of the literal form and 1 of the level-free one,
+              lets leftover noise count. An estimate more than 3 dB below the level at which it
+              fits the mixture best is taken to be raised to there (E and s grow alike), so that
+              turning it down further gains nothing
+
+Numbers and default were chosen on mixtures of held-back speech of the bundled corpus' training part
+(`python -m mnn.experiments` compares them). All but ``paper`` also pass over an estimate that has
+less than a thousandth of the energy of the mixture in the whole file, unless there is no other.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+METRICS = ("ae", "snr")
+
+#: Raise it with any change of a score: choices kept from earlier runs are then made anew.
+VERSION = "1"
+
+DEFAULT_SCORING = "balanced"
+
+#: Below this share of the mixture's energy (-30 dB) an estimate is as good as silent.
+SILENT_SHARE = 1e-3
+
+BAND_HZ = (200.0, 5000.0)
+LOG_FLOOR = 0.1
+
+#: Of the gain that fits an estimate best to the mixture; that of masks is mostly 1 to 1.6.
+QUIET_GAIN = 1.4
+
+LOST_RATE, RESIDUAL_RATE, BALANCED_RATE, BALANCED_POWER = 0.25, 0.12, 0.02, 0.75
+
+#: How strongly the better estimates prevail in a combination.
+COMBINE_POWER = 16.0
+
+#: SNRs of eq. (11) stay within this, also where there is silence.
+MAX_SNR_DB = 200.0
+
+Frames = np.ndarray
+_Statistic = Callable[[Frames, Frames, Frames, Frames | None], np.ndarray]
+
+
+def energy_by_frame(values: np.ndarray) -> np.ndarray:
+    """Returns the sum of squares over bins: float64 [num_frames], added up in their own type."""
+    return np.einsum("tb,tb->t", values, values).astype(np.float64, copy=False)
+
+
+def _band(frames: Frames) -> Frames:
+    from speech.audio import SAMPLE_RATE_HZ
+
+    hz = np.linspace(0, SAMPLE_RATE_HZ / 2, frames.shape[1])
+    first, stop = np.searchsorted(hz, BAND_HZ)
+    return frames[:, first:stop]
+
+
+#: What is known of a frame; each gets (s, D(s), x, D(x)), D(x) only where ``NEEDS_HEARD`` says so.
+STATISTICS: dict[str, _Statistic] = {
+    "error": lambda s, d, x, dx: energy_by_frame(s - d),
+    "energy": lambda s, d, x, dx: energy_by_frame(s),
+    "mixture": lambda s, d, x, dx: energy_by_frame(x),
+    "lost": lambda s, d, x, dx: energy_by_frame(np.maximum(dx - s, 0)),
+    "band_error": lambda s, d, x, dx: energy_by_frame(_band(s) - _band(d)),
+    "band_energy": lambda s, d, x, dx: energy_by_frame(_band(s)),
+    "log_error": lambda s, d, x, dx: energy_by_frame(
+        np.log((s + np.float32(LOG_FLOOR)) / (d + np.float32(LOG_FLOOR)))
+    ),
+}
+NEEDS_HEARD = ("lost",)
+
+#: Statistics that are not made of magnitudes alone; `mnn.arbiter` computes them.
+RESIDUAL, DIFFERENCE = "residual", "difference"
+
+_GUARD = ("energy", "mixture")
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """One way to score under the metric ae.
+
+    Attributes:
+        needs: Names of statistics.
+        cost: From their sums, [num_experts, num_segments] each, the cost of the same shape.
+        guarded: Whether estimates that are as good as silent are passed over.
+    """
+
+    needs: tuple[str, ...]
+    cost: Callable[[Mapping[str, np.ndarray]], np.ndarray]
+    guarded: bool = True
+
+
+def _share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    """Returns part / whole; 0 where both are 0."""
+    return np.divide(part, whole, out=np.zeros_like(part), where=whole > 0)
+
+
+def _balanced(sums: Mapping[str, np.ndarray]) -> np.ndarray:
+    error, energy, mixture = (sums[name] for name in ("error", "energy", "mixture"))
+    product = (mixture + energy - sums["residual"]) / 2  # <x, s>, from |x - s|^2
+    fit = _share(product.sum(axis=1, keepdims=True), energy.sum(axis=1, keepdims=True))
+    gain = np.maximum(fit / QUIET_GAIN, 1.0)
+    energy = gain**2 * energy
+    residual = np.maximum(mixture - 2 * gain * product + energy, 0.0)
+    kept = np.maximum(_share(energy, mixture), 1e-12)
+    return (gain**2 * error + BALANCED_RATE * residual) / kept**BALANCED_POWER
+
+
+SCORINGS: dict[str, Scoring] = {
+    "paper": Scoring(("error",), lambda sums: sums["error"], guarded=False),
+    "level": Scoring(("error", "energy"), lambda sums: _share(sums["error"], sums["energy"])),
+    "lost": Scoring(("error", "lost"), lambda sums: sums["error"] + LOST_RATE * sums["lost"]),
+    "residual": Scoring(
+        ("error", "residual"), lambda sums: sums["error"] + RESIDUAL_RATE * sums["residual"]
+    ),
+    "band": Scoring(
+        ("band_error", "band_energy"),
+        lambda sums: _share(sums["band_error"], sums["band_energy"]),
+    ),
+    "log": Scoring(("log_error",), lambda sums: sums["log_error"]),
+    "balanced": Scoring(("error", "residual", "energy", "mixture"), _balanced),
+}
+
+
+def needs_of(metric: str, scoring: str) -> tuple[str, ...]:
+    """Returns the names of the statistics that a metric and a scoring call for.
+
+    Raises:
+        ValueError: There is no such metric or scoring.
+    """
+    if metric not in METRICS:
+        raise ValueError(f"metric is {metric!r}; give one of {', '.join(METRICS)}")
+    if scoring not in SCORINGS:
+        raise ValueError(f"scoring is {scoring!r}; give one of {', '.join(SCORINGS)}")
+    own = (DIFFERENCE,) if metric == "snr" else SCORINGS[scoring].needs
+    guard = _GUARD if SCORINGS[scoring].guarded else ()
+    return tuple(dict.fromkeys((*own, *guard)))
+
+
+@dataclass(frozen=True, eq=False)
+class Statistics:
+    """What the autoencoder found in one estimate.
+
+    Attributes:
+        frames: float64 [num_frames] by name; frame t is centred at sample hop * (t - 1).
+        hops: float64 [num_hops] by name ('signal', 'difference'): energies over hop samples.
+    """
+
+    frames: dict[str, np.ndarray]
+    hops: dict[str, np.ndarray] = field(default_factory=dict)
+
+    def __add__(self, other: Statistics) -> Statistics:
+        """Adds the statistics of another channel of the same length."""
+        return Statistics(
+            {name: values + other.frames[name] for name, values in self.frames.items()},
+            {name: values + other.hops[name] for name, values in self.hops.items()},
+        )
+
+
+def frame_statistics(
+    names: Sequence[str],
+    estimate: np.ndarray,
+    rebuilt: np.ndarray,
+    mixture: np.ndarray,
+    heard: np.ndarray | None = None,
+) -> dict[str, np.ndarray]:
+    """Computes those of the named statistics that follow from magnitudes.
+
+    Args:
+        names: Keys of `STATISTICS`; others are left out.
+        estimate: float [num_frames, num_bins], s.
+        rebuilt: Likewise D(s).
+        mixture: Likewise x.
+        heard: Likewise D(x); needed for those of `NEEDS_HEARD`.
+
+    Returns:
+        float64 [num_frames] by name.
+    """
+    chosen = [name for name in names if name in STATISTICS]
+    return {name: STATISTICS[name](estimate, rebuilt, mixture, heard) for name in chosen}
+
+
+def rebuilt_difference(
+    spectra: np.ndarray, frames: np.ndarray, rebuilt: np.ndarray, scale: float
+) -> np.ndarray:
+    """Returns the spectra of estimate minus reconstruction, both with the estimate's phase.
+
+    Args:
+        spectra: Of the estimate, complex [num_frames, num_bins].
+        frames: |spectra| / scale.
+        rebuilt: What the autoencoder made of ``frames``.
+        scale: Factor from the scale of the networks to that of the spectra.
+
+    Returns:
+        Like ``spectra``; where those are next to 0, their phase is taken to be 0.
+    """
+    magnitude = np.abs(spectra)
+    # Denormal numbers have no reciprocal in float32; next to them the phase does not matter.
+    usable = magnitude > 1e-30
+    reciprocal = np.divide(1, magnitude, out=np.zeros_like(magnitude), where=usable)
+    phase = np.where(usable, spectra * reciprocal, 1)
+    return ((frames - rebuilt) * phase * np.float32(scale)).astype(spectra.dtype, copy=False)
+
+
+def energy_by_hop(signal: np.ndarray, hop: int) -> np.ndarray:
+    """Returns the energy of each ``hop`` samples, the last of which may be fewer: float64."""
+    whole = len(signal) // hop * hop
+    energies = [
+        np.sum(np.square(part.reshape(-1, hop), dtype=np.float64), axis=1)
+        for part in np.split(signal[:whole], range(hop << 12, whole, hop << 12))
+    ]
+    if whole < len(signal):
+        energies.append(np.sum(np.square(signal[whole:], dtype=np.float64), keepdims=True))
+    return np.concatenate(energies)
+
+
+# --------------------------------------------------------------------------------------------
+# From statistics to a choice
+
+
+def segment_bounds(num_samples: int, segment_samples: int | None) -> np.ndarray:
+    """Returns where segments begin and the last one ends: int [num_segments + 1].
+
+    A rest of less than half a segment belongs to the last one.
+
+    Args:
+        num_samples: Length of the signal.
+        segment_samples: Length of a segment; None for one segment.
+    """
+    if not segment_samples:
+        return np.array([0, num_samples])
+    count = max(1, math.floor(num_samples / segment_samples + 0.5))
+    return np.append(np.arange(count) * segment_samples, num_samples)
+
+
+def segment_sums(statistics: Statistics, bounds: np.ndarray, hop: int) -> dict[str, np.ndarray]:
+    """Adds statistics up over segments.
+
+    Args:
+        statistics: Of one estimate.
+        bounds: From `segment_bounds`.
+        hop: Samples from frame to frame.
+
+    Returns:
+        float64 [num_segments] by name. A frame belongs to the segment that holds its centre, those
+        before the first sample or behind the last to the nearest.
+    """
+    sums = {}
+    for group, shift in ((statistics.frames, 1), (statistics.hops, 0)):
+        for name, values in group.items():
+            places = (np.arange(len(values)) - shift) * hop
+            segment = np.searchsorted(bounds[1:-1], places, side="right")
+            sums[name] = np.bincount(segment, values, minlength=len(bounds) - 1)
+    return sums
+
+
+def costs(
+    sums: Sequence[Mapping[str, np.ndarray]], metric: str = "ae", scoring: str = DEFAULT_SCORING
+) -> tuple[np.ndarray, np.ndarray]:
+    """Scores estimates; what each expert gets does not depend on the others.
+
+    Args:
+        sums: Per expert, from `segment_sums`.
+        metric: 'ae' or 'snr'.
+        scoring: Key of `SCORINGS`; with 'snr', 'paper' leaves the guard against silence out.
+
+    Returns:
+        Scores as they are printed (for snr in dB), and costs, of which the smallest wins; infinite
+        for an estimate that is as good as silent, if others are not. Both float64
+        [num_experts, num_segments].
+    """
+    needs_of(metric, scoring)
+    table = {name: np.stack([own[name] for own in sums]) for name in sums[0]}
+    if metric == "snr":
+        scores = snr_db(table["signal"], table["difference"])
+        cost = 10 ** (-scores / 10)
+    else:
+        scores = SCORINGS[scoring].cost(table)
+        cost = scores.copy()
+    if SCORINGS[scoring].guarded:
+        kept, whole = (table[name].sum(axis=1) for name in _GUARD)
+        if not np.all(silent := kept < SILENT_SHARE * whole):
+            cost[silent] = np.inf
+    return scores, cost
+
+
+def snr_db(signal: np.ndarray, difference: np.ndarray) -> np.ndarray:
+    """Returns 10 log10(signal / difference) of energies, within +-`MAX_SNR_DB`; -200 for 0 / 0."""
+    tiny = 10 ** (-MAX_SNR_DB / 10)
+    ratio = np.divide(signal, difference, out=np.where(signal > 0, 1 / tiny, tiny),
+                      where=difference > 0)  # fmt: skip
+    return 10 * np.log10(np.clip(ratio, tiny, 1 / tiny))
+
+
+def pick(cost: np.ndarray, keys: Sequence[tuple[str, ...]]) -> np.ndarray:
+    """Returns the cheapest expert of each segment: int [num_segments].
+
+    Args:
+        cost: float [num_experts, num_segments], from `costs`.
+        keys: Name and hash of each expert. Of equals the first in their order wins, so that the
+            choice does not depend on the order in which experts are given.
+    """
+    order = sorted(range(len(keys)), key=lambda place: keys[place])
+    return np.array(order)[np.argmin(cost[order], axis=0)]
+
+
+def hard_weights(picks: np.ndarray, num_experts: int) -> np.ndarray:
+    """Returns 1 for what was picked: float64 [num_experts, num_segments]."""
+    return (np.arange(num_experts)[:, None] == picks).astype(np.float64)
+
+
+def soft_weights(cost: np.ndarray, power: float = COMBINE_POWER) -> np.ndarray:
+    """Returns weights that fall with the cost as cost^-power and add up to 1.
+
+    Args:
+        cost: float [num_experts, num_segments], 0 or more; infinite for no weight.
+        power: The larger, the more the best prevails.
+
+    Returns:
+        float64 [num_experts, num_segments]; where no cost is finite, all alike.
+    """
+    cheapest = np.min(cost, axis=0, keepdims=True)
+    free = np.isfinite(cheapest) & (cheapest <= 0)
+    ratio = np.divide(
+        np.where(np.isfinite(cheapest), cheapest, 1.0), cost,
+        out=np.zeros_like(cost), where=np.isfinite(cost) & (cost > 0),
+    )  # fmt: skip
+    weights = np.where(free, cost <= 0, ratio**power)
+    weights = np.where(np.isfinite(cheapest), weights, 1.0)
+    return weights / weights.sum(axis=0, keepdims=True)
+
+
+def fades(bounds: np.ndarray, fade_samples: int) -> list[tuple[int, int]]:
+    """Returns where one segment goes over into the next: (start, stop) around each inner bound.
+
+    A fade is at most as long as the shorter of its two segments, so that none meet.
+    """
+    lengths = np.minimum(np.diff(bounds)[:-1], np.diff(bounds)[1:])
+    starts = bounds[1:-1] - np.minimum(lengths, fade_samples) // 2
+    return [(int(a), int(a + min(n, fade_samples))) for a, n in zip(starts, lengths, strict=True)]
+
+
+def joined(
+    signals: Sequence[np.ndarray | None],
+    weights: np.ndarray,
+    bounds: np.ndarray,
+    fade_samples: int,
+) -> np.ndarray:
+    """Adds estimates up, with weights that change from segment to segment by linear cross-fades.
+
+    Args:
+        signals: float32 [num_samples] each; None for one whose weights are all 0.
+        weights: float [num_experts, num_segments], which add up to 1.
+        bounds: From `segment_bounds`.
+        fade_samples: Length of a cross-fade at most.
+
+    Returns:
+        float32 [num_samples]. One expert with weight 1 throughout comes back as it is.
+    """
+    spans = fades(bounds, fade_samples)
+    inner = [0, *(point for span in spans for point in span), int(bounds[-1])]
+    output = np.zeros(int(bounds[-1]), np.float32)
+    for own, signal in zip(weights.astype(np.float32), signals, strict=True):
+        if np.all(own == 1):
+            return np.array(signal)
+        for place, weight in enumerate(own):
+            if weight:
+                part = slice(inner[2 * place], inner[2 * place + 1])
+                output[part] += weight * signal[part]
+        for (start, stop), before, after in zip(spans, own[:-1], own[1:], strict=True):
+            if before or after:
+                ramp = (np.arange(stop - start, dtype=np.float32) + 0.5) / max(stop - start, 1)
+                output[start:stop] += (before + (after - before) * ramp) * signal[start:stop]
+    return output

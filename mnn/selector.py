@@ -1,0 +1,228 @@
+"""Chooses among the experts of a pool for one recording, in one stage or in two.
+
+In one stage every expert is run and judged, and what was chosen is at hand. In two, compressed
+copies of the experts, the selectors, are run and judged, and of the experts only the winner is run.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from mnn import selection
+from mnn.arbiter import Arbiter, Hearing
+from mnn.pool import Expert, Place
+from speech.audio import SAMPLE_RATE_HZ, is_silent
+
+#: Length of a cross-fade between segments.
+FADE_SECONDS = 0.1
+
+
+@dataclass(eq=False)
+class Decision:
+    """What was chosen for one file.
+
+    Attributes:
+        names: Of the experts that were in.
+        scores: Of each over the whole file.
+        picks: Name of the chosen one in each segment.
+        weights: float [num_experts, num_segments].
+        bounds: int [num_segments + 1], in samples.
+        out: Name -> reason of those that were out.
+        is_silent: Whether there was nothing to hear.
+    """
+
+    names: list[str]
+    scores: list[float]
+    picks: list[str]
+    weights: np.ndarray
+    bounds: np.ndarray
+    out: dict[str, str] = field(default_factory=dict)
+    is_silent: bool = False
+
+
+@dataclass(eq=False)
+class Selector:
+    """A pool, an arbiter and how to choose.
+
+    Attributes:
+        arbiter: Judges; its ``needs`` are those of metric and scoring.
+        experts: Make the signals.
+        metric: Key of `mnn.selection.METRICS`.
+        scoring: Key of `mnn.selection.SCORINGS`.
+        segment_seconds: Choose anew so often; None for once a file.
+        combine: Add all estimates, with weights.
+        selectors: Choose in place of ``experts``, one for each.
+        check: Run all experts all the same, and compare.
+        seconds: What was spent on running 'experts', selectors ('choosing'), experts for comparison
+            only ('checking'), and on 'judging'.
+        agreement: Whether experts and selectors chose alike, a segment each.
+    """
+
+    arbiter: Arbiter
+    experts: Sequence[Expert]
+    metric: str = "ae"
+    scoring: str = "balanced"
+    segment_seconds: float | None = None
+    combine: bool = False
+    selectors: Sequence[Expert] = ()
+    check: bool = False
+    seconds: Counter = field(default_factory=Counter)
+    agreement: list[bool] = field(default_factory=list)
+
+    def choose(
+        self, channels: Sequence[np.ndarray], relative: Path = Path()
+    ) -> tuple[Decision, list[np.ndarray]]:
+        """Chooses for one file and returns its signals.
+
+        Args:
+            channels: float32 [num_samples] at 16 kHz each, of equal length.
+            relative: Path of the file below the input folder, or its name.
+
+        Returns:
+            The decision, and one signal a channel.
+
+        Raises:
+            ValueError: No expert is left.
+        """
+        if not self.selectors:
+            hearings = self._hear(channels, relative, self.experts, "experts")
+            decision = self._decide(channels, hearings, self.experts)
+            return decision, self._join(decision, hearings)
+        hearings = self._hear(channels, relative, self.selectors, "choosing")
+        decision = self._decide(channels, hearings, self.selectors)
+        twins = {s.name: e.name for s, e in zip(self.selectors, self.experts, strict=True)}
+        decision.names = [twins[name] for name in decision.names]
+        decision.picks = [twins[name] for name in decision.picks]
+        if self.check:
+            full = self._hear(channels, relative, self.experts, "checking")
+            other = self._decide(channels, full, self.experts)
+            pairs = zip(decision.picks, other.picks, strict=True)
+            self.agreement += [one == two for one, two in pairs]
+        return decision, self._join(decision, self._run_winners(decision, channels, relative))
+
+    def _hear(
+        self, channels: Sequence[np.ndarray], relative: Path, experts: Sequence[Expert], what: str
+    ) -> list[list[Hearing]]:
+        """Returns the hearings of each channel; who is out in one channel is out in all.
+
+        ``what`` is the key in ``seconds`` of the time that running the experts takes. Signals are
+        kept if it is 'experts'.
+        """
+        hearings = [
+            self.arbiter.hear(signal, experts, Place(relative, number), keep=what == "experts")
+            for number, signal in enumerate(channels)
+        ]
+        for own in zip(*hearings, strict=True):
+            reason = next((hearing.reason for hearing in own if hearing.reason), "")
+            for hearing in own:
+                hearing.reason = reason
+                self.seconds[what] += hearing.seconds
+                if what != "checking":
+                    self.seconds["judging"] += hearing.judge_seconds
+        return hearings
+
+    def _decide(
+        self,
+        channels: Sequence[np.ndarray],
+        hearings: Sequence[Sequence[Hearing]],
+        experts: Sequence[Expert],
+    ) -> Decision:
+        out = {own.expert.name: own.reason for own in hearings[0] if own.reason}
+        places = [place for place, own in enumerate(hearings[0]) if not own.reason]
+        if not places:
+            raise _nobody(out)
+        hop = self.arbiter.dae.conventions.stft.hop
+        statistics = []
+        for place in places:
+            total = hearings[0][place].statistics
+            for own in hearings[1:]:
+                total = total + own[place].statistics
+            statistics.append(total)
+        num_samples = len(channels[0])
+        length = self.segment_seconds and round(self.segment_seconds * SAMPLE_RATE_HZ)
+        table = {}
+        for which, size in (("whole", None), ("segments", length)):
+            bounds = selection.segment_bounds(num_samples, size)
+            sums = [selection.segment_sums(own, bounds, hop) for own in statistics]
+            table[which] = selection.costs(sums, self.metric, self.scoring)
+        cost = table["segments"][1]
+        left = [experts[place] for place in places]
+        picks = selection.pick(cost, [(expert.name, expert.sha256) for expert in left])
+        weights = (
+            selection.soft_weights(cost)
+            if self.combine
+            else selection.hard_weights(picks, len(left))
+        )
+        return Decision(
+            [expert.name for expert in left],
+            [float(score) for score in table["whole"][0][:, 0]],
+            [left[place].name for place in picks],
+            weights,
+            bounds,
+            out,
+            all(is_silent(signal) for signal in channels),
+        )
+
+    def _join(self, decision: Decision, hearings: Sequence[Sequence[Hearing]]) -> list[np.ndarray]:
+        """Returns the signal of each channel."""
+        fade = round(FADE_SECONDS * SAMPLE_RATE_HZ)
+        signals = [{hearing.expert.name: hearing.signal for hearing in own} for own in hearings]
+        return [
+            selection.joined(
+                [own.get(name) for name in decision.names], decision.weights, decision.bounds, fade
+            )
+            for own in signals
+        ]
+
+    def _run_winners(
+        self, decision: Decision, channels: Sequence[np.ndarray], relative: Path
+    ) -> list[list[Hearing]]:
+        """Runs the experts that have a weight; those that fail leave the decision.
+
+        Raises:
+            ValueError: No expert is left.
+        """
+        while True:
+            used = {
+                name
+                for name, own in zip(decision.names, decision.weights, strict=True)
+                if own.any()
+            }
+            experts = [expert for expert in self.experts if expert.name in used]
+            hearings = [
+                self.arbiter.run(signal, experts, Place(relative, number))
+                for number, signal in enumerate(channels)
+            ]
+            self.seconds["experts"] += sum(h.seconds for own in hearings for h in own)
+            failed = {h.expert.name: h.reason for own in hearings for h in own if h.reason}
+            if not failed:
+                return hearings
+            self._leave_out(decision, failed)
+
+    def _leave_out(self, decision: Decision, failed: dict[str, str]) -> None:
+        """Takes experts out; their segments go to the best of the others over the whole file."""
+        decision.out |= failed
+        left = [place for place, name in enumerate(decision.names) if name not in failed]
+        if not left:
+            raise _nobody(decision.out)
+        sign = -1 if self.metric == "snr" else 1
+        decision.names = [decision.names[place] for place in left]
+        decision.scores = [decision.scores[place] for place in left]
+        best = min(
+            range(len(left)),
+            key=lambda place: (sign * decision.scores[place], decision.names[place]),
+        )
+        weights = decision.weights[left]
+        weights[best, ~weights.any(axis=0)] = 1
+        decision.weights = weights / weights.sum(axis=0)
+        decision.picks = [decision.names[place] for place in np.argmax(weights, axis=0)]
+
+
+def _nobody(out: dict[str, str]) -> ValueError:
+    reasons = "; ".join(f"{name}: {reason}" for name, reason in out.items())
+    return ValueError(f"no expert is left: {reasons}")
