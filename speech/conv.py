@@ -11,6 +11,7 @@ the backend's own layers.
 from __future__ import annotations
 
 import itertools
+import weakref
 
 import keras
 import numpy as np
@@ -167,8 +168,10 @@ class TrainingModel(keras.Model):
         """TensorFlow op of the loss in NumPy, value and gradient in one go."""
         import tensorflow as tf
 
+        loss = self._batch_loss
+
         def forward(clean, enhanced, lengths):
-            value, gradient = self._batch_loss.value_and_gradient(clean, enhanced, lengths)
+            value, gradient = loss.value_and_gradient(clean, enhanced, lengths)
             return np.float32(value), gradient
 
         @tf.custom_gradient
@@ -204,16 +207,22 @@ class TrainingModel(keras.Model):
     def _run_chain(self, noisy, lengths):
         import tensorflow as tf
 
+        # TensorFlow keeps the gradient functions of every graph for good, so they must not hold
+        # the model, whose memory is that of a batch in all layers.
+        model = weakref.ref(self)
+
         def forward(batch, lengths, *parameters):
-            outputs, traces = self._chain.forward(batch, lengths, parameters)
-            ticket = next(self._ticket)
-            self._traces = (ticket, traces)
+            this = model()
+            outputs, traces = this._chain.forward(batch, lengths, parameters)
+            ticket = next(this._ticket)
+            this._traces = (ticket, traces)
             return outputs, np.int64(ticket)
 
         def backward(gradient, ticket, batch, lengths, *parameters):
-            if self._traces[0] != ticket:  # another forward pass came between
+            this = model()
+            if this._traces[0] != ticket:  # another forward pass came between
                 forward(batch, lengths, *parameters)
-            return self._chain.backward(gradient, self._traces[1], parameters)
+            return this._chain.backward(gradient, this._traces[1], parameters)
 
         @tf.custom_gradient
         def op(batch, lengths, *parameters):

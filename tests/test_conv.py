@@ -1,5 +1,8 @@
 """The Keras faces of the fast convolution: same results, same training, plain files."""
 
+import gc
+import weakref
+
 import keras
 import numpy as np
 import pytest
@@ -164,3 +167,17 @@ def test_a_forward_pass_in_between_does_not_spoil_the_gradient(rng):
 def test_unknown_convolution_is_refused():
     with pytest.raises(ValueError, match="'fast' or 'keras'"):
         TrainingModel(build_fcn(SMALL), "quick")
+
+
+@needs_c_kernels
+def test_a_model_that_is_done_with_gives_its_memory_back(rng):
+    """TensorFlow keeps the gradient functions of every graph for good: they must not hold it."""
+    model = TrainingModel(build_fcn(SMALL, seed=1), "fast", find_loss("spectral"))
+    model.compile(optimizer=keras.optimizers.Adam(), jit_compile=False)
+    clean = rng.uniform(-1, 1, (2, 3000, 1)).astype(np.float32)
+    model.train_on_batch((clean, np.full(2, 3000, np.int32)), clean)
+    chain = weakref.ref(model._chain)
+    assert chain() is not None
+    del model
+    gc.collect()
+    assert chain() is None
