@@ -36,7 +36,7 @@ setup(
             "noise/**/*.flac",
         ],
         "speech.opencorpus": ["recipe.json"],
-        "models": ["*.h5", "*.md"],
+        "models": ["*.h5", "*.icse", "*.md", "*.csv"],
     },
     install_requires=[
         "tensorflow>=2.19",
@@ -73,6 +73,7 @@ setup(
             "webrtc-noise-gain>=1.3.0",
         ],
         "tfmot": ["tensorflow-model-optimization>=0.8,<0.9", "tf_keras>=2.19"],
+        "onnx": ["onnx>=1.17", "onnxruntime>=1.20"],
         "rooms": ["pyroomacoustics>=0.8"],
         "cycles": ["scalesim>=3.0"],
     },

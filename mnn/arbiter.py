@@ -13,6 +13,7 @@ level the speech has in the mixture. With ``fit=False``, as in the paper, it is 
 
 from __future__ import annotations
 
+import math
 import os
 import tempfile
 import time
@@ -22,12 +23,14 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from mnn.blocks import Synthesis, frame_blocks, stft_frames
+from mnn import blocks
+from mnn.blocks import Synthesis, frame_blocks, frame_energies, stft_frames
 from mnn.dae import Autoencoder
 from mnn.features import level, scaled_magnitudes
 from mnn.pool import Expert, Place
 from mnn.selection import (
     DIFFERENCE,
+    MIXTURE,
     NEEDS_HEARD,
     RESIDUAL,
     Statistics,
@@ -37,9 +40,13 @@ from mnn.selection import (
     rebuilt_difference,
 )
 from speech.cli import one_line
+from speech.stft import StftConfig
 
 #: Signals longer than this (17 minutes) wait in nameless files, so that many experts fit in memory.
 MAX_MEMORY_SAMPLES = 1 << 24
+
+#: Frames judged at a time where nothing is drawn (4 s): few enough for the processor's cache.
+CACHED_FRAMES = 256
 
 
 @dataclass(eq=False)
@@ -110,22 +117,31 @@ class Arbiter:
         margin = self.dae.conventions.context // 2
         halo = margin + max((run.halo for run in runs), default=0)
         num_frames = config.num_frames(len(noisy))
-        for start, stop in frame_blocks(num_frames):
+        # What is drawn for a frame depends on its block: those with draws keep their length.
+        size = None if self.num_draws else min(blocks.BLOCK_FRAMES, CACHED_FRAMES)
+        for start, stop in frame_blocks(num_frames, size):
             block = _Block(
                 start,
                 (max(0, start - halo), min(num_frames, stop + halo)),
                 (max(0, start - margin), min(num_frames, stop + margin)),
                 (start, stop),
             )
-            spectra = stft_frames(noisy, *block.wide, config)
-            mixture = scaled_magnitudes(
-                spectra[_slice(block.wide, block.inner)], scene.level, config
-            )
-            heard = self._rebuilt(mixture, block) if set(NEEDS_HEARD) & set(self.needs) else None
+            needs_heard = set(NEEDS_HEARD) & set(self.needs)
+            spectra = heard = None
+            if needs_heard or any(run.shared for run in runs):
+                spectra = stft_frames(noisy, *block.wide, config)
+            if needs_heard:
+                inner = spectra[_slice(block.wide, block.inner)]
+                heard = self._rebuilt(scaled_magnitudes(inner, scene.level, config), block)
+            given = {}
+            if MIXTURE in self.needs:
+                given[MIXTURE] = frame_energies(
+                    noisy, *block.own, config, scale=scene.scale(config)
+                )
             for run in runs:
                 if not run.hearing.reason:
                     with np.errstate(over="ignore", invalid="ignore"):  # `finish` sees to it
-                        self._judge(scene, run, block, spectra, mixture, heard)
+                        self._judge(scene, run, block, spectra, given, heard)
         for run in runs:
             if not run.hearing.reason:
                 run.finish(config.hop, keep)
@@ -172,8 +188,8 @@ class Arbiter:
         scene: _Scene,
         run: _Run,
         block: _Block,
-        spectra: np.ndarray,
-        mixture: np.ndarray,
+        spectra: np.ndarray | None,
+        given: dict[str, np.ndarray],
         heard: list[np.ndarray] | None,
     ) -> None:
         """Adds the statistics of a block.
@@ -182,9 +198,9 @@ class Arbiter:
             scene: The signal.
             run: The expert.
             block: Its frames.
-            spectra: Of the mixture, frames ``block.wide``.
-            mixture: Their scaled magnitudes, frames ``block.inner``.
-            heard: What the autoencoder makes of those, frames ``block.own``, a draw each.
+            spectra: Of the mixture, frames ``block.wide``; None if no expert is over spectra.
+            given: Statistics that are the same for every expert, frames ``block.own``.
+            heard: What the autoencoder makes of the mixture, frames ``block.own``, a draw each.
         """
         hearing, config = run.hearing, self.dae.conventions.stft
         started = time.perf_counter()
@@ -204,9 +220,7 @@ class Arbiter:
         frames = scaled_magnitudes(estimate, scene.level, config)
         part: dict[str, np.ndarray] = {}
         for draw, rebuilt in enumerate(self._rebuilt(frames, block)):
-            found = frame_statistics(
-                self.needs, frames[own], rebuilt, mixture[own], heard and heard[draw]
-            )
+            found = frame_statistics(self.needs, frames[own], rebuilt, heard and heard[draw])
             for name, values in found.items():
                 part[name] = part.get(name, 0.0) + values / (self.num_draws or 1)
             if run.differences:
@@ -215,10 +229,15 @@ class Arbiter:
                 finished = run.differences[draw].add(change)
                 run.energies[draw].append(energy_by_hop(finished, config.hop))
         if RESIDUAL in self.needs:
-            removed = spectra[block.within(block.wide)] - estimate[own]
-            removed *= np.float32(1 / (scene.level * np.sqrt(config.window_energy)))
-            part[RESIDUAL] = energy_by_frame(removed.real) + energy_by_frame(removed.imag)
-        run.parts.append(part)
+            if run.shared:
+                removed = spectra[block.within(block.wide)] - estimate[own]
+                removed *= np.float32(scene.scale(config))
+                part[RESIDUAL] = energy_by_frame(removed.view(removed.real.dtype))
+            else:
+                part[RESIDUAL] = frame_energies(
+                    scene.noisy, *block.own, config, minus=run.signal, scale=scene.scale(config)
+                )
+        run.parts.append(part | given)
         hearing.judge_seconds += time.perf_counter() - started
 
     def _rebuilt(self, frames: np.ndarray, block: _Block) -> list[np.ndarray]:
@@ -244,8 +263,8 @@ def fitting_gain(noisy: np.ndarray, signal: np.ndarray) -> float:
         The gain; 0 for silence.
     """
     products = energies = 0.0
-    for start in range(0, len(signal), 1 << 20):
-        span = slice(start, start + (1 << 20))
+    for start in range(0, len(signal), 1 << 14):  # few enough for the cache
+        span = slice(start, start + (1 << 14))
         one, other = noisy[span].astype(np.float64), signal[span].astype(np.float64)
         products += float(np.dot(one, other))
         energies += float(np.dot(other, other))
@@ -260,6 +279,10 @@ class _Scene:
     level: float
     place: Place
     keep: bool
+
+    def scale(self, config: StftConfig) -> float:
+        """Returns the factor to the scale of the networks (`mnn.features`)."""
+        return 1 / (self.level * math.sqrt(config.window_energy))
 
 
 @dataclass(frozen=True)

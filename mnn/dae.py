@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mnn.features import Conventions, network_input
+from mnn.features import Conventions
 from mnn.layers import load_network
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ class Autoencoder:
         Returns:
             float32 [num_frames, num_bins], in the same scale.
         """
-        return self._network(network_input(frames, self.conventions), rng)
+        return self._network.over_frames(frames, self.conventions.context, rng)
 
 
 def _settings(net: str) -> tuple[tuple[int, ...], int]:

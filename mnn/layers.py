@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import scipy.special
 
 from mnn.features import Conventions, conventions_of
 from speech.modelfile import LayerSpec, ModelFile, read_model_file
+from speech.stft import context_frames
 
 #: Frames that go through the network at a time: bounds the memory.
 BLOCK_FRAMES = 4096
@@ -28,8 +30,11 @@ def modified_relu(values: np.ndarray, epsilon: float = 1e-5) -> np.ndarray:
         values: Float array of any shape; a new one of the same dtype is returned.
         epsilon: Where the two pieces meet.
     """
-    below = epsilon / (1 + epsilon - np.minimum(values, epsilon))
-    return np.where(values >= epsilon, values, below)
+    below = np.minimum(values, epsilon)
+    np.subtract(1 + epsilon, below, out=below)
+    np.divide(epsilon, below, out=below)
+    # The lower piece lies above a below epsilon, and at epsilon, which it reaches, from there on.
+    return np.maximum(values, below, out=below)
 
 
 _ACTIVATIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
@@ -60,6 +65,13 @@ class DenseNetwork:
             raise ValueError("the network has no Dense layer")
         self.num_inputs, self.num_outputs = kernels[0].shape[0], kernels[-1].shape[1]
         self._steps = [step for layer in layers if (step := _step(layer)) is not None]
+        named = [layer for layer in layers if layer.class_name != "InputLayer"]
+        first = next(place for place, layer in enumerate(named) if layer.class_name == "Dense")
+        # Dropout, which does nothing in use, may stand before the first product.
+        plain = all(layer.class_name == "Dropout" for layer in named[:first])
+        self._first = _Dense.of(named[first]) if plain else None
+        self._rest = self._steps[first + 1 :]
+        self._kernels: dict[int, np.ndarray] = {}  # the first one, its parts side by side
 
     def __call__(self, frames: np.ndarray, rng: np.random.Generator | None = None) -> np.ndarray:
         """Runs the network.
@@ -79,12 +91,47 @@ class DenseNetwork:
             raise ValueError(
                 f"frames have the shape {frames.shape}; [num_frames, {self.num_inputs}] expected"
             )
-        output = np.empty((len(frames), self.num_outputs), np.float32)
-        for start in range(0, len(frames), BLOCK_FRAMES):
-            values = frames[start : start + BLOCK_FRAMES].astype(np.float32, copy=False)
-            for step in self._steps:
-                values = step(values, rng)
-            output[start : start + len(values)] = values
+        frames = frames.astype(np.float32, copy=False)
+        return self._in_blocks(
+            len(frames), lambda start, stop: _through(self._steps, frames[start:stop], rng)
+        )
+
+    def over_frames(
+        self, frames: np.ndarray, context: int, rng: np.random.Generator | None = None
+    ) -> np.ndarray:
+        """Runs the network on frames joined with their neighbours (`speech.stft.context_frames`).
+
+        Without dropout nothing is joined: each frame is multiplied once with the rows of the first
+        kernel that belong to each of its places in an input, and the products are added.
+
+        Args:
+            frames: float32 [num_frames, num_inputs / context].
+            context: Number of frames joined to an input, odd.
+            rng: As for a call.
+
+        Returns:
+            float32 [num_frames, num_outputs].
+        """
+        if context == 1 or rng is not None or self._first is None:
+            return self(frames if context == 1 else context_frames(frames, context), rng)
+        frames, layer = frames.astype(np.float32, copy=False), self._first
+        kernel = self._kernels.get(context)
+        if kernel is None:
+            kernel = self._kernels[context] = np.hstack(np.split(layer.kernel, context))
+
+        def block(start: int, stop: int) -> np.ndarray:
+            values = _joined_product(frames, kernel, context, start, stop)
+            return _through(self._rest, layer.finish(values), None)
+
+        return self._in_blocks(len(frames), block)
+
+    def _in_blocks(self, num_frames: int, block: Callable[[int, int], np.ndarray]) -> np.ndarray:
+        if 0 < num_frames <= BLOCK_FRAMES:
+            return block(0, num_frames).astype(np.float32, copy=False)
+        output = np.empty((num_frames, self.num_outputs), np.float32)
+        for start in range(0, num_frames, BLOCK_FRAMES):
+            stop = min(start + BLOCK_FRAMES, num_frames)
+            output[start:stop] = block(start, stop)
         return output
 
 
@@ -116,15 +163,71 @@ def load_network(path: str | os.PathLike, kind: str) -> tuple[ModelFile, Convent
     return file, conventions, network
 
 
+@dataclass(frozen=True, eq=False)
+class _Dense:
+    """A Dense layer: kernel [num_inputs, units], bias [units] or 0, activation."""
+
+    kernel: np.ndarray
+    bias: np.ndarray
+    activation: Callable[[np.ndarray], np.ndarray]
+
+    @classmethod
+    def of(cls, layer: LayerSpec) -> _Dense:
+        bias = layer.weights.get("bias", np.float32(0))
+        return cls(layer.weights["kernel"], bias, _ACTIVATIONS[layer.config["activation"]])
+
+    def finish(self, product: np.ndarray) -> np.ndarray:
+        """Returns the output, given inputs times kernel, which is overwritten."""
+        product += self.bias
+        return self.activation(product)
+
+
+def _through(
+    steps: Sequence[Step], values: np.ndarray, rng: np.random.Generator | None
+) -> np.ndarray:
+    for step in steps:
+        values = step(values, rng)
+    return values
+
+
+def _joined_product(
+    frames: np.ndarray, kernel: np.ndarray, context: int, start: int, stop: int
+) -> np.ndarray:
+    """Returns joined frames ``start`` to ``stop`` times the kernel of a network's first layer.
+
+    Args:
+        frames: [num_frames, num_bins].
+        kernel: [num_bins, context * units], that of the earliest frame first.
+        context: Frames joined, odd; at the ends the first and the last stand in for others.
+        start: First frame.
+        stop: The frame after the last.
+    """
+    num_frames, margin = len(frames), context // 2
+    first = max(start - margin, 0)
+    products = frames[first : stop + margin] @ kernel
+    parts = np.split(products, context, axis=1)
+    total = parts[margin][start - first : stop - first].copy()
+    for shift in range(-margin, margin + 1):
+        if not shift:
+            continue
+        own = parts[margin + shift]
+        low, high = start + shift, stop + shift
+        begin = max(low, 0)
+        end = max(min(high, num_frames), begin)
+        total[begin - low : end - low] += own[begin - first : end - first]
+        total[: begin - low] += own[0]
+        total[end - low :] += own[-1]
+    return total
+
+
 def _step(layer: LayerSpec) -> Step | None:
     config = layer.config
     match layer.class_name:
         case "InputLayer":
             return None
         case "Dense":
-            kernel, bias = layer.weights["kernel"], layer.weights.get("bias", np.float32(0))
-            activation = _ACTIVATIONS[config["activation"]]
-            return lambda values, _: activation(values @ kernel + bias)
+            dense = _Dense.of(layer)
+            return lambda values, _: dense.finish(values @ dense.kernel)
         case "Activation":
             activation = _ACTIVATIONS[config["activation"]]
             return lambda values, _: activation(values)

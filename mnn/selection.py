@@ -66,12 +66,12 @@ COMBINE_POWER = 16.0
 MAX_SNR_DB = 200.0
 
 Frames = np.ndarray
-_Statistic = Callable[[Frames, Frames, Frames, Frames | None], np.ndarray]
+_Statistic = Callable[[Frames, Frames, Frames | None], np.ndarray]
 
 
 def energy_by_frame(values: np.ndarray) -> np.ndarray:
     """Returns the sum of squares over bins: float64 [num_frames], added up in their own type."""
-    return np.einsum("tb,tb->t", values, values).astype(np.float64, copy=False)
+    return np.vecdot(values, values).astype(np.float64, copy=False)
 
 
 def _band(frames: Frames) -> Frames:
@@ -82,22 +82,21 @@ def _band(frames: Frames) -> Frames:
     return frames[:, first:stop]
 
 
-#: What is known of a frame; each gets (s, D(s), x, D(x)), D(x) only where ``NEEDS_HEARD`` says so.
+#: What is known of a frame; each gets (s, D(s), D(x)), D(x) only where ``NEEDS_HEARD`` says so.
 STATISTICS: dict[str, _Statistic] = {
-    "error": lambda s, d, x, dx: energy_by_frame(s - d),
-    "energy": lambda s, d, x, dx: energy_by_frame(s),
-    "mixture": lambda s, d, x, dx: energy_by_frame(x),
-    "lost": lambda s, d, x, dx: energy_by_frame(np.maximum(dx - s, 0)),
-    "band_error": lambda s, d, x, dx: energy_by_frame(_band(s) - _band(d)),
-    "band_energy": lambda s, d, x, dx: energy_by_frame(_band(s)),
-    "log_error": lambda s, d, x, dx: energy_by_frame(
+    "error": lambda s, d, dx: energy_by_frame(s - d),
+    "energy": lambda s, d, dx: energy_by_frame(s),
+    "lost": lambda s, d, dx: energy_by_frame(np.maximum(dx - s, 0)),
+    "band_error": lambda s, d, dx: energy_by_frame(_band(s) - _band(d)),
+    "band_energy": lambda s, d, dx: energy_by_frame(_band(s)),
+    "log_error": lambda s, d, dx: energy_by_frame(
         np.log((s + np.float32(LOG_FLOOR)) / (d + np.float32(LOG_FLOOR)))
     ),
 }
 NEEDS_HEARD = ("lost",)
 
-#: Statistics that are not made of magnitudes alone; `mnn.arbiter` computes them.
-RESIDUAL, DIFFERENCE = "residual", "difference"
+#: Statistics that are not made of an estimate's magnitudes alone; `mnn.arbiter` computes them.
+MIXTURE, RESIDUAL, DIFFERENCE = "mixture", "residual", "difference"
 
 _GUARD = ("energy", "mixture")
 
@@ -188,7 +187,6 @@ def frame_statistics(
     names: Sequence[str],
     estimate: np.ndarray,
     rebuilt: np.ndarray,
-    mixture: np.ndarray,
     heard: np.ndarray | None = None,
 ) -> dict[str, np.ndarray]:
     """Computes those of the named statistics that follow from magnitudes.
@@ -197,14 +195,13 @@ def frame_statistics(
         names: Keys of `STATISTICS`; others are left out.
         estimate: float [num_frames, num_bins], s.
         rebuilt: Likewise D(s).
-        mixture: Likewise x.
         heard: Likewise D(x); needed for those of `NEEDS_HEARD`.
 
     Returns:
         float64 [num_frames] by name.
     """
     chosen = [name for name in names if name in STATISTICS]
-    return {name: STATISTICS[name](estimate, rebuilt, mixture, heard) for name in chosen}
+    return {name: STATISTICS[name](estimate, rebuilt, heard) for name in chosen}
 
 
 def rebuilt_difference(
@@ -274,9 +271,11 @@ def segment_sums(statistics: Statistics, bounds: np.ndarray, hop: int) -> dict[s
     """
     sums = {}
     for group, shift in ((statistics.frames, 1), (statistics.hops, 0)):
+        if not group:
+            continue
+        places = (np.arange(len(next(iter(group.values())))) - shift) * hop
+        segment = np.searchsorted(bounds[1:-1], places, side="right")
         for name, values in group.items():
-            places = (np.arange(len(values)) - shift) * hop
-            segment = np.searchsorted(bounds[1:-1], places, side="right")
             sums[name] = np.bincount(segment, values, minlength=len(bounds) - 1)
     return sums
 

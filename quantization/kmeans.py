@@ -235,9 +235,24 @@ def cluster_kernel(
     Raises:
         ValueError: ``k`` is out of range.
     """
+    found = find_centroids(kernel, k, per_sign=per_sign, algorithm=algorithm, seed=seed)
+    return with_centroids(kernel, found, per_sign=per_sign, centroids=centroids)
+
+
+def find_centroids(
+    kernel: np.ndarray, k: int, *, per_sign: bool = False, algorithm: str = "exact", seed: int = 0
+) -> np.ndarray:
+    """Returns the centroids of the non-zero weights, float64 [k] or [2 k]; see cluster_kernel."""
     signs = (kernel < 0, kernel > 0) if per_sign else (kernel != 0,)
-    found = [best_centroids(kernel[where], k, algorithm, seed) for where in signs]
-    codebook = np.unique(round_centroids(np.concatenate(found), centroids))
+    return np.concatenate([best_centroids(kernel[where], k, algorithm, seed) for where in signs])
+
+
+def with_centroids(
+    kernel: np.ndarray, found: np.ndarray, *, per_sign: bool = False, centroids: str = "fp32"
+) -> np.ndarray:
+    """Replaces each non-zero weight by the nearest of given centroids, as they are stored."""
+    signs = (kernel < 0, kernel > 0) if per_sign else (kernel != 0,)
+    codebook = np.unique(round_centroids(found, centroids))
     clustered = np.zeros_like(kernel, np.float32)
     for where, own in zip(signs, (codebook <= 0, codebook >= 0), strict=False):
         values = codebook[own] if per_sign else codebook

@@ -135,8 +135,10 @@ def _plan(file: ModelFile, options: argparse.Namespace, training: Any) -> Plan:
         from speech.compact import pack
 
         meta = _meta(file, _settings(file, plan, options))
-        packable = _packable(plan.finish(layers), options)
-        return len(pack(packable, meta, entropy=not options.no_entropy)) + SLACK_BYTES
+        return (
+            len(pack(_packable(layers, options), meta, entropy=not options.no_entropy))
+            + SLACK_BYTES
+        )
 
     signals = []
     if by_lambda or target is not None:
@@ -170,23 +172,23 @@ def _quantized(
     file: ModelFile, plan: Plan, training: Any, options: argparse.Namespace
 ) -> tuple[Layers, list[Any]]:
     """Returns the quantized network, trained on if asked, and the test set to score on."""
-    start = plan(file.layers)
+    start = plan(file.layers, final=training is None)
     if training is None:
         if not options.score:
             print("one-shot    not fine-tuned (--finetune-epochs uses the bundled corpus)")
-            return plan.finish(start), []
+            return start, []
         from speech.datasets import load_data
 
-        return plan.finish(start), load_data(options, _work(options, start) / "test").test
+        return start, load_data(options, _work(options, start) / "test").test
     data, validation, config, test = training
     work = _work(options, start)
     if options.method == "tfmot":
         layers = _with_tfmot(file.layers, start, data, validation, config, work, options)
     else:
         layers = _with_kmeans(file.layers, start, plan, data, validation, config, work, options)
-    if plan.target is not None and plan.size_of(layers) > plan.target:
+    if plan.target is not None and plan.size_of(plan.finish(layers)) > plan.target:
         print("target      missed by fine-tuning: quantized once more")
-        layers = plan(layers)
+        return plan(layers, final=True), test
     return plan.finish(layers), test
 
 

@@ -189,7 +189,7 @@ def signals(monkeypatch, rng):
 @pytest.mark.parametrize("how", ["lambda", "k"])
 def test_a_target_is_kept(how, model, tmp_path, signals, capsys):
     sizes = []
-    for share in (0.95, 0.7):
+    for share in (0.95, 0.85):
         out = tmp_path / f"q{share}"
         whole = tmp_path / "whole"
         assert run.main([str(model), "-k", "16", "-o", str(whole)]) == 0

@@ -202,12 +202,12 @@ def small_model(tmp_path):
 def test_a_grid_is_made_by_the_commands_and_not_made_again(small_model, tmp_path, monkeypatch):
     from eval import grid
 
-    asked = grid.Grid((0.6, None), (None, 4), ("fp16",))
+    asked = grid.Grid((0.9, None), (None, 4), ("fp16",))
     folder = tmp_path / "models"
     points = asked.make(small_model, folder)
     assert [(p.name, dict(p.labels)) for p in points] == [
-        ("theta0.6", {"theta": 0.6}),
-        ("theta0.6-k4-fp16", {"theta": 0.6, "k": 4, "centroids": "fp16"}),
+        ("theta0.9", {"theta": 0.9}),
+        ("theta0.9-k4-fp16", {"theta": 0.9, "k": 4, "centroids": "fp16"}),
         ("k4-fp16", {"k": 4, "centroids": "fp16"}),
     ]
     from speech.modelfile import read_model_file

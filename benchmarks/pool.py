@@ -1,0 +1,339 @@
+"""A pool of our experts and of other people's tools, and what an autoencoder of speech picks.
+
+::
+
+    python -m benchmarks.pool --json benchmarks/results/pool.json
+    python -m benchmarks.pool --timit CORPUS/speech --noise CORPUS/noise --num-test 2
+    python -m benchmarks.pool --experts models/fcn.h5 mine.h5 theirs.onnx
+
+Any network that is already trained can join (MNN, section 3). In this pool are the shipped FCN, the
+three shipped mask experts, and noisereduce, RNNoise and DeepFilterNet 3 from PyPI (extra
+``[quality]``; what is not installed is skipped with a note). The tools enhance the test set first,
+each in a process of its own, their delays taken out (`benchmarks.quality`); their files join by the
+candidates folders of `mnn.pool`, as with ``python -m mnn.select --candidates NAME=DIR``.
+
+Rows of the table:
+
+    noisy      the files as they are
+    NAME       each member alone
+    chance     mean of the members
+    balanced   the default of `mnn.select`: one member a file
+    eq. 10     the paper's form; literal: estimates over samples at the level they come with (tools:
+    eq. 11     peak 1), and with their levels fitted to the mixture
+    combined   all members, weighted by the default scoring
+    oracle     the member with the best SDR of each file
+
+Recovery is (row - chance) / (oracle - chance). Means are over the files that have every score of
+every member; the others are counted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import math
+import statistics
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from benchmarks import common, peers, quality
+from speech import cli
+
+if TYPE_CHECKING:
+    from mnn.pool import Expert
+
+#: Keys of `benchmarks.peers.PEERS`.
+TOOLS = ("noisereduce", "RNNoise", "DeepFilterNet 3")
+
+_MODELS = ("fcn.h5", "expert_birds.icse", "expert_typing.icse", "expert_engine.icse")
+
+#: Test files a noise and SNR.
+NUM_TEST = 1
+
+#: Row -> metric, scoring, and whether levels are fitted.
+SELECTIONS = {
+    "balanced": ("ae", "balanced", True),
+    "eq. 10, literal": ("ae", "paper", False),
+    "eq. 11, literal": ("snr", "paper", False),
+    "eq. 10, fitted": ("ae", "paper", True),
+    "eq. 11, fitted": ("snr", "paper", True),
+}
+DEFAULT = "balanced"
+
+NOISY, CHANCE, COMBINED, ORACLE = "noisy", "chance", "combined", "oracle"
+METRICS = {"sdr": "SDR dB", "pesq_wb": "PESQ-WB", "stoi": "STOI"}
+_DIGITS = {"sdr": 2, "pesq_wb": 3, "stoi": 3}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the benchmark; returns its exit code."""
+    from mnn.select import DEFAULT_DAE
+
+    models = DEFAULT_DAE.parent
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.pool", description=__doc__.split("\n")[0]
+    )
+    add = parser.add_argument
+    add("--timit", type=Path, metavar="DIR", help="speech; its TEST part (default: bundled)")
+    add("--noise", type=Path, metavar="DIR", help="noise; its TEST part (with --timit)")
+    add("--snr", type=cli.decibels, nargs="+", metavar="DB", help="default -5 0 5 10 15")
+    add("--num-test", type=cli.positive_number, default=NUM_TEST, metavar="N",
+        help="files a noise and SNR (default %(default)s)")  # fmt: skip
+    add("--seed", type=cli.natural_number, default=0, metavar="N", help="of the noise segments")
+    add("--experts", type=Path, nargs="+", default=[models / name for name in _MODELS],
+        metavar="FILE", help="our members (default: the shipped FCN and mask experts)")  # fmt: skip
+    add("--dae", type=Path, default=DEFAULT_DAE, metavar="FILE", help="default: the shipped one")
+    add("--jobs", type=cli.positive_number, default=-1, metavar="N",
+        help="processes for mixing and scoring (default: one a core)")  # fmt: skip
+    add("--json", type=Path, metavar="FILE", help="also write the result to FILE")
+    options = parser.parse_args(argv)
+    if (options.timit is None) != (options.noise is None):
+        parser.error("--timit and --noise go together")
+    return cli.run(lambda: _run(options))
+
+
+def _run(options: argparse.Namespace) -> int:
+    from mnn.pool import open_pool
+
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        pairs, _, description = quality._test_set(options, folder)
+        print(description)
+        folders, tools, skipped = _enhance(pairs, folder)
+        members, refused = open_pool(options.experts, list(folders.items()))
+        members = [member for member in members if member is not None]
+        for reason in refused:
+            print(f"refused: {reason}", file=sys.stderr)
+        if not members:
+            raise ValueError("no member is left, all were refused; give others with --experts")
+        rows = judge(pairs, members, options.dae, folder / "pool", options.jobs)
+    for row in rows:
+        row["out"] = {key: why.replace(f"{folder}/", "") for key, why in row["out"].items()}
+    names = [member.name for member in members]
+    table, num_unscored = tabulate(rows, names)
+    picks = {which: count_picks(rows, which) for which in [*SELECTIONS, ORACLE]}
+    print("\n" + format_table(table))
+    for which, counts in picks.items():
+        print(f"{which}: " + ", ".join(f"{name} {counts[name]}" for name in names))
+    if num_unscored:
+        print(f"{num_unscored} of {len(rows)} files lack a score of some member: in no row")
+    for row in rows:
+        for name, reason in row["out"].items():
+            print(f"{name} is out for {row['name']}: {reason}", file=sys.stderr)
+    for name, reason in skipped.items():
+        print(f"skipped {name}: {reason}")
+    result = {
+        "test_set": description,
+        "members": {m.name: {"kind": m.kind, "sha256": m.sha256 or None} for m in members},
+        "tools": tools,
+        "skipped": skipped,
+        "table": table,
+        "picks": picks,
+        "unscored": num_unscored,
+        "files": rows,
+    }
+    common.write_result(options.json, quality._strict(result))
+    return 0
+
+
+def _enhance(
+    pairs: Sequence[Any], folder: Path
+) -> tuple[dict[str, Path], dict[str, Any], dict[str, str]]:
+    """Lets the tools enhance the test set.
+
+    Returns:
+        Folder by tool; packages, delay and failures by tool; and why the others are skipped.
+    """
+    clean = quality._at_peak(quality._read(pairs[0].clean_path))
+    contenders, skipped = [], {}
+    with contextlib.ExitStack() as stack:
+        for name in TOOLS:
+            if name not in peers.PEERS:
+                continue
+            try:
+                worker = stack.enter_context(peers.Worker(peers.PEERS[name]))
+                delay_samples = quality.measure_delay(worker, clean)
+            except (peers.PeerUnavailable, peers.PeerFailed) as error:
+                skipped[name] = str(error)
+                continue
+            contenders.append(quality.Contender(name, worker, delay_samples))
+        quality._enhance(contenders, pairs, folder)
+    folders, tools = {}, {}
+    for place, one in enumerate(contenders):
+        if len(one.failed) == len(pairs):
+            skipped[one.name] = f"fails on every file: {one.failed[0][1]}"
+            continue
+        path = quality._output(folder, place, pairs[0])
+        folders[one.name] = path.parents[len(pairs[0].relative_path.parts) - 1]
+        tools[one.name] = one.worker.info | {
+            "delay_samples": one.delay_samples,
+            "failed": [{"file": file, "reason": reason} for file, reason in one.failed],
+        }
+    return folders, tools, skipped
+
+
+def judge(
+    pairs: Sequence[Any], members: Sequence[Expert], dae_path: Path, folder: Path, num_jobs: int
+) -> list[dict[str, Any]]:
+    """Lets the members enhance each file, chooses in all ways, and scores what comes out.
+
+    Args:
+        pairs: The test set.
+        members: The pool.
+        dae_path: The autoencoder.
+        folder: Where estimates go.
+        num_jobs: Processes for scoring.
+
+    Returns:
+        One row a file: noise, snr_db, name; ``scores`` by system (members, noisy, combined) and
+        metric, NaN where there is none; ``picks`` by selection; ``out``, the members that failed
+        with their reasons.
+    """
+    from eval.scoring import Task, score_all
+    from mnn.dae import Autoencoder
+    from speech.audio import write_audio
+
+    dae = Autoencoder(dae_path)
+    rows, tasks = [], []
+    for pair in cli.progress(pairs, total=len(pairs), label="judging"):
+        noisy = quality._read(pair.noisy_path)
+        signals, picks, out = choose(noisy, members, dae, pair.relative_path)
+        labels = (pair.clean_path, pair.noise, pair.snr_db, str(pair.relative_path))
+        tasks.append(Task(NOISY, pair.noisy_path, *labels))
+        for place, (name, signal) in enumerate(signals.items()):
+            path = folder / str(place) / pair.relative_path
+            write_audio(path, signal)
+            tasks.append(Task(name, path, *labels))
+        rows.append({"noise": pair.noise, "snr_db": pair.snr_db, "name": labels[-1],
+                     "picks": picks, "out": out, "scores": {}})  # fmt: skip
+    by_name = {row["name"]: row for row in rows}
+    for task, scores in zip(tasks, score_all(tasks, num_jobs, tuple(METRICS)), strict=True):
+        by_name[task.name]["scores"][task.system] = {key: scores[key] for key in METRICS}
+    return rows
+
+
+def choose(
+    noisy: Any, members: Sequence[Expert], dae: Any, relative: Path
+) -> tuple[dict[str, Any], dict[str, str], dict[str, str]]:
+    """Runs a pool on one signal.
+
+    Args:
+        noisy: float32 [num_samples] at 16 kHz.
+        members: The pool.
+        dae: The `mnn.dae.Autoencoder`.
+        relative: Path of the file below its folder, by which candidates are found.
+
+    Returns:
+        Signals of the members (levels fitted) and of their combination; the pick of each selection;
+        and the reasons of members that are out.
+
+    Raises:
+        ValueError: All are out.
+    """
+    from mnn import selection
+    from mnn.arbiter import Arbiter
+    from mnn.pool import Place
+
+    bounds, hop = selection.segment_bounds(len(noisy), None), dae.conventions.stft.hop
+    signals: dict[str, Any] = {}
+    picks: dict[str, str] = {}
+    out: dict[str, str] = {}
+    for fit in (True, False):
+        chosen = {name: how for name, how in SELECTIONS.items() if how[2] == fit}
+        needs = dict.fromkeys(
+            key for metric, how, _ in chosen.values() for key in selection.needs_of(metric, how)
+        )
+        hearings = Arbiter(dae, tuple(needs), fit=fit).hear(
+            noisy, members, Place(relative), keep=fit
+        )
+        out |= {own.expert.name: own.reason for own in hearings if own.reason}
+        hearings = [own for own in hearings if not own.reason]
+        if not hearings:
+            raise ValueError(f"{relative}: no member is left: {'; '.join(out.values())}")
+        keys = [(own.expert.name, own.expert.sha256) for own in hearings]
+        sums = [selection.segment_sums(own.statistics, bounds, hop) for own in hearings]
+        for name, (metric, scoring, _) in chosen.items():
+            _, cost = selection.costs(sums, metric, scoring)
+            picks[name] = keys[selection.pick(cost, keys)[0]][0]
+            if name == DEFAULT:
+                own = [hearing.signal for hearing in hearings]
+                signals = {key[0]: signal for key, signal in zip(keys, own, strict=True)}
+                signals[COMBINED] = selection.joined(own, selection.soft_weights(cost), bounds, 0)
+    return signals, {name: picks[name] for name in SELECTIONS}, out
+
+
+def tabulate(
+    rows: Sequence[dict[str, Any]], names: Sequence[str]
+) -> tuple[list[dict[str, Any]], int]:
+    """Averages rows of `judge`.
+
+    Args:
+        rows: One a file.
+        names: Of the members, in order.
+
+    Returns:
+        One line a system: system, n, each metric, and ``recovery`` by metric (None where it says
+        nothing); and the number of files that lack a score.
+    """
+    from mnn.tables import recovery
+
+    systems = [NOISY, *names, COMBINED]
+    scored = [row for row in rows if all(_is_scored(row["scores"].get(name)) for name in systems)]
+    means: dict[str, dict[str, float]] = {}
+
+    def average(system: str, chosen: Sequence[dict[str, float]]) -> None:
+        means[system] = {
+            key: statistics.fmean(own[key] for own in chosen) if chosen else math.nan
+            for key in METRICS
+        }
+
+    for name in [NOISY, *names]:
+        average(name, [row["scores"][name] for row in scored])
+    average(CHANCE, [row["scores"][name] for row in scored for name in names])
+    for which in SELECTIONS:
+        average(which, [row["scores"][row["picks"][which]] for row in scored])
+    average(COMBINED, [row["scores"][COMBINED] for row in scored])
+    for row in scored:
+        row["picks"][ORACLE] = max(names, key=lambda name, row=row: row["scores"][name]["sdr"])
+    average(ORACLE, [row["scores"][row["picks"][ORACLE]] for row in scored])
+    table = []
+    for system, own in means.items():
+        line: dict[str, Any] = {"system": system, "n": len(scored), **own}
+        if system in SELECTIONS or system == COMBINED:
+            line["recovery"] = {
+                key: recovery(own[key], means[CHANCE][key], means[ORACLE][key]) for key in METRICS
+            }
+        table.append(line)
+    return table, len(rows) - len(scored)
+
+
+def _is_scored(scores: dict[str, float] | None) -> bool:
+    return scores is not None and all(math.isfinite(scores[key]) for key in METRICS)
+
+
+def count_picks(rows: Sequence[dict[str, Any]], which: str) -> dict[str, int]:
+    """Counts how often a selection, or the oracle, picked each member."""
+    return Counter(row["picks"][which] for row in rows if which in row["picks"])
+
+
+def format_table(table: Sequence[dict[str, Any]]) -> str:
+    """Returns the table as plain text: mean and recovery of each metric."""
+    header = f"{'system':<18}{'n':>5}"
+    header += "".join(f"{label:>10}{'recovery':>10}" for label in METRICS.values())
+    lines = [header, "-" * len(header)]
+    for line in table:
+        text = f"{line['system']:<18}{line['n']:>5}"
+        for key in METRICS:
+            share = line.get("recovery", {}).get(key)
+            percent = "" if share is None else f"{100 * share:.0f} %"
+            text += f"{line[key]:>10.{_DIGITS[key]}f}{percent:>10}"
+        lines.append(text)
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

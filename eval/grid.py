@@ -1,0 +1,114 @@
+"""Makes the models of a sweep: pruned at each theta, quantized with each k and format.
+
+Each is made by the command that anyone would use, in a process of its own; nothing of ``pruning``
+and ``quantization`` is imported here. Beside each model stands ``<name>.json``, the command and the
+SHA-256 of what it started from: a model is made again only if one of them is another.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from eval.sweep import Point
+from speech import cli
+from speech.files import sha256_of, write_json
+
+_ROOT = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Which models to make.
+
+    Attributes:
+        thetas: None for not pruned.
+        ks: None for not quantized.
+        centroids: Formats of the centroids.
+        finetune_epochs: None for no fine-tuning.
+    """
+
+    thetas: Sequence[float | None]
+    ks: Sequence[int | None]
+    centroids: Sequence[str]
+    finetune_epochs: int | None = None
+
+    def make(self, model: Path, folder: Path) -> list[Point]:
+        """Makes what is not there, and returns the models without the one they start from.
+
+        Args:
+            model: The file to prune and quantize.
+            folder: Where they go.
+
+        Raises:
+            ValueError: A command failed; the message is its own.
+        """
+        points = []
+        for theta in self.thetas:
+            pruned, labels, name = model, {}, "original"
+            if theta is not None:
+                labels, name = {"theta": theta}, f"theta{theta:g}"
+                pruned = folder / f"{name}.h5"
+                make(pruned, model, ["pruning.run", str(model), "--theta", f"{theta:g}", "-o",
+                                     str(pruned)])  # fmt: skip
+            for k in self.ks:
+                if k is None and theta is not None:
+                    points.append(Point(name, pruned, labels))
+                for how in self.centroids if k is not None else ():
+                    own = f"{name}-k{k}-{how}" if theta is not None else f"k{k}-{how}"
+                    points.append(
+                        Point(
+                            own,
+                            self._quantized(pruned, folder / own, k, how),
+                            {**labels, "k": k, "centroids": how},
+                        )
+                    )
+        return points
+
+    def _quantized(self, source: Path, out: Path, k: int, centroids: str) -> Path:
+        command = ["quantization.run", str(source), "-k", str(k), "--centroids", centroids, "-o",
+                   str(out)]  # fmt: skip
+        if self.finetune_epochs is not None:
+            command += ["--finetune-epochs", str(self.finetune_epochs), "--work", str(out / "work")]
+        packed = out / "model.icse"
+        make(packed, source, command)
+        return packed
+
+
+def make(target: Path, source: Path, command: Sequence[str]) -> None:
+    """Runs a command of this repository, unless its result is there.
+
+    Args:
+        target: The model it writes.
+        source: The model it starts from.
+        command: Module and arguments.
+
+    Raises:
+        ValueError: It failed; the message is the last line that it wrote to stderr.
+    """
+    record = target.with_suffix(".json")
+    wanted = {"command": list(command), "source_sha256": sha256_of(source)}
+    try:
+        if target.is_file() and json.loads(record.read_text(encoding="utf-8")) == wanted:
+            return
+    except (OSError, ValueError):
+        pass
+    print(f"making      {target}", flush=True)
+    path = os.pathsep.join([str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    done = subprocess.run(
+        [sys.executable, "-m", *command],
+        stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace",
+        env={**os.environ, "PYTHONPATH": path},
+    )  # fmt: skip
+    if done.returncode:
+        last = ([line for line in done.stderr.splitlines() if line.strip()] or ["no message"])[-1]
+        raise ValueError(
+            f"python -m {' '.join(command)} failed: "
+            f"{cli.one_line(ValueError(last.removeprefix('error: ')))}"
+        )
+    write_json(record, wanted)

@@ -1,0 +1,336 @@
+"""Writes a model file in the formats of other runtimes: ONNX and LiteRT (TensorFlow Lite).
+
+::
+
+    python -m speech.export model.h5 --to onnx
+    python -m speech.export model.icse --to tflite --int8 -o small.tflite
+
+The exported network takes and gives what the Keras model does: float32 [batch, time, channels] of
+any batch and length, or [batch, values] for a network of matrices. LiteRT is exported for one item
+of any length: set it with ``resize_tensor_input``. ``--int8`` (LiteRT) stores kernels as INT8 with
+a scale a filter and computes with what the runtime makes of them (dynamic-range quantization);
+everything else is exact up to the order of additions.
+
+The ONNX graph is made from the layers themselves (opset 17, plain operators) and needs the package
+``onnx``, extra ``[onnx]``. LiteRT goes through TensorFlow's own converter.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from speech import cli
+
+if TYPE_CHECKING:
+    from speech.modelfile import LayerSpec
+
+FORMATS = ("onnx", "tflite")
+OPSET = 17
+#: Readable by runtimes from 2023 on.
+IR_VERSION = 8
+
+
+def to_onnx(layers: Sequence[LayerSpec]) -> bytes:
+    """Returns a network as an ONNX model.
+
+    Args:
+        layers: Those of a model file.
+
+    Raises:
+        ValueError: The package ``onnx`` is missing, or a layer has no counterpart.
+    """
+    try:
+        import onnx
+    except ImportError:
+        raise ValueError("ONNX needs the package onnx: pip install onnx onnxruntime") from None
+    return _OnnxGraph(onnx).of(layers).SerializeToString()
+
+
+class _OnnxGraph:
+    """Builds the graph layer by layer; ``value`` is the name of the latest output.
+
+    Signals with a time axis are [batch, channels, time] between convolutions, as ONNX wants.
+    """
+
+    def __init__(self, onnx: Any) -> None:
+        self._onnx = onnx
+        self._nodes: list[Any] = []
+        self._constants: list[Any] = []
+        self._channels_first = False
+        self._num_channels = 0
+        self.value = "input"
+
+    def of(self, layers: Sequence[LayerSpec]) -> Any:
+        """Returns the model."""
+        helper, onnx = self._onnx.helper, self._onnx
+        shape = ["batch", *layers[0].config["batch_shape"][1:]]
+        if len(shape) == 3:
+            shape[1] = shape[1] or "time"
+        self._has_time = len(shape) == 3
+        self._num_channels = shape[-1]
+        for layer in layers[1:]:
+            method = getattr(self, "_add_" + layer.class_name.replace("icse>", ""), None)
+            if method is None:
+                raise ValueError(f"layer {layer.name!r} is a {layer.class_name}: no ONNX for it")
+            method(layer)
+            if "kernel" in layer.weights:
+                self._num_channels = layer.weights["kernel"].shape[-1]
+        self._order(channels_first=False)
+        self._node("Identity", self.value, output="output")
+        # The length of a 'valid' convolution's output is another one.
+        same = all(layer.config.get("padding", "same") == "same" for layer in layers)
+        middle = shape[1:-1] if same else ["out_time"]
+        ends = [
+            helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, dims)
+            for name, dims in (
+                ("input", shape),
+                ("output", [shape[0], *middle, self._num_channels]),
+            )
+        ]
+        graph = helper.make_graph(self._nodes, "network", ends[:1], ends[1:], self._constants)
+        model = helper.make_model(
+            graph, opset_imports=[helper.make_opsetid("", OPSET)], producer_name="speech.export"
+        )
+        model.ir_version = IR_VERSION
+        onnx.checker.check_model(model)
+        return model
+
+    def _node(self, kind: str, *inputs: str, output: str | None = None, **attributes: Any) -> str:
+        output = output or f"{kind.lower()}_{len(self._nodes)}"
+        self._nodes.append(self._onnx.helper.make_node(kind, list(inputs), [output], **attributes))
+        self.value = output
+        return output
+
+    def _constant(self, array: Any, dtype: Any = np.float32) -> str:
+        name = f"constant_{len(self._constants)}"
+        array = np.ascontiguousarray(array, dtype)
+        self._constants.append(self._onnx.numpy_helper.from_array(array, name))
+        return name
+
+    def _order(self, *, channels_first: bool) -> None:
+        if self._has_time and channels_first != self._channels_first:
+            self._node("Transpose", self.value, perm=[0, 2, 1])
+            self._channels_first = channels_first
+
+    def _per_channel(self, array: np.ndarray) -> str:
+        return self._constant(array[:, None] if self._channels_first else array)
+
+    def _add_Conv1D(self, layer: LayerSpec) -> None:  # noqa: N802 - the name of the class
+        self._order(channels_first=True)
+        kernel, config = layer.weights["kernel"], layer.config
+        reach = config["dilation_rate"] * (len(kernel) - 1)
+        pads = [reach // 2, reach - reach // 2] if config["padding"] == "same" else [0, 0]
+        inputs = [self.value, self._constant(kernel.transpose(2, 1, 0))]
+        if "bias" in layer.weights:
+            inputs.append(self._constant(layer.weights["bias"]))
+        self._node("Conv", *inputs, pads=pads, dilations=[config["dilation_rate"]])
+        self._activate(config["activation"])
+
+    def _add_Dense(self, layer: LayerSpec) -> None:  # noqa: N802
+        self._order(channels_first=False)
+        self._node("MatMul", self.value, self._constant(layer.weights["kernel"]))
+        if "bias" in layer.weights:
+            self._node("Add", self.value, self._constant(layer.weights["bias"]))
+        self._activate(layer.config["activation"])
+
+    def _add_GroupNormalization(self, layer: LayerSpec) -> None:  # noqa: N802
+        self._order(channels_first=True)
+        found, inputs = layer.weights, self.value
+        groups = layer.config["groups"]
+        groups = self._num_channels if groups == -1 else groups
+        shape = self._node("Shape", inputs)
+        self._node("Reshape", inputs, self._constant([0, groups, -1], np.int64))
+        ones, zeros = self._constant(np.ones(groups)), self._constant(np.zeros(groups))
+        self._node("InstanceNormalization", self.value, ones, zeros,
+                   epsilon=layer.config["epsilon"])  # fmt: skip
+        self._node("Reshape", self.value, shape)
+        self._scale(found.get("gamma"), found.get("beta"))
+
+    def _add_BatchNormalization(self, layer: LayerSpec) -> None:  # noqa: N802
+        found = layer.weights
+        variance = found["moving_variance"].astype(np.float64) + layer.config["epsilon"]
+        scale = found.get("gamma", 1.0) / np.sqrt(variance)
+        self._scale(scale, found.get("beta", 0.0) - scale * found["moving_mean"])
+
+    def _scale(self, factor: Any, offset: Any) -> None:
+        if factor is not None:
+            self._node("Mul", self.value, self._per_channel(factor))
+        if offset is not None:
+            self._node("Add", self.value, self._per_channel(offset))
+
+    def _add_Dropout(self, layer: LayerSpec) -> None:  # noqa: N802
+        """Does nothing outside of training."""
+
+    def _add_Activation(self, layer: LayerSpec) -> None:  # noqa: N802
+        self._activate(layer.config["activation"])
+
+    def _activate(self, name: str) -> None:
+        if name != "linear":
+            self._node({"relu": "Relu", "sigmoid": "Sigmoid", "tanh": "Tanh"}[name], self.value)
+
+    def _add_LeakyReLU(self, layer: LayerSpec) -> None:  # noqa: N802
+        self._node("LeakyRelu", self.value, alpha=layer.config["negative_slope"])
+
+    def _add_ReLU(self, layer: LayerSpec) -> None:  # noqa: N802
+        config, inputs = layer.config, self.value
+        threshold = self._constant(config["threshold"])
+        below = self._node("Sub", inputs, threshold)
+        below = self._node("Mul", below, self._constant(config["negative_slope"]))
+        above = self._node("GreaterOrEqual", inputs, threshold)
+        self._node("Where", above, inputs, below)
+        if config["max_value"] is not None:
+            self._node("Min", self.value, self._constant(config["max_value"]))
+
+    def _add_ModifiedReLU(self, layer: LayerSpec) -> None:  # noqa: N802
+        inputs, epsilon = self.value, layer.config["epsilon"]
+        edge = self._constant(epsilon)
+        low = self._node("Min", inputs, edge)
+        low = self._node("Sub", self._constant(1 + epsilon), low)
+        low = self._node("Div", edge, low)
+        above = self._node("GreaterOrEqual", inputs, edge)
+        self._node("Where", above, inputs, low)
+
+
+def to_tflite(layers: Sequence[LayerSpec], *, int8: bool = False) -> bytes:
+    """Returns a network as a LiteRT (TensorFlow Lite) model of one item of any length.
+
+    Args:
+        layers: Those of a model file.
+        int8: Kernels as INT8, with a scale a filter (dynamic-range quantization).
+
+    Raises:
+        ValueError: Keras runs on another backend than TensorFlow.
+    """
+    from speech.device import quiet_start
+
+    with quiet_start():
+        import keras
+        import tensorflow as tf
+
+    from speech.weights import build_model
+
+    if keras.backend.backend() != "tensorflow":
+        raise ValueError("LiteRT needs Keras on TensorFlow; unset KERAS_BACKEND")
+    model = build_model(layers)
+    shape = [1, *layers[0].config["batch_shape"][1:]]
+
+    def normalized(layer, inputs):
+        """Returns what a GroupNormalization gives; Keras' own loses digits on the way to LiteRT."""
+        groups = inputs.shape[-1] if layer.groups == -1 else layer.groups
+        grouped = tf.reshape(inputs, [1, -1, groups, inputs.shape[-1] // groups])
+        centred = grouped - tf.reduce_mean(grouped, axis=[1, 3], keepdims=True)
+        variance = tf.reduce_mean(centred * centred, axis=[1, 3], keepdims=True)
+        outputs = tf.reshape(centred * tf.math.rsqrt(variance + layer.epsilon), tf.shape(inputs))
+        own = weights[layer.name]
+        return outputs * own.get("gamma", np.float32(1)) + own.get("beta", np.float32(0))
+
+    # Weights go in as constants: the converter does not see variables of Keras.
+    constants = {
+        layer.name: [
+            [keras.ops.convert_to_numpy(variable) for variable in variables]
+            for variables in (layer.trainable_variables, layer.non_trainable_variables)
+        ]
+        for layer in model.layers
+    }
+    weights = {layer.name: layer.weights for layer in layers}
+
+    @tf.function(input_signature=[tf.TensorSpec(shape, tf.float32, name="input")])
+    def call(inputs):
+        for layer in model.layers:
+            if isinstance(layer, keras.layers.GroupNormalization):
+                inputs = normalized(layer, inputs)
+            else:
+                inputs, _ = layer.stateless_call(*constants[layer.name], inputs)
+        return {"output": inputs}
+
+    converter = tf.lite.TFLiteConverter.from_concrete_functions(
+        [call.get_concrete_function()], tf.Module()
+    )
+    if int8:
+        converter.optimizations = [tf.lite.Optimize.DEFAULT]
+    with quiet_start():  # the converter reports to stderr what it reads
+        return converter.convert()
+
+
+# --------------------------------------------------------------------------------------------
+# Running what was exported
+
+
+def run_onnx(data: bytes, inputs: np.ndarray) -> np.ndarray:
+    """Returns the output of an ONNX model; needs ``onnxruntime``."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+    return session.run(["output"], {"input": np.asarray(inputs, np.float32)})[0]
+
+
+def run_tflite(data: bytes, inputs: np.ndarray) -> np.ndarray:
+    """Returns the output of a LiteRT model; needs ``ai_edge_litert``."""
+    from ai_edge_litert.interpreter import Interpreter
+
+    interpreter = Interpreter(model_content=data, num_threads=1)
+    (place,) = interpreter.get_input_details()
+    interpreter.resize_tensor_input(place["index"], inputs.shape)
+    interpreter.allocate_tensors()
+    interpreter.set_tensor(place["index"], np.asarray(inputs, np.float32))
+    interpreter.invoke()
+    return interpreter.get_tensor(interpreter.get_output_details()[0]["index"])
+
+
+# --------------------------------------------------------------------------------------------
+# Command
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m speech.export",
+        description="Write a model file as ONNX or LiteRT (TensorFlow Lite).",
+    )
+    add = parser.add_argument
+    add("model", type=Path, metavar="MODEL", help="a .h5 or .icse model file")
+    add("--to", choices=FORMATS, required=True, help="the format")
+    add("--int8", action="store_true", help="tflite: kernels as INT8 (dynamic range)")
+    add("-o", "--out", type=Path, metavar="FILE", help="default: beside MODEL")
+    options = parser.parse_args(argv)
+    if options.int8 and options.to != "tflite":
+        parser.error("--int8 is for --to tflite")
+    cli.log_to_stderr()
+    return cli.run(lambda: _run(options))
+
+
+def _run(options: argparse.Namespace) -> int:
+    from speech.compact import pack
+    from speech.files import atomic_path
+    from speech.modelfile import read_model_file
+
+    file = read_model_file(options.model)
+    ending = ".int8.tflite" if options.int8 else "." + options.to
+    out = options.out or options.model.with_suffix(ending)
+    if out.resolve() == options.model.resolve():
+        raise ValueError(f"{out}: would overwrite the model; choose another -o")
+    if options.to == "onnx":
+        data = to_onnx(file.layers)
+    else:
+        data = to_tflite(file.layers, int8=options.int8)
+    with atomic_path(out) as temporary:
+        temporary.write_bytes(data)
+    original = options.model.stat().st_size
+    packed = len(pack(file.layers, file.meta))
+    rows = [(str(options.model), original), ("the same as .icse", packed), (str(out), len(data))]
+    width = max(len(name) for name, _ in rows)
+    for name, size in rows:
+        print(f"{name:<{width}}  {size:>12,} bytes  {100 * size / original:6.2f} %")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
