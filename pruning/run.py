@@ -115,15 +115,16 @@ def _prune_channels(
     choose = _choice(options)
     masks = choose(layers)  # fails before any training, if it fails
     if retraining is None:
-        theta = theta_of(layers, masks)
+        theta = theta_of(layers, masks) if options.target_sparsity is not None else options.theta
         pruned = apply_masks(layers, masks)
     else:
         pruned = soft_prune(layers, [choose] * options.stages, retraining, options.final_epochs)
-        theta = options.theta
+        # Each stage of a target has a theta of its own.
+        theta = None if options.target_sparsity is not None else options.theta
     settings = {
         "method": "channels" if retraining is None else "channels, soft",
         "criterion": options.criterion,
-        "theta": theta if options.target_sparsity is not None else options.theta,
+        "theta": theta,
         "target_sparsity": options.target_sparsity,
         "stages": options.stages if retraining is not None else 0,
     }

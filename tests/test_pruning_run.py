@@ -76,6 +76,7 @@ def test_soft_pruning_ends_at_the_target_resumes_and_scores(model, tmp_path, cap
     first = read_model_file(out)
     result = json.loads((tmp_path / "r.json").read_text())
     assert [row["name"] for row in result["scores"]] == ["noisy", "before", "after"]
+    assert result["settings"]["theta"] is None  # each stage had one of its own
     # Frozen: the channels that the last stage pruned are those of the fine-tuned model.
     stage = read_model_file(work / "stage-2" / "model.h5")
     masks = sparsity.masks_for_share(stage.layers, 0.25)
