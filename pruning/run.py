@@ -20,7 +20,12 @@ from typing import TYPE_CHECKING, Any
 
 from speech import cli
 from speech.cli import natural_number, positive_number
-from speech.options import add_data_options, add_training_options, check_data_options
+from speech.options import (
+    add_data_options,
+    add_training_options,
+    check_data_options,
+    train_on,
+)
 
 if TYPE_CHECKING:
     from pruning.schedule import Layers, Retraining
@@ -30,6 +35,7 @@ THETA = 0.65
 BY_THETA = "theta"
 NUM_STAGES = 7
 RETRAIN_EPOCHS = 2
+RETRAIN_LEARNING_RATE = 3e-4
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -61,6 +67,7 @@ def _run(options: argparse.Namespace) -> int:
         from speech.device import select_devices
 
         check_trains_on_waveforms(file)
+        train_on(options, file.meta, RETRAIN_LEARNING_RATE)
         select_devices(options.gpu)
         retraining, test = _load_retraining(options, work)
     else:
@@ -270,6 +277,8 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m pruning.run",
         description="Prune redundant channels (set to zero) or filters (removed) of a model, "
         "with retraining if there are data. The same command resumes.",
+        epilog="Retraining goes on with the loss that the model was trained with, at a learning "
+        f"rate of {RETRAIN_LEARNING_RATE:g}, unless options say otherwise.",
     )
     parser.add_argument("model", type=Path, metavar="MODEL.h5")
     parser.add_argument("-o", "--out", type=Path, metavar="FILE",

@@ -32,7 +32,12 @@ from typing import TYPE_CHECKING, Any
 
 from speech import cli
 from speech.cli import natural_number, positive_number
-from speech.options import add_data_options, add_training_options, check_data_options
+from speech.options import (
+    add_data_options,
+    add_training_options,
+    check_data_options,
+    train_on,
+)
 
 if TYPE_CHECKING:
     from quantization.plans import ByK, ByLambda
@@ -65,11 +70,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(options: argparse.Namespace) -> int:
     from quantization.accounting import account, format_sizes, to_dict
     from speech.compact import inspect_compact, write_compact
+    from speech.datasets import check_trains_on_waveforms
     from speech.files import sha256_of
     from speech.modelfile import read_model_file, write_model_file
 
     file = read_model_file(options.model)
-    training = _load_training(options) if options.finetune or options.method == "tfmot" else None
+    training = None
+    if options.finetune or options.method == "tfmot":
+        check_trains_on_waveforms(file)
+        train_on(options, file.meta, FINETUNE_LEARNING_RATE)
+        training = _load_training(options)
     plan = _plan(file, options, training)
     layers, test = _quantized(file, plan, training, options)
     layers = _packable(layers, options)
@@ -488,7 +498,6 @@ def _check_usage(parser: argparse.ArgumentParser, options: argparse.Namespace) -
         parser.error("--init has no meaning here: MODEL is where it starts")
     if options.finetune or options.method == "tfmot":
         options.epochs = options.epochs or FINETUNE_EPOCHS
-        options.learning_rate = options.learning_rate or FINETUNE_LEARNING_RATE
         options.schedule = options.schedule or "cosine"
     by_k = [name for name, given in (
         ("-k", options.k), ("--k-last", options.k_last), ("--layer-k", options.layer_k),
@@ -541,8 +550,9 @@ def _parser() -> argparse.ArgumentParser:
         description="Replace the weights of each layer by few values and write a small file, "
         "with fine-tuning if there are data. The same command resumes.",
         epilog="pack, unpack and info instead of MODEL work on the small file alone: "
-        "python -m quantization.run pack --help. Fine-tuning starts at a learning rate of "
-        f"{FINETUNE_LEARNING_RATE:g} that falls along a cosine, unless told otherwise.",
+        "python -m quantization.run pack --help. Fine-tuning goes on with the loss that the model "
+        f"was trained with, at a learning rate of {FINETUNE_LEARNING_RATE:g} that falls along a "
+        "cosine, unless options say otherwise.",
     )
     parser.add_argument("model", type=Path, metavar="MODEL.h5")
     parser.add_argument(

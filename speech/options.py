@@ -6,6 +6,7 @@ A recipe is a named set of training options; single options override it.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -168,6 +169,26 @@ def is_bundled(options: argparse.Namespace) -> bool:
 def recipe_of(options: argparse.Namespace) -> str:
     """Returns the name of the recipe that is asked for, or of the one that the data imply."""
     return options.recipe or ("quick" if is_bundled(options) else "paper")
+
+
+def train_on(options: argparse.Namespace, meta: Mapping[str, Any], learning_rate: float) -> None:
+    """Fills in what the options of a command that trains a finished model on leave open.
+
+    The loss is that which the model was trained with, unless a ``--recipe`` names one: another
+    would pull it elsewhere. The learning rate is a small one; those of the recipes are for new
+    networks.
+
+    Args:
+        options: Of `add_training_options`; changed in place.
+        meta: ``speech_meta`` of the model, possibly a stranger's.
+        learning_rate: Where nothing else is asked for.
+    """
+    training = meta.get("training")
+    loss = training.get("loss") if isinstance(training, dict) else None
+    if options.recipe is None and options.loss is None and loss in LOSSES:
+        options.loss = loss
+    if options.learning_rate is None:
+        options.learning_rate = learning_rate
 
 
 def resolved(options: argparse.Namespace) -> dict[str, Any]:

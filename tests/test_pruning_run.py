@@ -177,3 +177,21 @@ def test_an_expert_is_not_retrained_here(tmp_path, capsys):
     save_model(model, tmp_path / "expert.h5", {"kind": "mask", **conventions.to_json()})
     assert run.main([str(tmp_path / "expert.h5"), "--retrain"]) == 1
     assert "python -m mnn.train expert --init" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "loss", "rate"),
+    [
+        ([], "sisdr", run.RETRAIN_LEARNING_RATE),
+        (["--recipe", "quick"], "mse", run.RETRAIN_LEARNING_RATE),
+        (["--loss", "stft", "--learning-rate", "0.002"], "stft", 0.002),
+    ],
+)
+def test_retraining_goes_on_with_the_loss_of_the_model(model, tmp_path, flags, loss, rate):
+    """A model of another loss was once retrained with MSE at the rate of a new network."""
+    file = read_model_file(model)
+    write_model_file(model, file.layers, {**file.meta, "training": {"loss": "sisdr"}})
+    command = [str(model), "-o", str(tmp_path / "p.h5"), "--stages", "1", "--no-score", *SMALL]
+    assert run.main([*command, "--work", str(tmp_path / "work"), *flags]) == 0
+    config = json.loads((tmp_path / "work" / "stage-1" / "run.json").read_text())["config"]
+    assert (config["loss"], config["learning_rate"]) == (loss, rate)
