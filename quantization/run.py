@@ -510,6 +510,8 @@ def _check_usage(parser: argparse.ArgumentParser, options: argparse.Namespace) -
     has_target = targets != [None, None]
     if has_target and by_k:
         parser.error(f"{by_k[0]} and a target are two ways: give one of them")
+    if options.lam is not None and has_target:
+        parser.error("--lambda and a target are two ways: give one of them")
     if options.lam is not None and (by_k or options.allocate == "k"):
         parser.error("--lambda and k are two ways: give one of them")
     if options.lam is not None or (has_target and options.allocate == "lambda"):
