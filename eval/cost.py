@@ -314,7 +314,7 @@ def _layer_cost(spec: LayerSpec) -> LayerCost:
     fixed = kept.size * index_bits(len(counts))
     coded = [fixed, huffman_bits(counts), entropy_bits(counts)]
     plain = FLOAT_BITS * kept.size
-    pays = kernel.size > 0 and len(codebook) * FLOAT_BITS + fixed < FLOAT_BITS * kernel.size
+    pays = kept.size > 0 and len(codebook) * FLOAT_BITS + fixed < plain
     return LayerCost(
         name=spec.name,
         class_name=spec.class_name,

@@ -241,6 +241,18 @@ def test_a_codebook_is_counted_only_where_it_pays(rng):
     assert whole.full_bits() - half.full_bits() == 2 * 16
 
 
+def test_pruning_alone_makes_no_codebook(rng):
+    """Two fifths of the kernels at zero once passed for a codebook of all the other weights."""
+    kernels = [
+        rng.standard_normal(shape).astype(np.float32) for shape in kernel_shapes(FCNConfig())
+    ]
+    for kernel in kernels[1:-1]:
+        kernel[:, :12] = 0
+    found = cost.cost_of(layers_of(FCNConfig(), kernels))
+    assert found.codebook_size is None
+    assert found.paper_bits == 32 * sum(np.count_nonzero(kernel) for kernel in kernels)
+
+
 def test_percent_of_another_baseline():
     config = FCNConfig(num_hidden_layers=1, num_filters=4, kernel_size=9)
     found = cost.cost_of(layers_of(config), baseline_parameters=300931)
