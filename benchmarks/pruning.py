@@ -17,7 +17,7 @@ from __future__ import annotations
 import argparse
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,6 +41,7 @@ ONE_SHOT = (0.1, 0.22, 0.4)
 #: Seconds of the signal that is timed.
 SECONDS = 3.0
 BASELINE = "control"
+METRICS = {"pesq_wb": "PESQ-WB", "stoi": "STOI"}
 
 
 @dataclass(frozen=True)
@@ -118,6 +119,8 @@ def _run(options: argparse.Namespace) -> int:
     print("\n" + format_points(table))
     timing = time_models(points, options.rounds)
     common.print_table(f"{SECONDS:g} s of audio", timing, BASELINE)
+    if options.figure:
+        draw(table, options.figure)
     result = {
         "model": str(options.model),
         "steps": _num_steps(options),
@@ -148,6 +151,47 @@ def time_models(points: Sequence[Point], rounds: int) -> common.Timing:
 
     kept = [p for p in points if p.labels["retrained"] == "yes" or p.name == "before"]
     return common.take_turns({point.name: contender(point.path) for point in kept}, rounds)
+
+
+def draw(table: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Draws what the scores lose to the control against the weights that are left.
+
+    Args:
+        table: Rows of ``eval.sweep`` with the labels of `Row`, weights counted without zeros.
+        path: PNG, SVG or PDF by its ending.
+    """
+    from matplotlib.figure import Figure
+
+    from speech.files import atomic_path
+
+    baseline = next(row for row in table if row["name"] == BASELINE)
+    series: dict[str, list[Mapping[str, Any]]] = {}
+    for row in table:
+        if row["criterion"] is not None and row["name"] != BASELINE:
+            how = "retrained" if row["retrained"] == "yes" else "one shot"
+            series.setdefault(f"{row['criterion']}, {how}", []).append(row)
+    figure = Figure(figsize=(9, 3.8), layout="constrained")
+    for axes, (metric, label) in zip(figure.subplots(1, 2), METRICS.items(), strict=True):
+        axes.axhline(0, color="0.5", linewidth=1)
+        for place, (name, own) in enumerate(series.items()):
+            own = sorted(own, key=lambda row: row["nonzero_weights"])
+            left = [100 * row["nonzero_weights"] / baseline["nonzero_weights"] for row in own]
+            mean = [row[f"{metric}_diff"] for row in own]
+            bars = [
+                [m - row[f"{metric}_diff_low"] for m, row in zip(mean, own, strict=True)],
+                [row[f"{metric}_diff_high"] - m for m, row in zip(mean, own, strict=True)],
+            ]
+            style = "-" if name.endswith("one shot") else "none"
+            axes.errorbar(
+                left, mean, bars, label=name, marker="os^Dv<>P"[place % 8], linestyle=style,
+                capsize=3, markersize=5,
+            )  # fmt: skip
+        axes.set_xlabel("weights left, %")
+        axes.set_ylabel(f"{label}, difference to the control")
+        axes.grid(alpha=0.3)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=130)
 
 
 def _plain(table: Sequence[dict[str, Any]]) -> Any:
@@ -248,6 +292,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--out", type=Path, default=Path("runs/pruning-benchmark"), metavar="DIR",
         help="default %(default)s")  # fmt: skip
     add("--json", type=Path, metavar="FILE", help="also write the result to FILE")
+    add("--figure", type=Path, metavar="FILE", help="also draw scores against weights left")
     return parser
 
 
