@@ -42,6 +42,7 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks import common, peers, quality
 from speech import cli
+from speech.files import strict_json
 
 if TYPE_CHECKING:
     from mnn.pool import Expert
@@ -101,9 +102,9 @@ def _run(options: argparse.Namespace) -> int:
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        pairs, _, description = quality._test_set(options, folder)
+        pairs, _, description = quality.test_set(options, folder)
         print(description)
-        folders, tools, skipped = _enhance(pairs, folder)
+        folders, tools, skipped = enhance_all(pairs, folder)
         members, refused = open_pool(options.experts, list(folders.items()))
         members = [member for member in members if member is not None]
         for reason in refused:
@@ -136,11 +137,11 @@ def _run(options: argparse.Namespace) -> int:
         "unscored": num_unscored,
         "files": rows,
     }
-    common.write_result(options.json, quality._strict(result))
+    common.write_result(options.json, strict_json(result))
     return 0
 
 
-def _enhance(
+def enhance_all(
     pairs: Sequence[Any], folder: Path
 ) -> tuple[dict[str, Path], dict[str, Any], dict[str, str]]:
     """Lets the tools enhance the test set.
@@ -148,7 +149,7 @@ def _enhance(
     Returns:
         Folder by tool; packages, delay and failures by tool; and why the others are skipped.
     """
-    clean = quality._at_peak(quality._read(pairs[0].clean_path))
+    clean = quality.at_peak(quality.read_samples(pairs[0].clean_path))
     contenders, skipped = [], {}
     with contextlib.ExitStack() as stack:
         for name in TOOLS:
@@ -161,13 +162,13 @@ def _enhance(
                 skipped[name] = str(error)
                 continue
             contenders.append(quality.Contender(name, worker, delay_samples))
-        quality._enhance(contenders, pairs, folder)
+        quality.enhance_all(contenders, pairs, folder)
     folders, tools = {}, {}
     for place, one in enumerate(contenders):
         if len(one.failed) == len(pairs):
             skipped[one.name] = f"fails on every file: {one.failed[0][1]}"
             continue
-        path = quality._output(folder, place, pairs[0])
+        path = quality.output_path(folder, place, pairs[0])
         folders[one.name] = path.parents[len(pairs[0].relative_path.parts) - 1]
         tools[one.name] = one.worker.info | {
             "delay_samples": one.delay_samples,
@@ -200,7 +201,7 @@ def judge(
     dae = Autoencoder(dae_path)
     rows, tasks = [], []
     for pair in cli.progress(pairs, total=len(pairs), label="judging"):
-        noisy = quality._read(pair.noisy_path)
+        noisy = quality.read_samples(pair.noisy_path)
         signals, picks, out = choose(noisy, members, dae, pair.relative_path)
         labels = (pair.clean_path, pair.noise, pair.snr_db, str(pair.relative_path))
         tasks.append(Task(NOISY, pair.noisy_path, *labels))

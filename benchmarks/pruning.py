@@ -104,6 +104,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     from eval.run import BUNDLED_SNRS_DB
+    from eval.scoring import json_ready
     from eval.sweep import Point, format_points, sweep
     from eval.systems import bundled_pairs
 
@@ -124,7 +125,7 @@ def _run(options: argparse.Namespace) -> int:
     result = {
         "model": str(options.model),
         "steps": _num_steps(options),
-        "table": _plain(table),
+        "table": json_ready(table),
         "inference": timing.as_json(BASELINE),
     }
     common.write_result(options.json, result)
@@ -192,12 +193,6 @@ def draw(table: Sequence[Mapping[str, Any]], path: Path) -> None:
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=130)
-
-
-def _plain(table: Sequence[dict[str, Any]]) -> Any:
-    from eval.scoring import json_ready
-
-    return json_ready(table)
 
 
 def _made(row: Row, options: argparse.Namespace) -> Path:

@@ -45,6 +45,7 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks import common, peers
 from speech import cli
+from speech.files import strict_json
 
 if TYPE_CHECKING:
     import numpy as np
@@ -121,11 +122,11 @@ def _run(options: argparse.Namespace) -> int:
         raise ValueError(f"{options.figure}: give a figure that ends in .png, .svg or .pdf")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        pairs, unseen, description = _test_set(options, folder)
+        pairs, unseen, description = test_set(options, folder)
         print(description)
         with contextlib.ExitStack() as stack:
             contenders, skipped = _start(models, stack, pairs[0].clean_path)
-            _enhance(contenders, pairs, folder)
+            enhance_all(contenders, pairs, folder)
         rows = _score(contenders, pairs, folder, options.jobs)
     groups: dict[str, Callable[[dict[str, Any]], bool]] = {"all": lambda row: True}
     if 0 < len(unseen) < len({pair.noise for pair in pairs}):
@@ -151,7 +152,7 @@ def _run(options: argparse.Namespace) -> int:
     }
     if options.figure:
         draw(systems, options.figure, description)
-    common.write_result(options.json, _strict(result))
+    common.write_result(options.json, strict_json(result))
     return 0
 
 
@@ -176,7 +177,7 @@ def named_models(arguments: Sequence[str] | None) -> dict[str, str]:
     return models
 
 
-def _test_set(options: argparse.Namespace, folder: Path) -> tuple[list[Any], set[str], str]:
+def test_set(options: argparse.Namespace, folder: Path) -> tuple[list[Any], set[str], str]:
     """Writes the mixtures; returns the pairs, the noises without a training part, and a line."""
     from speech import corpus
     from speech.options import SNRS_DB
@@ -210,7 +211,7 @@ def _start(
     models: dict[str, str], stack: contextlib.ExitStack, clean_path: Path
 ) -> tuple[list[Contender], dict[str, str]]:
     """Starts what can be started and measures its delay."""
-    clean = _at_peak(_read(clean_path))
+    clean = at_peak(read_samples(clean_path))
     specs = {name: (peers.OURS, (path,)) for name, path in models.items()}
     specs |= {name: (factory, ()) for name, factory in peers.PEERS.items()}
     contenders, skipped = [], {}
@@ -257,18 +258,19 @@ def enhance_aligned(contender: Contender, noisy: np.ndarray) -> peers.Result:
 
     delay = contender.delay_samples
     before, after = max(-delay, 0), max(delay, 0)
-    result = contender.worker.run(np.pad(_at_peak(noisy), (before, after)))
+    result = contender.worker.run(np.pad(at_peak(noisy), (before, after)))
     samples = result.samples[after : after + len(noisy)]
     if not np.any(samples):
         raise peers.PeerFailed("returned silence")
     return peers.Result(samples / np.max(np.abs(samples)), result.wall_s, result.cpu_s)
 
 
-def _enhance(contenders: Sequence[Contender], pairs: Sequence[Any], folder: Path) -> None:
+def enhance_all(contenders: Sequence[Contender], pairs: Sequence[Any], folder: Path) -> None:
+    """Lets every contender enhance every file, taking turns."""
     from speech.audio import write_audio
 
     for pair in cli.progress(pairs, total=len(pairs), label="enhancing"):
-        noisy = _read(pair.noisy_path)
+        noisy = read_samples(pair.noisy_path)
         seconds = len(noisy) / peers.RATE_HZ
         for place, contender in enumerate(contenders):
             try:
@@ -278,7 +280,7 @@ def _enhance(contenders: Sequence[Contender], pairs: Sequence[Any], folder: Path
                 continue
             contender.wall.append(result.wall_s / seconds)
             contender.cpu.append(result.cpu_s / seconds)
-            write_audio(_output(folder, place, pair), result.samples)
+            write_audio(output_path(folder, place, pair), result.samples)
 
 
 def _score(
@@ -292,12 +294,12 @@ def _score(
         labels = (pair.clean_path, pair.noise, pair.snr_db, str(pair.relative_path))
         tasks.append(Task(NOISY, pair.noisy_path, *labels))
         for place, contender in enumerate(contenders):
-            path = _output(folder, place, pair)
+            path = output_path(folder, place, pair)
             if path.exists():
                 tasks.append(Task(contender.name, path, *labels))
     rows = score_all(tasks, num_jobs)
     for task, row in zip(tasks, rows, strict=True):
-        row["si_sdr_db"] = si_sdr_db(_read(task.reference), _read(task.estimate))
+        row["si_sdr_db"] = si_sdr_db(read_samples(task.reference), read_samples(task.estimate))
     return rows
 
 
@@ -511,30 +513,23 @@ def _label_ticks(axes: Any, edge: float, largest: float) -> None:
     axes.xaxis.set_minor_locator(NullLocator())
 
 
-def _output(folder: Path, place: int, pair: Any) -> Path:
+def output_path(folder: Path, place: int, pair: Any) -> Path:
+    """Returns where a contender's output for a pair is written."""
     return folder / f"enhanced-{place}" / pair.relative_path
 
 
-def _read(path: Path) -> np.ndarray:
+def read_samples(path: Path) -> np.ndarray:
+    """Returns the samples of a file, [num_samples]."""
     from speech.audio import read_audio
 
     return read_audio(path).samples
 
 
-def _at_peak(signal: np.ndarray) -> np.ndarray:
+def at_peak(signal: np.ndarray) -> np.ndarray:
     """Scales to the common peak; silence stays silence."""
     from speech.audio import peak_normalize
 
     return peak_normalize(signal) * signal.dtype.type(INPUT_PEAK)
-
-
-def _strict(value: Any) -> Any:
-    """Returns plain values with NaN as None, as strict JSON needs."""
-    if isinstance(value, dict):
-        return {key: _strict(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_strict(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 if __name__ == "__main__":

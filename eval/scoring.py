@@ -462,10 +462,9 @@ def to_csv(rows: Sequence[dict[str, Any]]) -> str:
 
 def json_ready(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Returns rows with NaN as None, as strict JSON needs."""
-    return [
-        {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
-        for row in rows
-    ]
+    from speech.files import strict_json
+
+    return strict_json(list(rows))
 
 
 def _condition_order(condition: tuple[str, float]) -> tuple[str, float]:

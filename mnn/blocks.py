@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import numpy as np
 import scipy.fft
 
-from speech.stft import StftConfig, _window, istft
+from speech.stft import StftConfig, analysis_window, istft
 
 #: Frames a block: 65 s at 16 kHz, 17 MB of spectra.
 BLOCK_FRAMES = 4096
@@ -41,7 +41,7 @@ def stft_frames(signal: np.ndarray, start: int, stop: int, config: StftConfig) -
     """
     segment = _segment(signal, start, stop, config)
     frames = np.lib.stride_tricks.sliding_window_view(segment, config.frame)[:: config.hop]
-    window = _window(config, segment.dtype)
+    window = analysis_window(config, segment.dtype)
     spectra = np.empty((len(frames), config.num_bins), np.result_type(segment.dtype, np.complex64))
     for place in range(0, len(frames), _FFT_FRAMES):
         part = slice(place, place + _FFT_FRAMES)
@@ -78,7 +78,7 @@ def frame_energies(
     if minus is not None:
         segment = segment - _segment(minus, start, stop, config)
     hops = (segment * segment.dtype.type(scale)).reshape(-1, config.hop)
-    window = _window(config, hops.dtype)
+    window = analysis_window(config, hops.dtype)
     signs = 1 - 2 * (np.arange(config.frame) % 2).astype(hops.dtype)
 
     def by_frame(values: np.ndarray, weights: np.ndarray) -> np.ndarray:

@@ -69,7 +69,7 @@ def select_file(selector: Selector, source: Path, relative: Path, target: Path) 
     import numpy as np
 
     from speech.audio import SAMPLE_RATE_HZ, read_multichannel, resample, write_audio
-    from speech.enhance import _fit, _subtype
+    from speech.enhance import fit_length, writable_subtype
 
     audio = read_multichannel(source)
     samples = audio.samples
@@ -83,9 +83,9 @@ def select_file(selector: Selector, source: Path, relative: Path, target: Path) 
     del channels
     for number in range(len(signals)):
         result = resample(signals[number], SAMPLE_RATE_HZ, audio.source_rate_hz)
-        samples[:, number] = _fit(result, len(samples))
+        samples[:, number] = fit_length(result, len(samples))
         signals[number] = None
-    write_audio(target, samples, audio.source_rate_hz, _subtype(target, audio.subtype))
+    write_audio(target, samples, audio.source_rate_hz, writable_subtype(target, audio.subtype))
     seconds = [float(bound) / SAMPLE_RATE_HZ for bound in decision.bounds[:-1]]
     counts = Counter(decision.picks)
     return {

@@ -276,12 +276,12 @@ def enhance_file(
             SAMPLE_RATE_HZ,
             audio.source_rate_hz,
         )
-        enhanced = _fit(enhanced, len(samples))
+        enhanced = fit_length(enhanced, len(samples))
         # Resampling moves the peak a little: set it on the samples that are written.
         samples[:, channel] = enhanced * _gain(wanted, _peak_of(enhanced))
     if peak is not None:  # one factor for all channels: their balance stays
         samples *= _gain(peak, max(_peak_of(samples[:, c]) for c in range(samples.shape[1])))
-    write_audio(target, samples, audio.source_rate_hz, _subtype(target, audio.subtype))
+    write_audio(target, samples, audio.source_rate_hz, writable_subtype(target, audio.subtype))
     seconds = len(samples) / audio.source_rate_hz
     return {
         "input": str(source),
@@ -383,7 +383,8 @@ def _writable(path: Path | str) -> Path:
     return path if keep else path.with_suffix(".wav")
 
 
-def _subtype(target: Path, wanted: str) -> str:
+def writable_subtype(target: Path, wanted: str) -> str:
+    """Returns a sample format for ``target``: ``wanted``, or its default if it can't hold that."""
     import soundfile
 
     from speech.audio import FORMATS
@@ -408,7 +409,7 @@ def _gain(wanted: float, highest: float) -> np.float32:
     return np.float32(wanted / highest if highest > 1e-20 else 1.0)
 
 
-def _fit(signal: np.ndarray, num_samples: int) -> np.ndarray:
+def fit_length(signal: np.ndarray, num_samples: int) -> np.ndarray:
     """Cuts or fills up to a length: rounding in the two resamplings may differ by a sample."""
     import numpy as np
 

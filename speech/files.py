@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import os
 import tempfile
 from collections.abc import Iterator
@@ -102,6 +103,15 @@ def write_json(path: str | os.PathLike, value: Any) -> None:
         ValueError: ``value`` holds a NaN or an infinity; give None instead.
     """
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def strict_json(value: Any) -> Any:
+    """Returns plain values with NaN and infinities as None, as strict JSON needs."""
+    if isinstance(value, dict):
+        return {key: strict_json(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [strict_json(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def sha256_of(path: str | os.PathLike) -> str:

@@ -98,7 +98,7 @@ def stft(signal: np.ndarray, config: StftConfig = DEFAULT) -> np.ndarray:
     padded = np.zeros(total, signal.dtype)
     padded[overlap : overlap + len(signal)] = signal
     frames = np.lib.stride_tricks.sliding_window_view(padded, config.frame)[:: config.hop]
-    return scipy.fft.rfft(frames * _window(config, signal.dtype), axis=-1)
+    return scipy.fft.rfft(frames * analysis_window(config, signal.dtype), axis=-1)
 
 
 def istft(spectra: np.ndarray, num_samples: int, config: StftConfig = DEFAULT) -> np.ndarray:
@@ -125,7 +125,7 @@ def istft(spectra: np.ndarray, num_samples: int, config: StftConfig = DEFAULT) -
     num_blocks = config.frame // config.hop
     # Each frame falls into blocks of a hop; block b of frame t is added to block t + b.
     gain = frames.dtype.type(1 / (0.375 * num_blocks))
-    frames *= _window(config, frames.dtype) * gain
+    frames *= analysis_window(config, frames.dtype) * gain
     parts = frames.reshape(len(frames), num_blocks, config.hop)
     blocks = np.zeros((len(frames) + num_blocks - 1, config.hop), frames.dtype)
     for block in range(num_blocks):
@@ -180,7 +180,8 @@ def neighbour_indices(num_frames: np.ndarray, context: int) -> np.ndarray:
 
 
 @functools.lru_cache(maxsize=8)
-def _window(config: StftConfig, dtype: np.dtype) -> np.ndarray:
+def analysis_window(config: StftConfig, dtype: np.dtype) -> np.ndarray:
+    """Returns the window, [frame]; shared, so not writeable."""
     window = scipy.signal.get_window(config.window, config.frame, fftbins=True).astype(dtype)
     window.flags.writeable = False
     return window
