@@ -24,9 +24,15 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from mnn import blocks
-from mnn.blocks import Synthesis, frame_blocks, frame_energies, stft_frames
+from mnn.blocks import (
+    Synthesis,
+    frame_blocks,
+    frame_energies,
+    magnitude_frames,
+    stft_frames,
+)
 from mnn.dae import Autoencoder
-from mnn.features import level, scaled_magnitudes
+from mnn.features import inner_product, level, scaled_magnitudes
 from mnn.pool import Expert, Place
 from mnn.selection import (
     DIFFERENCE,
@@ -214,10 +220,14 @@ class Arbiter:
                 run.write(run.synthesis.add(estimate[block.within(block.inner)]))
             hearing.seconds += time.perf_counter() - started
             started = time.perf_counter()
-        else:
+            frames = scaled_magnitudes(estimate, scene.level, config)
+        elif run.differences:
             estimate = stft_frames(run.signal, *block.inner, config)
+            frames = scaled_magnitudes(estimate, scene.level, config)
+        else:
+            scale = scene.scale(config)
+            frames = magnitude_frames(run.signal, *block.inner, config, scale=scale)
         own = block.within(block.inner)
-        frames = scaled_magnitudes(estimate, scene.level, config)
         part: dict[str, np.ndarray] = {}
         for draw, rebuilt in enumerate(self._rebuilt(frames, block)):
             found = frame_statistics(self.needs, frames[own], rebuilt, heard and heard[draw])
@@ -262,13 +272,8 @@ def fitting_gain(noisy: np.ndarray, signal: np.ndarray) -> float:
     Returns:
         The gain; 0 for silence.
     """
-    products = energies = 0.0
-    for start in range(0, len(signal), 1 << 14):  # few enough for the cache
-        span = slice(start, start + (1 << 14))
-        one, other = noisy[span].astype(np.float64), signal[span].astype(np.float64)
-        products += float(np.dot(one, other))
-        energies += float(np.dot(other, other))
-    return products / energies if energies > 0 else 0.0
+    energy = inner_product(signal, signal)
+    return inner_product(noisy, signal) / energy if energy > 0 else 0.0
 
 
 @dataclass(frozen=True)

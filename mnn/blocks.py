@@ -17,7 +17,7 @@ from speech.stft import StftConfig, analysis_window, istft
 BLOCK_FRAMES = 4096
 
 #: Frames transformed at a time: what is only needed on the way stays in the cache.
-_FFT_FRAMES = 32
+_FFT_FRAMES = 64
 
 
 def frame_blocks(num_frames: int, size: int | None = None) -> Iterator[tuple[int, int]]:
@@ -39,14 +39,37 @@ def stft_frames(signal: np.ndarray, start: int, stop: int, config: StftConfig) -
     Returns:
         complex [stop - start, num_bins], equal to ``stft(signal)[start:stop]``.
     """
+    kind = np.result_type(signal.dtype, np.complex64)
+    spectra = np.empty((stop - start, config.num_bins), kind)
+    for part, own in _transforms(signal, start, stop, config):
+        spectra[part] = own
+    return spectra
+
+
+def magnitude_frames(
+    signal: np.ndarray, start: int, stop: int, config: StftConfig, *, scale: float = 1.0
+) -> np.ndarray:
+    """Returns |STFT(scale signal)| for some frames: float32 [stop - start, num_bins].
+
+    The arguments are those of `stft_frames` and a positive factor. The spectra are never all in
+    memory, which is faster where only magnitudes are needed.
+    """
+    magnitudes = np.empty((stop - start, config.num_bins), np.float32)
+    for part, own in _transforms(signal, start, stop, config, scale):
+        np.abs(own, out=magnitudes[part], casting="same_kind")
+    return magnitudes
+
+
+def _transforms(
+    signal: np.ndarray, start: int, stop: int, config: StftConfig, scale: float = 1.0
+) -> Iterator[tuple[slice, np.ndarray]]:
+    """Yields a few frames of the STFT at a time, and where they belong."""
     segment = _segment(signal, start, stop, config)
     frames = np.lib.stride_tricks.sliding_window_view(segment, config.frame)[:: config.hop]
-    window = analysis_window(config, segment.dtype)
-    spectra = np.empty((len(frames), config.num_bins), np.result_type(segment.dtype, np.complex64))
+    window = analysis_window(config, segment.dtype) * segment.dtype.type(scale)
     for place in range(0, len(frames), _FFT_FRAMES):
         part = slice(place, place + _FFT_FRAMES)
-        spectra[part] = scipy.fft.rfft(frames[part] * window, axis=-1)
-    return spectra
+        yield part, scipy.fft.rfft(frames[part] * window, axis=-1)
 
 
 def frame_energies(

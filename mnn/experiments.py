@@ -4,6 +4,7 @@
 
     python -m mnn.experiments noise                               # bundled corpus, minutes
     python -m mnn.experiments gender --timit TIMIT --noise NOISES # the paper's sizes
+    python -m mnn.experiments snr --scale open --timit corpus/speech --noise corpus/noise
 
 Trains autoencoders and experts (`mnn.train`), mixes test utterances, lets every expert enhance each
 of them, and compares what is chosen, by eqs. (10) and (11) with each autoencoder and by the other
@@ -39,8 +40,22 @@ from speech.cli import natural_number
 EXPERIMENTS = ("noise", "gender", "snr")
 DAES = ("128", "2048x2")
 
-#: Noise types of experiment 1; of the bundled corpus, the engine stands for the motorcycle.
-NOISE_TYPES = {"bundled": ("birds", "typing", "engine"), "paper": ("birds", "typing", "motorcycle")}
+#: Noise types of experiment 1; without the paper's noises the engine stands for the motorcycle.
+NOISE_TYPES = {
+    "bundled": ("birds", "typing", "engine"),
+    "open": ("birds", "typing", "engine"),
+    "paper": ("birds", "typing", "motorcycle"),
+}
+
+#: Noises of experiments 2 and 3; () for all. The paper's are ten.
+MIXED_NOISES = {
+    "bundled": (),
+    "open": (
+        "birds", "typing", "engine", "frogs", "ocean", "forest", "crowd", "printer", "rain",
+        "traffic",
+    ),
+    "paper": (),
+}  # fmt: skip
 
 SNRS_DB = (-5.0, 0.0, 5.0)
 GENDERS = {"male": "M", "female": "F"}
@@ -64,13 +79,27 @@ class Scale:
 
 
 #: The paper: Rprop, batches of 1000 frames, up to 5000 iterations, tests of 20 (noise), 50 x 10
-#: noises (gender) and 20 x 10 noises (SNR) utterances. Bundled: Adam, which comes further in few
-#: iterations, and the smaller net in all experiments.
+#: noises (gender) and 20 x 10 noises (SNR) utterances. Open: the paper's nets and sizes on a corpus
+#: of ten training voices (`speech.opencorpus`), of which autoencoders hear 40 utterances each, the
+#: paper's 400; Adam, which comes further in few iterations: hours of two cores instead of days.
+#: Bundled: Adam, too, and the smaller net in all experiments.
 SCALES = {
     "paper": Scale(
         {"noise": "512x2", "gender": "2048x2", "snr": "2048x2"},
         (),
         {"128": (), "2048x2": ()},
+        {"noise": 20, "gender": 50, "snr": 20},
+    ),
+    "open": Scale(
+        {"noise": "512x2", "gender": "2048x2", "snr": "2048x2"},
+        ("--optimizer", "adam", "--learning-rate", "5e-4", "--iterations", "1000"),
+        {
+            "128": ("--optimizer", "adam", "--iterations", "4000", "--per-speaker", "40"),
+            "2048x2": (
+                "--optimizer", "adam", "--learning-rate", "5e-4", "--iterations", "1500",
+                "--per-speaker", "40",
+            ),
+        },
         {"noise": 20, "gender": 50, "snr": 20},
     ),
     "bundled": Scale(
@@ -95,26 +124,37 @@ class Condition:
     Attributes:
         name: Of the expert and the row.
         options: Of ``python -m mnn.train expert``.
-        noise: Pattern of the noise's name; '' for all.
+        noises: Patterns of the noise's name; () for all.
         gender: 'F', 'M' or '' for both.
         snr_db: Of the test mixtures.
     """
 
     name: str
     options: tuple[str, ...]
-    noise: str = ""
+    noises: tuple[str, ...] = ()
     gender: str = ""
     snr_db: float = 0.0
 
 
-def conditions_of(experiment: str, noise_types: Sequence[str]) -> list[Condition]:
-    """Returns the conditions of an experiment; each has its expert."""
+def conditions_of(experiment: str, noises: Sequence[str]) -> list[Condition]:
+    """Returns the conditions of an experiment; each has its expert.
+
+    Args:
+        experiment: One of `EXPERIMENTS`.
+        noises: Names: an expert each for experiment noise, otherwise what all are mixed with;
+            then () is for all that there are.
+    """
     if experiment == "noise":
-        return [Condition(name, ("--noise-type", name), noise=name) for name in noise_types]
+        return [Condition(name, ("--noise-type", name), (name,)) for name in noises]
+    mixed = ("--noise-type", *noises) if noises else ()
     if experiment == "gender":
-        return [Condition(name, ("--gender", key), gender=key) for name, key in GENDERS.items()]
+        return [
+            Condition(name, ("--gender", key, *mixed), tuple(noises), gender=key)
+            for name, key in GENDERS.items()
+        ]
     return [
-        Condition(f"{snr_db:g} dB", ("--snr", f"{snr_db:g}"), snr_db=snr_db) for snr_db in SNRS_DB
+        Condition(f"{snr_db:g} dB", ("--snr", f"{snr_db:g}", *mixed), tuple(noises), snr_db=snr_db)
+        for snr_db in SNRS_DB
     ]
 
 
@@ -140,8 +180,8 @@ def plan_tests(
     from mnn.data import matching
     from speech.corpus import spread_mixtures
 
-    if condition.noise:
-        noises = matching(noises, {"noise": [condition.noise]})
+    if condition.noises:
+        noises = matching(noises, {"noise": condition.noises})
     if condition.gender:
         utterances = matching(utterances, {"gender": [condition.gender]})
     return spread_mixtures(utterances, noises, [condition.snr_db], num_each or None, seed)
@@ -213,9 +253,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("--timit and --noise go together")
     options.scale = options.scale or ("bundled" if options.timit is None else "paper")
     options.out = options.out or Path("runs") / f"mnn_{options.experiment}_{options.scale}"
-    options.noise_types = options.noise_types or NOISE_TYPES[
-        "bundled" if options.timit is None else "paper"
-    ]  # fmt: skip
+    options.models = options.models or options.out / "models"
+    if not options.noise_types:
+        # Sizes and noises go by different things: --scale bundled may be asked for on TIMIT.
+        kind = "bundled" if options.timit is None else options.scale.replace("bundled", "paper")
+        table = NOISE_TYPES if options.experiment == "noise" else MIXED_NOISES
+        options.noise_types = table[kind]
     cli.log_to_stderr()
     return cli.run(lambda: _run(options))
 
@@ -286,7 +329,7 @@ def _train(
     ]
     paths = {}
     for name, words in jobs:
-        out = options.out / "models" / f"{name.replace(' ', '_')}.h5"
+        out = options.models / f"{name.replace(' ', '_')}.h5"
         print(f"\n{name}: {out}", flush=True)
         code = train.main([str(word) for word in [*words, *common, "--out", out]])
         if code:
@@ -457,10 +500,15 @@ def _parser() -> argparse.ArgumentParser:
     add("--timit", type=Path, metavar="DIR", help="TIMIT, or any tree with TRAIN and TEST")
     add("--noise", type=Path, metavar="DIR", help="noise recordings to mix with --timit")
     add("--noise-types", nargs="+", metavar="NAME",
-        help="of experiment noise (default: birds typing motorcycle, bundled: engine)")  # fmt: skip
+        help="of experiment noise an expert each (default: birds typing motorcycle, or engine for "
+        "it), of the others what is mixed (default: all, open scale: ten)")  # fmt: skip
     add("--scale", choices=tuple(SCALES),
-        help="sizes and iterations (default: bundled, with --timit paper)")  # fmt: skip
+        help="sizes and iterations (default: bundled, with --timit paper; open: for the corpus of "
+        "speech.opencorpus)")  # fmt: skip
     add("--out", type=Path, metavar="DIR", help="default runs/mnn_EXPERIMENT_SCALE")
+    add("--models", type=Path, metavar="DIR",
+        help="where models are and go (default OUT/models); experiments of one scale that share it "
+        "train the autoencoders once")  # fmt: skip
     add("--seed", type=natural_number, default=0, metavar="N", help="default 0")
     add("--gpu", default="0", metavar="LIST", help="0 (default), or -1 for the CPU")
     return parser

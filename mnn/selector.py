@@ -145,12 +145,12 @@ class Selector:
             statistics.append(total)
         num_samples = len(channels[0])
         length = self.segment_seconds and round(self.segment_seconds * SAMPLE_RATE_HZ)
-        table = {}
-        for which, size in (("whole", None), ("segments", length)):
+        for size in (None, length) if length else (None,):
             bounds = selection.segment_bounds(num_samples, size)
             sums = [selection.segment_sums(own, bounds, hop) for own in statistics]
-            table[which] = selection.costs(sums, self.metric, self.scoring)
-        cost = table["segments"][1]
+            scores, cost = selection.costs(sums, self.metric, self.scoring)
+            if size is None:
+                whole_scores = scores[:, 0]
         left = [experts[place] for place in places]
         picks = selection.pick(cost, [(expert.name, expert.sha256) for expert in left])
         weights = (
@@ -160,7 +160,7 @@ class Selector:
         )
         return Decision(
             [expert.name for expert in left],
-            [float(score) for score in table["whole"][0][:, 0]],
+            whole_scores.tolist(),
             [left[place].name for place in picks],
             weights,
             bounds,

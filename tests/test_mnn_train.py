@@ -17,6 +17,7 @@ from mnn import data, train
 from mnn.features import (
     Conventions,
     conventions_of,
+    inner_product,
     level,
     mask_frames,
     mask_target,
@@ -45,6 +46,17 @@ def test_white_noise_is_one_in_every_bin_at_any_level(rng):
         assert frames.dtype == np.float32
         assert_allclose(np.mean(frames[4:-4] ** 2), 1, rtol=0.02, atol=0)
     assert level(np.zeros(5)) == 1.0
+
+
+@pytest.mark.parametrize("gain", [1e-25, 1e-3, 1.0, 1e25])
+@pytest.mark.parametrize("num_samples", [0, 1, 1000, 1024, 70_001])
+def test_inner_products_are_those_of_float64(rng, gain, num_samples):
+    one, other = np.float32(gain) * rng.standard_normal((2, num_samples)).astype(np.float32)
+    exact = np.dot(one.astype(float), other.astype(float))
+    sum_of_magnitudes = np.abs(one.astype(float) * other).sum()
+    assert abs(inner_product(one, other) - exact) <= 1e-6 * sum_of_magnitudes
+    if num_samples:
+        assert level(one) == pytest.approx(np.sqrt(np.mean(np.square(one.astype(float)))), rel=1e-6)
 
 
 def test_mask_target_is_the_clipped_ratio():
