@@ -9,6 +9,7 @@ Every row that is retrained starts from the same model and gets the same number 
 same settings: seven stages, then a final run with a falling learning rate. ``control`` goes through
 all of them with nothing pruned, so what another row loses to it is what pruning costs. ``small`` is
 a network of the width that filter removal leaves, from random weights and with that many steps.
+``filters-long`` has its filters removed at once and is then trained for ``--long-steps``.
 An interrupted comparison goes on where it was.
 """
 
@@ -33,6 +34,8 @@ ROOT = Path(__file__).parent.parent
 STAGES = 7
 BATCH_SIZE = 4
 LEARNING_RATE = 5e-4
+#: Of the one row that is trained for longer, whose rate falls from here.
+LONG, LONG_LEARNING_RATE, LONG_EPOCHS = "filters-long", 2e-3, 8
 SPARSITY = 0.22
 FILTER_SHARE = 0.25
 CRITERIA = ("sparsity", "magnitude", "random")
@@ -83,6 +86,8 @@ def rows(which: str) -> list[Row]:
         small = {"criterion": "from scratch", "share": None, "retrained": "yes"}
         found += [soft[0], Row("filters", ("--remove-filters", str(FILTER_SHARE)), filters)]
         found += [Row("small", (), small), *soft[1:]]
+        labels = {**filters, "criterion": "filters, longer"}
+        found.append(Row(LONG, ("--remove-filters", str(FILTER_SHARE)), labels))
     if which != "retrained":
         found += [
             channels(f"{name}-{share:g}", share, name, False)
@@ -110,6 +115,8 @@ def _run(options: argparse.Namespace) -> int:
 
     points = [Point("before", options.model, {"retrained": "no"})]
     for row in rows(options.which):
+        if row.name == LONG and not options.long_steps:
+            continue
         path = _made(row, options)
         points.append(Point(row.name, path, row.labels))
         print(f"{row.name:<18} {path.stat().st_size:,} bytes", flush=True)
@@ -125,6 +132,7 @@ def _run(options: argparse.Namespace) -> int:
     result = {
         "model": str(options.model),
         "steps": _num_steps(options),
+        "long_steps": options.long_steps,
         "table": json_ready(table),
         "inference": timing.as_json(BASELINE),
     }
@@ -185,7 +193,7 @@ def draw(table: Sequence[Mapping[str, Any]], path: Path) -> None:
             style = "-" if name.endswith("one shot") else "none"
             axes.errorbar(
                 left, mean, bars, label=name, marker="os^Dv<>P"[place % 8], linestyle=style,
-                capsize=3, markersize=5,
+                capsize=3, markersize=6 + 0.6 * place, markerfacecolor="none",
             )  # fmt: skip
         axes.set_xlabel("weights left, %")
         axes.set_ylabel(f"{label}, difference to the control")
@@ -217,10 +225,15 @@ def _pruning(row: Row, path: Path, options: argparse.Namespace) -> list[str]:
     command = [sys.executable, "-m", "pruning.run", str(options.model.resolve())]
     command += ["-o", str(path.resolve()), *row.options]
     if row.is_retrained:
-        command += ["--retrain", "--stages", str(STAGES)]
-        command += ["--final-epochs", str(_final_epochs(options))]
-        command += ["--retrain-epochs", "1", "--num-train", str(options.stage_steps * BATCH_SIZE)]
-        command += ["--learning-rate", str(LEARNING_RATE), "--schedule", "constant"]
+        if row.name == LONG:
+            stages, epochs, rate, schedule = 1, LONG_EPOCHS, LONG_LEARNING_RATE, []
+            steps = -(-options.long_steps // LONG_EPOCHS)
+        else:
+            stages, epochs, rate = STAGES, _final_epochs(options), LEARNING_RATE
+            steps, schedule = options.stage_steps, ["--schedule", "constant"]
+        command += ["--retrain", "--stages", str(stages), "--final-epochs", str(epochs)]
+        command += ["--retrain-epochs", "1", "--num-train", str(steps * BATCH_SIZE)]
+        command += ["--learning-rate", str(rate), *schedule]
         command += ["--work", str((path.parent / "work").resolve()), "--no-score"]
         command += _common(options)
     return command
@@ -277,6 +290,8 @@ def _parser() -> argparse.ArgumentParser:
         help=f"of each of the {STAGES} stages (default %(default)s)")  # fmt: skip
     add("--final-steps", type=positive_number, default=600, metavar="N",
         help="after them, in whole stages' worth (default %(default)s)")  # fmt: skip
+    add("--long-steps", type=natural_number, default=4000, metavar="N",
+        help=f"of row {LONG}; 0 leaves it out (default %(default)s)")  # fmt: skip
     add("--num-test", type=positive_number, default=6, metavar="N",
         help="bundled test files a noise and SNR (default %(default)s)")  # fmt: skip
     add("--rounds", type=positive_number, default=21, metavar="N",

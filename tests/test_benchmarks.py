@@ -92,10 +92,10 @@ def test_recipes_gain_is_paired_and_leaves_out_what_has_no_score(tmp_path):
 
 def test_pruning_commands_are_understood_and_train_alike(tmp_path):
     options = pruning._parser().parse_args(["--out", str(tmp_path), "--stage-steps", "3",
-        "--final-steps", "7", "--timit", "a", "--noise", "b"])  # fmt: skip
+        "--final-steps", "7", "--long-steps", "80", "--timit", "a", "--noise", "b"])  # fmt: skip
     rows = pruning.rows("all")
     assert rows[0].name == pruning.BASELINE
-    assert len({row.name for row in rows}) == len(rows) == 15
+    assert len({row.name for row in rows}) == len(rows) == 16
     steps = set()
     for row in rows:
         if row.options:
@@ -105,6 +105,9 @@ def test_pruning_commands_are_understood_and_train_alike(tmp_path):
             if not row.is_retrained:
                 continue
             epochs = parsed.stages * parsed.epochs + parsed.final_epochs
+            if row.name == pruning.LONG:
+                assert parsed.final_epochs * parsed.num_items // parsed.batch_size == 80
+                continue
         else:
             command = pruning._from_scratch(tmp_path / row.name, options)
             parsed = timit_fcn_mse._parser().parse_args(command[2:])
