@@ -92,7 +92,10 @@ SCALES = {
     ),
     "open": Scale(
         {"noise": "512x2", "gender": "2048x2", "snr": "2048x2"},
-        ("--optimizer", "adam", "--learning-rate", "5e-4", "--iterations", "1000"),
+        (
+            "--optimizer", "adam", "--learning-rate", "5e-4", "--iterations", "1000",
+            "--patience", "300",
+        ),
         {
             "128": ("--optimizer", "adam", "--iterations", "4000", "--per-speaker", "40"),
             "2048x2": (
