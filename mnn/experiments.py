@@ -115,7 +115,7 @@ SCALES = {
                 "--batch-size", "250",
             ),
         },
-        {"noise": 20, "gender": 5, "snr": 5},
+        {"noise": 20, "gender": 0, "snr": 0},
     ),
 }  # fmt: skip
 

@@ -29,9 +29,13 @@ def tabulate(
 
     Returns:
         One dict a condition and metric: condition, metric, n, unscored, and the columns: each
-        expert, 'chance', each selection, 'oracle'; and ``recovery`` by selection. A mixture
-        without a score of some expert is counted and left out.
+        expert, 'chance', each selection, 'oracle'; and by selection ``recovery`` and
+        ``above_chance``, what it gains on chance: mean and ends of the 95 % interval over the
+        mixtures (`eval.statistics`). A mixture without a score of some expert is counted and left
+        out.
     """
+    from eval.statistics import bootstrap_interval
+
     table = []
     for condition in [*dict.fromkeys(row["condition"] for row in rows), "all"]:
         own = [row for row in rows if condition in (row["condition"], "all")]
@@ -52,13 +56,22 @@ def tabulate(
                 line |= {name: float(v) for name, v in zip(names, values.mean(axis=0), strict=True)}
                 line["chance"] = float(values.mean())
                 kept = [row for row, good in zip(own, scored, strict=True) if good]
-                for which in selected:
-                    places = [names.index(row["picks"][which]) for row in kept]
-                    line[which] = float(values[np.arange(len(values)), places].mean())
+                places = np.array(
+                    [[names.index(row["picks"][which]) for which in selected] for row in kept]
+                )
+                picked = np.take_along_axis(values, places, axis=1)
+                gains = picked - values.mean(axis=1, keepdims=True)
+                lows, highs = bootstrap_interval(gains)
+                line |= dict(zip(selected, picked.mean(axis=0).tolist(), strict=True))
                 line["oracle"] = float(values.max(axis=1).mean())
                 line["recovery"] = {
                     which: recovery(line[which], line["chance"], line["oracle"])
                     for which in selected
+                }
+                intervals = zip(gains.mean(axis=0), lows, highs, strict=True)
+                line["above_chance"] = {
+                    which: [None if math.isnan(value) else float(value) for value in interval]
+                    for which, interval in zip(selected, intervals, strict=True)
                 }
             table.append(line)
     return table
@@ -86,10 +99,12 @@ def confusion(
 def report_markdown(result: dict[str, Any]) -> str:
     """Returns the tables of a run: ours and the published ones, recoveries, confusion."""
     names, default = result["experts"], result["default"]
+    _, scoring, _ = default.split()
+    own = [f"ae {scoring} 128", f"ae {scoring} 2048x2"]
     columns = ["chance", "snr paper 128", "snr paper 2048x2", "ae paper 128", "ae paper 2048x2",
-               default, "oracle"]  # fmt: skip
+               *own, "oracle"]  # fmt: skip
     heads = ["chance", "eq. 11, 128", "eq. 11, 2048x2", "eq. 10, 128", "eq. 10, 2048x2",
-             f"{default.split()[1]}, 128", "oracle"]  # fmt: skip
+             f"{scoring}, 128", f"{scoring}, 2048x2", "oracle"]  # fmt: skip
     parts = [f"# Experiment {result['experiment']}, scale {result['scale']}"]
     for metric, unit in (("sdr", "SDR, dB"), ("stoi", "STOI")):
         digits = 2 if metric == "sdr" else 4
@@ -103,17 +118,18 @@ def report_markdown(result: dict[str, Any]) -> str:
             f"## {unit}",
             _table(["test", "n", *(f"expert {n}" for n in names), *heads], rows),
         ]
-        own = result["published"][metric]
+        paper = result["published"][metric]
         rows = [
             [name, *(f"{value:.{digits}f}" for value in values)]
-            for name, values in own["rows"].items()
+            for name, values in paper["rows"].items()
         ]
-        published_heads = [h for h, c in zip(heads, columns, strict=True) if c != default]
+        published_heads = [h for h, c in zip(heads, columns, strict=True) if c not in own]
         parts += [
             f"Published ({published.SOURCE}):",
-            _table(["test", *(f"expert {n}" for n in own["experts"]), *published_heads], rows),
+            _table(["test", *(f"expert {n}" for n in paper["experts"]), *published_heads], rows),
         ]
     parts += ["## Oracle recovery, SDR, %", _recoveries(result, columns, heads)]
+    parts += ["## Above chance, SDR in dB, 95 % interval", _above_chance(result, columns, heads)]
     parts += ["## All selections, mean over all tests", _comparison(result)]
     for which, counts in result["confusion"].items():
         rows = [[name, *map(str, own)] for name, own in zip(names, counts, strict=True)]
@@ -124,8 +140,25 @@ def report_markdown(result: dict[str, Any]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def _selections(columns: Sequence[str], heads: Sequence[str]) -> list[tuple[str, str]]:
+    return [(c, h) for c, h in zip(columns, heads, strict=True) if c not in ("chance", "oracle")]
+
+
+def _above_chance(result: dict[str, Any], columns: Sequence[str], heads: Sequence[str]) -> str:
+    chosen, rows = _selections(columns, heads), []
+    for line in result["table"]:
+        if line["metric"] == "sdr" and line["n"]:
+            gains = [line["above_chance"][which] for which, _ in chosen]
+            cells = [
+                f"{mean:+.2f}" if low is None else f"{mean:+.2f} ({low:+.2f} to {high:+.2f})"
+                for mean, low, high in gains
+            ]
+            rows.append([line["condition"], *cells])
+    return _table(["test", *(head for _, head in chosen)], rows)
+
+
 def _recoveries(result: dict[str, Any], columns: Sequence[str], heads: Sequence[str]) -> str:
-    chosen = [(c, h) for c, h in zip(columns, heads, strict=True) if c not in ("chance", "oracle")]
+    chosen = _selections(columns, heads)
     rows = []
     for line in result["table"]:
         if line["metric"] == "sdr" and line["n"]:

@@ -36,6 +36,8 @@ def test_tables_average_and_recover():
     one = table["one", "sdr"]
     assert (one["a"], one["b"], one["chance"], one["oracle"], one["x"]) == (3.0, 2.0, 2.5, 4.0, 2.0)
     assert one["recovery"]["x"] == pytest.approx(-0.5 / 1.5)
+    mean, low, high = one["above_chance"]["x"]  # gains of +1 and -2 dB
+    assert (mean, low, high) == pytest.approx((-0.5, -2.0, 1.0))
     assert table["two", "sdr"] == {"condition": "two", "metric": "sdr", "n": 0, "unscored": 1}
     assert table["all", "sdr"]["n"] == 2 and table["all", "stoi"]["n"] == 3
     assert table["two", "stoi"]["recovery"]["x"] == pytest.approx(-1)
