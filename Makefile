@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-slow lint format clean
+.PHONY: demo test test-slow reproduce-small lint format clean
 
 demo: $(STAMP)
 	$(BIN)/python timit_fcn_mse.py --gpu 0 --out runs/demo
@@ -14,6 +14,10 @@ test: $(STAMP) lint
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m "slow or not slow"
+
+# A reduced version of everything in RESULTS.md; the same call goes on where it was.
+reproduce-small: $(STAMP)
+	$(BIN)/python -m benchmarks.reproduce --small --out runs/reproduce_small
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -1,0 +1,74 @@
+"""Draws the figures of the results page from the raw files."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks.reproduce_raw import Row, read_csv
+from benchmarks.reproduce_steps import CONTROLS, K_MAIN
+
+METRIC = "pesq_wb"
+#: Of the grid, in the figure that also shows the controls.
+FORMAT = "fp16"
+
+
+def draw_all(results: Path) -> None:
+    """Draws what there are raw files for.
+
+    Args:
+        results: Folder of the sections' raw files; figures go beside them.
+    """
+    grid = results / "grid"
+    if (grid / "sweep.csv").exists() and (grid / "controls.csv").exists():
+        _draw_grid(grid)
+
+
+def _draw_grid(folder: Path) -> None:
+    from eval.plots import score_against_size
+
+    sweep, controls = read_csv(folder / "sweep.csv")[1:], read_csv(folder / "controls.csv")[1:]
+    base = sweep[0]
+    title = f"n = {base['n']:.0f}; bars: 95 % interval of the difference to the baseline"
+    size = f"file size (% of the baseline's {base['file_bytes']:,.0f} bytes)"
+    points = [_point(row, base, _series(row)) for row in sweep]
+    path = folder / "pesq_wb_by_file_size.png"
+    score_against_size(points, METRIC, path, title, size_label=size)
+    score_against_size(
+        points, METRIC, folder / "pesq_wb_by_paper_size.png", title, size="paper_size_percent",
+        size_label="size by the paper's rule (% of the baseline's parameters in FP32)",
+        published=True,
+    )  # fmt: skip
+    formats = {row["centroids"] for row in sweep if isinstance(row["centroids"], str)}
+    kept = FORMAT if FORMAT in formats else min(formats, default="")
+    both = [
+        _point(row, base, _series({**row, "centroids": math.nan}))
+        for row in sweep
+        if row["centroids"] in (kept, "") or not isinstance(row["centroids"], str)
+    ]
+    for row in controls:
+        name = row["name"].removesuffix(f"-k{K_MAIN}")
+        if name in CONTROLS:
+            both.append(_point(row, base, CONTROLS[name]))
+    score_against_size(both, METRIC, folder / "controls.png", title, size_label=size)
+
+
+def _series(row: Row) -> str:
+    words = [f"theta {row['theta']:g}" if math.isfinite(row["theta"]) else "not pruned"]
+    if isinstance(row["centroids"], str):
+        words.append(row["centroids"])
+    return ", ".join(words)
+
+
+def _point(row: Row, base: Row, series: str) -> Row:
+    labels = {"k": row["k"]} if math.isfinite(row.get("k", math.nan)) else {}
+    ends: Sequence[str] = ("low", "high")
+    return {
+        "series": series,
+        "file_percent": 100 * row["file_bytes"] / base["file_bytes"],
+        "paper_size_percent": row["paper_size_percent"],
+        METRIC: row[METRIC],
+        **labels,
+        **{f"{METRIC}_{end}": base[METRIC] + row[f"{METRIC}_diff_{end}"] for end in ends},
+    }
