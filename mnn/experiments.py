@@ -111,8 +111,8 @@ SCALES = {
         {
             "128": ("--optimizer", "adam", "--iterations", "1500"),
             "2048x2": (
-                "--optimizer", "adam", "--learning-rate", "5e-4", "--iterations", "400",
-                "--batch-size", "250",
+                "--optimizer", "adam", "--learning-rate", "5e-4", "--iterations", "800",
+                "--batch-size", "500",
             ),
         },
         {"noise": 20, "gender": 0, "snr": 0},
