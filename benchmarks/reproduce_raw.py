@@ -11,7 +11,6 @@ import io
 import json
 import math
 import re
-import shutil
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -205,8 +204,9 @@ def compared(
     table = []
     for group, member in _groups(rows, set(unseen)):
         chosen = [row for row in rows if member(row)]
-        names = {row["name"] for row in chosen}
-        scored = sorted(names - left_out)
+        # In the order of the rows, as `eval.scoring.compare` has them: the same draws.
+        names = list(dict.fromkeys(row["name"] for row in chosen))
+        scored = [name for name in names if name not in left_out]
         values = {
             system: {row["name"]: [row[m] for m in metrics] for row in chosen
                      if row["system"] == system}
@@ -427,9 +427,6 @@ def _peers(setting: Setting, results: Path) -> bool:
         )
         return False
     write_json(target, portable(strict_json(new), setting))
-    figure = setting.out / "peers" / "quality.png"
-    if figure.exists():
-        shutil.copyfile(figure, results / "quality.png")
     return True
 
 

@@ -322,6 +322,7 @@ def cost(setting: Setting) -> list[Step]:
     result = setting.at("cost", "inference.json")
     command = ("benchmarks.inference", "--seconds", *map(str, setting.size.lengths_s))
     command += ("--rounds", str(setting.size.rounds), "--json", result)
+    command += () if setting.small else ("--growth",)
     return [*steps, Step("cost/inference", command, (result,))]
 
 
@@ -345,11 +346,10 @@ def rooms(setting: Setting) -> list[Step]:
 def peers(setting: Setting) -> list[Step]:
     """The shipped models beside other people's tools, those that are installed."""
     result = setting.at("peers", "quality.json")
-    figure = setting.at("peers", "quality.png")
     command = ("benchmarks.quality", *setting.data, "--num-test", str(setting.size.num_open))
     command += ("--snr", "5") if setting.small else ()
     command += ("--model", f"fcn={BASELINE}", f"fcn_small={SMALLEST}")
-    command += ("--json", result, "--figure", figure)
+    command += ("--json", result)
     return [Step("peers/quality", command, (result,), (BASELINE, SMALLEST))]
 
 

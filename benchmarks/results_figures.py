@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.reproduce_raw import Row, read_csv
+from benchmarks.reproduce_raw import Row, read_csv, read_json
 from benchmarks.reproduce_steps import CONTROLS, K_MAIN
 
 METRIC = "pesq_wb"
@@ -23,6 +23,21 @@ def draw_all(results: Path) -> None:
     grid = results / "grid"
     if (grid / "sweep.csv").exists() and (grid / "controls.csv").exists():
         _draw_grid(grid)
+    peers = results / "peers" / "quality.json"
+    if peers.exists():
+        _draw_peers(peers)
+
+
+def _draw_peers(path: Path) -> None:
+    from benchmarks.quality import draw
+
+    found = read_json(path)
+    systems = {
+        name: system
+        for name, system in found["systems"].items()
+        if all(system["groups"]["all"][m]["gain_ci95"] is not None for m in ("pesq_wb", "stoi"))
+    }
+    draw(systems, path.with_suffix(".png"), found["test_set"])
 
 
 def _draw_grid(folder: Path) -> None:

@@ -218,7 +218,7 @@ def _within(sizes: dict[str, Row], rows: Sequence[Row]) -> str:
     lines = []
     for end, what in (("difference", "on average"), ("low", "with their whole intervals")):
         kept = [name for name in sizes if name != "fcn" and keeps(name, end)]
-        text = f"Files that lose at most {limit} {what}: {len(kept)} of {len(sizes) - 1}"
+        text = f"- Files that lose at most {limit} {what}: {len(kept)} of {len(sizes) - 1}"
         if kept:
             best = min(kept, key=lambda name: sizes[name]["file_bytes"])
             size = sizes[best]
@@ -379,6 +379,8 @@ def _mnn(results: Path) -> list[str]:
     judged = {name: read_csv(results / f"{name}_recovery.csv") for name in EXPERIMENTS}
     means = read_csv(results / "mean_recovery.csv")
     best = max(means, key=lambda row: row["recovery"])["selection"]
+    extra = [which for which in dict.fromkeys((found["noise"]["default"], best))
+             if which not in SELECTIONS]  # fmt: skip
     scale = found["noise"]["scale"]
     parts = [
         f"Scale `{scale}` of `mnn.experiments`. Recovery is (selected - chance) / (oracle - "
@@ -386,11 +388,13 @@ def _mnn(results: Path) -> list[str]:
         "mixture. The engine stands for the paper's motorcycle.",
         "### Recovery of every selection",
         _recoveries(means, judged, best),
-        _checks(judged, means, best),
-    ]
+        "\n".join(_check(judged, means, which, which == best) for which in dict.fromkeys(
+            (best, found["noise"]["default"])
+        )),
+    ]  # fmt: skip
     for metric, unit in (("sdr", "SDR, dB"), ("stoi", "STOI")):
-        parts += [f"### {unit}, ours and published", _experiments(found, metric, best)]
-    parts += ["### Recovery in SDR by row", _by_row(judged, best)]
+        parts += [f"### {unit}, ours and published", _experiments(found, metric, extra)]
+    parts += ["### Recovery in SDR by row", _by_row(judged, extra)]
     parts += ["### Two stages: compressed copies choose", *_two_stage(results)]
     return parts
 
@@ -434,32 +438,29 @@ def _percents(row: Row) -> str:
     return interval(100 * row["recovery_low"], 100 * row["recovery_high"], 0, "")
 
 
-def _checks(judged: dict[str, list[Row]], means: Sequence[Row], best: str) -> str:
-    """Returns how the best setting does, in words made of numbers."""
+def _check(judged: dict[str, list[Row]], means: Sequence[Row], which: str, is_best: bool) -> str:
+    """Returns how a selection does, in words made of numbers."""
 
     def rows(experiment: str) -> list[Row]:
-        return [r for r in judged[experiment] if (r["selection"], r["metric"]) == (best, "sdr")]
+        return [r for r in judged[experiment] if (r["selection"], r["metric"]) == (which, "sdr")]
 
-    mean = next(row for row in means if row["selection"] == best)
+    mean = next(row for row in means if row["selection"] == which)
     worst = max(rows("noise"), key=lambda row: row["below_oracle"])
     others = rows("gender") + rows("snr")
     above = [row for row in others if row["above_chance"] > 0]
     surely = [row for row in others if row["above_chance_low"] > 0]
-    return "\n".join(
-        [
-            f"The best setting is {heading(best)}: {_percent(mean['recovery'])} %"
-            f"{_percents(mean)} of the way from chance to the oracle, mean of the rows.",
-            f"Experiment noise: at most {number(worst['below_oracle'], 2)} dB below the oracle "
-            f"({worst['condition']}, n = {worst['n']:.0f}).",
-            f"Experiments gender and snr: above chance in {len(above)} of {len(others)} rows, with "
-            f"the whole interval in {len(surely)}.",
-        ]
+    what = "the best of these on these tests" if is_best else "the default of `mnn.select`"
+    return (
+        f"- {heading(which)}, {what}: {_percent(mean['recovery'])} %{_percents(mean)} of the way "
+        f"from chance to the oracle, mean of the rows. Experiment noise: at most "
+        f"{number(worst['below_oracle'], 2)} dB below the oracle ({worst['condition']}, n = "
+        f"{worst['n']:.0f}). Experiments gender and snr: above chance in {len(above)} of "
+        f"{len(others)} rows, with the whole interval in {len(surely)}."
     )
 
 
-def _experiments(found: dict[str, Row], metric: str, best: str) -> str:
+def _experiments(found: dict[str, Row], metric: str, extra: Sequence[str]) -> str:
     digits = 2 if metric == "sdr" else 4
-    extra = [] if best in SELECTIONS else [best]
     columns = ["chance", *SELECTIONS, *extra, "oracle"]
     lines = []
     for experiment, result in found.items():
@@ -479,8 +480,8 @@ def _experiments(found: dict[str, Row], metric: str, best: str) -> str:
     return table(["test", "of", "experts", *heads], lines)
 
 
-def _by_row(judged: dict[str, list[Row]], best: str) -> str:
-    shown = [*SELECTIONS, *([] if best in SELECTIONS else [best])]
+def _by_row(judged: dict[str, list[Row]], extra: Sequence[str]) -> str:
+    shown = [*SELECTIONS, *extra]
     published = results_published.recoveries()
     lines = []
     for experiment, rows in judged.items():
@@ -581,6 +582,13 @@ def _times(results: Path) -> list[str]:
         "ms (times ours), in turns:",
         table(["seconds", *names], lines),
     ]
+    if "growth" in found:
+        lines = [
+            [f"{row['seconds']:g}", number(row["time_s"], 2), f"{row['peak_bytes'] / 1e6:.0f}"]
+            for row in found["growth"]
+        ]
+        parts += ["By length, through the library:",
+                  table(["seconds", "time, s", "peak memory, MB"], lines)]  # fmt: skip
     own = found["compressed"]
     lines = [[name, number(1e3 * value["median_s"], 2), number(1 / value["ratio_to_base"], 2)]
              for name, value in own.items() if isinstance(value, dict)]  # fmt: skip
