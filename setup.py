@@ -36,6 +36,7 @@ setup(
             "noise/**/*.flac",
         ],
         "speech.opencorpus": ["recipe.json"],
+        "eval": ["page/*"],
         "models": ["*.h5", "*.icse", "*.md", "*.csv"],
     },
     install_requires=[
@@ -56,7 +57,15 @@ setup(
         "kmeans1d>=0.5",
     ],
     extras_require={
-        "test": ["pytest>=8.3", "ruff>=0.9", "mir_eval>=0.8,<0.9", "dask[distributed]>=2025.1"],
+        "test": [
+            "pytest>=8.3",
+            "ruff>=0.9",
+            "mir_eval>=0.8,<0.9",
+            "pyroomacoustics>=0.8",
+            "dask[distributed]>=2025.1",
+            "jinja2>=3.1",
+            "tensorboard>=2.19",
+        ],
         "bench": [
             "torch>=2.5",
             "onnx>=1.17",
@@ -74,6 +83,9 @@ setup(
         ],
         "tfmot": ["tensorflow-model-optimization>=0.8,<0.9", "tf_keras>=2.19"],
         "onnx": ["onnx>=1.17", "onnxruntime>=1.20"],
+        "report": ["jinja2>=3.1"],
+        "browser": ["playwright>=1.49"],
+        "tensorboard": ["tensorboard>=2.19"],
         "rooms": ["pyroomacoustics>=0.8"],
         "cycles": ["scalesim>=3.0"],
     },
@@ -86,6 +98,8 @@ setup(
             "speech-opencorpus=speech.opencorpus.__main__:main",
             "speech-prune=pruning.run:main",
             "speech-eval=eval.run:main",
+            "speech-report=eval.report:main",
+            "speech-doctor=speech.doctor:main",
             "speech-quantize=quantization.run:main",
         ]
     },

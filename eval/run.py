@@ -92,6 +92,15 @@ def _pairs(options: argparse.Namespace) -> tuple[list[Any], int]:
     return pairs, len(find_audio(options.noisy)) - len(pairs)
 
 
+def _folders(options: argparse.Namespace) -> dict[str, Path]:
+    """Returns where the noisy and the clean files are, for `eval.report`."""
+    bundled = options.out / "test"
+    return {
+        "noisy": options.noisy or bundled / "noisy",
+        "clean": options.clean or bundled / "clean",
+    }
+
+
 def _systems(options: argparse.Namespace, pairs: Sequence[Any]) -> list[Any]:
     from eval.systems import folder_system, model_system, noisy_system
 
@@ -112,7 +121,7 @@ def _report(
     num_pairs: int,
     num_unpaired: int,
 ) -> None:
-    from eval import report, scoring
+    from eval import scoring, tables
     from eval.metrics import METRICS
     from speech.files import write_json, write_text
     from speech.runinfo import run_info
@@ -127,7 +136,7 @@ def _report(
         write_text(out / "differences.csv", scoring.to_csv(differences))
     title = "Evaluation: " + ", ".join(system.name for system in systems)
     write_text(
-        out / "summary.md", report.markdown(title, summary, differences, unscored, num_pairs)
+        out / "summary.md", tables.markdown(title, summary, differences, unscored, num_pairs)
     )
     result = {
         "systems": [
@@ -139,6 +148,7 @@ def _report(
             for name, m in METRICS.items()
             if name in options.metrics
         },
+        "folders": {name: str(path.resolve()) for name, path in _folders(options).items()},
         "noisy_files": num_pairs,
         "noisy_files_without_clean": num_unpaired,
         "summary": scoring.json_ready(summary),
@@ -150,11 +160,11 @@ def _report(
     if options.json:
         write_json(options.json, result)
     if options.matlab_style:
-        for name, text in report.published_files(rows).items():
+        for name, text in tables.published_files(rows).items():
             write_text(out / "matlab" / name, text)
-    print(report.format_by_snr(summary))
+    print(tables.format_by_snr(summary))
     if differences:
-        print("\n" + report.format_differences(differences))
+        print("\n" + tables.format_differences(differences))
     left_out = max(group["unscored"] for group in summary if group["noise"] == scoring.OVERALL)
     print(f"\n{left_out} of {num_pairs} files could not be scored; they are in no mean.")
     for row in unscored[:_NUM_LISTED]:
@@ -164,7 +174,7 @@ def _report(
 
 
 def _check_usage(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
-    from eval.report import PUBLISHED_COLUMNS
+    from eval.tables import PUBLISHED_COLUMNS
     from speech.enhance import DEFAULT_MODEL
 
     if (options.clean is None) != (options.noisy is None):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from eval import report, run, scoring, systems
+from eval import run, scoring, systems, tables
 from speech import corpus
 from speech.audio import read_audio
 from speech.mixing import loop_or_crop, mix_at_snr
@@ -89,6 +89,7 @@ def test_four_bad_files_among_20(mixtures, tmp_path, capsys):
         assert float(group["stoi"]) == pytest.approx(np.mean(values), abs=1e-12)
         assert float(group["stoi_std"]) == pytest.approx(np.std(values, ddof=1), abs=1e-12)
     summary = json.loads((out / "summary.json").read_text())
+    assert summary["folders"] == {name: str(tmp_path / name) for name in ("noisy", "clean")}
     assert len(summary["unscored"]) == 5  # the short file counts for both systems
     assert summary["metrics"]["stoi"]["version"].startswith("pystoi")
     text = (out / "summary.md").read_text()
@@ -257,8 +258,8 @@ def test_numbers_that_are_not_there_are_shown_as_such():
     row = {"noise": "a", "snr_db": 5.0, "name": "x", "status": "bad"}
     rows = [row | {"system": s, "stoi": math.nan} for s in ("noisy", "ours")]
     summary, differences = scoring.summarize(rows), scoring.compare(rows)
-    text = report.markdown("t", summary, differences, rows, 1)
+    text = tables.markdown("t", summary, differences, rows, 1)
     assert "| a | 5 | 0 | - | - |" in text
     assert "| ours | x | bad |" in text
-    assert "nan" in report.format_by_snr(summary)
-    assert "p = -" in report.format_differences(differences)
+    assert "nan" in tables.format_by_snr(summary)
+    assert "p = -" in tables.format_differences(differences)
