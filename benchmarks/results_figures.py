@@ -47,21 +47,28 @@ def _draw_grid(folder: Path) -> None:
     base = sweep[0]
     title = f"n = {base['n']:.0f}; bars: 95 % interval of the difference to the baseline"
     size = f"file size (% of the baseline's {base['file_bytes']:,.0f} bytes)"
-    points = [_point(row, base, _series(row)) for row in sweep]
-    path = folder / "pesq_wb_by_file_size.png"
-    score_against_size(points, METRIC, path, title, size_label=size)
-    score_against_size(
-        points, METRIC, folder / "pesq_wb_by_paper_size.png", title, size="paper_size_percent",
-        size_label="size by the paper's rule (% of the baseline's parameters in FP32)",
-        published=True,
-    )  # fmt: skip
     formats = {row["centroids"] for row in sweep if isinstance(row["centroids"], str)}
     kept = FORMAT if FORMAT in formats else min(formats, default="")
+    # Lines of one theta lie close together: k stands beside those of one format only.
+    points = [
+        _point(row if row["centroids"] == kept else {**row, "k": math.nan}, base, _series(row))
+        for row in sweep
+        if row["centroids"] in formats
+    ]
+    if points:
+        path = folder / "pesq_wb_by_file_size.png"
+        score_against_size(points, METRIC, path, title, size_label=size)
     both = [
         _point(row, base, _series({**row, "centroids": math.nan}))
         for row in sweep
-        if row["centroids"] in (kept, "") or not isinstance(row["centroids"], str)
+        if row["centroids"] == kept or row["centroids"] not in formats
     ]
+    # By the paper's rule all formats have the same size.
+    score_against_size(
+        both, METRIC, folder / "pesq_wb_by_paper_size.png", title, size="paper_size_percent",
+        size_label="size by the paper's rule (% of the baseline's parameters in FP32)",
+        published=True,
+    )  # fmt: skip
     for row in controls:
         name = row["name"].removesuffix(f"-k{K_MAIN}")
         if name in CONTROLS:
@@ -70,7 +77,7 @@ def _draw_grid(folder: Path) -> None:
 
 
 def _series(row: Row) -> str:
-    words = [f"theta {row['theta']:g}" if math.isfinite(row["theta"]) else "not pruned"]
+    words = [f"theta {row['theta']:.2f}" if math.isfinite(row["theta"]) else "not pruned"]
     if isinstance(row["centroids"], str):
         words.append(row["centroids"])
     return ", ".join(words)
