@@ -11,6 +11,7 @@ instead of a shorter signal.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import struct
 from collections.abc import Iterator
@@ -43,9 +44,19 @@ FORMATS = {
 #: header from turning a small file into a huge one by resampling.
 MIN_RATE_HZ, MAX_RATE_HZ = 1000, 768_000
 
+#: Samples (of all channels together) that a file may decode to: so many at least, and so many a
+#: byte. Speech comes to 50 a byte at most; silence can be packed into next to nothing.
+MAX_SMALL_VALUES = 1 << 25
+MAX_VALUES_A_BYTE = 128
+
 _BLOCK_VALUES = 1 << 20  # samples x channels decoded at once
 _BLOCK_FRAMES = 1 << 16  # samples of every channel encoded at once
 _MAX_RIFF_CHUNKS = 1000
+#: How files start that libsndfile is given: WAV, RF64, Wave64, AIFF, FLAC, Ogg, SPHERE, CAF, AU.
+#: Its readers of rarer formats are little tested. MPEG has no start of its own: by name only.
+_MAGICS = (b"RIFF", b"RIFX", b"RF64", b"riff", b"FORM", b"fLaC", b"OggS", b"NIST", b"caff", b".snd")
+_MPEG_SUFFIXES = (".mp3", ".mp2")
+_PCM = 1  # WAV's tag of plain samples
 _UNKNOWN_SIZE = 0xFFFFFFFF  # what a WAV written to a pipe says of its length
 
 _logger = logging.getLogger("speech")
@@ -81,8 +92,8 @@ def read_audio(path: str | os.PathLike, sample_rate_hz: int = SAMPLE_RATE_HZ) ->
     """Reads a file as one channel at one rate (SPEC 1: 16 kHz mono, channels averaged).
 
     Args:
-        path: WAV, FLAC, uncompressed NIST SPHERE (TIMIT's own ``.WAV``), AIFF, Ogg, or what else
-            libsndfile decodes. The format is told by the content, not by the ending.
+        path: WAV, FLAC, uncompressed NIST SPHERE (TIMIT's own ``.WAV``), AIFF, Ogg, Wave64, CAF,
+            AU. The format is told by the content, not by the ending; only MP3 needs its own.
         sample_rate_hz: Rate to return; other rates are resampled with soxr at quality VHQ. A
             signal of n samples comes out round(n * sample_rate_hz / source_rate_hz) long.
 
@@ -91,7 +102,7 @@ def read_audio(path: str | os.PathLike, sample_rate_hz: int = SAMPLE_RATE_HZ) ->
 
     Raises:
         AudioError: The file is missing, empty, truncated, not audio, or holds no sample, a NaN or
-            an infinity.
+            an infinity, or far more samples than its size makes likely.
     """
     audio = _decode(Path(path), downmix=True)
     situation = (audio.source_rate_hz, audio.source_channels, sample_rate_hz)
@@ -101,6 +112,7 @@ def read_audio(path: str | os.PathLike, sample_rate_hz: int = SAMPLE_RATE_HZ) ->
         _logger.info("%s: %s (said once for all such files)", path, what)
     if audio.source_rate_hz == sample_rate_hz:
         return audio
+    _check_amount(audio.path, len(audio.samples) * sample_rate_hz // audio.source_rate_hz)
     samples = resample(audio.samples, audio.source_rate_hz, sample_rate_hz)
     if not samples.size:
         raise AudioError(f"{path}: too short, nothing is left at {sample_rate_hz} Hz; remove it")
@@ -262,7 +274,8 @@ def _decode(path: Path, *, downmix: bool) -> Audio:
                     f"{path}: damaged header, it claims a rate of {file.samplerate} Hz; "
                     "convert the file again"
                 )
-            blocks = [_average(block) if downmix else block for block in _blocks(file)]
+            _check_amount(path, file.frames * file.channels)
+            blocks = [_average(block) if downmix else block for block in _blocks(file, path)]
             num_read = sum(len(block) for block in blocks)
             if not num_read:
                 raise AudioError(f"{path}: holds no samples; remove it")
@@ -295,14 +308,26 @@ def _decode(path: Path, *, downmix: bool) -> Audio:
     return Audio(samples, rate_hz, rate_hz, channels, subtype, path)
 
 
-def _blocks(file: soundfile.SoundFile) -> Iterator[np.ndarray]:
+def _blocks(file: soundfile.SoundFile, path: Path) -> Iterator[np.ndarray]:
     """Yields float32 [block, num_channels] to the end, never trusting the claimed length.
 
     Reading by blocks bounds what is allocated by what is really there.
     """
-    num_frames = max(1, _BLOCK_VALUES // file.channels)
+    num_frames, num_values = max(1, _BLOCK_VALUES // file.channels), 0
     while len(block := file.read(num_frames, dtype="float32", always_2d=True)):
+        num_values += block.size
+        _check_amount(path, num_values)
         yield block
+
+
+def _check_amount(path: Path, num_values: int) -> None:
+    """Raises `AudioError` for more samples than a file of this size is believed to hold."""
+    num_bytes = path.stat().st_size
+    if num_values > max(MAX_SMALL_VALUES, MAX_VALUES_A_BYTE * num_bytes):
+        raise AudioError(
+            f"{path}: {num_values:,} samples in {num_bytes:,} bytes: truncated, or silence packed "
+            "to fill the memory; copy the file again or convert it to WAV"
+        )
 
 
 def _average(block: np.ndarray) -> np.ndarray:
@@ -324,11 +349,16 @@ def _check_header(path: Path) -> None:
         if num_bytes == 0:
             raise AudioError(f"{path}: is empty (0 bytes); copy the file again or remove it")
         if magic in (b"RIFF", b"RIFX", b"RF64", b"FORM"):
-            end = _end_of_riff_samples(stream)
+            end = _end_of_riff_samples(stream, path)
         elif magic == b"NIST":
             end = _end_of_sphere_samples(stream, path)
-        else:
+        elif magic in _MAGICS or path.suffix.lower() in _MPEG_SUFFIXES:
             return
+        else:
+            raise AudioError(
+                f"{path}: cannot be decoded as audio (no known format); convert it to WAV or "
+                "FLAC, or remove it"
+            )
     if end > num_bytes:
         raise AudioError(
             f"{path}: truncated, {end - num_bytes} bytes of samples are missing; "
@@ -336,10 +366,24 @@ def _check_header(path: Path) -> None:
         )
 
 
-def _end_of_riff_samples(stream: BinaryIO) -> int:
+def _check_sample_bits(chunk: bytes, order: str, path: Path) -> None:
+    """Refuses PCM of 1 or 7 bits, say, which libsndfile takes for 8."""
+    if len(chunk) == 16:
+        tag, *_, num_bits = struct.unpack(order + "2H2I2H", chunk)
+        if tag == _PCM and (num_bits % 4 or not 8 <= num_bits <= 64):
+            raise AudioError(
+                f"{path}: damaged header, it claims {num_bits} bits a sample; "
+                "convert the file again"
+            )
+
+
+def _end_of_riff_samples(stream: BinaryIO, path: Path) -> int:
     """Returns where the samples of a WAV, RF64 or AIFF file end by its header; 0 if unknown.
 
     A data size of 2^32 - 1 is what programs write that stream into a pipe: length unknown.
+
+    Raises:
+        AudioError: The header is damaged.
     """
     order = ">" if stream.read(12)[:4] in (b"RIFX", b"FORM") else "<"
     data_bytes_64 = 0
@@ -356,6 +400,8 @@ def _end_of_riff_samples(stream: BinaryIO) -> int:
         if name == b"ds64":
             sizes = stream.read(16)
             data_bytes_64 = struct.unpack("<Q", sizes[8:])[0] if len(sizes) == 16 else 0
+        if name == b"fmt ":
+            _check_sample_bits(stream.read(16), order, path)
         stream.seek(body + num_bytes + num_bytes % 2)
     return 0
 
@@ -364,22 +410,29 @@ def _end_of_sphere_samples(stream: BinaryIO, path: Path) -> int:
     """Returns where the samples of a NIST SPHERE file end by its header; 0 if it does not say.
 
     Raises:
-        AudioError: The samples are compressed, which libsndfile cannot undo.
+        AudioError: The samples are compressed, which libsndfile cannot undo, or the header is
+            damaged.
     """
-    lines = stream.read(1 << 16).split(b"\nend_head")[0].decode("latin-1").split("\n")
+    header, end_mark, _ = stream.read(1 << 16).partition(b"\nend_head")
+    lines = header.decode("latin-1").split("\n")
     fields = {words[0]: words[2] for line in lines[2:] if len(words := line.split(None, 2)) == 3}
     coding = fields.get("sample_coding", "pcm")
     if "," in coding:  # as in 'pcm,embedded-shorten-v2.00'
         raise AudioError(
-            f"{path}: compressed NIST SPHERE ({coding.strip()}); "
+            f"{path}: compressed NIST SPHERE ({coding.strip()[:40]!r}); "
             "decompress it first, for example: sph2pipe -f wav in.sph out.wav"
         )
+    damaged = AudioError(
+        f"{path}: cannot be decoded as audio (damaged NIST SPHERE header); copy the file again"
+    )
     try:
         header_bytes = int(lines[1])
-        counts = [int(fields[name]) for name in _SPHERE_COUNTS]
-    except (KeyError, ValueError, IndexError):
-        return 0
-    return header_bytes + counts[0] * counts[1] * counts[2]
+        counts = [int(fields[name]) for name in _SPHERE_COUNTS if name in fields]
+    except (ValueError, IndexError):
+        raise damaged from None
+    if not end_mark or header_bytes < 0 or min(counts, default=1) < 1:
+        raise damaged
+    return header_bytes + math.prod(counts) if len(counts) == len(_SPHERE_COUNTS) else 0
 
 
 _SPHERE_COUNTS = ("sample_count", "channel_count", "sample_n_bytes")

@@ -51,8 +51,11 @@ SUFFIX = ".icse"
 MAX_CODEBOOK = 256
 #: The weights may take so many times the bytes of the file: what a decoder may be made to ask for.
 MAX_EXPANSION = 256
-#: Rows of indices in a file that are decoded one by one: a bound on time.
-MAX_ROWS = 100_000
+#: The same for weights of over `LARGE_BYTES`.
+MAX_EXPANSION_LARGE = 32
+LARGE_BYTES = 64 << 20
+#: Rows of indices in a file that are decoded one by one: a bound on time (0.1 ms a row).
+MAX_ROWS = 10_000
 MAX_HEADER_BYTES = 2 * MAX_META_BYTES
 
 # How an array is stored.
@@ -141,13 +144,18 @@ def pack(layers: Sequence[LayerSpec], meta: Mapping[str, Any], *, entropy: bool 
     sections = b"".join(map(_section, (header, bytes(others), *kernels)))
     data = COMPACT_MAGIC + bytes([VERSION]) + sections + struct.pack("<I", _checksum(layers))
     num_bytes = sum(array.nbytes for layer in layers for array in layer.weights.values())
-    if num_bytes > MAX_EXPANSION * len(data):
+    if num_bytes > _most_bytes(len(data)):
         # So many zeros need no file of this kind; bytes that mean nothing keep the bound simple.
         raise ModelFileError(
-            f"over {MAX_EXPANSION} times smaller than its weights, which no reader accepts; "
+            f"{len(data):,} bytes for {num_bytes:,} bytes of weights, which no reader accepts; "
             "remove the zero filters (python -m pruning.run --remove-filters)"
         )
     return data
+
+
+def _most_bytes(file_bytes: int) -> int:
+    """Returns how many bytes of weights a file may come to."""
+    return min(MAX_EXPANSION * file_bytes, max(LARGE_BYTES, MAX_EXPANSION_LARGE * file_bytes))
 
 
 def _plan(header: Any) -> list[tuple[LayerSpec, Shapes]]:
@@ -572,10 +580,10 @@ def unpack(data: bytes) -> CompactFile:
     header_bytes = reader.position - start
     plan = _plan(header)
     num_bytes = sum(4 * math.prod(shape) for _, shapes in plan for shape in shapes.values())
-    if num_bytes > MAX_EXPANSION * len(data):
+    if num_bytes > _most_bytes(len(data)):
         raise ModelFileError(
             f"refused: {num_bytes:,} bytes of weights in a file of {len(data):,} bytes, expected "
-            f"at most {MAX_EXPANSION} times as many"
+            f"at most {_most_bytes(len(data)):,}"
         )
     start = reader.position
     others = _Reader(reader.section("biases and normalisation"), "biases and normalisation")
@@ -654,6 +662,8 @@ def _read_kernel(reader: _Reader, coding: int, shape: tuple[int, ...], coder: _C
     reader.end()
     if indices.size and indices.max() >= len(values):
         raise ModelFileError("an index lies outside of its codebook")
+    if kept.all():
+        return values[indices].reshape(shape)
     kernel = np.zeros((shape[0], num_columns), np.float32)
     kernel[:, kept] = values[indices]
     return kernel.reshape(shape)
@@ -679,10 +689,15 @@ def _read_book(reader: _Reader) -> np.ndarray:
 def _read_bits(reader: _Reader, shape: tuple[int, int], num_bits: int) -> np.ndarray:
     count = math.prod(shape)
     data = np.frombuffer(reader.take(-(-count * num_bits // 8)), np.uint8)
-    bits = np.unpackbits(data, count=count * num_bits).reshape(count, num_bits)
-    padded = np.zeros((count, 8), np.uint8)
-    padded[:, 8 - num_bits :] = bits
-    return np.packbits(padded, axis=1).reshape(shape)
+    indices = np.zeros(count, np.uint8)
+    padded = np.zeros((_BLOCK, 8), np.uint8)
+    for start in range(0, count, _BLOCK if num_bits else max(count, 1)):
+        block = indices[start : start + _BLOCK]
+        part = data[start * num_bits // 8 :]
+        bits = np.unpackbits(part[:_BLOCK], count=len(block) * num_bits)
+        padded[: len(block), 8 - num_bits :] = bits.reshape(len(block), num_bits)
+        block[:] = np.packbits(padded[: len(block)], axis=1)[:, 0]
+    return indices.reshape(shape)
 
 
 def _read_coded(

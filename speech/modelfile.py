@@ -2,9 +2,10 @@
 
 A model file is the legacy Keras HDF5 format: a ``model_config`` attribute (JSON) and one group of
 weights per layer. Any Keras 3 opens a file written here, without our code; one that holds the
-modified ReLU needs the few lines in ``speech.layers``. This module needs h5py and NumPy only, never
-Keras, so reading a stranger's file cannot deserialise an object. A packed file (.icse,
-``speech.compact``) is read in the same call and gives the same.
+modified ReLU needs the few lines in ``speech.layers``. Files are read by ``speech.hdf5``, in Python
+and with bounds on time and memory, and written by h5py; Keras is never asked, so reading a
+stranger's file cannot deserialise an object. A packed file (.icse, ``speech.compact``) is read in
+the same call and gives the same.
 
 What is accepted:
 
@@ -13,11 +14,10 @@ What is accepted:
   training from scratch (initializers, regularizers, constraints) are dropped.
 * Every weight is a float32 dataset stored in the file itself (hard links only; no external,
   virtual, chunked or never-written storage), of the shape its layer's settings imply, checked
-  before it is read; every value is finite; all weights together take at most 512 MiB.
+  before it is read; every value is finite; all weights together take at most 512 MiB, no
+  more than the file.
 
-Anything else is a ``ModelFileError`` of one line that names the file. HDF5 itself is a C library
-that parses the file, and a file made for the purpose can make it hang or crash: open a file nobody
-vouches for in a container with limits on time and memory (docs/security.md).
+Anything else is a ``ModelFileError`` of one line that names the file (docs/security.md).
 
 The attribute ``speech_meta`` (optional, at most 1 MiB) holds one JSON object on what the network
 is for. All keys are optional, and readers ignore keys they do not know:
@@ -34,18 +34,18 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
+import itertools
 import json
 import math
-import mmap
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 
+from speech import hdf5
 from speech.files import atomic_path, sha256_of
 
 META_ATTRIBUTE = "speech_meta"
@@ -54,8 +54,11 @@ COMPACT_MAGIC = b"\x89ICSE"
 
 MAX_FILE_BYTES = 2 << 30  # leaves room for an optimizer's state, which is not read
 MAX_WEIGHT_BYTES = 512 << 20
-MAX_CONFIG_BYTES = 16 << 20
+MAX_CONFIG_BYTES = 4 << 20
 MAX_META_BYTES = 1 << 20
+MAX_JSON_DEPTH = 50
+MAX_JSON_PARTS = 100_000
+MAX_WEIGHT_DEPTH = 20
 MAX_LAYERS = 1000
 MAX_UNITS = 65_536
 MAX_KERNEL_SIZE = 8_192
@@ -69,18 +72,6 @@ ACTIVATIONS = ["linear", "relu", "sigmoid", "tanh"]
 _FILE_ATTRIBUTES = {"keras_version": "3.0.0", "backend": "tensorflow"}
 
 _LAYER_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
-
-# h5py reports a damaged file by nearly every built-in exception, depending on the damaged byte.
-_HDF5_ERRORS = (
-    OSError,
-    RuntimeError,
-    LookupError,
-    ValueError,
-    TypeError,
-    ArithmeticError,
-    MemoryError,
-    AttributeError,
-)
 
 
 class ModelFileError(ValueError):
@@ -309,6 +300,9 @@ LAYER_RULES: dict[str, LayerRule] = {
     "icse>ModifiedReLU": LayerRule({"epsilon": _an_epsilon}),
 }
 
+# Classes by which Keras runs what the file says.
+_RUN_CODE = ("Lambda", "TFSMLayer", "TorchModuleWrapper", "__lambda__", "function")
+
 # Settings of any layer that do not change what a trained network computes.
 _HARMLESS = re.compile(r"name|trainable|autocast|seed|\w+_(initializer|regularizer|constraint)")
 
@@ -347,6 +341,12 @@ def read_model_file(path: str | os.PathLike) -> ModelFile:
         meta = {} if text is None else parse_json(text, f"'{META_ATTRIBUTE}'")
         if not isinstance(meta, dict):
             raise ModelFileError(f"'{META_ATTRIBUTE}' is {_show(meta)}, expected a JSON object")
+        num_bytes = sum(4 * math.prod(shape) for _, shapes in plan for shape in shapes.values())
+        if num_bytes > file.file.num_bytes:
+            raise ModelFileError(
+                f"the layers call for {num_bytes:,} bytes of weights, the file has "
+                f"{file.file.num_bytes:,}"
+            )
         groups = child_group(file, "model_weights")
         layers = tuple(
             dataclasses.replace(layer, weights=_read_weights(groups, layer, shapes))
@@ -376,7 +376,7 @@ def plan_layers(model_config: Any) -> list[tuple[LayerSpec, Shapes]]:
         ModelFileError: A class, a setting or the graph is not on the allow-list. The message
             does not name the file; ``refusals`` adds that.
     """
-    _refuse_foreign_modules(model_config)
+    _refuse_code_and_strangers(model_config)
     entries = _chain(model_config)
     plan: list[tuple[LayerSpec, Shapes]] = []
     names: set[str] = set()
@@ -460,9 +460,8 @@ def _checked_layer(entry: Any) -> tuple[LayerSpec, LayerRule]:
     config = _get(entry, "config")
     rule = LAYER_RULES.get(class_name) if isinstance(class_name, str) else None
     if rule is None:
-        what = "can run code" if class_name in ("Lambda", "TFSMLayer") else "is not known"
         raise ModelFileError(
-            f"refused: layer {_show(class_name)} {what}; only {', '.join(LAYER_RULES)} are "
+            f"refused: layer {_show(class_name)} is not known; only {', '.join(LAYER_RULES)} are "
             "accepted (see docs/security.md)"
         )
     name = _get(config, "name")
@@ -507,26 +506,36 @@ def _check_dtype_policy(value: Any, where: str) -> None:
         raise ModelFileError(f"{where} computes in {_show(name)}, expected 'float32'")
 
 
-def _refuse_foreign_modules(value: Any) -> None:
-    """Refuses a configuration that names a module outside Keras, anywhere in it."""
+def _refuse_code_and_strangers(value: Any) -> None:
+    """Refuses a configuration that names code, or what is not Keras's own, anywhere in it."""
     if isinstance(value, dict):
+        if value.get("class_name") in _RUN_CODE:
+            raise ModelFileError(
+                f"refused: layer {_show(value['class_name'])} can run code; only "
+                f"{', '.join(LAYER_RULES)} are accepted (see docs/security.md)"
+            )
         module = value.get("module")
         if module is not None and not re.fullmatch(r"keras(\.\w+)*", str(module)):
             raise ModelFileError(
                 f"refused: the configuration names module {_show(module)}, expected keras only "
                 "(see docs/security.md)"
             )
+        registered = value.get("registered_name")
+        if registered not in (None, value.get("class_name"), *LAYER_RULES):
+            raise ModelFileError(
+                f"refused: the configuration asks for the registered object {_show(registered)} "
+                "(see docs/security.md)"
+            )
         value = list(value.values())
     if isinstance(value, list):
         for item in value:
-            _refuse_foreign_modules(item)
+            _refuse_code_and_strangers(item)
 
 
-def _read_weights(groups: h5py.Group, layer: LayerSpec, shapes: Shapes) -> dict[str, np.ndarray]:
+def _read_weights(groups: hdf5.Group, layer: LayerSpec, shapes: Shapes) -> dict[str, np.ndarray]:
     """Reads the weights of one layer, all of ``shapes`` and no others."""
     if not shapes:
         return {}
-    # Looked up name by name: listing a group whose index is damaged may never end.
     group = child_group(groups, layer.name)
     names = names_attribute(group, "weight_names")
     paths = {name.removesuffix(":0").rpartition("/")[2]: name for name in names}
@@ -538,9 +547,13 @@ def _read_weights(groups: h5py.Group, layer: LayerSpec, shapes: Shapes) -> dict[
     return {key: read_array(_follow(group, paths[key]), shape) for key, shape in shapes.items()}
 
 
-def _follow(group: h5py.Group, path: str) -> h5py.Group | h5py.Dataset:
+def _follow(group: hdf5.Group, path: str) -> hdf5.Group | hdf5.Dataset:
     """Returns what lies at a path such as 'model/layer/kernel', hard links all the way."""
     *parents, name = path.split("/")
+    if len(parents) > MAX_WEIGHT_DEPTH:
+        raise ModelFileError(
+            f"a weight lies {len(parents):,} groups deep, expected at most {MAX_WEIGHT_DEPTH}"
+        )
     for parent in parents:
         group = child_group(group, parent)
     return hard_linked(group, name)
@@ -584,6 +597,8 @@ def write_model_file(
             arrays[layer.name] = {key: np.asarray(layer.weights[key]) for key in shapes}
             for key, shape in shapes.items():
                 _check_array(arrays[layer.name][key], shape, f"{layer.name}/{key}")
+    import h5py
+
     with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
         file.attrs.update(_FILE_ATTRIBUTES)
         file.attrs["model_config"] = config_text
@@ -627,8 +642,11 @@ def refusals(path: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def open_hdf5(path: Path) -> Iterator[h5py.File]:
+def open_hdf5(path: Path) -> Iterator[hdf5.Group]:
     """Opens an HDF5 file for reading; inside the block, any failure is a ``ModelFileError``.
+
+    Yields:
+        Its root group.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -644,12 +662,9 @@ def open_hdf5(path: Path) -> Iterator[h5py.File]:
                 f"{path.stat().st_size:,} bytes, expected at most {MAX_FILE_BYTES:,}"
             )
         try:
-            _check_string_heaps(path)
-            with h5py.File(path, "r") as file:
-                yield file
-        except ModelFileError:
-            raise
-        except _HDF5_ERRORS as error:
+            with open(path, "rb") as stream:
+                yield hdf5.File(stream).root
+        except (hdf5.Hdf5Error, OSError, MemoryError) as error:
             reason = " ".join(str(error).split())[:200]
             raise ModelFileError(
                 f"not a readable HDF5 file ({reason}); it may be truncated or of another "
@@ -657,75 +672,80 @@ def open_hdf5(path: Path) -> Iterator[h5py.File]:
             ) from None
 
 
-def _check_string_heaps(path: Path) -> None:
-    """Refuses damage that makes the HDF5 library (1.14.6 at least) loop for ever.
-
-    Strings lie in collections of objects, each a 16-byte head and its data; index 0 is the free
-    space behind them, whose size 0 the library does not expect.
-    """
-    mark = b"GCOL\x01\x00\x00\x00"
-    with open(path, "rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        start = data.find(mark)
-        while start >= 0:
-            position = start + 16
-            end = min(start + int.from_bytes(data[start + 8 : position], "little"), len(data))
-            while position + 16 <= end:
-                index = int.from_bytes(data[position : position + 2], "little")
-                num_bytes = int.from_bytes(data[position + 8 : position + 16], "little")
-                if index == 0 and num_bytes == 0:
-                    raise ModelFileError("its strings are damaged: copy it again or save it again")
-                position += num_bytes if index == 0 else 16 + (num_bytes + 7) // 8 * 8
-            start = data.find(mark, max(end, start + 16))
-
-
 def parse_json(text: str, what: str) -> Any:
     """Parses strict JSON.
 
     Raises:
-        ModelFileError: Not JSON, nested too deeply, or with NaN or an infinity.
+        ModelFileError: Not JSON, nested too deeply, of too many parts, or with NaN or an infinity.
     """
+    num_parts = text.count("[") + text.count("{")  # each takes far more memory than text
+    if num_parts > MAX_JSON_PARTS:
+        raise ModelFileError(
+            f"{what} holds {num_parts:,} lists and objects, expected at most {MAX_JSON_PARTS:,}"
+        )
     try:
-        return json.loads(text, parse_constant=_refuse_constant)
+        value = json.loads(text, parse_constant=_refuse_constant, parse_float=_finite)
     except (ValueError, RecursionError) as error:
         raise ModelFileError(f"{what} is not valid JSON ({error}), save it again") from None
+    _check_depth(value, what)
+    return value
 
 
 def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is not allowed")
 
 
-def text_attribute(owner: h5py.Group, name: str, max_bytes: int) -> str | None:
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text[:20]} is not a finite number")
+    return value
+
+
+def _check_depth(value: Any, what: str) -> None:
+    """Refuses what would exhaust the stack of whoever walks through it."""
+    level = [value]
+    for _ in range(MAX_JSON_DEPTH):
+        lists = [list(item.values()) if isinstance(item, dict) else item
+                 for item in level if isinstance(item, dict | list)]  # fmt: skip
+        level = list(itertools.chain.from_iterable(lists))
+        if not level:
+            return
+    raise ModelFileError(f"{what} is not valid JSON (nested too deeply), save it again")
+
+
+def text_attribute(owner: hdf5.Group, name: str, max_bytes: int) -> str | None:
     """Returns a string attribute of at most ``max_bytes``, None if there is none."""
-    if name not in owner.attrs:
+    attribute = owner.attribute(name)
+    if attribute is None:
         return None
-    attribute = owner.attrs.get_id(name)
-    if attribute.shape != () or h5py.check_string_dtype(attribute.dtype) is None:
+    if attribute.shape != () or not attribute.datatype.is_string:
         raise ModelFileError(f"attribute {name!r} is not a string, expected JSON text")
-    value = owner.attrs[name]
-    data = value if isinstance(value, bytes) else str(value).encode("utf-8", "replace")
-    if len(data) > max_bytes:
-        raise ModelFileError(f"{name!r} is {len(data):,} bytes, expected at most {max_bytes:,}")
-    return data.decode("utf-8", "replace")
+    num_bytes = attribute.string_bytes()
+    if num_bytes > max_bytes:
+        raise ModelFileError(f"{name!r} is {num_bytes:,} bytes, expected at most {max_bytes:,}")
+    return attribute.strings()[0].decode("utf-8", "replace")
 
 
-def names_attribute(owner: h5py.Group, name: str) -> list[str]:
+def names_attribute(owner: hdf5.Group, name: str) -> list[str]:
     """Returns an attribute that lists names, such as ``layer_names`` of a Keras file."""
-    if name not in owner.attrs:
-        raise ModelFileError(f"no attribute {name!r} in {owner.name!r}, expected Keras weights")
-    attribute = owner.attrs.get_id(name)
-    string = h5py.check_string_dtype(attribute.dtype)
-    count = math.prod(attribute.shape) if len(attribute.shape) == 1 else -1
-    # Strings of free length may all point at the same bytes: bound what they can grow to.
-    longest = string.length if string and string.length else owner.file.id.get_filesize()
+    attribute = owner.attribute(name)
+    if attribute is None:
+        raise ModelFileError(f"no attribute {name!r} in {owner.name!r:.80}, expected Keras weights")
+    count = attribute.count if len(attribute.shape) == 1 else -1
     if count == 0:
         return []
-    if string is None or not 0 < count <= 10 * MAX_LAYERS or count * longest > MAX_FILE_BYTES:
-        raise ModelFileError(f"attribute {name!r} of {owner.name!r} is not a list of names")
-    values = owner.attrs[name]
-    return [value.decode("utf-8") if isinstance(value, bytes) else value for value in values]
+    # Strings of free length may all point at the same bytes: bound what they can grow to.
+    if (
+        not attribute.datatype.is_string
+        or not 0 < count <= 10 * MAX_LAYERS
+        or attribute.string_bytes() > MAX_META_BYTES
+    ):
+        raise ModelFileError(f"attribute {name!r} of {owner.name!r:.80} is not a list of names")
+    return [value.decode("utf-8", "replace") for value in attribute.strings()]
 
 
-def hard_linked(group: h5py.Group, name: str) -> h5py.Group | h5py.Dataset:
+def hard_linked(group: hdf5.Group, name: str) -> hdf5.Group | hdf5.Dataset:
     """Returns a direct child of a group that is stored in this very file.
 
     Raises:
@@ -733,29 +753,29 @@ def hard_linked(group: h5py.Group, name: str) -> h5py.Group | h5py.Dataset:
     """
     where = f"{group.name}/{name}".replace("//", "/")
     simple = name not in ("", ".", "..") and "/" not in name
-    link = group.get(name, getlink=True) if simple else None
+    link = group.link(name) if simple else None
     if link is None:
         raise ModelFileError(f"no {_show(where)} in the file; save it again")
-    if not isinstance(link, h5py.HardLink):
+    if link.kind != "HardLink":
         raise ModelFileError(
-            f"refused: {_show(where)} is a link ({type(link).__name__}), expected the data "
+            f"refused: {_show(where)} is a link ({link.kind}), expected the data "
             "itself (see docs/security.md)"
         )
-    child = group[name]
-    if not isinstance(child, h5py.Group | h5py.Dataset):
-        raise ModelFileError(f"{_show(where)} is a {type(child).__name__}, expected weights")
+    child = group.child(name)
+    if child is None:
+        raise ModelFileError(f"{_show(where)} is neither a group nor a dataset, expected weights")
     return child
 
 
-def child_group(group: h5py.Group, name: str) -> h5py.Group:
+def child_group(group: hdf5.Group, name: str) -> hdf5.Group:
     """Returns a hard-linked child that is a group."""
     child = hard_linked(group, name)
-    if not isinstance(child, h5py.Group):
+    if not isinstance(child, hdf5.Group):
         raise ModelFileError(f"{_show(child.name)} is a dataset, expected a group")
     return child
 
 
-def read_array(dataset: h5py.Group | h5py.Dataset, shape: tuple[int, ...]) -> np.ndarray:
+def read_array(dataset: hdf5.Group | hdf5.Dataset, shape: tuple[int, ...]) -> np.ndarray:
     """Reads a float32 dataset after checking its type, shape and storage.
 
     Args:
@@ -768,24 +788,27 @@ def read_array(dataset: h5py.Group | h5py.Dataset, shape: tuple[int, ...]) -> np
     Raises:
         ModelFileError: It is something else.
     """
-    if not isinstance(dataset, h5py.Dataset):
+    if not isinstance(dataset, hdf5.Dataset):
         raise ModelFileError(f"{_show(dataset.name)} is a group, expected a dataset")
-    _check_type_and_shape(dataset, shape, dataset.name)
-    layout = dataset.id.get_create_plist()
+    where = _show(dataset.name)
+    if dataset.datatype.dtype is None:
+        raise ModelFileError(f"{where} is {dataset.datatype.name}, expected float32")
+    if dataset.shape != shape:
+        raise ModelFileError(f"{where} has shape {_show(dataset.shape)}, expected {shape}")
     # Chunks may be compressed bombs far bigger than the dataset; Keras writes none.
-    if layout.get_layout() not in (h5py.h5d.CONTIGUOUS, h5py.h5d.COMPACT):
+    if dataset.storage not in ("contiguous", "compact"):
         raise ModelFileError(
-            f"refused: {_show(dataset.name)} has virtual, chunked or compressed storage, "
+            f"refused: {where} has virtual, chunked or compressed storage, "
             "expected plain storage in this file; save it again with Keras"
         )
-    if layout.get_external_count():
+    if dataset.is_external:
         raise ModelFileError(
-            f"refused: {_show(dataset.name)} has external storage, expected the data in this "
+            f"refused: {where} has external storage, expected the data in this "
             "file (see docs/security.md)"
         )
-    if dataset.id.get_storage_size() != 4 * math.prod(shape):
-        raise ModelFileError(f"{_show(dataset.name)} was never written; save it again")
-    array = dataset[...].astype(np.float32, copy=False)
+    if dataset.num_bytes != 4 * math.prod(shape):
+        raise ModelFileError(f"{where} was never written; save it again")
+    array = dataset.read()
     _check_array(array, shape, dataset.name)
     return array
 

@@ -26,10 +26,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import h5py
 import numpy as np
 
-from speech import cli
+from speech import cli, hdf5
 from speech.fcn import FCNConfig
 from speech.files import sha256_of, write_json
 from speech.modelfile import (
@@ -130,7 +129,8 @@ def layers_of(model: keras.Model) -> tuple[LayerSpec, ...]:
     for entry in config.get("layers", []):
         plain = getattr(by_name.get(entry["config"].get("name")), "plain_class", None)
         if plain is not None:
-            entry = {**entry, "class_name": plain.__name__, "module": None}
+            known = {"class_name": plain.__name__, "module": None, "registered_name": None}
+            entry = {**entry, **known}
         elif entry.get("registered_name") in LAYER_RULES:
             entry = {**entry, "class_name": entry["registered_name"], "module": None}
         entries.append(entry)
@@ -320,9 +320,9 @@ def _float32(key: str, values: list[Any]) -> float:
         raise ModelFileError(f"{key!r} is {value!r:.60}, expected {error}") from None
 
 
-def _keras1_groups(file: h5py.File) -> dict[str, list[h5py.Group]]:
+def _keras1_groups(file: hdf5.Group) -> dict[str, list[hdf5.Group]]:
     """Returns the groups of the layers by kind, in numeric order: convolution1d_10 after _9."""
-    found: dict[str, list[tuple[int, h5py.Group]]] = {
+    found: dict[str, list[tuple[int, hdf5.Group]]] = {
         "convolution1d": [],
         "batchnormalization": [],
         "leakyrelu": [],
@@ -342,12 +342,12 @@ def _keras1_groups(file: h5py.File) -> dict[str, list[h5py.Group]]:
     }
 
 
-def _keras1_dataset(group: h5py.Group, key: str) -> h5py.Group | h5py.Dataset:
+def _keras1_dataset(group: hdf5.Group, key: str) -> hdf5.Group | hdf5.Dataset:
     return hard_linked(group, f"{group.name[1:]}_{key}:0")
 
 
 def _read_keras1_weights(
-    group: h5py.Group, shapes: Mapping[str, tuple[int, ...]]
+    group: hdf5.Group, shapes: Mapping[str, tuple[int, ...]]
 ) -> dict[str, np.ndarray]:
     """Reads one old layer's weights under their names and ``shapes`` of today."""
     if "kernel" in shapes:

@@ -292,7 +292,7 @@ HOSTILE = {
     "groups do not divide": (edit_layer(2, groups=3), "expected -1 or a divisor of 4"),
     "activation is an object": (
         edit_layer(1, activation={"class_name": "function", "config": "system"}),
-        "'activation' is .* expected one of the names",
+        "refused: layer 'function' can run code",
     ),
     "unknown activation": (edit_layer(8, activation="system"), "'activation' is 'system'"),
     "slope is NaN": (edit_layer(3, negative_slope=float("nan")), "NaN is not allowed"),

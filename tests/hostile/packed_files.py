@@ -1,0 +1,161 @@
+"""Attacks by .icse files: damage, and forgeries whose checksums agree (docs/format.md)."""
+
+import json
+import struct
+import zlib
+
+import numpy as np
+
+from benchmarks.mutation import deflated, sealed, sections_of
+from speech import compact
+from tests.test_compact import META, clustered
+
+SAMPLED = 300
+
+
+def good():
+    """Returns the bytes of a valid file."""
+    return compact.pack(clustered(np.random.default_rng(0), widths=(1, 5, 4, 1)), META)
+
+
+def numbered(attacks):
+    for index, (name, data) in enumerate(attacks):
+        yield name, f"{index:04}.icse", data
+
+
+def flipped(folder):
+    """Each byte of the first 100 and of the last 10, and a sample of the others."""
+    whole = good()
+    rng = np.random.default_rng(1)
+    places = {*range(100), *range(len(whole) - 10, len(whole)),
+              *map(int, rng.integers(100, len(whole), SAMPLED))}  # fmt: skip
+
+    def attacks():
+        for place in sorted(places):
+            data = bytearray(whole)
+            data[place] ^= 1 << int(rng.integers(8))
+            yield f"byte {place}", bytes(data)
+
+    yield from numbered(attacks())
+
+
+def truncated(folder):
+    """Cut at every 1 % of its length, and a byte too short and too long."""
+    whole = good()
+    cuts = [(f"{percent} %", whole[: len(whole) * percent // 100]) for percent in range(1, 100)]
+    yield from numbered([*cuts, ("a byte", whole[:-1]), ("a byte more", whole + b"\0")])
+
+
+def forged(folder):
+    """Lengths, counts and settings that lie, under checksums that agree."""
+    whole = good()
+
+    def edit(index, place, value):
+        payloads = sections_of(whole)
+        payloads[index][place : place + len(value)] = value
+        return sealed(payloads, whole[-4:])
+
+    attacks = [(f"section {index} of {length} bytes", section_length(whole, index, length))
+               for index in range(4) for length in (0, 1, 1 << 28, (1 << 35) - 1)]  # fmt: skip
+    for kernel in (2, 3, 4):
+        for place in range(8):
+            for value in (0, 5, 127, 255):
+                data = edit(kernel, place, bytes([value]))
+                if data != whole:
+                    attacks.append((f"byte {place} of kernel {kernel} is {value}", data))
+    for cut in (1, 10, 100):
+        payloads = sections_of(whole)
+        payloads[2] = payloads[2][:-cut]
+        attacks.append((f"kernel short by {cut}", sealed(payloads, whole[-4:])))
+    payloads = sections_of(whole)
+    payloads[2] += bytes(1000)
+    attacks.append(("kernel too long", sealed(payloads, whole[-4:])))
+    rng = np.random.default_rng(2)
+    for number in range(20):
+        payloads = sections_of(whole)
+        payloads[2][20:] = rng.bytes(len(payloads[2]) - 20)
+        attacks.append((f"noise for indices {number}", sealed(payloads, whole[-4:])))
+    attacks.append(("a section less", sealed(sections_of(whole)[:-1], whole[-4:])))
+    attacks.append(("a section more", sealed([*sections_of(whole), b"x"], whole[-4:])))
+    attacks.append(("other checksum", whole[:-4] + b"\0\0\0\0"))
+    attacks.append(("NaN", edit(1, 0, b"\2" + struct.pack("<4f", *[np.nan] * 4))))
+    attacks.append(("version 2", whole[:5] + b"\2" + whole[6:]))
+    yield from numbered(attacks)
+
+
+def section_length(whole, index, length):
+    """Returns the file with another length in front of a section."""
+    payloads = sections_of(whole)
+    start = len(sealed(payloads[:index], b""))
+    rest = sealed(payloads[index:], whole[-4:])[6:]
+    varint = bytearray()
+    for _ in range(4):
+        varint.append(length & 0x7F | 0x80)
+        length >>= 7
+    varint.append(length & 0x7F)
+    skip = next(place for place, byte in enumerate(rest) if byte < 0x80) + 1
+    return whole[:start] + bytes(varint) + rest[skip:]
+
+
+def bombs(folder):
+    """Headers that unpack to much, layers that call for much, deep and foreign configurations."""
+    whole = good()
+    source = ["InputLayer", {"name": "i", "batch_shape": [None, 8192]}]
+
+    def dense(name, units):
+        return ["Dense", {"name": name, "units": units, "activation": "relu", "use_bias": False}]
+
+    def header(text):
+        return sealed([deflated(text), *sections_of(whole)[1:]], whole[-4:])
+
+    def of(layers, meta=None):
+        return header(json.dumps({"layers": layers, "meta": meta or {}}).encode())
+
+    def zeros(layers, padding):
+        text = json.dumps({"layers": layers, "meta": {}}).encode()
+        kernels = [b"\0"] * (len(layers) - 1)
+        return sealed([deflated(text), b"", *kernels], bytes(4)) + bytes(padding)
+
+    yield from numbered([
+        ("spaces, 64 MB", header(b" " * (64 << 20))),
+        ("header is noise", sealed([b"\xff" * 100, *sections_of(whole)[1:]], whole[-4:])),
+        ("lists, 2 MB", header(b"[" + b"[]," * 690_000 + b"[]]")),
+        ("objects, 2 MB", header(b"[" + b"{}," * 690_000 + b"{}]")),
+        *((f"{depth:,} deep", header(b"[" * depth + b"]" * depth))
+          for depth in (60, 900, 990, 1100, 500_000)),
+        *((f"meta {depth:,} deep", of([source, dense("d", 2)], nested(depth)))
+          for depth in (60, 600)),
+        ("meta with 1e999", header(b'{"layers": [], "meta": {"a": 1e999}}')),
+        ("256 MiB of zeros", of([source, dense("d", 8192)])),
+        ("512 MiB of zeros in 2 MB", zeros([source, dense("a", 8192), dense("b", 8192)], 2 << 20)),
+        ("65536 x 65536", of([["InputLayer", {"name": "i", "batch_shape": [None, 65536]}],
+                              dense("d", 65536)])),
+        ("lambda", of([source, ["Lambda", {"name": "x", "function": ["YQ==", None, None]}]])),
+        ("nested model", of([source, ["Sequential", {"name": "x", "layers": []}]])),
+        ("module", of([source, ["ReLU", {"name": "x", "module": "os"}]])),
+        ("rows without end", rows(60_000)),
+        ("65536 rows of a column", rows(65_536)),
+    ])  # fmt: skip
+
+
+def nested(depth):
+    value = {}
+    for _ in range(depth):
+        value = {"a": value}
+    return value
+
+
+def rows(count):
+    """Returns a file whose indices are entropy-coded in many rows."""
+    layers = [["InputLayer", {"name": "i", "batch_shape": [None, count]}]]
+    for name, units in (("a", 2), ("b", count), ("c", 2)):
+        settings = {"name": name, "units": units, "activation": "relu", "use_bias": False}
+        layers.append(["Dense", settings])
+    book = bytes([1, 0]) + struct.pack("<2f", 0.25, 0.5)
+    kernel = bytes([compact.CODED, compact.MASK_NONE]) + book
+    kernel += struct.pack("<2b3H", 1, 1, 1, 2, 3) + np.random.default_rng(0).bytes(4000)
+    text = json.dumps({"layers": layers, "meta": {}}).encode()
+    return sealed([deflated(text), b"", kernel, kernel, kernel], struct.pack("<I", zlib.crc32(b"")))
+
+
+FAMILIES = {family.__name__: family for family in (flipped, truncated, forged, bombs)}

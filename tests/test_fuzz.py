@@ -1,0 +1,96 @@
+"""A bounded run of the fuzzer; the long one is ``python -m benchmarks.fuzz --inputs 20000``."""
+
+import json
+import os
+import time
+
+import numpy as np
+import pytest
+
+from benchmarks import fuzz, mutation
+
+INPUTS = 300
+
+
+@pytest.mark.parametrize("reader", fuzz.READERS)
+def test_damaged_files_are_refused_or_read(reader):
+    tally = fuzz.fuzz(reader, range(INPUTS), seed=1)
+    assert not tally.failures
+    assert tally.inputs == tally.refused + tally.accepted == INPUTS
+    assert tally.refused > INPUTS / 4
+    assert tally.peak_mb < 500
+
+
+@pytest.mark.parametrize("reader", fuzz.READERS)
+def test_inputs_are_the_same_every_time_and_differ(reader):
+    inputs = [fuzz.make_input(reader, 3, number) for number in range(50)]
+    assert inputs == [fuzz.make_input(reader, 3, number) for number in range(50)]
+    assert len(set(inputs)) > 45
+
+
+def test_sections_are_sealed_as_the_format_says():
+    for data in mutation.seeds("icse"):
+        assert mutation.sealed(mutation.sections_of(data), data[-4:]) == data
+
+
+def bad_reader(path):
+    """Fails in a way that depends on the file's first byte."""
+    first = path.read_bytes()[0]
+    if first == 1:
+        os._exit(7)
+    if first == 2:
+        time.sleep(60)
+    if first == 3:
+        raise KeyError("x")
+    if first == 4:
+        raise ValueError(f"{path}: two\nlines")
+    if first == 5:
+        os.write(2, b"noise")
+    if first == 6:
+        raise ValueError(f"{path}: refused")
+    if first == 7:
+        start = time.process_time()
+        while time.process_time() - start < 0.4:
+            pass
+
+
+def bad_readings(reader):
+    return bad_reader
+
+
+def serve_badly(pipe, reader, seed):
+    """Stands in for the process that reads: inputs are one byte, their number."""
+    fuzz.make_input = lambda reader, seed, number: bytes([max(number, 0)])
+    fuzz._reading = bad_readings
+    fuzz._serve(pipe, reader, seed)
+
+
+def test_every_failure_is_counted_and_kept(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(fuzz, "_serve", serve_badly)
+    monkeypatch.setattr(fuzz, "make_input", lambda reader, seed, number: bytes([max(number, 0)]))
+    tally = fuzz.fuzz("wav", range(9), jobs=2, timeout_s=0.3, keep=tmp_path)
+    found = {failure["number"]: failure["outcome"] for failure in tally.failures}
+    assert found == {1: "crashes", 2: "hangs", 3: "escapes", 4: "escapes", 5: "escapes", 7: "hangs"}
+    assert (tally.inputs, tally.refused, tally.accepted) == (9, 1, 2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"wav-0-{n}" for n in sorted(found)]
+    fuzz.print_tallies([tally])
+    assert "KeyError" in capsys.readouterr().out
+
+
+def test_command_writes_its_table(tmp_path, capsys):
+    path = tmp_path / "fuzz.json"
+    arguments = ["--reader", "h5", "--inputs", "20", "--json", str(path)]
+    assert fuzz.main([*arguments, "--keep", str(tmp_path / "kept")]) == 0
+    assert capsys.readouterr().out.splitlines()[1].split()[:2] == ["h5", "20"]
+    (result,) = json.loads(path.read_text())["readers"]
+    assert result["inputs"] == 20 and result["failures"] == []
+    with pytest.raises(SystemExit, match="2"):
+        fuzz.main(["--reader", "mp3"])
+
+
+def test_damage_reaches_the_head_and_the_rest(rng):
+    whole = bytes(5000)
+    damaged = [mutation.damaged([whole], rng) for _ in range(300)]
+    changed = [np.flatnonzero(np.frombuffer(data[:5000], np.uint8)) for data in damaged]
+    places = np.concatenate(changed)
+    assert (places < 256).any() and (places > 4000).any()
