@@ -31,7 +31,7 @@ BAND_LIMIT_HZ = (3400.0, 7500.0)
 #: understand speech (Bradley et al. 2003).
 EARLY_S = 0.05
 
-#: A run draws from so many rooms; each is simulated when first drawn, in half a second or so.
+#: Training draws from so many rooms, tests from as many others; each is simulated when first drawn.
 NUM_ROOMS = 200
 _MAX_REVERBERATION_S = 0.6
 #: Reflections of higher order lie far below the direct sound, and cost with the cube of this.
@@ -199,12 +199,40 @@ def require_rooms() -> None:
         ) from None
 
 
+def draw_room(rng: np.random.Generator, split: str = "TRAIN") -> int:
+    """Draws the number of a room for `room_response`; no room is in both splits.
+
+    Args:
+        rng: Drawn from once.
+        split: 'TRAIN' or 'TEST'.
+    """
+    return int(rng.integers(NUM_ROOMS)) + (NUM_ROOMS if split == "TEST" else 0)
+
+
+def reverberation_time_s(response: np.ndarray) -> float:
+    """Measures in how many seconds the sound of a room falls by 60 dB.
+
+    Extrapolated from 30 dB of the backward integral of the energy (Schroeder 1965). A simulated
+    room differs from the time it was made for, since Sabine's formula is an approximation.
+
+    Args:
+        response: Room impulse response [num_samples] at 16 kHz.
+
+    Raises:
+        ValueError: pyroomacoustics is missing.
+    """
+    require_rooms()
+    from pyroomacoustics.experimental import measure_rt60
+
+    return float(measure_rt60(np.asarray(response, np.float64), SAMPLE_RATE_HZ, decay_db=30))
+
+
 @functools.lru_cache(maxsize=NUM_ROOMS)
 def room_response(number: int) -> np.ndarray:
     """Simulates a shoebox room by the image method (Allen and Berkley 1979).
 
-    Size 3 to 10 by 3 to 8 by 2.4 to 4 m, reverberation time 0.15 to 0.6 s, talker and microphone
-    0.3 to 3 m apart: all follow from ``number``.
+    Size 3 to 10 by 3 to 8 by 2.4 to 4 m, walls for a reverberation time of 0.15 to 0.6 s by
+    Sabine's formula, talker and microphone 0.3 to 3 m apart: all follow from ``number``.
 
     Returns:
         Read-only float32 [num_samples] at 16 kHz.
@@ -215,6 +243,8 @@ def room_response(number: int) -> np.ndarray:
     require_rooms()
     import pyroomacoustics
 
+    # The order in which reflections are added up, and so the last bits, depends on it.
+    pyroomacoustics.constants.set("num_threads", 1)
     rng = np.random.default_rng([7, number])
     while True:
         size = rng.uniform((3.0, 3.0, 2.4), (10.0, 8.0, 4.0))

@@ -18,7 +18,7 @@ import os
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -114,12 +114,14 @@ class MixturePlan:
         noise: The noise; which segment of it follows from ``seed`` and the names.
         snr_db: The SNR to make.
         seed: Seed of the run.
+        room: Number of the simulated room (`speech.augment.room_response`); None for no room.
     """
 
     utterance: Utterance
     noise: Noise
     snr_db: float
     seed: int
+    room: int | None = None
 
     @property
     def relative_path(self) -> Path:
@@ -131,6 +133,18 @@ class MixturePlan:
         """Returns the generator of this mixture alone, whatever else is planned."""
         words = (self.utterance.id, self.noise.name, snr_folder(self.snr_db))
         return np.random.default_rng([self.seed, _stable_hash(*words)])
+
+    def pair(self, folder: Path) -> Pair:
+        """Returns the files that `speech.prepare.write_mixtures` makes of it in ``folder``."""
+        utterance = self.utterance
+        return Pair(
+            folder / "noisy" / self.relative_path,
+            folder / "clean" / f"{utterance.id}.wav",
+            self.noise.name,
+            utterance.speaker,
+            self.snr_db,
+            utterance.id,
+        )
 
 
 Item = TypeVar("Item", Utterance, Pair)
@@ -433,8 +447,34 @@ def spread_mixtures(
     return [p for p in plans if (p.utterance.id, p.noise.name, p.snr_db) in chosen]
 
 
+def put_in_rooms(
+    plans: Sequence[MixturePlan], probability: float, split: str | None = None
+) -> list[MixturePlan]:
+    """Puts utterances into simulated rooms, all mixtures of one into the same: they share a target.
+
+    Whether an utterance is in a room, and in which, follows from its id and the seed of its plans
+    alone. A higher probability adds rooms and changes none.
+
+    Args:
+        plans: Mixtures without rooms.
+        probability: That an utterance is in a room.
+        split: 'TRAIN' or 'TEST', whose rooms are others; None for that of each utterance, where
+            one that has none trains.
+    """
+    from speech.augment import draw_room
+
+    def room_of(plan: MixturePlan) -> int | None:
+        rng = np.random.default_rng([plan.seed, _stable_hash(plan.utterance.id, "room")])
+        is_in_room = rng.random() < probability
+        return draw_room(rng, split or plan.utterance.split) if is_in_room else None
+
+    return [replace(plan, room=room_of(plan)) for plan in plans]
+
+
 def render(plan: MixturePlan) -> Mixture:
     """Reads the files of a plan and mixes them; the same plan gives the same samples.
+
+    Of plans without a room only.
 
     Raises:
         ValueError: The speech or the noise is silent, or (`AudioError`) cannot be read.

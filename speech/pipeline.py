@@ -148,7 +148,7 @@ class MixtureSource:
             samples = augment.add_noises(samples, self._noise(other, len(speech), rng), level_db)
         early = None
         if settings.rooms and rng.random() < settings.rooms:
-            response = augment.room_response(int(rng.integers(augment.NUM_ROOMS)))
+            response = augment.room_response(augment.draw_room(rng))
             speech, early = augment.reverberate(speech, response)
         mixture = mix_at_snr(speech, samples, snr_db)
         noisy, clean = mixture.noisy, mixture.clean

@@ -8,6 +8,11 @@ gives ``mixed/noisy/<noise>/<speaker>/<dB>/<name>.wav``, ``mixed/clean/<name>.wa
 ``mixed/manifest.csv``, all at 16 kHz mono. A noisy file minus its clean file is the noise, sample
 for sample: one gain per utterance, common to all its mixtures, keeps every file from clipping. The
 same command writes the same bytes, whatever ``--jobs``.
+
+With ``--rooms P`` the share P of the utterances is in a simulated room (`speech.augment`), in the
+same one in all mixtures. As in training, the SNR is that of all the speech in the room, and the
+clean file is the direct sound with its early reflections. Noisy minus clean then also holds the
+late reflections.
 """
 
 from __future__ import annotations
@@ -44,6 +49,11 @@ COLUMNS = (
     "num_samples",
 )
 
+#: Further columns with ``--rooms``, empty for an utterance without a room.
+ROOM_COLUMNS = (
+    "room",  # number, see `speech.augment.room_response`
+    "rt60_s",  # its reverberation time, measured on the impulse response
+)
 
 _SPLIT_HELP = "take this part; noise without TRAIN and TEST folders is split in time, 80:20"
 
@@ -53,7 +63,7 @@ class Report:
     """What became of one utterance, or of all.
 
     Attributes:
-        rows: One manifest row (`COLUMNS`) for each mixture written.
+        rows: One manifest row (`COLUMNS`, in a room also `ROOM_COLUMNS`) for each mixture written.
         skipped: (source, reason) of whatever was left out.
         conversions: How many files of each (rate in Hz, number of channels) were read.
     """
@@ -83,21 +93,27 @@ def prepare(
     limit: int | None = None,
     subtype: str = "FLOAT",
     force: bool = False,
+    rooms: float = 0.0,
 ) -> Report:
     """Writes the premixed corpus; the arguments are those of the command line.
 
     Raises:
-        ValueError: Bad folders, an ``out`` that is not empty, or nothing that could be mixed.
+        ValueError: Bad folders, an ``out`` that is not empty, nothing that could be mixed, or
+            rooms that make no sense or can't be simulated.
     """
     from speech import corpus
+    from speech.augment import Augmentation
     from speech.files import write_text
 
+    Augmentation(rooms=rooms)  # checks it
     _check_apart(out, clean_root, noise_root)
     speech_split = split if split is None or corpus.has_splits(clean_root) else None
     utterances = corpus.find_speech(clean_root, speech_split, skip_sa)[:limit]
     report = Report()
     noises = _sound(corpus.find_noise(noise_root, split), report)
     plans = corpus.plan_mixtures(utterances, noises, snrs_db, seed)
+    if rooms:
+        plans = corpus.put_in_rooms(plans, rooms, split)
     _check_target(out, plans, force)
     (out / "manifest.csv").unlink(missing_ok=True)  # written last: its presence means complete
 
@@ -108,7 +124,8 @@ def prepare(
         row["source_clean"] = Path(row["source_clean"]).relative_to(clean_root).as_posix()
         row["source_noise"] = Path(row["source_noise"]).relative_to(noise_root).as_posix()
     table = io.StringIO()
-    writer = csv.DictWriter(table, COLUMNS, lineterminator="\n")
+    columns = COLUMNS + ROOM_COLUMNS if rooms else COLUMNS
+    writer = csv.DictWriter(table, columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows(report.rows)
     write_text(out / "manifest.csv", table.getvalue())
@@ -121,7 +138,7 @@ def write_mixtures(
     """Writes ``out/noisy/...`` and ``out/clean/...`` of planned mixtures, in parallel.
 
     Args:
-        plans: `speech.corpus.MixturePlan` objects; those of one utterance share a gain.
+        plans: `speech.corpus.MixturePlan` objects; those of one utterance share a gain and a room.
         out: Folder to write.
         num_jobs: Processes.
         subtype: 'FLOAT' or 'PCM_16'.
@@ -161,31 +178,33 @@ def _mix_utterance(plans: Sequence[Any], out: Path, subtype: str) -> Report:
         report.skipped.append((source, cli.one_line(error)))
         return report
     report.conversions[recording.source_rate_hz, recording.source_channels] += 1
-    clean = recording.samples.astype(float)
-    num_samples = len(clean)
+    speech = recording.samples.astype(float)
+    num_samples = len(speech)
     if num_samples < MIN_DURATION_S * audio.SAMPLE_RATE_HZ:
         report.skipped.append((source, f"{source}: shorter than {MIN_DURATION_S} s"))
         return report
-    if audio.is_silent(clean):
+    if audio.is_silent(speech):
         report.skipped.append((source, f"{source}: silent"))
         return report
+    speech, clean, room = _placed(speech, plans[0].room)
 
     # Two passes, so that memory does not grow with the number of noises: find the one gain that
     # every mixture of this utterance can bear, then mix again with the speech already scaled.
-    mixable, gain = [], 1.0
+    # The early sound of a room can have a higher peak than all of it.
+    mixable, gain = [], min(1.0, mixing.MAX_PEAK / float(abs(clean).max()))
     for plan in plans:
         try:
             segment, _ = corpus.noise_segment(plan, num_samples)
-            gain = min(gain, mixing.mix_at_snr(clean, segment, plan.snr_db).gain)
+            gain = min(gain, mixing.mix_at_snr(speech, segment, plan.snr_db).gain)
             mixable.append(plan)
         except ValueError as error:
             reason = cli.one_line(error)
             report.skipped.append((f"{plan.noise.path} with {source}", reason))
-    clean = clean * gain
+    speech, clean = speech * gain, clean * gain
     clean_path = Path("clean", f"{utterance.id}.wav")
     for plan in mixable:
         segment, offset = corpus.noise_segment(plan, num_samples)
-        mixture = mixing.mix_at_snr(clean, segment, plan.snr_db, peak=math.inf)
+        mixture = mixing.mix_at_snr(speech, segment, plan.snr_db, peak=math.inf)
         noisy_path = Path("noisy", plan.relative_path)
         audio.write_audio(out / noisy_path, mixture.noisy, subtype=subtype)
         values = (
@@ -196,14 +215,25 @@ def _mix_utterance(plans: Sequence[Any], out: Path, subtype: str) -> Report:
             offset,
             plan.seed,
             plan.snr_db,
-            mixing.measure_snr_db(clean, mixture.noisy - clean),
+            mixing.measure_snr_db(speech, mixture.noisy - speech),
             gain,
             num_samples,
         )
-        report.rows.append(dict(zip(COLUMNS, values, strict=True)))
+        report.rows.append(dict(zip(COLUMNS, values, strict=True)) | room)
     if mixable:
         audio.write_audio(out / clean_path, clean, subtype=subtype)
     return report
+
+
+def _placed(speech: Any, room: int | None) -> tuple[Any, Any, dict[str, Any]]:
+    """Returns speech [num_samples] as it sounds in a room, the target, and `ROOM_COLUMNS`."""
+    from speech import augment
+
+    if room is None:
+        return speech, speech, {}
+    response = augment.room_response(room)
+    columns = room, round(augment.reverberation_time_s(response), 4)
+    return *augment.reverberate(speech, response), dict(zip(ROOM_COLUMNS, columns, strict=True))
 
 
 def _sound(noises: Sequence[Any], report: Report) -> list[Any]:
@@ -271,6 +301,7 @@ def _run(options: argparse.Namespace) -> int:
         limit=options.limit,
         subtype=SUBTYPES[options.format],
         force=options.force,
+        rooms=options.rooms,
     )
     converted = {
         what: count
@@ -281,6 +312,10 @@ def _run(options: argparse.Namespace) -> int:
     seconds = sum(row["num_samples"] for row in report.rows) / SAMPLE_RATE_HZ
     print(f"mixtures    {len(report.rows)} ({seconds / 60:.1f} min)")
     print(f"utterances  {num_utterances}")
+    if options.rooms:
+        in_rooms = {row["clean"]: row["room"] for row in report.rows if "room" in row}
+        num_rooms = len(set(in_rooms.values()))
+        print(f"in rooms    {len(in_rooms)} utterances in {num_rooms} rooms")
     for what, count in converted.items():
         print(f"converted   {count} utterances: {what}")
     print(f"skipped     {len(report.skipped)}")
@@ -299,6 +334,8 @@ def _run(options: argparse.Namespace) -> int:
             "converted": converted,
             "skipped": [{"source": source, "reason": why} for source, why in report.skipped],
         }
+        if options.rooms:
+            summary |= {"rooms": options.rooms, "num_in_rooms": len(in_rooms)}
         write_json(options.json, summary)
     return 0
 
@@ -321,6 +358,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--limit", type=positive_number, metavar="N", help="the first N utterances only")
     add("--format", choices=SUBTYPES, default="float", help="samples of the WAVs (default float)")
+    add("--rooms", type=float, default=0.0, metavar="P",
+        help="probability that an utterance is in a simulated room (default 0; needs "
+        "pyroomacoustics)")  # fmt: skip
     add("--force", action="store_true", help="overwrite an earlier run in --out")
     add("--json", type=Path, metavar="FILE", help="also write the summary to FILE")
     return parser

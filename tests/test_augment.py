@@ -3,6 +3,7 @@
 import sys
 
 import numpy as np
+import pyroomacoustics
 import pytest
 from numpy.testing import assert_allclose
 
@@ -109,7 +110,6 @@ def test_rooms_without_the_library_are_refused(monkeypatch):
 
 
 def test_rooms_follow_from_their_number():
-    pytest.importorskip("pyroomacoustics")
     responses = [augment.room_response(number) for number in range(4)]
     for response in responses:
         assert response.dtype == np.float32
@@ -119,3 +119,27 @@ def test_rooms_follow_from_their_number():
     again = augment.room_response.__wrapped__(2)
     assert np.array_equal(again, responses[2])
     assert not np.array_equal(responses[0][:1000], responses[1][:1000])
+
+
+def test_rooms_do_not_depend_on_the_number_of_threads():
+    before = pyroomacoustics.constants.get("num_threads")
+    responses = []
+    for num_threads in (1, 3):
+        pyroomacoustics.constants.set("num_threads", num_threads)
+        responses.append(augment.room_response.__wrapped__(0))
+    pyroomacoustics.constants.set("num_threads", before)
+    assert np.array_equal(*responses)
+
+
+def test_rooms_of_tests_are_others(rng):
+    train = {augment.draw_room(rng) for _ in range(500)}
+    test = {augment.draw_room(rng, "TEST") for _ in range(500)}
+    assert len(train) > 150 and len(test) > 150
+    assert not train & test
+
+
+@pytest.mark.parametrize("rt60_s", [0.2, 0.5])
+def test_the_reverberation_time_of_a_known_decay(rng, rt60_s):
+    time_s = np.arange(16000) / 16000
+    response = rng.standard_normal(16000) * 10 ** (-3 * time_s / rt60_s)
+    assert augment.reverberation_time_s(response) == pytest.approx(rt60_s, rel=0.05)

@@ -1,20 +1,22 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import hashlib
 import json
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 from numpy.testing import assert_allclose, assert_array_equal
 
-from speech import prepare
+from speech import augment, prepare
 from speech.audio import read_audio
-from speech.corpus import find_pairs
+from speech.corpus import Noise, Utterance, find_pairs, plan_mixtures, put_in_rooms
 from tests.conftest import make_noises, make_speech
 from tests.reference import mixing_oracle
 from tests.reference.sphere import write_sphere
@@ -211,3 +213,151 @@ def test_noise_names_must_differ(run, noises, rng, capsys):
     make_noises(noises / "again", rng, ["birds"])
     assert run("--snr", 0) == 1
     assert "both named 'birds'" in capsys.readouterr().err
+
+
+OLD_COLUMNS = (
+    "noisy clean source_clean source_noise offset_samples seed snr_db measured_snr_db gain"
+)
+
+
+def in_room(source, number):
+    """Returns all of the sound in a room and its early part, float64, by direct convolution."""
+    dry = read_audio(source).samples.astype(float)
+    response = augment.room_response(number).astype(float)
+    direct = int(np.argmax(np.abs(response)))
+    response /= response[direct]
+    early = response[: direct + 800]  # 50 ms
+    return [np.convolve(dry, part)[direct : direct + len(dry)] for part in (response, early)]
+
+
+def schroeder_s(response):
+    """Returns the reverberation time by a straight line through -5 to -35 dB of the decay."""
+    decay_db = 10 * np.log10(np.cumsum(response[::-1].astype(float) ** 2)[::-1])
+    decay_db -= decay_db[0]
+    chosen = np.flatnonzero((decay_db < -5) & (decay_db > -35))
+    return -60 / np.polyfit(chosen / 16000, decay_db[chosen], 1)[0]
+
+
+def test_in_rooms_the_snr_is_exact_and_the_target_is_the_early_sound(run, tmp_path, timit, noises):
+    words = ["--snr", -6, 18, "--split", "test", "--rooms", 1, "--json", tmp_path / "s.json"]
+    assert run(*words) == 0
+    rows = manifest(tmp_path / "out")
+    assert list(rows[0]) == [*OLD_COLUMNS.split(), "num_samples", "room", "rt60_s"]
+    assert len(rows) == 4 * 2 * 2
+    rooms = {row["clean"]: int(row["room"]) for row in rows}
+    assert len(set(rooms.values())) > 1
+    for row in rows:
+        number, gain = int(row["room"]), float(row["gain"])
+        assert number == rooms[row["clean"]] >= augment.NUM_ROOMS  # training has the others
+        rt60_s = schroeder_s(augment.room_response(number))
+        assert float(row["rt60_s"]) == pytest.approx(rt60_s, rel=0.1)
+        clean, noisy = (
+            soundfile.read(tmp_path / "out" / row[key])[0] for key in ("clean", "noisy")
+        )
+        wet, early = in_room(timit / row["source_clean"], number)
+        assert_allclose(clean, gain * early, rtol=0, atol=1e-6)
+        assert not np.allclose(clean, gain * wet, rtol=0, atol=1e-4)
+        noise = noisy - gain * wet
+        assert mixing_oracle.snr_db(gain * wet, noise) == pytest.approx(
+            float(row["snr_db"]), abs=1e-4
+        )
+        assert float(row["measured_snr_db"]) == pytest.approx(float(row["snr_db"]), abs=1e-6)
+        part = read_audio(noises / row["source_noise"]).samples[12800:]  # the last fifth, in a loop
+        used = np.roll(np.tile(part, 3), 12800 - int(row["offset_samples"]))[:8000]
+        assert np.corrcoef(noise, used)[0, 1] > 0.999999
+        assert max(np.max(np.abs(noisy)), np.max(np.abs(clean))) <= 0.99 + 1e-6
+    summary = json.loads((tmp_path / "s.json").read_text())
+    assert (summary["rooms"], summary["num_in_rooms"]) == (1.0, 4)
+
+
+def test_rooms_are_the_same_each_time_whatever_else_is_mixed(run, tmp_path, timit, rng, capsys):
+    assert run("--snr", 0, "--rooms", 0.5, out="one") == 0
+    assert run("--snr", 0, "--rooms", 0.5, out="two", jobs=2) == 0
+    assert digests(tmp_path / "one") == digests(tmp_path / "two")
+    rooms = {row["clean"]: row["room"] for row in manifest(tmp_path / "one")}
+    placed = {name: room for name, room in rooms.items() if room}
+    assert 0 < len(placed) < len(rooms) == 8
+    assert f"in rooms    {len(placed)} utterances in" in capsys.readouterr().out
+    dry = [row for row in manifest(tmp_path / "one") if not row["room"]]
+    assert dry and all(row["rt60_s"] == "" for row in dry)
+
+    write_sphere(timit / "TEST/DR1/FAAA0/SX1.WAV", make_speech(rng))  # the first of all
+    assert run("--snr", 0, "--rooms", 0.5, out="more") == 0
+    before = digests(tmp_path / "one")
+    before.pop("manifest.csv")
+    assert before.items() < digests(tmp_path / "more").items()
+
+    assert run("--snr", 0, "--rooms", 1, out="all") == 0
+    everyone = {row["clean"]: row["room"] for row in manifest(tmp_path / "all")}
+    assert placed.items() < everyone.items() and all(everyone.values())
+    assert run("--snr", 0, "--rooms", 1, "--seed", 1, out="seed") == 0
+    assert everyone != {row["clean"]: row["room"] for row in manifest(tmp_path / "seed")}
+
+
+def test_without_rooms_nothing_is_different(run, tmp_path, timit):
+    assert run("--snr", 0, "--json", tmp_path / "none.json", out="none") == 0
+    assert run("--snr", 0, "--rooms", 0, "--json", tmp_path / "zero.json", out="zero") == 0
+    assert run("--snr", 0, "--rooms", 0.5, out="half") == 0
+    none, half = digests(tmp_path / "none"), digests(tmp_path / "half")
+    assert none == digests(tmp_path / "zero")
+    assert (tmp_path / "none.json").read_text() == (tmp_path / "zero.json").read_text()
+    header = (tmp_path / "none/manifest.csv").read_text().partition("\n")[0]
+    assert header == ",".join([*OLD_COLUMNS.split(), "num_samples"])
+    for row in manifest(tmp_path / "half"):  # those that stay dry
+        for path in (row["noisy"], row["clean"]):
+            assert (none[path] == half[path]) == (row["room"] == "")
+    for row in manifest(tmp_path / "none"):  # the bytes are those of the dry speech times the gain
+        source = read_audio(timit / row["source_clean"]).samples.astype(float)
+        clean = soundfile.read(tmp_path / "none" / row["clean"], dtype="float32")[0]
+        assert_array_equal(clean, (source * float(row["gain"])).astype(np.float32))
+
+
+def test_a_target_louder_than_the_whole_does_not_clip(tmp_path, noises, monkeypatch):
+    dry = np.zeros(8000)
+    dry[[0, 1000, 1160]] = 0.9
+    (tmp_path / "speech").mkdir()
+    soundfile.write(tmp_path / "speech/x.wav", dry, 16000, subtype="FLOAT")
+    response = np.zeros(2000)
+    response[[0, 160, 1160]] = 1, 0.5, -0.5  # the last, late, cancels what is early
+    monkeypatch.setattr(augment, "room_response", lambda number: response)
+    monkeypatch.setattr(augment, "reverberation_time_s", lambda response: 0.1)
+    words = ["--clean", tmp_path / "speech", "--noise", noises, "--out", tmp_path / "out"]
+    words += ["--snr", 20, "--rooms", 1, "--jobs", 1]
+    assert prepare.main([str(word) for word in words]) == 0
+    row = manifest(tmp_path / "out")[0]
+    assert float(row["gain"]) == pytest.approx(0.99 / 1.35, abs=1e-6)
+    clean = soundfile.read(tmp_path / "out" / row["clean"])[0]
+    assert np.max(np.abs(clean)) == pytest.approx(0.99, abs=1e-6)
+
+
+@pytest.mark.parametrize("probability", ["1.5", "-0.1", "nan"])
+def test_what_is_no_probability_is_refused(run, tmp_path, capsys, probability):
+    assert run("--snr", 0, f"--rooms={probability}") == 1
+    assert f"rooms is {float(probability)}; give a probability, 0 to 1" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_rooms_need_the_library(run, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "pyroomacoustics", None)
+    assert run("--snr", 0, "--rooms", 0.5) == 1
+    error = capsys.readouterr().err
+    assert "pip install pyroomacoustics" in error and error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+    assert run("--snr", 0) == 0
+
+
+def test_the_share_of_rooms_and_the_rooms_of_each_split():
+    utterances = [Utterance(f"u{number}", Path("u.wav"), "s") for number in range(500)]
+    plans = plan_mixtures(utterances, [Noise("n", Path("n.wav"))], [0])
+    placed = [plan.room for plan in put_in_rooms(plans, 0.3) if plan.room is not None]
+    assert 110 < len(placed) < 190  # mean 150, standard deviation 10
+    assert max(placed) < augment.NUM_ROOMS
+    tested = [plan.room for plan in put_in_rooms(plans, 1.0, "TEST")]
+    assert min(tested) >= augment.NUM_ROOMS and len(set(tested)) > 150
+    assert put_in_rooms(plans, 0.0) == plans
+    noises = [Noise(name, Path(name)) for name in "mn"]
+    many = put_in_rooms(plan_mixtures(utterances, noises, [0, 5]), 1.0, "TEST")
+    assert [plan.room for plan in many] == list(np.repeat(tested, 4))
+    own = [dataclasses.replace(plan.utterance, split="TEST") for plan in plans]
+    plans = plan_mixtures(own, [Noise("n", Path("n.wav"))], [0])
+    assert [plan.room for plan in put_in_rooms(plans, 1.0)] == tested
