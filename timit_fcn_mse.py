@@ -32,6 +32,7 @@ from speech.options import (
 )
 
 OUTPUT_FOLDER = "FCN_TIMIT_MSE_wav"
+RESULTS = "results.json"
 NUM_FILTERS = 30
 DEFAULT_OUT = Path("runs") / "timit_fcn_mse"
 
@@ -47,14 +48,21 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     from speech.device import select_devices
+    from speech.files import held
 
+    if options.out.exists() and not options.out.is_dir():
+        raise ValueError(f"{options.out}: is not a folder; choose another --out")
     select_devices(options.gpu)
+    # The trainer holds the folder itself, and only while it trains.
+    with held(options.out / RESULTS):
+        return _run_alone(options)
+
+
+def _run_alone(options: argparse.Namespace) -> int:
     from speech.datasets import load_data
 
     started = time.perf_counter()
     config = training_config(options)
-    if options.out.exists() and not options.out.is_dir():
-        raise ValueError(f"{options.out}: is not a folder; choose another --out")
     data = load_data(options, options.out / "test")
     if not data.test:
         raise ValueError("no test files are left; check the test folders and --num-test")
@@ -171,7 +179,7 @@ def _enhance_and_score(
     write_text(options.out / "scores.csv", scoring.to_csv(rows))
     write_text(options.out / "results.csv", scoring.to_csv(summary))
     write_json(
-        options.out / "results.json",
+        options.out / RESULTS,
         {
             "model": str(model_path),
             "model_sha256": enhancer.file.sha256,

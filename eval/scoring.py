@@ -195,9 +195,12 @@ class ScoreCache:
     """
 
     def __init__(self, path: Path | None) -> None:
+        from speech.files import end_line
+
         self._path = path
         self._known: dict[str, dict[str, list[Any]]] = {}
         if path is not None and path.exists():
+            end_line(path)
             for line in path.read_text(encoding="utf-8").splitlines():
                 with contextlib.suppress(ValueError, KeyError, AttributeError):  # cut by a kill
                     entry = json.loads(line)

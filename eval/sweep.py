@@ -374,8 +374,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
+    from speech.files import held
+
     if options.out.exists() and not options.out.is_dir():
         raise ValueError(f"{options.out}: is not a folder; choose another --out")
+    with held(options.out):
+        table = _sweep_of(options)
+    print(format_points(table))
+    print(f"\nresults     {options.out.resolve()}")
+    return 0
+
+
+def _sweep_of(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Makes the grid, if one is asked for, and scores its models."""
     points = options.model
     if options.theta or options.k:
         from eval.grid import Grid
@@ -387,10 +398,7 @@ def _run(options: argparse.Namespace) -> int:
             options.finetune_epochs,
         )
         points = [*points, *grid.make(points[0].path, options.out / "models")]
-    table = sweep(points, _pairs(options), options.out, num_jobs=options.jobs)
-    print(format_points(table))
-    print(f"\nresults     {options.out.resolve()}")
-    return 0
+    return sweep(points, _pairs(options), options.out, num_jobs=options.jobs)
 
 
 def _number_or_none(text: str) -> float | None:

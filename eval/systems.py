@@ -6,7 +6,10 @@ why, and the file is counted as unscored.
 
 from __future__ import annotations
 
+import contextlib
+import json
 import logging
+import threading
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -128,13 +131,14 @@ def model_system(
 
     Raises:
         ValueError: The model is refused.
+        OSError: The disk is full.
     """
     import joblib
 
     from speech.enhance import Enhancer
 
     enhancer = Enhancer(model)
-    made = _Made(folder / "made.json", enhancer.file.sha256)
+    made = _Made(folder / "made.jsonl", enhancer.file.sha256)
     num_workers = joblib.cpu_count() if num_jobs < 1 else num_jobs
     if enhancer.engine != "c":
         num_workers = 1
@@ -144,6 +148,8 @@ def model_system(
         try:
             made.once(pair.noisy_path, target, lambda: _enhance(enhancer, pair, target, convert))
         except cli.EXPECTED_ERRORS as error:
+            if cli.means_no_room(error):
+                raise
             return f"not enhanced: {cli.one_line(error)}"
         return target
 
@@ -191,26 +197,41 @@ def _enhance(enhancer: Any, pair: Any, target: Path, convert: bool) -> None:
 
 
 class _Made:
-    """Which files an earlier run made, by the hashes of what they were made from."""
+    """Which files an earlier run made, by the hashes of what they were made from.
+
+    A line is added as soon as a file is made, so that a run that is killed goes on where it was.
+    """
 
     def __init__(self, path: Path, model_sha256: str) -> None:
         self._path, self._model = path, model_sha256
-        self._made: dict[str, str] = {}
+        self._made: dict[str, str | None] = {}
+        self._lock = threading.Lock()
 
     def __enter__(self) -> _Made:
-        import json
+        """Reads what is known; lines of other models, and one that was cut, are dropped."""
+        from speech.files import write_text
 
-        try:
-            kept = json.loads(self._path.read_text(encoding="utf-8"))
-            self._made = kept["noisy_sha256"] if kept["model_sha256"] == self._model else {}
-        except (OSError, ValueError, KeyError, TypeError):
-            self._made = {}
+        with contextlib.suppress(FileNotFoundError):
+            for line in self._path.read_text(encoding="utf-8", errors="replace").splitlines():
+                with contextlib.suppress(ValueError, KeyError, TypeError):
+                    entry = json.loads(line)
+                    if entry["model_sha256"] == self._model:
+                        self._made[entry["file"]] = entry["noisy_sha256"]
+        self._made = {name: digest for name, digest in self._made.items() if digest}
+        write_text(self._path, "".join(map(self._line, self._made)))
         return self
 
     def __exit__(self, *_: object) -> None:
-        from speech.files import write_json
+        pass
 
-        write_json(self._path, {"model_sha256": self._model, "noisy_sha256": self._made})
+    def _line(self, name: str) -> str:
+        entry = {"file": name, "noisy_sha256": self._made[name], "model_sha256": self._model}
+        return json.dumps(entry) + "\n"
+
+    def _note(self, name: str, digest: str | None) -> None:
+        with self._lock, self._path.open("a", encoding="utf-8") as stream:
+            self._made[name] = digest
+            stream.write(self._line(name))
 
     def once(self, source: Path, target: Path, make: Any) -> None:
         """Calls ``make`` unless ``target`` is there and was made from the same ``source``."""
@@ -220,9 +241,10 @@ class _Made:
         digest = sha256_of(source)
         if self._made.get(name) == digest and target.is_file():
             return
-        self._made.pop(name, None)
+        if name in self._made:
+            self._note(name, None)
         make()
-        self._made[name] = digest
+        self._note(name, digest)
 
 
 def _bare(path: Path) -> str:

@@ -119,12 +119,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     from speech.enhance import plan_outputs
+    from speech.files import remove_leftovers
 
     selector, refused = _selector(options)
     inputs, out = options.inputs, options.out
     if not inputs:
         inputs, out = [_bundled_clips(options.out)], options.out / "selected"
     jobs = plan_outputs(inputs, out)
+    for folder in {target.parent for _, target in jobs}:
+        remove_leftovers(folder)
     roots = {path: item for item in inputs if item.is_dir() for path, _ in jobs
              if path.is_relative_to(item)}  # fmt: skip
     experts = selector.experts

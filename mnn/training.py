@@ -7,7 +7,8 @@ to the factor). Every so often the whole validation set is run without dropout, 
 with the smallest error are kept; if that stands for too long, training ends early.
 
 Beside ``NAME.h5`` lie ``NAME.history.csv`` and ``NAME.run.json``, and ``NAME.checkpoint.npz`` until
-the run is done.
+the run is done. A run whose error is not finite any more leaves the best weights so far in
+``NAME.best.h5``.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import zipfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import keras
 import numpy as np
@@ -156,10 +157,7 @@ class FrameTrainer:
         while not self._is_done():
             loss = self._step(state.iteration)
             if not math.isfinite(loss):
-                raise TrainingError(
-                    f"the training error became {loss} in iteration {state.iteration + 1}; "
-                    f"try a smaller --learning-rate than {config.learning_rate:g}"
-                )
+                self._diverged(f"training error became {loss}", state.iteration + 1)
             state.loss_sum, state.loss_count = state.loss_sum + loss, state.loss_count + 1
             state.iteration += 1
             state.seconds = before + time.monotonic() - started
@@ -172,6 +170,9 @@ class FrameTrainer:
                 if on_validation is not None:
                     on_validation(row)
             if time.monotonic() - written > self.checkpoint_seconds:
+                # The step of a finite error may have spoilt them; the next error would tell.
+                if not all(np.isfinite(array).all() for array in self.model.get_weights()):
+                    self._diverged("weights became infinite or NaN", state.iteration)
                 self._save_checkpoint()
                 written = time.monotonic()
         bar.close()
@@ -219,16 +220,26 @@ class FrameTrainer:
             "seconds": state.seconds,
         }
         if not math.isfinite(row["validation_error"]):
-            raise TrainingError(
-                f"the validation error became {row['validation_error']} in iteration "
-                f"{state.iteration}; try a smaller --learning-rate"
-            )
+            self._diverged(f"validation error became {row['validation_error']}", state.iteration)
         best = state.best_row
         if best is None or row["validation_error"] < best["validation_error"]:
             state.best = [np.array(array) for array in self.model.get_weights()]
         state.history.append(row)
         state.loss_sum, state.loss_count = 0.0, 0
         return row
+
+    def _diverged(self, what: str, iteration: int) -> NoReturn:
+        """Ends the run with a reason; the best weights so far, if there are any, are kept."""
+        best, kept = self.state.best_row, "no model was written"
+        if best is not None:
+            path = self.out.with_suffix(".best.h5")
+            self.model.set_weights(self.state.best)
+            save_model(self.model, path, self.meta)
+            kept = f"the last good model, of iteration {best['iteration']}, is {path}"
+        raise TrainingError(
+            f"the {what} in iteration {iteration}; {kept}; try a smaller --learning-rate than "
+            f"{self.config.learning_rate:g}"
+        )
 
     def _save_results(self) -> None:
         state, best = self.state, self.state.best_row

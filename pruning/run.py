@@ -13,6 +13,7 @@ The same command takes an interrupted retraining up where it stood.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -54,15 +55,24 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from pruning.sparsity import masks_of_zeros, masks_to_json, report
-    from speech.datasets import check_trains_on_waveforms
-    from speech.files import sha256_of
-    from speech.modelfile import read_model_file, write_model_file
+    from speech.files import held
+    from speech.modelfile import read_model_file
 
     file = read_model_file(options.model)
     _say_what_it_was(file)
-    retraining, test = None, []
     work = options.work or Path("runs") / "pruning" / f"{options.model.stem}-{file.sha256[:8]}"
+    needs_work = options.retrain or options.score
+    with held(work) if needs_work else contextlib.nullcontext():
+        return _prune(file, work, options)
+
+
+def _prune(file: Any, work: Path, options: argparse.Namespace) -> int:
+    from pruning.sparsity import masks_of_zeros, masks_to_json, report
+    from speech.datasets import check_trains_on_waveforms
+    from speech.files import sha256_of
+    from speech.modelfile import write_model_file
+
+    retraining, test = None, []
     if options.retrain:
         from speech.device import select_devices
 

@@ -68,6 +68,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
+    from speech.files import held
+
+    if options.out.exists() and not options.out.is_dir():
+        raise ValueError(f"{options.out}: is not a folder; choose another -o")
+    with held(options.out):
+        return _quantize(options)
+
+
+def _quantize(options: argparse.Namespace) -> int:
     from quantization.accounting import account, format_sizes, to_dict
     from speech.compact import inspect_compact, write_compact
     from speech.datasets import check_trains_on_waveforms
@@ -243,22 +252,25 @@ def _with_tfmot(
 ) -> Layers:
     """Clusters and fine-tunes through TF-MOT, from the centroids that k-means found."""
     try:
-        from quantization.tfmot_bridge import cluster
+        from quantization.tfmot_bridge import CHECKPOINT, cluster
     except ImportError as error:
         raise ValueError(f"--method tfmot is not available here: {error}") from None
-    return cluster(
-        layers,
-        codebooks_of(layers, start),
-        data=training,
-        validation=validation,
-        epochs=config.epochs if options.finetune else 0,
-        learning_rate=config.learning_rate,
-        loss=config.loss,
-        seed=config.seed,
-        progress=_printer("tfmot"),
-        work=work,
-        conv=config.conv,
-    )
+    from speech.files import held
+
+    with held(work / CHECKPOINT):
+        return cluster(
+            layers,
+            codebooks_of(layers, start),
+            data=training,
+            validation=validation,
+            epochs=config.epochs if options.finetune else 0,
+            learning_rate=config.learning_rate,
+            loss=config.loss,
+            seed=config.seed,
+            progress=_printer("tfmot"),
+            work=work,
+            conv=config.conv,
+        )
 
 
 def codebooks_of(layers: Layers, clustered: Layers) -> dict[str, Any]:
@@ -299,8 +311,8 @@ def _load_training(options: argparse.Namespace) -> tuple[Any, Any, Any, list[Any
 
     select_devices(options.gpu)
     config = training_config(options)
-    folder = options.work or Path("runs") / "quantization"
-    data = load_data(options, folder / "test")
+    # A folder that is held: another run's test set must not get in between.
+    data = load_data(options, (options.work or options.out) / "test")
     print(f"data        {data.description}")
     return *training_parts(data, config, options), config, data.test
 

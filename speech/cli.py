@@ -42,9 +42,14 @@ def run(command: Callable[[], int]) -> int:
         return 1
 
 
+def means_no_room(error: BaseException) -> bool:
+    """Returns whether a disk is full: then the next file has no chance either."""
+    return isinstance(error, OSError) and error.errno in _NO_ROOM
+
+
 def one_line(error: BaseException) -> str:
     """Returns the message of ``error`` on one line."""
-    if isinstance(error, OSError) and error.errno in _NO_ROOM:
+    if means_no_room(error):
         where = f"{error.filename}: " if error.filename else ""
         text = f"{where}{os.strerror(error.errno)}; make room and repeat the command: it goes on"
     elif isinstance(error, OSError) and error.filename and error.strerror:

@@ -426,9 +426,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from speech.files import write_json
+    from speech.files import remove_leftovers, write_json
 
     jobs = plan_outputs(options.inputs, options.out)
+    for folder in {target.parent for _, target in jobs}:
+        remove_leftovers(folder)
     enhancer = Enhancer(options.model)
     named = all(item.is_file() for item in options.inputs)
     report = enhance_all(

@@ -6,11 +6,15 @@ A reader, or the same command run again after a kill, therefore never meets half
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import math
 import os
+import platform
+import re
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,6 +29,22 @@ def _current_umask() -> int:
 
 #: Read once: setting it, however briefly, would reach other threads' files.
 _UMASK = _current_umask()
+
+#: A temporary file that nobody has written to for so long is left over, whoever began it.
+LEFT_OVER_SECONDS = 24 * 3600.0
+
+#: Temporary names hold the machine and the process that write: '.model.1f2e3d-4711-abcdefgh.h5'.
+_TEMPORARY = re.compile(r"\..*\.([0-9a-f]{6})-(\d+)-[a-z0-9_]{8}(\.[^.]*)?")
+
+
+@functools.cache
+def _machine() -> str:
+    """Returns six digits that stand for this machine, or this container's processes."""
+    try:
+        processes = os.readlink("/proc/self/ns/pid")
+    except OSError:
+        processes = ""
+    return hashlib.sha256(f"{platform.node()} {processes}".encode()).hexdigest()[:6]
 
 
 @contextlib.contextmanager
@@ -43,7 +63,7 @@ def atomic_path(path: str | os.PathLike, *, suffix: str | None = None) -> Iterat
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         handle, name = tempfile.mkstemp(
-            prefix=f".{path.stem[:40]}.",
+            prefix=f".{path.stem[:40]}.{_machine()}-{os.getpid()}-",
             suffix=path.suffix if suffix is None else suffix,
             dir=path.parent,
         )
@@ -61,9 +81,50 @@ def atomic_path(path: str | os.PathLike, *, suffix: str | None = None) -> Iterat
         temporary.unlink(missing_ok=True)
 
 
+def remove_leftovers(folder: str | os.PathLike, *, below: bool = False) -> int:
+    """Removes temporary files of `atomic_path` whose writer was killed.
+
+    Those of a process that still runs stay, and of other machines those that are not old.
+
+    Args:
+        folder: Where to look.
+        below: In all folders below as well.
+
+    Returns:
+        How many were removed.
+    """
+    num_removed = 0
+    for parent, folders, names in os.walk(folder):
+        if not below:
+            folders.clear()
+        for name in names:
+            found = _TEMPORARY.fullmatch(name)
+            if found and _is_left_over(Path(parent, name), found[1], int(found[2])):
+                with contextlib.suppress(OSError):
+                    Path(parent, name).unlink()
+                    num_removed += 1
+    return num_removed
+
+
+def _is_left_over(path: Path, machine: str, process: int) -> bool:
+    if machine == _machine() and os.name == "posix":
+        try:
+            os.kill(process, 0)  # sends nothing
+        except ProcessLookupError:
+            return True
+        except OSError:
+            return False
+    try:
+        return time.time() - path.stat().st_mtime > LEFT_OVER_SECONDS
+    except OSError:
+        return False
+
+
 @contextlib.contextmanager
 def held(path: str | os.PathLike) -> Iterator[None]:
     """Holds what a run writes against a second run; a killed one holds nothing.
+
+    What killed runs left half written there is removed (`remove_leftovers`).
 
     Args:
         path: The folder of the run, or the file that it writes. A hidden lock file stays there.
@@ -85,9 +146,19 @@ def held(path: str | os.PathLike) -> Iterator[None]:
             f"{path}: another run is at work there; wait for its end, or choose another place"
         ) from None
     try:
+        remove_leftovers(folder, below=not is_file)
         yield
     finally:
         lock.release()
+
+
+def end_line(path: str | os.PathLike) -> None:
+    """Ends the last line of a file to append to, which a kill may have cut; leaves no file be."""
+    with contextlib.suppress(FileNotFoundError), open(path, "r+b") as stream:
+        if stream.seek(0, os.SEEK_END):
+            stream.seek(-1, os.SEEK_END)
+            if stream.read(1) != b"\n":
+                stream.write(b"\n")
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:

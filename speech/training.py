@@ -234,6 +234,9 @@ class Trainer:
             )
             bar.update()
             if time.monotonic() - written > self.checkpoint_seconds:
+                # The step of a finite error may have spoilt them; the next error would tell.
+                if not all(np.isfinite(array).all() for array in self.network.get_weights()):
+                    self._diverged("weights became infinite or NaN", f"step {state.batch}")
                 self._save_checkpoint()
                 written = time.monotonic()
             waiting = time.monotonic()

@@ -288,7 +288,7 @@ def test_another_run_is_not_taken_up(make_trainer):
 def test_an_error_that_is_not_finite_ends_the_run(make_trainer):
     trainer = make_trainer()
     trainer._step = lambda iteration: float("nan")
-    with pytest.raises(TrainingError, match="became nan in iteration 1; try a smaller"):
+    with pytest.raises(TrainingError, match="became nan in iteration 1; no model was written; try"):
         trainer.run()
     assert not trainer.out.exists()
 
