@@ -26,7 +26,6 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import os
-import sys
 import tempfile
 import threading
 import time
@@ -268,7 +267,7 @@ def _reading(reader: str) -> Callable[[Path], Any]:
 
 
 def _outcome_of(read: Callable[[Path], Any], path: Path, said: Any) -> tuple:
-    before_mb, start = _peak_mb(), time.process_time()
+    before_mb, start = reset_peak(), time.process_time()
     outcome, reason = ACCEPTED, ""
     try:
         read(path)
@@ -278,22 +277,37 @@ def _outcome_of(read: Callable[[Path], Any], path: Path, said: Any) -> tuple:
         reason = f"{type(error).__name__}: {text}"
     except BaseException as error:  # also what is no Exception, as a panic in Rust
         outcome, reason = ESCAPE, f"{type(error).__name__}: {error}"
-    seconds = time.process_time() - start
+    seconds, most_mb = time.process_time() - start, peak_mb() - before_mb
     if size := os.fstat(said.fileno()).st_size:
         outcome, reason = ESCAPE, f"printed {os.pread(said.fileno(), min(size, 200), 0)!r}"
         os.ftruncate(said.fileno(), 0)
     reason = reason.replace(str(path), path.name)[:300]
-    return outcome, reason, seconds, max(0.0, _peak_mb() - before_mb)
+    return outcome, reason, seconds, max(0.0, most_mb)
 
 
-def _peak_mb() -> float:
-    """Returns the most memory this process had so far, in MB; 0 where it is not known."""
+def reset_peak() -> float:
+    """Forgets the most memory that this process had; returns what it has now, in MB.
+
+    Where the system does not offer that (other than Linux), 0.
+    """
     try:
-        import resource
-    except ImportError:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
         return 0.0
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
+    return _memory_mb("VmRSS")
+
+
+def peak_mb() -> float:
+    """Returns the most memory that this process had since `reset_peak`, in MB, or 0."""
+    return _memory_mb("VmHWM")
+
+
+def _memory_mb(name: str) -> float:
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return 0.0
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(name))
 
 
 if __name__ == "__main__":

@@ -94,3 +94,10 @@ def test_damage_reaches_the_head_and_the_rest(rng):
     changed = [np.flatnonzero(np.frombuffer(data[:5000], np.uint8)) for data in damaged]
     places = np.concatenate(changed)
     assert (places < 256).any() and (places > 4000).any()
+
+
+def test_memory_is_measured_from_input_to_input():
+    for num_mb in (200, 50):
+        before = fuzz.reset_peak()
+        np.ones(num_mb << 17)
+        assert 0.9 * num_mb < fuzz.peak_mb() - before < 1.3 * num_mb + 20

@@ -2,7 +2,6 @@
 
 import base64
 import io
-import json
 import marshal
 import subprocess
 import sys
@@ -29,38 +28,11 @@ HARMLESS = {
 }
 
 
-def attack(folder, families):
-    """Writes families of files, has a process read them; returns family -> {attack: result}."""
-    names = {}
-    for index, (family, make) in enumerate(families.items()):
-        files = folder / "files" / f"{index:02}"
-        files.mkdir(parents=True)
-        for name, file_name, data in make(files):
-            if data is not None:
-                (files / file_name).write_bytes(data)
-            names[str(files / file_name)] = family, name
-        for path in files.iterdir():
-            if str(path) not in names:  # what an attack points at
-                path.rename(folder / path.name)
-    run = subprocess.run(
-        [sys.executable, "-m", "tests.hostile", str(folder / "files")],
-        cwd=ROOT, capture_output=True, text=True, timeout=600, check=False,
-    )  # fmt: skip
-    results = {family: {} for family in families}
-    for line in run.stdout.splitlines():
-        result = json.loads(line)
-        family, name = names[result["file"]]
-        results[family][name] = result
-    assert (run.returncode, run.stderr) == (0, ""), f"after {name!r} of {family!r}"
-    assert sum(map(len, results.values())) == len(names)
-    return results
-
-
 @pytest.fixture(scope="module")
 def campaign(tmp_path_factory):
     """Returns the folder and the results of all attacks, made in one go: starting is slow."""
     folder = tmp_path_factory.mktemp("hostile")
-    return folder, attack(folder, hostile.FAMILIES)
+    return folder, hostile.attack(folder, hostile.FAMILIES)
 
 
 def content_before(family):
@@ -109,7 +81,7 @@ def test_what_the_attacks_start_from_is_accepted(tmp_path):
         header = sound_files.sphere_header(sound_files.NUM_SAMPLES)
         yield "sphere", "good.sph", header + bytes(2 * sound_files.NUM_SAMPLES)
 
-    results = attack(tmp_path, {"whole": whole})["whole"]
+    results = hostile.attack(tmp_path, {"whole": whole})["whole"]
     assert {name: result["outcome"] for name, result in results.items()} == dict.fromkeys(
         ("h5", "icse", "wav", "flac", "sphere"), "accepted"
     )

@@ -92,13 +92,16 @@ def flac(folder):
     attacks = {f"rate {rate} Hz": claim(rate) for rate in (0, 1, 999, 0xFFFFF)}
     attacks |= {f"{count} samples": claim(samples=count)
                 for count in (NUM_SAMPLES + 1, 1 << 31, (1 << 36) - 1)}  # fmt: skip
+    packed = silence(300 << 20)
+    unknown = (info + 13, bytes([packed[info + 13] & 0xF0, 0, 0, 0, 0]))
     attacks |= {
         "blocks of 0": patched(whole, (info, bytes(4))),
         "metadata of 2^24 bytes": patched(whole, (5, b"\xff\xff\xff")),
         "metadata without end": whole[:42] + b"\4\0\0\0" * 100_000,
         "only metadata": whole[:42],
         "noise for frames": whole[:200] + np.random.default_rng(0).bytes(8000),
-        "silence, 300 MB": silence(300 << 20),
+        "silence, 300 MB": packed,
+        "silence of unknown length": patched(packed, unknown),
     }
     yield from numbered(".flac", attacks)
 
@@ -169,6 +172,10 @@ def other_formats(folder):
     yield from numbered(".ogg", {
         "Ogg, truncated": sound("OGG", "VORBIS")[:3000],
         "Ogg, only a page": sound("OGG", "VORBIS")[:58],
+    })  # fmt: skip
+    yield from numbered(".wav", {
+        "MPEG by chance": patched(sound("WAV", "ULAW"), (0, b"\xff\xff\0\0")),
+        "MPEG by its tag": b"ID3\4\0\0\0\0\0\0" + bytes(5000),
     })  # fmt: skip
     yield from numbered(".bin", {
         "a program": b"\x7fELF" + bytes(1000),
