@@ -36,7 +36,7 @@ setup(
             "noise/**/*.flac",
         ],
         "speech.opencorpus": ["recipe.json"],
-        "eval": ["page/*"],
+        "eval": ["templates/*"],
         "models": ["*.h5", "*.icse", "*.md", "*.csv"],
     },
     install_requires=[

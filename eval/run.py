@@ -140,7 +140,9 @@ def _report(
     )
     result = {
         "systems": [
-            {"name": s.name, "source": s.source, "sha256": s.sha256 or None} for s in systems
+            {"name": s.name, "source": s.source, "sha256": s.sha256 or None}
+            | {"file_bytes": Path(s.source).stat().st_size if s.sha256 else None}
+            for s in systems
         ],
         "metrics": {
             name: {"label": m.label, "unit": m.unit, "version": m.version}

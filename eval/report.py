@@ -1,0 +1,121 @@
+"""Writes one page of what runs have given: tables, figures, clips to hear and to see.
+
+::
+
+    python -m eval.report runs/demo runs/eval runs/sweep -o report
+    python -m eval.report runs/eval runs/select/select.json -o report
+
+Runs are the output folders of ``timit_fcn_mse.py``, ``eval.run``, ``eval.sweep`` and
+``mnn.experiments``, and the ``--json`` files of ``mnn.select``. Those that were scored on the same
+noisy files stand side by side. The page, ``report/index.html``, is one file: it opens from disk and
+asks nothing of any server. It is kept below ``--max-mb`` by leaving clips out, and says so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from speech import cli
+from speech.cli import positive_number
+
+DEFAULT_OUT = Path("report")
+MAX_MB = 15.0
+NUM_CLIPS = 12
+CLIP_SECONDS = 10.0
+NUM_SYSTEMS = 6
+TITLE = "Speech enhancement: report"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit code."""
+    options = _parser().parse_args(argv)
+    cli.log_to_stderr()
+    return cli.run(lambda: _run(options))
+
+
+def _run(options: argparse.Namespace) -> int:
+    _require_jinja()
+    from eval.page import build, render
+    from eval.runfiles import read_runs
+    from eval.testsets import join_runs
+    from speech.files import write_text
+
+    if options.out.exists() and not options.out.is_dir():
+        raise ValueError(f"{options.out}: is not a folder; choose another -o")
+    runs = read_runs(options.runs)
+    sets = join_runs(runs, options.noisy, options.clean)
+    page = build(
+        runs,
+        sets,
+        title=options.title,
+        metric=options.metric,
+        num_clips=options.clips,
+        num_systems=options.systems,
+        clip_seconds=options.clip_seconds,
+        num_jobs=options.jobs,
+    )
+    text = render(page, int(options.max_mb * 1e6))
+    path = options.out / "index.html"
+    write_text(path, text)
+    for note in page.notes:
+        print(f"note: {note}", file=sys.stderr)
+    clips = sum(len(section.clips) for section in page.sections)
+    print(f"page      {path.resolve()}")
+    print(f"size      {len(text.encode()) / 1e6:.1f} MB, {len(runs)} runs, {clips} clips")
+    return 0
+
+
+def _require_jinja() -> None:
+    try:
+        import jinja2  # noqa: F401
+    except ImportError:
+        raise ValueError("Jinja2 is not installed; run: pip install jinja2") from None
+
+
+def _parser() -> argparse.ArgumentParser:
+    from eval.metrics import METRICS
+
+    parser = argparse.ArgumentParser(
+        prog="python -m eval.report",
+        description="Write one self-contained page of runs: tables, figures, clips to hear.",
+        epilog="example: python -m eval.report runs/demo runs/eval runs/select/select.json "
+        "-o report",
+    )
+    add = parser.add_argument
+    add("runs", type=Path, nargs="+", metavar="RUN_DIR",
+        help="output folders of timit_fcn_mse.py, eval.run, eval.sweep, mnn.experiments; "
+        "JSON files of mnn.select, or folders that hold them")  # fmt: skip
+    add("-o", "--out", type=Path, default=DEFAULT_OUT, metavar="DIR",
+        help="folder for index.html (default %(default)s)")  # fmt: skip
+    add("--title", default=TITLE, metavar="TEXT", help="of the page (default %(default)r)")
+    add("--noisy", type=Path, metavar="DIR",
+        help="noisy files of runs that do not say where theirs are")  # fmt: skip
+    add("--clean", type=Path, metavar="DIR", help="likewise, clean files")
+    add("--metric", choices=METRICS, metavar="NAME",
+        help="by whose gain clips are chosen (default: the first that a run has)")  # fmt: skip
+    add("--clips", type=positive_number, default=NUM_CLIPS, metavar="N",
+        help="files to hear of each test set (default %(default)s)")  # fmt: skip
+    add("--systems", type=positive_number, default=NUM_SYSTEMS, metavar="N",
+        help="systems to hear of each file (default %(default)s)")  # fmt: skip
+    add("--clip-seconds", type=_amount, default=CLIP_SECONDS, metavar="S",
+        help="longer files are cut (default %(default)g)")  # fmt: skip
+    add("--max-mb", type=_amount, default=MAX_MB, metavar="MB",
+        help="size of the page; clips are left out beyond (default %(default)g)")  # fmt: skip
+    add("--jobs", type=positive_number, default=-1, metavar="N",
+        help="processes for scores that a run has not (default: one a core)")  # fmt: skip
+    return parser
+
+
+def _amount(text: str) -> float:
+    """Parses a positive number; argparse quotes the name of this function in its complaint."""
+    value = cli.decibels(text)
+    if value <= 0:
+        raise ValueError
+    return value
+
+
+if __name__ == "__main__":
+    sys.exit(main())

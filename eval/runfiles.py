@@ -1,0 +1,342 @@
+"""Reads what the commands of this repository leave in their output folders.
+
+Known are the folders of ``timit_fcn_mse.py``, ``eval.run``, ``eval.sweep``, ``mnn.select`` (by the
+file of its ``--json``) and ``mnn.experiments``. Every file is taken for data from a stranger: what
+is missing or malformed is an error that names the file, and audio is found by walking the folders,
+never by a path that stands in a table.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from eval.metrics import METRICS
+from eval.scoring import NOISY
+from speech import cli, corpus
+
+#: What the trained network of ``timit_fcn_mse.py`` is called on the page.
+BASELINE = "baseline"
+_BASELINE_FOLDER = "FCN_TIMIT_MSE_wav"
+
+_ROW_KEYS = ("system", "noise", "snr_db", "name", "status")
+
+
+@dataclass
+class System:
+    """One system of a run.
+
+    Attributes:
+        name: In the run's tables.
+        label: On the page.
+        model: Its model file, if it is one.
+        num_bytes: Of that file, if known.
+        folder: Where its audio is, if anywhere.
+        flat: Whether that folder may have any layout (`eval.systems.folder_system`).
+        labels: What a sweep says of it, such as theta and k.
+    """
+
+    name: str
+    label: str
+    model: str = ""
+    num_bytes: int | None = None
+    folder: Path | None = None
+    flat: bool = False
+    labels: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Run:
+    """What one command has left.
+
+    Attributes:
+        folder: Its output folder.
+        kind: 'training', 'evaluation', 'sweep', 'selection' or 'experiment'.
+        title: Short name, unique on a page.
+        info: Its result file: command, versions, commit and more.
+        rows: Scores, as `eval.scoring.score_all` returns them.
+        systems: All but the noisy files, in order.
+        noisy: Folder of the noisy files, None where unknown.
+        clean: Folder of the clean files, None where unknown.
+        history: Rows of history.csv.
+    """
+
+    folder: Path
+    kind: str
+    title: str
+    info: dict[str, Any]
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    systems: list[System] = field(default_factory=list)
+    noisy: Path | None = None
+    clean: Path | None = None
+    history: list[dict[str, float]] = field(default_factory=list)
+
+    @property
+    def command(self) -> str:
+        """The command line, as far as the run says."""
+        words = self.info.get("command")
+        return " ".join(map(str, words)) if isinstance(words, list) else ""
+
+
+def read_runs(paths: Sequence[Path]) -> list[Run]:
+    """Reads run folders, and JSON files of ``mnn.select``.
+
+    Raises:
+        ValueError: One is missing, holds no results, or holds malformed ones.
+    """
+    runs = [run for path in paths for run in _read(Path(path))]
+    titles: dict[str, int] = {}
+    for run in runs:
+        count = titles[run.title] = titles.get(run.title, 0) + 1
+        if count > 1:
+            run.title += f" ({count})"
+    return runs
+
+
+def _read(path: Path) -> list[Run]:
+    if path.is_file():
+        found = [_selection(path.parent, path, _json(path))]
+    elif path.is_dir():
+        found = [run for run in (*_scored_runs(path), *_other_runs(path)) if run]
+    else:
+        raise ValueError(f"{path}: no such file or folder")
+    if not found:
+        raise ValueError(
+            f"{path}: holds no results; give the --out folder of timit_fcn_mse.py, eval.run, "
+            "eval.sweep or mnn.experiments, or the --json file of mnn.select"
+        )
+    return found
+
+
+def _scored_runs(folder: Path) -> list[Run | None]:
+    """Returns the runs whose rows stand in scores.csv."""
+    if (folder / "sweep.json").is_file():
+        return [_sweep(folder, _json(folder / "sweep.json"))]
+    if (folder / "summary.json").is_file():
+        return [_evaluation(folder, _json(folder / "summary.json"))]
+    results = folder / "results.json"
+    info = _json(results) if results.is_file() else {}
+    if "experiment" in info:
+        return [Run(folder, "experiment", _title(folder), info)]
+    if "model_sha256" in info or (folder / "history.csv").is_file():
+        return [_training(folder, info)]
+    return []
+
+
+def _other_runs(folder: Path) -> list[Run]:
+    """Returns the selections whose JSON file lies in a folder."""
+    known = {"summary.json", "sweep.json", "results.json", "run.json", "model.json", "made.json"}
+    runs = []
+    for path in sorted(folder.glob("*.json")):
+        if path.name not in known:
+            info = _json(path)
+            if _is_selection(info):
+                runs.append(_selection(folder, path, info))
+    return runs
+
+
+def _training(folder: Path, info: dict[str, Any]) -> Run:
+    run = Run(folder, "training", _title(folder), info or _json_if_there(folder / "run.json"))
+    if (folder / "history.csv").is_file():
+        run.history = _read_history(folder / "history.csv")
+    if info and (folder / "scores.csv").is_file():
+        run.rows = read_scores(folder / "scores.csv")
+        model = str(info.get("model", ""))
+        path = Path(model) if Path(model).is_file() else folder / "model.h5"
+        run.systems = [
+            System("enhanced", BASELINE, model, _size_of(path), folder / _BASELINE_FOLDER)
+        ]
+        run.noisy, run.clean = _test_folders(run, "--test-noisy", "--test-clean")
+    return run
+
+
+def _evaluation(folder: Path, info: dict[str, Any]) -> Run:
+    run = Run(folder, "evaluation", _title(folder), info, read_scores(folder / "scores.csv"))
+    for system in _dicts(info.get("systems"), folder / "summary.json"):
+        name, source = str(system.get("name")), str(system.get("source", ""))
+        if name == NOISY:
+            continue
+        if system.get("sha256"):
+            size = system.get("file_bytes") or _size_of(Path(source))
+            made = folder / "enhanced" / name
+            run.systems.append(System(name, name, source, _positive(size), made))
+        else:
+            run.systems.append(System(name, name, folder=Path(source), flat=True))
+    folders = info.get("folders")
+    if isinstance(folders, dict) and Path(str(folders.get("noisy"))).is_dir():
+        run.noisy, run.clean = Path(str(folders["noisy"])), Path(str(folders.get("clean")))
+    else:
+        run.noisy, run.clean = _test_folders(run, "--noisy", "--clean")
+    return run
+
+
+def _sweep(folder: Path, info: dict[str, Any]) -> Run:
+    run = Run(folder, "sweep", _title(folder), info, read_scores(folder / "scores.csv"))
+    source = folder / "sweep.json"
+    sizes = {row.get("name"): row.get("file_bytes") for row in _dicts(info.get("table"), source)}
+    for model in _dicts(info.get("models"), source):
+        name, size = str(model.get("name")), sizes.get(model.get("name"))
+        labels = model.get("labels") if isinstance(model.get("labels"), dict) else {}
+        path, made = str(model.get("path", "")), folder / "enhanced" / name
+        run.systems.append(System(name, name, path, _positive(size), made, labels=labels))
+    run.noisy, run.clean = _test_folders(run, "--test-noisy", "--test-clean")
+    return run
+
+
+def _selection(folder: Path, path: Path, info: dict[str, Any]) -> Run:
+    if not _is_selection(info):
+        raise ValueError(f"{path}: is no result of mnn.select --json")
+    for row in _dicts(info["files"], path):
+        if not isinstance(row.get("scores"), dict) or not isinstance(row.get("input"), str):
+            raise ValueError(f"{path}: a file of it has no input and scores")
+    title = _title(folder) if path.stem in ("select", "result", "results") else path.stem
+    clean = folder / "clean"
+    return Run(folder, "selection", title, info, clean=clean if clean.is_dir() else None)
+
+
+def _is_selection(info: dict[str, Any]) -> bool:
+    return {"dae", "experts", "files", "picks"} <= set(info) and isinstance(info["files"], list)
+
+
+def read_scores(path: Path) -> list[dict[str, Any]]:
+    """Reads the scores.csv of a run.
+
+    Returns:
+        Rows with system, noise, snr_db, name, status and the metrics that are known; NaN where
+        there is no score.
+
+    Raises:
+        ValueError: The file is missing, empty, or no such table.
+    """
+    try:
+        with open(path, newline="", encoding="utf-8") as stream:
+            lines = list(csv.DictReader(stream))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{path}: is no table of scores ({error})") from None
+    except OSError as error:
+        raise ValueError(cli.one_line(error)) from None
+    if not lines or not set(_ROW_KEYS) <= set(lines[0]):
+        raise ValueError(f"{path}: expected rows with the columns {', '.join(_ROW_KEYS)}")
+    metrics = [name for name in lines[0] if name in METRICS]
+    rows = []
+    for number, line in enumerate(lines, 2):
+        if None in line.values() or None in line:
+            raise ValueError(f"{path}: line {number} has another number of columns")
+        row: dict[str, Any] = {key: line[key] for key in _ROW_KEYS}
+        row["snr_db"] = _number(line["snr_db"])
+        rows.append(row | {name: _number(line[name]) for name in metrics})
+    return rows
+
+
+def audio_pairs(run: Run) -> dict[str, corpus.Pair]:
+    """Returns the pairs of noisy and clean files of a run, by their names in the tables.
+
+    Raises:
+        ValueError: The folders are missing, or hold no pairs.
+    """
+    if run.noisy is None or run.clean is None:
+        raise ValueError(
+            f"the noisy and clean files of {run.title} were not found; name their folders with "
+            "--noisy and --clean"
+        )
+    pairs = corpus.find_pairs(run.noisy, run.clean)
+    return {pair.relative_path.as_posix(): pair for pair in pairs}
+
+
+def audio_files(system: System, run: Run, pairs: Mapping[str, corpus.Pair]) -> dict[str, Path]:
+    """Returns the files of a system by their names in the tables.
+
+    Raises:
+        ValueError: Its folder is missing, or belongs to other files.
+    """
+    from eval.systems import folder_system
+
+    if system.folder is None:
+        return {}
+    if system.flat:
+        found = folder_system(system.name, system.folder, list(pairs.values()), run.noisy).files
+        return {name: path for name, path in found.items() if isinstance(path, Path)}
+    files = {name: system.folder / pair.relative_path for name, pair in pairs.items()}
+    return {name: path for name, path in files.items() if path.is_file()}
+
+
+def _read_history(path: Path) -> list[dict[str, float]]:
+    try:
+        with open(path, newline="", encoding="utf-8") as stream:
+            rows = [{key: float(value) for key, value in row.items()}
+                    for row in csv.DictReader(stream)]  # fmt: skip
+    except (UnicodeDecodeError, csv.Error, TypeError, ValueError) as error:
+        raise ValueError(f"{path}: is no history of a training ({error})") from None
+    needed = {"epoch", "training_loss", "validation_loss"}
+    if rows and not needed <= set(rows[0]):
+        raise ValueError(f"{path}: expected the columns {', '.join(sorted(needed))}")
+    for row in rows:
+        row["epoch"] = int(row["epoch"])
+    return rows
+
+
+def _test_folders(run: Run, noisy: str, clean: str) -> tuple[Path | None, Path | None]:
+    """Returns the folders that the command named, or those that the run has made."""
+    named = [_option(run, noisy), _option(run, clean)]
+    if all(path is not None and path.is_dir() for path in named):
+        return named[0], named[1]
+    made = [run.folder / "test" / name for name in ("noisy", "clean")]
+    return (made[0], made[1]) if all(path.is_dir() for path in made) else (None, None)
+
+
+def _option(run: Run, name: str) -> Path | None:
+    """Returns the path that the recorded command gives to an option."""
+    words = [str(word) for word in run.info.get("command") or []]
+    for place, word in enumerate(words):
+        if word == name and place + 1 < len(words):
+            return Path(words[place + 1])
+        if word.startswith(name + "="):
+            return Path(word.partition("=")[2])
+    return None
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: is no JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{path}: holds a {type(value).__name__}, expected an object")
+    return value
+
+
+def _json_if_there(path: Path) -> dict[str, Any]:
+    return _json(path) if path.is_file() else {}
+
+
+def _dicts(value: Any, path: Path) -> list[dict[str, Any]]:
+    if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
+        raise ValueError(f"{path}: expected a list of objects, found {str(value)[:60]!r}")
+    return value
+
+
+def _positive(size: Any) -> int | None:
+    return int(size) if isinstance(size, int | float) and 0 < size < 1e15 else None
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
+
+
+def _size_of(path: Path) -> int | None:
+    try:
+        return path.stat().st_size if path.is_file() else None
+    except OSError:
+        return None
+
+
+def _title(folder: Path) -> str:
+    return folder.resolve().name or "run"
