@@ -619,7 +619,7 @@ def test_numbers_of_the_page(page):
     assert "| birds | published | 12.12, 0.00, 0.49 | 4.21 | 12.12 |" in text
     # Cycles of the baseline are the published ones.
     assert "| the first 7 | 23,821,318 | 23,821,318 |" in text
-    assert "validation error 0.12500 -> 0.06250" in text
+    assert "after epoch 1: 0.12500, after epoch 2: 0.06250" in text
     assert "| none | 4 | fp16 | 40,000 | 4.00 | 4.00 | 1.375, -0.125 (-0.135 to -0.115) |" in text
 
 
