@@ -242,3 +242,25 @@ def test_peak_normalize(rng):
 def test_is_silent():
     assert is_silent(np.zeros(5)) and is_silent(np.zeros(0))
     assert not is_silent(np.array([0, 1e-30]))
+
+
+def test_more_samples_than_a_file_is_believed_to_hold_are_refused(tmp_path, rng, monkeypatch):
+    path = tmp_path / "x.wav"
+    soundfile.write(path, quantize(make_speech(rng, 4000)), 8000)
+    assert len(read_audio(path).samples) == 8000
+    monkeypatch.setattr(audio, "MAX_VALUES_A_BYTE", 0)
+    monkeypatch.setattr(audio, "MAX_SMALL_VALUES", 7999)  # what it comes to at 16 kHz: 8000
+    with pytest.raises(AudioError, match="8,000 samples in 8,044 bytes: truncated, or silence"):
+        read_audio(path)
+    assert len(read_multichannel(path).samples) == 4000
+    monkeypatch.setattr(audio, "MAX_SMALL_VALUES", 3999)
+    for read in (read_audio, read_multichannel):
+        with pytest.raises(AudioError, match="4,000 samples in 8,044 bytes"):
+            read(path)
+
+
+def test_no_more_is_decoded_than_the_header_says(tmp_path, rng, monkeypatch):
+    """The limit on samples looks at the header alone."""
+    soundfile.write(tmp_path / "x.wav", quantize(make_speech(rng, 4000)), 16000)
+    monkeypatch.setattr(soundfile.SoundFile, "frames", 10)
+    assert len(read_audio(tmp_path / "x.wav").samples) == 10

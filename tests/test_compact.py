@@ -326,6 +326,13 @@ def test_weights_that_come_out_otherwise_are_refused(data):
         compact.unpack(data[:-4] + struct.pack("<I", 1))
 
 
+@pytest.mark.parametrize(
+    ("file_bytes", "most"), [(1000, 256_000), (1 << 20, 64 << 20), (4 << 20, 128 << 20)]
+)
+def test_large_weights_need_a_file_that_is_not_small(file_bytes, most):
+    assert compact._most_bytes(file_bytes) == most
+
+
 def test_too_many_rows_fall_back_to_fixed_length_and_are_refused(data, monkeypatch, rng):
     monkeypatch.setattr(compact, "MAX_ROWS", 3)
     with pytest.raises(ModelFileError, match="rows of indices, too many"):
