@@ -68,14 +68,21 @@ def select_devices(gpu: str) -> list[str]:
         )  # fmt: skip
     for device in chosen:
         tf.config.experimental.set_memory_growth(device, True)
-        _require_cudnn_for(tf.config.experimental.get_device_details(device))
+        require_cudnn_for(tf.config.experimental.get_device_details(device))
     if len(chosen) > 1:
         _LOGGER.warning("training runs on the first of %d GPUs", len(chosen))
     return [device.name for device in chosen]
 
 
-def _require_cudnn_for(details: dict) -> None:
-    """Raises ValueError for a Pascal card with a cuDNN that has dropped it."""
+def require_cudnn_for(details: dict) -> None:
+    """Checks that the installed cuDNN has code for a GPU.
+
+    Args:
+        details: What TensorFlow says of the GPU (``get_device_details``).
+
+    Raises:
+        ValueError: It is a Pascal card, and cuDNN has dropped those.
+    """
     capability = details.get("compute_capability")
     if capability is None or tuple(capability) >= (7, 5):
         return
