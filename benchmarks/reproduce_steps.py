@@ -333,7 +333,7 @@ def rooms(setting: Setting) -> list[Step]:
     command += ("--epochs", str(size.room_epochs))
     command += ("--num-train", str(8 * size.stage_steps if setting.small else 2000))
     command += ("--learning-rate", "0.001", "--warmup", "50", *_best(setting), "--out", out)
-    model = f"{out}/model.h5"
+    model = f"{out}/last.h5"  # model.h5 is the best at validation, which has no rooms
     steps = [Step("rooms/joint", command, (model, f"{out}/history.csv"), (BASELINE,))]
     result = setting.at("rooms", "rooms.json")
     command = ("benchmarks.rooms", *setting.data, "--model", f"fcn={BASELINE}", f"joint={model}")

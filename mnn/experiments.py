@@ -47,7 +47,8 @@ NOISE_TYPES = {
     "paper": ("birds", "typing", "motorcycle"),
 }
 
-#: Noises of experiments 2 and 3; () for all. The paper's are ten.
+#: Noises of experiments 2 and 3; () for all. The paper has ten. Of the open corpus's, two have no
+#: test part (forest, printer).
 MIXED_NOISES = {
     "bundled": (),
     "open": (
