@@ -89,7 +89,7 @@ def _commands(made: Row) -> list[str]:
     packages = made["packages"]
     parts = [
         "```sh\n" + "\n".join(lines) + "\n```",
-        f"{len(made['steps'])} commands, {duration(seconds)} in all; commit "
+        f"Commands: {len(made['steps'])}, {duration(seconds)} in all; commit "
         f"{(made['git_commit'] or 'unknown')[:9]}, TensorFlow {packages.get('tensorflow', '-')}, "
         f"Keras {packages.get('keras', '-')}, Python {made['python']}.",
     ]
@@ -217,7 +217,7 @@ def _published(sizes: dict[str, Row], rows: Sequence[Row], test_set: str) -> lis
         table(header, lines),
     ]
     lines = [
-        [corpus, size, *(f"{before:g} -> {after:g}, {number(after - before, 2, '+')}"
+        [corpus, size, *(f"{before:.2f} -> {after:.2f}, {number(after - before, 2, '+')}"
                          for before, after in (pesq, stoi))]
         for corpus, size, pesq, stoi in results_published.COMPRESSED
     ]  # fmt: skip
@@ -428,7 +428,8 @@ def _peers(results: Path) -> list[str]:
             factor = number(system["real_time_factor"], 3)
             lines.append([name, f"{system['bytes']:,}", factor, str(own["n"]), *cells])
         header = ["system", "bytes", "real-time factor", "n", "PESQ-WB", "STOI", "SI-SDR, dB"]
-        parts += [f"### {group[0].upper()}{group[1:]}", table(header, lines)]
+        title = "all noises" if group == ALL else group
+        parts += [f"### {title[0].upper()}{title[1:]}", table(header, lines)]
     for name, reason in {**found["skipped"], **found["left_out"]}.items():
         parts.append(f"Not run: {name}: {reason}.")
     return parts
