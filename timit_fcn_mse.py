@@ -61,6 +61,10 @@ def _run(options: argparse.Namespace) -> int:
 def _run_alone(options: argparse.Namespace) -> int:
     from speech.datasets import load_data
 
+    if options.tensorboard is not None:
+        from speech.tensorboard import require_tensorboard
+
+        require_tensorboard()  # not after an hour of mixing
     started = time.perf_counter()
     config = training_config(options)
     data = load_data(options, options.out / "test")
@@ -104,6 +108,8 @@ def _train(data: Any, config: Any, options: argparse.Namespace) -> None:
         f"training    {len(training)} steps an epoch, {config.epochs} epochs, {engine}", flush=True
     )
 
+    log = _tensorboard_log(data, config, options)
+
     def draw() -> None:
         label = DESCRIPTIONS[config.loss]
         learning_curve(trainer.state.history, out / "learning_curve.png", f"FCN, {label}", label)
@@ -115,11 +121,26 @@ def _train(data: Any, config: Any, options: argparse.Namespace) -> None:
             flush=True,
         )
         draw()
+        if log is not None:
+            log.epoch(trainer.state.history)
 
     out.mkdir(parents=True, exist_ok=True)
     write_text(out / "model.json", network.to_json(indent=2) + "\n")
     trainer.run(report)
     draw()
+    if log is not None:
+        log.close(trainer.state.history)
+
+
+def _tensorboard_log(data: Any, config: Any, options: argparse.Namespace) -> Any:
+    """Returns what writes for TensorBoard, None if it was not asked for."""
+    if options.tensorboard is None:
+        return None
+    from speech.tensorboard import TensorBoardLog
+
+    folder = options.tensorboard or options.out / "tensorboard"
+    print(f"tensorboard {folder}")
+    return TensorBoardLog(folder, data.test, options.out / "last.h5", config.epochs)
 
 
 def _waveform_model(path: Path) -> Any:
@@ -199,6 +220,8 @@ def _check_usage(parser: argparse.ArgumentParser, options: argparse.Namespace) -
     check_data_options(parser, options)
     if options.model and not options.eval_only:
         parser.error("--model goes with --eval-only")
+    if options.tensorboard is not None and options.eval_only:
+        parser.error("--tensorboard logs a training; leave out --eval-only")
     if options.filters is None:
         options.filters = NUM_FILTERS
     elif options.init is not None:
@@ -223,6 +246,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--out", type=Path, default=DEFAULT_OUT, metavar="DIR", help="default %(default)s")
     add("--eval-only", action="store_true", help="enhance and score with the model in --out")
     add("--model", type=Path, metavar="FILE", help="with --eval-only: this model instead")
+    add("--tensorboard", nargs="?", type=Path, const=False, metavar="DIR",
+        help="log errors, learning rate and fixed test clips for TensorBoard (default DIR: "
+        "OUT/tensorboard); needs pip install tensorboard")  # fmt: skip
     add("--jobs", type=positive_number, default=-1, metavar="N",
         help="processes for mixing and scoring (default: one a core)")  # fmt: skip
     return parser

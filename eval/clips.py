@@ -17,6 +17,7 @@ import numpy as np
 from eval.metrics import METRICS, SAMPLE_RATE_HZ
 from eval.plots import FRAME_SAMPLES, spectrogram_db
 from eval.scoring import NOISY
+from speech.pictures import level_png
 
 #: Highest sample of all versions of a clip.
 PEAK = 0.9
@@ -24,9 +25,8 @@ PEAK = 0.9
 #: From the loudest point of all versions of a clip to the bottom of the colours.
 RANGE_DB = 70.0
 
-#: Of the picture: as many rows (each of 2 bins of the analysis) and colours.
+#: Of the picture: as many rows, each of 2 bins of the analysis.
 _NUM_BANDS = 128
-_NUM_COLORS = 64
 
 
 def choose_clips(
@@ -122,17 +122,7 @@ def spectrogram_png(signal: np.ndarray, top_db: float) -> bytes:
         signal: float [num_samples].
         top_db: Level of the brightest colour; `RANGE_DB` below is the darkest.
     """
-    import matplotlib
-    from PIL import Image
-
-    share = np.clip((_bands_db(signal) - top_db) / RANGE_DB + 1, 0, 1)
-    indices = np.round(share.T[::-1] * (_NUM_COLORS - 1)).astype(np.uint8)
-    colors = matplotlib.colormaps["magma"](np.linspace(0, 1, _NUM_COLORS), bytes=True)[:, :3]
-    image = Image.fromarray(indices, "L")
-    image.putpalette(colors.tobytes())
-    stream = io.BytesIO()
-    image.save(stream, "PNG", optimize=True)
-    return stream.getvalue()
+    return level_png(_bands_db(signal), top_db, RANGE_DB)
 
 
 def _bands_db(signal: np.ndarray) -> np.ndarray:

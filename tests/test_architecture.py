@@ -55,9 +55,9 @@ def test_rooms_import_only_what_they_may(path):
     "module",
     ["speech.audio", "speech.augment", "speech.corpus", "speech.doctor", "speech.enhance",
      "speech.fcn", "speech.losses", "speech.mixing", "speech.modelfile", "speech.network",
-     "speech.opencorpus", "speech.options", "speech.prepare", "speech.weights", "eval.cost", "eval.cycles",
-     "eval.metrics", "eval.page", "eval.report", "eval.run", "eval.scoring", "eval.sweep",
-     "mnn.arbiter", "mnn.experiments",
+     "speech.opencorpus", "speech.options", "speech.prepare", "speech.tensorboard",
+     "speech.weights", "eval.cost", "eval.cycles", "eval.metrics", "eval.page",
+     "eval.report", "eval.run", "eval.scoring", "eval.sweep", "mnn.arbiter", "mnn.experiments",
      "mnn.pool", "mnn.select", "mnn.selection", "mnn.selector", "mnn.tables", "mnn.train",
      "pruning.run", "pruning.surgery", "timit_fcn_mse"],
 )  # fmt: skip
