@@ -76,7 +76,7 @@ SMALL = Size(
     thetas=("0.65", "none"),
     formats=("fp32", "int8"),
     rounds=7,
-    lengths_s=(1, 3),
+    lengths_s=(1,),
     room_epochs=1,
 )
 

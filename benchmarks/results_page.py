@@ -377,7 +377,8 @@ def _times(results: Path) -> list[str]:
         lines.append([seconds, *cells])
     parts = [
         f"One utterance through the FCN on {found['cores']} cores of {found['processor']}, median "
-        "ms (times ours), in turns:",
+        "ms (median ratio to ours within a round), in turns. Other work on the machine changes the "
+        "times more than the ratios:",
         table(["seconds", *names], lines),
     ]
     if "growth" in found:
