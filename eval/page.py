@@ -182,7 +182,7 @@ def _html(page: Page, with_clips: bool = True) -> str:
     )
     style, script = ((_TEMPLATES / f"report.{kind}").read_text() for kind in ("css", "js"))
     digest = hashlib.sha256(script.encode()).digest()
-    return environment.get_template("report.html").render(
+    text = environment.get_template("report.html").render(
         page=page,
         with_clips=with_clips,
         kinds=_KINDS,
@@ -190,6 +190,8 @@ def _html(page: Page, with_clips: bool = True) -> str:
         script=script,
         script_hash=base64.b64encode(digest).decode(),
     )
+    # A folder may have a name that is no text; it is shown with question marks.
+    return text.encode("utf-8", "replace").decode()
 
 
 def _scored(own: TestSet, num_systems: int) -> Section:

@@ -14,7 +14,7 @@ from typing import Any
 from eval.metrics import METRICS
 from eval.runfiles import Run
 from eval.scoring import NOISY, OVERALL, format_snr
-from eval.testsets import TestSet
+from eval.testsets import MAIN_METRICS, TestSet
 
 #: Digits after the point, by unit.
 _DIGITS = {"MOS": 3, "dB": 2, "": 3}
@@ -86,28 +86,39 @@ def _explained(name: str) -> str:
 
 
 def scores_table(own: TestSet) -> Table:
-    """Returns a row a system: its labels and size, n, and the mean of every metric."""
-    metrics, systems = own.metrics, {system.label: system for _, system in own.systems}
-    keys = list(dict.fromkeys(key for s in systems.values() for key in s.labels))
-    has_size = any(system.num_bytes for system in systems.values())
-    columns = [("system", "", False)]
-    for key in keys:
-        columns.append((key, "", any(_is_number(s.labels.get(key)) for s in systems.values())))
-    columns += [("file", "size of the model file", True)] * has_size
-    columns.append(("n", "files that have every score", True))
-    columns += [(metric_label(name), _explained(name), True) for name in metrics]
-    table = Table("Mean ± standard deviation over the files", columns)
+    """Returns a row a system: its size, the mean of every metric, its labels, and n."""
+    systems = {system.label: system for _, system in own.systems}
     groups = {g["system"]: g for g in own.summary if g["noise"] == g["snr_db"] == OVERALL}
-    for label, group in groups.items():
-        system = systems.get(label)
-        cells = [Cell(label)]
-        cells += [_label_cell(system.labels.get(key) if system else None) for key in keys]
-        if has_size:
-            size = system.num_bytes if system else None
-            cells.append(Cell(size_text(size), float(size)) if size else Cell(NONE))
-        cells.append(number(group["n"], 0))
-        table.rows.append(cells + [_score(group, name) for name in metrics])
-    _mark_best(table, metrics, skip=NOISY)
+    table = Table("Mean ± standard deviation over the files", [("system", "", False)])
+    table.rows = [[Cell(label)] for label in groups]
+
+    def add(column: tuple[str, str, bool], cells: Sequence[Cell]) -> None:
+        table.columns.append(column)
+        for row, cell in zip(table.rows, cells, strict=True):
+            row.append(cell)
+
+    def add_metric(name: str) -> None:
+        cells = [_score(group, name) for group in groups.values()]
+        _mark_best([c for c, label in zip(cells, groups, strict=True) if label != NOISY], name)
+        add((metric_label(name), _explained(name), True), cells)
+
+    known = [systems.get(label) for label in groups]
+    if any(system and system.num_bytes for system in known):
+        sizes = [system.num_bytes if system else None for system in known]
+        cells = [Cell(size_text(size), float(size)) if size else Cell(NONE) for size in sizes]
+        add(("file", "size of the model file", True), cells)
+    # What is looked at first comes first: a phone shows a few columns at a time.
+    for name in own.metrics:
+        if name in MAIN_METRICS:
+            add_metric(name)
+    for key in dict.fromkeys(key for system in systems.values() for key in system.labels):
+        values = [system.labels.get(key) if system else None for system in known]
+        add((key, "", any(map(_is_number, values))), list(map(_label_cell, values)))
+    counts = [number(group["n"], 0) for group in groups.values()]
+    add(("n", "files that have every score", True), counts)
+    for name in own.metrics:
+        if name not in MAIN_METRICS:
+            add_metric(name)
     left_out = max((group["unscored"] for group in groups.values()), default=0)
     table.note = f"{left_out} files could not be scored; they are in no mean."
     return table
@@ -265,15 +276,12 @@ def _score(group: Mapping[str, Any], name: str) -> Cell:
     return cell
 
 
-def _mark_best(table: Table, metrics: Sequence[str], skip: str) -> None:
-    first = len(table.columns) - len(metrics)
-    for place, name in enumerate(metrics, first):
-        own = [row[place] for row in table.rows if row[0].text != skip]
-        values = [cell.value for cell in own if cell.value is not None]
-        if len(values) > 1:
-            best = max(values) if METRICS[name].higher_is_better else min(values)
-            for cell in own:
-                cell.mark = cell.value == best
+def _mark_best(cells: Sequence[Cell], metric: str) -> None:
+    values = [cell.value for cell in cells if cell.value is not None]
+    if len(values) > 1:
+        best = max(values) if METRICS[metric].higher_is_better else min(values)
+        for cell in cells:
+            cell.mark = cell.value == best
 
 
 def _label_cell(value: Any) -> Cell:

@@ -5,6 +5,7 @@ import contextlib
 import hashlib
 import io
 import json
+import os
 import re
 import shutil
 import sys
@@ -14,8 +15,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from eval import clips, report, runfiles, testsets
-from eval.figures import Picture
+from eval import clips, report, runfiles, testsets, views
+from eval.figures import Picture, plain
 from tests import report_files as files
 
 pytest.importorskip("jinja2")
@@ -162,6 +163,32 @@ def test_runs_of_the_same_noisy_files_stand_side_by_side(tree):
     table = files.rows(["enhanced"])
     mean = np.mean([row["pesq_wb"] for row in table if row["system"] == "enhanced"])
     assert any(float(v) == pytest.approx(mean, abs=1e-9) for v in cells)
+
+
+def test_names_are_no_formulas_and_any_folder_has_one(tmp_path):
+    from matplotlib.cbook import is_math_text
+
+    assert is_math_text("$a$") and not is_math_text(plain("$a$"))
+    assert not plain("_hidden").startswith("_")
+    run = files.experiment_run(tmp_path / os.fsdecode(b"caf\xe9"))
+    assert make(tmp_path / "out", [run]) == 0
+    assert "Experiment: caf?" in (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
+
+
+def test_the_best_of_a_column_is_marked_and_noisy_never(tmp_path):
+    run = files.evaluation_run(tmp_path / "eval", metrics=("pesq_wb", "stoi", "pesq_nb"))
+    table = files.rows(["pruned", "small"], ("pesq_wb", "stoi", "pesq_nb"))
+    for row in table:
+        row["pesq_wb"] += 9 * (row["system"] == "noisy")
+        row["stoi"] -= 0.5 * (row["system"] == "small")
+    files.write_rows(run / "scores.csv", table)
+    (own,) = testsets.join_runs(runfiles.read_runs([run]), None, None)
+    shown = views.scores_table(own)
+    heads = [name for name, _, _ in shown.columns]
+    assert heads == ["system", "file", "PESQ-WB", "STOI", "n", "PESQ-NB"]
+    marked = {row[0].text: [h for h, c in zip(heads, row, strict=True) if c.mark]
+              for row in shown.rows}  # fmt: skip
+    assert marked == {"noisy": [], "pruned": ["STOI"], "small": ["PESQ-WB", "PESQ-NB"]}
 
 
 def test_clips_hold_every_version(tree):
