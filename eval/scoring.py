@@ -220,6 +220,8 @@ class ScoreCache:
 
     def put(self, task: Task, scores: dict[str, Score], convert: bool) -> None:
         """Keeps the scores of a task."""
+        from speech.files import append_text
+
         if self._path is None or not any(score.status == OK for score in scores.values()):
             return
         key = _key(task, convert)
@@ -234,8 +236,7 @@ class ScoreCache:
         }
         self._known.setdefault(key, {}).update(entries)
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        with self._path.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps({"key": key, "scores": entries}) + "\n")
+        append_text(self._path, json.dumps({"key": key, "scores": entries}) + "\n")
 
 
 def _key(task: Task, convert: bool) -> str | None:

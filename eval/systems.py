@@ -229,9 +229,11 @@ class _Made:
         return json.dumps(entry) + "\n"
 
     def _note(self, name: str, digest: str | None) -> None:
-        with self._lock, self._path.open("a", encoding="utf-8") as stream:
+        from speech.files import append_text
+
+        with self._lock:
             self._made[name] = digest
-            stream.write(self._line(name))
+            append_text(self._path, self._line(name))
 
     def once(self, source: Path, target: Path, make: Any) -> None:
         """Calls ``make`` unless ``target`` is there and was made from the same ``source``."""

@@ -24,6 +24,7 @@ the lambda, or with ``--allocate k`` for the k of each layer, with which the fil
 from __future__ import annotations
 
 import argparse
+import contextlib
 import re
 import sys
 from collections.abc import Sequence
@@ -69,21 +70,23 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     from speech.files import held
+    from speech.modelfile import read_model_file
 
+    file = read_model_file(options.model)
     if options.out.exists() and not options.out.is_dir():
         raise ValueError(f"{options.out}: is not a folder; choose another -o")
-    with held(options.out):
-        return _quantize(options)
+    is_long = options.finetune or options.score or options.method == "tfmot"
+    with held(options.out) if is_long else contextlib.nullcontext():
+        return _quantize(file, options)
 
 
-def _quantize(options: argparse.Namespace) -> int:
+def _quantize(file: ModelFile, options: argparse.Namespace) -> int:
     from quantization.accounting import account, format_sizes, to_dict
     from speech.compact import inspect_compact, write_compact
     from speech.datasets import check_trains_on_waveforms
     from speech.files import sha256_of
     from speech.modelfile import read_model_file, write_model_file
 
-    file = read_model_file(options.model)
     training = None
     if options.finetune or options.method == "tfmot":
         check_trains_on_waveforms(file)

@@ -19,6 +19,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from speech.cli import means_no_room
+
 
 def _current_umask() -> int:
     """Returns the umask, which can only be read by setting it."""
@@ -29,6 +31,9 @@ def _current_umask() -> int:
 
 #: Read once: setting it, however briefly, would reach other threads' files.
 _UMASK = _current_umask()
+
+#: Of files that a run holds.
+FILE_ENDINGS = (".h5", ".icse", ".json", ".npz")
 
 #: A temporary file that nobody has written to for so long is left over, whoever began it.
 LEFT_OVER_SECONDS = 24 * 3600.0
@@ -72,13 +77,25 @@ def atomic_path(path: str | os.PathLike, *, suffix: str | None = None) -> Iterat
     os.close(handle)
     temporary = Path(name)
     try:
-        yield temporary
-        with open(temporary, "rb") as written:
-            os.fsync(written.fileno())
+        with _naming(path):
+            yield temporary
+            with open(temporary, "rb") as written:
+                os.fsync(written.fileno())
         temporary.chmod(0o666 & ~_UMASK)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Gives the error of a full disk the name that writing to an open file leaves out."""
+    try:
+        yield
+    except OSError as error:
+        if means_no_room(error) and error.filename is None:
+            raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
+        raise
 
 
 def remove_leftovers(folder: str | os.PathLike, *, below: bool = False) -> int:
@@ -127,7 +144,8 @@ def held(path: str | os.PathLike) -> Iterator[None]:
     What killed runs left half written there is removed (`remove_leftovers`).
 
     Args:
-        path: The folder of the run, or the file that it writes. A hidden lock file stays there.
+        path: The folder of the run, or the file that it writes: a name with one of the endings of
+            `FILE_ENDINGS`. A hidden lock file stays there, unless nothing was written.
 
     Raises:
         ValueError: Another run is at work there.
@@ -135,8 +153,10 @@ def held(path: str | os.PathLike) -> Iterator[None]:
     from filelock import FileLock, Timeout
 
     path = Path(path)
-    is_file = bool(path.suffix) and not path.is_dir()
+    # Not any ending: a folder may be called 'fcn.k16', and is not there in the beginning.
+    is_file = path.suffix in FILE_ENDINGS and not path.is_dir()
     folder = path.parent if is_file else path
+    is_new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / (f".{path.name}.lock" if is_file else ".lock"))
     try:
@@ -149,6 +169,11 @@ def held(path: str | os.PathLike) -> Iterator[None]:
         remove_leftovers(folder, below=not is_file)
         yield
     finally:
+        lock_path = Path(lock.lock_file)
+        with contextlib.suppress(OSError):
+            if is_new and [*folder.iterdir()] == [lock_path]:
+                lock_path.unlink()
+                folder.rmdir()
         lock.release()
 
 
@@ -159,6 +184,13 @@ def end_line(path: str | os.PathLike) -> None:
             stream.seek(-1, os.SEEK_END)
             if stream.read(1) != b"\n":
                 stream.write(b"\n")
+
+
+def append_text(path: str | os.PathLike, text: str) -> None:
+    """Adds ``text`` as UTF-8 to the end of a file, which a kill in the middle can cut."""
+    path = Path(path)
+    with _naming(path), path.open("a", encoding="utf-8") as stream:
+        stream.write(text)
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:

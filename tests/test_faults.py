@@ -260,7 +260,7 @@ def test_a_full_disk_leaves_the_checkpoint_whole(make_trainer):  # noqa: F811
 
     before: list[bytes] = []
     trainer._step = step_on_a_disk_that_fills
-    with limits, pytest.raises(OSError, match="File too large"):
+    with limits, pytest.raises(OSError, match="File too large: .*checkpoint.npz"):
         trainer.run()
     assert trainer.checkpoint_path.read_bytes() == before[0]
     assert hidden_files(trainer.out) == []
@@ -300,6 +300,7 @@ def test_results_on_a_full_disk_are_one_line(tmp_path, speech_pair, capsys):
         assert eval_run.main([*command, "--metrics", "stoi", "si_sdr"]) == 1
     error = capsys.readouterr().err.strip()
     assert "File too large; make room and repeat the command" in error.splitlines()[-1]
+    assert str(out) in error.splitlines()[-1]
     for path in set(before) - {out / "cache.jsonl"}:
         assert path.read_bytes() == before[path] or json.loads(path.read_text() or "{}") is not None
     assert hidden_files(out) == []

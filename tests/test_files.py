@@ -17,7 +17,7 @@ with held(Path(sys.argv[1])):
 """
 
 
-@pytest.mark.parametrize("name", ["run", "model.h5"])
+@pytest.mark.parametrize("name", ["run", "model.h5", "fcn.k16"])
 def test_a_second_run_is_refused_until_the_first_is_gone(tmp_path, name):
     path = tmp_path / "new" / name
     with subprocess.Popen(
@@ -36,3 +36,17 @@ def test_a_second_run_is_refused_until_the_first_is_gone(tmp_path, name):
             pass
     with held(path):
         pass
+
+
+def test_a_folder_that_nothing_was_written_to_is_not_left(tmp_path):
+    out = tmp_path / "new" / "fcn.k16"
+    with held(out):
+        assert out.is_dir()
+    assert not out.exists()
+    with held(out):
+        (out / "a.txt").write_text("a")
+    assert (out / "a.txt").exists()
+    (tmp_path / "empty").mkdir()
+    with held(tmp_path / "empty"):
+        pass
+    assert (tmp_path / "empty").is_dir()  # somebody else's
