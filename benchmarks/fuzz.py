@@ -199,10 +199,12 @@ class _Worker:
         self._process: Any = None
 
     def __enter__(self) -> _Worker:
+        self._folder = tempfile.TemporaryDirectory()  # outlives the process, which may be killed
         return self
 
     def __exit__(self, *_: object) -> None:
         self._stop()
+        self._folder.cleanup()
 
     def read(self, number: int) -> tuple[str, str, float, float]:
         """Returns outcome, reason, seconds and MB of an input."""
@@ -226,7 +228,8 @@ class _Worker:
     def _start(self) -> None:
         context = multiprocessing.get_context("spawn")
         self._pipe, other = context.Pipe()
-        self._process = context.Process(target=_serve, args=(other, *self._settings), daemon=True)
+        settings = other, *self._settings, self._folder.name
+        self._process = context.Process(target=_serve, args=settings, daemon=True)
         self._process.start()
         other.close()
         self._pipe.send(_WARM_UP)
@@ -245,8 +248,8 @@ class _Worker:
 # In the process that reads
 
 
-def _serve(pipe: Any, reader: str, seed: int) -> None:
-    with tempfile.TemporaryDirectory() as folder, open(Path(folder, "said"), "w+b") as said:
+def _serve(pipe: Any, reader: str, seed: int, folder: str) -> None:
+    with open(Path(folder, "said"), "w+b") as said:
         for standard in (1, 2):  # so that what C libraries print is found
             os.dup2(said.fileno(), standard)
         path = Path(folder, f"input.{reader}")

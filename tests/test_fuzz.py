@@ -58,21 +58,26 @@ def bad_readings(reader):
     return bad_reader
 
 
-def serve_badly(pipe, reader, seed):
+def serve_badly(pipe, reader, seed, folder):
     """Stands in for the process that reads: inputs are one byte, their number."""
     fuzz.make_input = lambda reader, seed, number: bytes([max(number, 0)])
     fuzz._reading = bad_readings
-    fuzz._serve(pipe, reader, seed)
+    fuzz._serve(pipe, reader, seed, folder)
 
 
 def test_every_failure_is_counted_and_kept(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(fuzz, "_serve", serve_badly)
+    monkeypatch.setattr(fuzz.tempfile, "tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
     monkeypatch.setattr(fuzz, "make_input", lambda reader, seed, number: bytes([max(number, 0)]))
-    tally = fuzz.fuzz("wav", range(9), jobs=2, timeout_s=0.3, keep=tmp_path)
+    tally = fuzz.fuzz("wav", range(9), jobs=2, timeout_s=0.3, keep=tmp_path / "kept")
     found = {failure["number"]: failure["outcome"] for failure in tally.failures}
     assert found == {1: "crashes", 2: "hangs", 3: "escapes", 4: "escapes", 5: "escapes", 7: "hangs"}
     assert (tally.inputs, tally.refused, tally.accepted) == (9, 1, 2)
-    assert sorted(path.name for path in tmp_path.iterdir()) == [f"wav-0-{n}" for n in sorted(found)]
+    assert sorted(path.name for path in (tmp_path / "kept").iterdir()) == [
+        f"wav-0-{n}" for n in sorted(found)
+    ]
+    assert not list((tmp_path / "temporary").iterdir())
     fuzz.print_tallies([tally])
     assert "KeyError" in capsys.readouterr().out
 
