@@ -289,7 +289,7 @@ def _mnn(setting: Setting, results: Path) -> None:
             [{k: round(v, 4) if isinstance(v, float) else v for k, v in r.items()} for r in rows],
         )
     write_csv(results / "mean_recovery.csv", mean_recoveries(judged, draws))
-    two_stage = [_two_stage(setting, experiment) for experiment in EXPERIMENTS]
+    two_stage = [_two_stage(setting, experiment) for experiment in setting.size.two_stage]
     write_json(results / "two_stage.json", two_stage)
 
 

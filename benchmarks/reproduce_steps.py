@@ -45,6 +45,7 @@ class Size:
         formats: Of the centroids in the grid.
         rounds: Of timings.
         lengths_s: Seconds of audio that are timed.
+        two_stage: Experiments whose experts are quantized to choose.
         room_epochs: Of 500 steps, or of ``stage_steps`` where that is less.
     """
 
@@ -60,6 +61,7 @@ class Size:
     formats: tuple[str, ...] = ("fp32", "fp16", "int8")
     rounds: int = 21
     lengths_s: tuple[int, ...] = (1, 3, 10, 60)
+    two_stage: tuple[str, ...] = EXPERIMENTS
     room_epochs: int = 3
 
 
@@ -77,6 +79,7 @@ SMALL = Size(
     formats=("fp32", "int8"),
     rounds=7,
     lengths_s=(1,),
+    two_stage=("noise",),
     room_epochs=1,
 )
 
@@ -294,7 +297,8 @@ def mnn(setting: Setting) -> list[Step]:
         test = _test_set(setting)
         steps.append(test)
         inputs = (f"{test.results[0]}/noisy",)
-    for experiment, names in experts.items():
+    for experiment in setting.size.two_stage:
+        names = experts[experiment]
         full = [f"{models}/{name}.h5" for name in names]
         copies = []
         for name, source in zip(names, full, strict=True):
