@@ -29,6 +29,7 @@ import os
 import shlex
 import shutil
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -43,6 +44,8 @@ from speech.files import held, sha256_of, write_json
 
 OUT = ROOT / "runs" / "reproduce"
 SMALL_OUT = ROOT / "runs" / "reproduce_small"
+#: What an interrupted command has to end by itself.
+GRACE_S = 5
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -66,7 +69,7 @@ def _run(options: argparse.Namespace) -> int:
     if options.list:
         print(listing(steps))
         return 0
-    with held(setting.out), _ends_children():
+    with held(setting.out), _ends_on_sigterm():
         adopt(options.adopt, steps, setting)
         failures = run_sections(steps, setting, page, _own_command(options))
     _render(page)
@@ -76,8 +79,8 @@ def _run(options: argparse.Namespace) -> int:
 
 
 @contextlib.contextmanager
-def _ends_children() -> Iterator[None]:
-    """Lets SIGTERM end the command at work too: it would hold its folder against the next call."""
+def _ends_on_sigterm() -> Iterator[None]:
+    """Makes SIGTERM an interrupt, so that the command at work is ended too."""
 
     def interrupt(*_: Any) -> None:
         raise KeyboardInterrupt
@@ -87,6 +90,25 @@ def _ends_children() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def run_in_group(command: Sequence[str], **how: Any) -> subprocess.CompletedProcess:
+    """Does as ``subprocess.run``, but an interrupt ends what the command has started, too.
+
+    What is left alone would go on and hold its folder against the next call.
+    """
+    with subprocess.Popen(command, process_group=0, **how) as process:
+        try:
+            process.wait()
+        except BaseException:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGTERM)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(GRACE_S)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            raise
+    return subprocess.CompletedProcess(command, process.returncode)
 
 
 def _render(page: Path) -> int:
@@ -166,7 +188,7 @@ def run_step(step: Step, setting: Setting) -> list[str]:
     log = setting.out / "logs" / f"{step.name}.txt"
     started = time.perf_counter()
     try:
-        run_recorded(step.command, record, wanted, log=log, cwd=ROOT)
+        run_recorded(step.command, record, wanted, log=log, cwd=ROOT, run=run_in_group)
     except ValueError as error:
         return [_said(f"{step.name}: {error} (all of it: {setting.word(log)})")]
     absent = [path for path in step.results if not (ROOT / path).exists()]

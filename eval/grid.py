@@ -13,7 +13,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -136,6 +136,7 @@ def run_recorded(
     *,
     log: Path | None = None,
     cwd: Path | None = None,
+    run: Callable[..., Any] | None = None,
 ) -> None:
     """Runs a command of this repository in a process of its own, and notes it when it is done.
 
@@ -145,6 +146,7 @@ def run_recorded(
         wanted: What to write there.
         log: File for what it prints; None drops that.
         cwd: Folder to run it in; None for this one.
+        run: In place of ``subprocess.run``, with its arguments and result.
 
     Raises:
         ValueError: It failed; the message is the last line that it wrote to stderr.
@@ -158,7 +160,7 @@ def run_recorded(
             log.parent.mkdir(parents=True, exist_ok=True)
             stream = stack.enter_context(open(log, "w", encoding="utf-8"))
             streams = {"stdout": stream, "stderr": subprocess.STDOUT}
-        done = subprocess.run(
+        done = (run or subprocess.run)(
             [sys.executable, "-m", *command],
             stdin=subprocess.DEVNULL, text=True, errors="replace", cwd=cwd,
             env={**os.environ, "PYTHONPATH": path}, **streams,

@@ -31,12 +31,15 @@ GOLDEN = ROOT / "tests" / "golden"
 
 #: A command: notes that it ran, waits if it is told to, fails if it is told to.
 TOY = """
-import os, sys, time
+import os, subprocess, sys, time
 name, folder = sys.argv[1], sys.argv[2]
 with open(f"{folder}/calls.txt", "a") as calls:
     calls.write(name + "\\n")
 if os.path.exists(f"{folder}/wait-{name}"):
-    open(f"{folder}/waiting", "w").close()
+    child = subprocess.Popen(["sleep", "60"])
+    with open(f"{folder}/waiting.part", "w") as file:
+        print(os.getpid(), child.pid, file=file)
+    os.rename(f"{folder}/waiting.part", f"{folder}/waiting")
     time.sleep(60)
 if os.path.exists(f"{folder}/fail-{name}"):
     print("half done")
@@ -96,6 +99,13 @@ def test_another_source_command_or_a_lost_result_runs_it_again(toy):
     assert calls(toy) == ["one", "two", "two", "two", "one"]
 
 
+def is_running(pid):
+    try:
+        return "State:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False
+
+
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
 def test_a_killed_run_goes_on_where_it_was(toy, how):
     (toy / "wait-two").touch()
@@ -106,13 +116,14 @@ def test_a_killed_run_goes_on_where_it_was(toy, how):
         f"f = Path({str(toy)!r})\n"
         "def step(n): return Step('toys/' + n, ('toy_command', n, str(f)), (str(f / n) + '.h5',))\n"
         "toys = {'toys': [step('one'), step('two')]}\n"
-        "with reproduce._ends_children():\n"
+        "with reproduce._ends_on_sigterm():\n"
         "    reproduce.run_sections(toys, Setting(f / 'out'), f, '')"
     )
     path = os.pathsep.join([str(ROOT), str(toy)])
+    at_work = []
     child = subprocess.Popen(
         [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": path},
-        stderr=subprocess.DEVNULL, start_new_session=True,
+        stderr=subprocess.DEVNULL,
     )  # fmt: skip
     try:
         for _ in range(300):
@@ -120,14 +131,19 @@ def test_a_killed_run_goes_on_where_it_was(toy, how):
                 break
             time.sleep(0.1)
         assert calls(toy) == ["one", "two"]
+        at_work = [int(word) for word in (toy / "waiting").read_text().split()]
         os.kill(child.pid, how)
         assert child.wait(20) != 0
-        if how == signal.SIGTERM:  # the command at work has ended with it
-            with pytest.raises(ProcessLookupError):
-                os.killpg(child.pid, 0)
+        if how == signal.SIGTERM:  # the command and what it has started have ended too
+            deadline = time.monotonic() + 10
+            while any(is_running(pid) for pid in at_work):
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
     finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(child.pid, signal.SIGKILL)
+        for pid in at_work:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        child.kill()
     assert not (toy / "out/records/toys/two.json").exists()
     (toy / "wait-two").unlink()
     assert run(toy, toy_step(toy, "one"), toy_step(toy, "two")) == []
