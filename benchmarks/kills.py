@@ -134,7 +134,7 @@ CASES = {
         lambda data, out: [
             "--clean", f"{data}/speech", "--noise", f"{data}/noise", "--split", "TRAIN",
             "--snr", "-5", "0", "5", "10",
-            "--jobs", "1", "--force", "--out", f"{out}/mixed",
+            "--jobs", "1", "--out", f"{out}/mixed",
         ],
     ),
     "enhance": Case(

@@ -69,7 +69,7 @@ def _run(options: argparse.Namespace) -> int:
             convert=options.convert,
             cache=scoring.ScoreCache(options.out / "cache.jsonl"),
         )
-    _report(options, systems, rows, len(pairs), num_unpaired)
+        _report(options, systems, rows, len(pairs), num_unpaired)
     print(f"\ntotal time  {time.perf_counter() - started:.0f} s")
     print(f"results     {options.out.resolve()}")
     if not any(row["status"] == "ok" for row in rows):

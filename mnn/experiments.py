@@ -264,7 +264,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         table = NOISE_TYPES if options.experiment == "noise" else MIXED_NOISES
         options.noise_types = table[kind]
     cli.log_to_stderr()
-    return cli.run(lambda: _run(options))
+    return cli.run(lambda: _run_alone(options))
+
+
+def _run_alone(options: argparse.Namespace) -> int:
+    from speech.files import held
+
+    if options.out.exists() and not options.out.is_dir():
+        raise ValueError(f"{options.out}: is not a folder; choose another --out")
+    with held(options.out):
+        return _run(options)
 
 
 def _run(options: argparse.Namespace) -> int:

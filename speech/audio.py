@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 
-from speech.files import atomic_path
+from speech.files import atomic_path, raise_if_full
 
 if TYPE_CHECKING:
     import soundfile
@@ -178,7 +178,8 @@ def write_audio(
 
     Raises:
         ValueError: Unknown ending, a subtype, rate or number of channels the format does not
-            have, NaN or infinite samples, a full disk.
+            have, NaN or infinite samples.
+        OSError: The disk is full.
     """
     import soundfile
 
@@ -206,7 +207,8 @@ def write_audio(
                     num_clipped += int(np.count_nonzero(np.abs(block) > 1.0))
                     file.write(block)
         except soundfile.SoundFileError as error:
-            # A full disk, or a rate or number of channels that the format does not have.
+            raise_if_full(temporary, path)
+            # A rate or number of channels that the format does not have.
             reason = str(getattr(error, "error_string", error)).strip(" .")
             raise ValueError(
                 f"{path}: cannot be written as {audio_format} ({num_channels} channels, "

@@ -177,6 +177,26 @@ def held(path: str | os.PathLike) -> Iterator[None]:
         lock.release()
 
 
+def raise_if_full(temporary: str | os.PathLike, path: str | os.PathLike) -> None:
+    """Raises the system's own error if a file can't grow any more, and returns if it can.
+
+    For libraries that say no more than that a write failed.
+
+    Args:
+        temporary: What could not be written, still as large as it got; it grows.
+        path: The file to name in the error.
+
+    Raises:
+        OSError: The disk is full, or a limit on the size of files is reached.
+    """
+    try:
+        with open(temporary, "ab") as stream:
+            stream.write(bytes(1 << 16))
+            os.fsync(stream.fileno())
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None
+
+
 def end_line(path: str | os.PathLike) -> None:
     """Ends the last line of a file to append to, which a kill may have cut; leaves no file be."""
     with contextlib.suppress(FileNotFoundError), open(path, "r+b") as stream:

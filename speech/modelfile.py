@@ -599,7 +599,8 @@ def write_model_file(
                 _check_array(arrays[layer.name][key], shape, f"{layer.name}/{key}")
     import h5py
 
-    with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
+    # In memory first: on a full disk HDF5 can neither write nor close a file, and crashes.
+    with h5py.File(path.name, "w", driver="core", backing_store=False) as file:
         file.attrs.update(_FILE_ATTRIBUTES)
         file.attrs["model_config"] = config_text
         file.attrs[META_ATTRIBUTE] = text_of_meta
@@ -611,6 +612,10 @@ def write_model_file(
             group.attrs["weight_names"] = _bytes_array(f"{name}/{key}" for key in weights)
             for key, array in weights.items():
                 group[f"{name}/{key}"] = array
+        file.flush()
+        image = file.id.get_file_image()
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(image)
 
 
 def meta_text(meta: Mapping[str, Any]) -> str:

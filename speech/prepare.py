@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import hashlib
 import io
 import math
 import sys
@@ -54,6 +55,9 @@ ROOM_COLUMNS = (
     "room",  # number, see `speech.augment.room_response`
     "rt60_s",  # its reverberation time, measured on the impulse response
 )
+
+#: There as long as a run is not done: it says which.
+UNFINISHED = ".unfinished"
 
 _SPLIT_HELP = "take this part; noise without TRAIN and TEST folders is split in time, 80:20"
 
@@ -97,16 +101,20 @@ def prepare(
 ) -> Report:
     """Writes the premixed corpus; the arguments are those of the command line.
 
+    A call that was killed can be repeated as it was.
+
     Raises:
-        ValueError: Bad folders, an ``out`` that is not empty, nothing that could be mixed, or
-            rooms that make no sense or can't be simulated.
+        ValueError: Bad folders, an ``out`` that is not empty or where another run is at work,
+            nothing that could be mixed, or rooms that make no sense or can't be simulated.
     """
     from speech import corpus
     from speech.augment import Augmentation
-    from speech.files import write_text
+    from speech.files import held
 
     Augmentation(rooms=rooms)  # checks it
     _check_apart(out, clean_root, noise_root)
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"{out}: is not a folder; choose another --out")
     speech_split = split if split is None or corpus.has_splits(clean_root) else None
     utterances = corpus.find_speech(clean_root, speech_split, skip_sa)[:limit]
     report = Report()
@@ -114,10 +122,37 @@ def prepare(
     plans = corpus.plan_mixtures(utterances, noises, snrs_db, seed)
     if rooms:
         plans = corpus.put_in_rooms(plans, rooms, split)
-    _check_target(out, plans, force)
+    with held(out):
+        _write(plans, report, out, clean_root, noise_root, num_jobs, subtype, force, rooms)
+    return report
+
+
+def _write(
+    plans: Sequence[Any],
+    report: Report,
+    out: Path,
+    clean_root: Path,
+    noise_root: Path,
+    num_jobs: int,
+    subtype: str,
+    force: bool,
+    rooms: float,
+) -> None:
+    """Writes the mixtures and the manifest, and adds to the report."""
+    from speech.files import write_text
+
+    unfinished, this_run = out / UNFINISHED, _fingerprint(plans, subtype)
+    goes_on = unfinished.exists() and unfinished.read_text(errors="replace") == this_run
+    _check_target(out, plans, force or goes_on)
+    write_text(unfinished, this_run)
     (out / "manifest.csv").unlink(missing_ok=True)  # written last: its presence means complete
 
-    written = write_mixtures(plans, out, num_jobs=num_jobs, subtype=subtype)
+    try:
+        written = write_mixtures(plans, out, num_jobs=num_jobs, subtype=subtype)
+    except ValueError:
+        if not any(out.rglob("*.wav")):
+            unfinished.unlink()
+        raise
     report.rows, report.conversions = written.rows, written.conversions
     report.skipped += written.skipped
     for row in report.rows:
@@ -129,7 +164,17 @@ def prepare(
     writer.writeheader()
     writer.writerows(report.rows)
     write_text(out / "manifest.csv", table.getvalue())
-    return report
+    unfinished.unlink()
+
+
+def _fingerprint(plans: Sequence[Any], subtype: str) -> str:
+    """Returns digits that tell what is to be written from anything else."""
+    text = "\n".join(
+        f"{plan.relative_path.as_posix()} {plan.seed} {plan.snr_db} {plan.room} {subtype} "
+        f"{plan.utterance.path} {plan.noise.path} {plan.noise.start} {plan.noise.stop}"
+        for plan in plans
+    )
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def write_mixtures(
@@ -264,9 +309,7 @@ def _check_apart(out: Path, *sources: Path) -> None:
 
 def _check_target(out: Path, plans: Sequence[Any], force: bool) -> None:
     """Refuses to overwrite without ``force``, and ever to leave files of another run among ours."""
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"{out}: is not a folder; choose another --out")
-    if not out.exists() or not any(out.iterdir()):
+    if all(path.name.startswith(".") for path in out.iterdir()):  # the lock is ours
         return
     if not force:
         raise ValueError(f"{out}: is not empty; choose another --out, or overwrite with --force")

@@ -437,3 +437,67 @@ def test_an_expert_whose_error_is_not_finite_leaves_its_best_weights(
     again = make_frame_trainer()
     again._resume()
     assert all(np.isfinite(array).all() for array in again.model.get_weights())
+
+
+def test_a_full_disk_ends_enhancing_with_one_line(tmp_path, rng, capsys):
+    """It is no file among others that can't be enhanced."""
+    (tmp_path / "in").mkdir()
+    for name in ("a", "b"):
+        soundfile.write(tmp_path / "in" / f"{name}.wav", make_speech(rng, 16000), 16000)
+    command = [str(tmp_path / "in"), "-o", str(tmp_path / "out"), "--model", str(SMALL_MODEL)]
+    with full_disk(10_000):
+        assert enhance.main(command) == 1
+    error = capsys.readouterr().err.strip()
+    assert error.count("\n") == 0 and "wav: File too large; make room" in error
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_full_disk_leaves_the_quantized_model_whole(tmp_path, capsys):
+    """HDF5 itself would crash the process."""
+    out = tmp_path / "q"
+    command = ["-k", "4", "-o", str(out)]
+    assert quantization.run.main([str(SMALL_MODEL), *command]) == 0
+    before = {path: path.read_bytes() for path in out.iterdir()}
+    capsys.readouterr()
+    with full_disk(20_000):
+        assert quantization.run.main([str(SMALL_MODEL), *command, "--per-sign"]) == 1
+    error = capsys.readouterr().err.strip()
+    assert error.count("\n") == 0 and "clustered.h5: File too large; make room" in error
+    assert {path: path.read_bytes() for path in out.iterdir()} == before
+
+
+def test_a_second_preparation_and_experiment_are_refused(tmp_path, timit, noises, capsys):
+    out = tmp_path / "out"
+    command = ["--clean", str(timit), "--noise", str(noises), "--snr", "0", "--out", str(out),
+               "--jobs", "1"]  # fmt: skip
+    with held(out):
+        assert refused(prepare.main(command), capsys)
+        words = ["noise", "--timit", str(timit), "--noise", str(noises), "--out", str(out)]
+        assert refused(mnn.experiments.main(words), capsys)
+    assert prepare.main(command) == 0
+
+
+def test_a_preparation_that_was_killed_is_repeated_as_it_was(
+    tmp_path, timit, noises, capsys, monkeypatch
+):
+    out = tmp_path / "out"
+    command = ["--clean", str(timit), "--noise", str(noises), "--snr", "0", "--out", str(out),
+               "--jobs", "1"]  # fmt: skip
+    mix, calls = prepare._mix_utterance, []
+
+    def dying(*arguments):
+        calls.append(arguments)
+        if len(calls) == 3:
+            raise OSError("killed")
+        return mix(*arguments)
+
+    monkeypatch.setattr(prepare, "_mix_utterance", dying)
+    assert prepare.main(command) == 1
+    monkeypatch.setattr(prepare, "_mix_utterance", mix)
+    capsys.readouterr()
+    assert prepare.main([*command, "--seed", "1"]) == 1  # another run is not taken up
+    assert "is not empty" in capsys.readouterr().err
+    assert prepare.main(command) == 0
+    assert (out / "manifest.csv").exists() and not (out / ".unfinished").exists()
+    assert prepare.main(command) == 1  # done: never overwritten without --force
+    assert "is not empty" in capsys.readouterr().err

@@ -21,9 +21,8 @@ def check(rows, num_kills):
     for row in rows:
         assert row.runs and row.files, row
         assert (row.identical, row.lost, row.half) == (row.runs, 0, 0), row
-        # A kill leaves one half-written file at most, and the next run removes it. Of commands
-        # that take turns in a folder with nobody, none would know whose it is.
-        assert row.left <= row.kills if row.name == "prepare" else row.left == 0, row
+        # A kill leaves one half-written file at most, and the next run removes it.
+        assert row.left == 0, row
 
 
 def test_killed_commands_end_like_unbroken_ones(tmp_path):

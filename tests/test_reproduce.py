@@ -46,6 +46,8 @@ if os.path.exists(f"{folder}/fail-{name}"):
     sys.exit("error: no room for " + name)
 print("made", name)
 open(f"{folder}/{name}.h5", "w").write(name)
+if os.path.exists(f"{folder}/half-{name}"):
+    sys.exit("error: died while writing")
 """
 
 
@@ -97,6 +99,16 @@ def test_another_source_command_or_a_lost_result_runs_it_again(toy):
     longer = Step(one.name, (*one.command, "--more"), one.results)
     run(toy, longer)
     assert calls(toy) == ["one", "two", "two", "two", "one"]
+
+
+def test_half_a_result_is_not_taken_for_the_one_on_record(toy):
+    one = toy_step(toy, "one")
+    assert run(toy, one) == []
+    (toy / "one.h5").unlink()
+    (toy / "half-one").touch()
+    assert "died while writing" in run(toy, one)[0]
+    (toy / "half-one").unlink()
+    assert run(toy, one) == [] and calls(toy) == ["one"] * 3
 
 
 def is_running(pid):
