@@ -83,7 +83,8 @@ class Scale:
 #: noises (gender) and 20 x 10 noises (SNR) utterances. Open: the paper's nets and sizes on a corpus
 #: of ten training voices (`speech.opencorpus`), of which autoencoders hear 40 utterances each, the
 #: paper's 400; Adam, which comes further in few iterations: hours of two cores instead of days.
-#: Bundled: Adam, too, and the smaller net in all experiments.
+#: Bundled: Adam, too, and the smaller net in all experiments. Small: to see that all of it runs, in
+#: minutes.
 SCALES = {
     "paper": Scale(
         {"noise": "512x2", "gender": "2048x2", "snr": "2048x2"},
@@ -105,6 +106,18 @@ SCALES = {
             ),
         },
         {"noise": 20, "gender": 50, "snr": 20},
+    ),
+    "small": Scale(
+        dict.fromkeys(EXPERIMENTS, "512x2"),
+        ("--optimizer", "adam", "--iterations", "40"),
+        {
+            "128": ("--optimizer", "adam", "--iterations", "150"),
+            "2048x2": (
+                "--optimizer", "adam", "--learning-rate", "5e-4", "--iterations", "20",
+                "--batch-size", "250",
+            ),
+        },
+        {"noise": 4, "gender": 1, "snr": 1},
     ),
     "bundled": Scale(
         dict.fromkeys(EXPERIMENTS, "512x2"),
