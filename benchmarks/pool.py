@@ -43,6 +43,7 @@ from typing import TYPE_CHECKING, Any
 from benchmarks import common, peers, quality
 from speech import cli
 from speech.files import strict_json
+from speech.options import check_corpus
 
 if TYPE_CHECKING:
     from mnn.pool import Expert
@@ -92,8 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="processes for mixing and scoring (default: one a core)")  # fmt: skip
     add("--json", type=Path, metavar="FILE", help="also write the result to FILE")
     options = parser.parse_args(argv)
-    if (options.timit is None) != (options.noise is None):
-        parser.error("--timit and --noise go together")
+    check_corpus(parser, options)
     return cli.run(lambda: _run(options))
 
 

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 from benchmarks import common
 from speech import cli
 from speech.cli import natural_number, positive_number
+from speech.options import check_corpus
 
 if TYPE_CHECKING:
     from eval.sweep import Point
@@ -101,8 +102,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
     parser = _parser()
     options = parser.parse_args(argv)
-    if (options.timit is None) != (options.noise is None):
-        parser.error("--timit and --noise go together")
+    check_corpus(parser, options)
     cli.log_to_stderr()
     return cli.run(lambda: _run(options))
 

@@ -46,6 +46,7 @@ from typing import TYPE_CHECKING, Any
 from benchmarks import common, peers
 from speech import cli
 from speech.files import strict_json
+from speech.options import check_corpus
 
 if TYPE_CHECKING:
     import numpy as np
@@ -111,8 +112,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--json", type=Path, metavar="FILE", help="also write the result to FILE")
     add("--figure", type=Path, metavar="FILE", help="also draw gains against bytes (PNG, SVG, PDF)")
     options = parser.parse_args(argv)
-    if (options.timit is None) != (options.noise is None):
-        parser.error("--timit and --noise go together")
+    check_corpus(parser, options)
     return cli.run(lambda: _run(options))
 
 

@@ -28,6 +28,7 @@ from typing import Any
 from benchmarks import common
 from speech import cli
 from speech.cli import natural_number, positive_number
+from speech.options import check_corpus
 
 ROOT = Path(__file__).parent.parent
 STEPS = 600
@@ -90,8 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
     parser = _parser()
     options = parser.parse_args(argv)
-    if (options.timit is None) != (options.noise is None):
-        parser.error("--timit and --noise go together")
+    check_corpus(parser, options)
     return cli.run(lambda: _run(options))
 
 

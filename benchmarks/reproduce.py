@@ -41,6 +41,7 @@ from benchmarks.reproduce_steps import ROOT, SECTIONS, Setting, Step
 from eval.grid import is_done, record_of, run_recorded
 from speech import cli
 from speech.files import held, sha256_of, write_json
+from speech.options import check_corpus
 
 OUT = ROOT / "runs" / "reproduce"
 SMALL_OUT = ROOT / "runs" / "reproduce_small"
@@ -52,8 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
     parser = _parser()
     options = parser.parse_args(argv)
-    if (options.timit is None) != (options.noise is None):
-        parser.error("--timit and --noise go together")
+    check_corpus(parser, options)
     if options.small and options.timit:
         parser.error("--small is for the bundled corpus: leave out --timit and --noise")
     return cli.run(lambda: _run(options))

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 from benchmarks import common
 from eval.published import JOINT_SNRS_DB, JOINT_TRAINING, SOURCE
 from speech import cli
+from speech.options import check_corpus
 
 if TYPE_CHECKING:
     from eval.sweep import Point
@@ -44,8 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the benchmark; returns its exit code."""
     parser = _parser()
     options = parser.parse_args(argv)
-    if (options.timit is None) != (options.noise is None):
-        parser.error("--timit and --noise go together")
+    check_corpus(parser, options)
     try:
         models = named_models(options.model)
     except ValueError as error:

@@ -36,6 +36,7 @@ from mnn import published
 from mnn.tables import METRICS, confusion, report_markdown, tabulate
 from speech import cli
 from speech.cli import natural_number
+from speech.options import check_corpus
 
 EXPERIMENTS = ("noise", "gender", "snr")
 DAES = ("128", "2048x2")
@@ -266,8 +267,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
     parser = _parser()
     options = parser.parse_args(argv)
-    if (options.timit is None) != (options.noise is None):
-        parser.error("--timit and --noise go together")
+    check_corpus(parser, options)
     options.scale = options.scale or ("bundled" if options.timit is None else "paper")
     options.out = options.out or Path("runs") / f"mnn_{options.experiment}_{options.scale}"
     options.models = options.models or options.out / "models"

@@ -142,13 +142,18 @@ def add_training_options(parser: argparse.ArgumentParser, epochs_flag: str = "--
         help=f"probability of a room (needs pyroomacoustics): {values('rooms')}")  # fmt: skip
 
 
+def check_corpus(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """Exits with code 2 if only one of ``--timit`` and ``--noise`` is given."""
+    if (options.timit is None) != (options.noise is None):
+        parser.error("--timit and --noise go together")
+
+
 def check_data_options(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
     """Exits with code 2 for options that do not go together; fills in ``options.snr``."""
     paired = [options.train_noisy, options.train_clean, options.test_noisy, options.test_clean]
     if any(paired) and not all(paired):
         parser.error("--train-noisy, --train-clean, --test-noisy and --test-clean go together")
-    if (options.timit is None) != (options.noise is None):
-        parser.error("--timit and --noise go together")
+    check_corpus(parser, options)
     if options.timit and any(paired):
         parser.error("give --timit and --noise, or the four noisy and clean folders, not both")
     if options.split == "original" and not any(paired):
