@@ -56,8 +56,8 @@ ROOM_COLUMNS = (
     "rt60_s",  # its reverberation time, measured on the impulse response
 )
 
-#: There as long as a run is not done: it says which.
-UNFINISHED = ".unfinished"
+#: Says which run wrote, or began to write, what is there.
+MARKER = ".prepared"
 
 _SPLIT_HELP = "take this part; noise without TRAIN and TEST folders is split in time, 80:20"
 
@@ -101,11 +101,11 @@ def prepare(
 ) -> Report:
     """Writes the premixed corpus; the arguments are those of the command line.
 
-    A call that was killed can be repeated as it was.
+    A call can be repeated as it was, whether it was killed or not: it writes the same bytes.
 
     Raises:
-        ValueError: Bad folders, an ``out`` that is not empty or where another run is at work,
-            nothing that could be mixed, or rooms that make no sense or can't be simulated.
+        ValueError: Bad folders, an ``out`` that holds something else or where another run is at
+            work, nothing that could be mixed, or rooms that make no sense or can't be simulated.
     """
     from speech import corpus
     from speech.augment import Augmentation
@@ -141,17 +141,17 @@ def _write(
     """Writes the mixtures and the manifest, and adds to the report."""
     from speech.files import write_text
 
-    unfinished, this_run = out / UNFINISHED, _fingerprint(plans, subtype)
-    goes_on = unfinished.exists() and unfinished.read_text(errors="replace") == this_run
-    _check_target(out, plans, force or goes_on)
-    write_text(unfinished, this_run)
+    marker, this_run = out / MARKER, _fingerprint(plans, subtype)
+    is_repeated = marker.exists() and marker.read_text(errors="replace") == this_run
+    _check_target(out, plans, force or is_repeated)
+    write_text(marker, this_run)
     (out / "manifest.csv").unlink(missing_ok=True)  # written last: its presence means complete
 
     try:
         written = write_mixtures(plans, out, num_jobs=num_jobs, subtype=subtype)
     except ValueError:
         if not any(out.rglob("*.wav")):
-            unfinished.unlink()
+            marker.unlink()
         raise
     report.rows, report.conversions = written.rows, written.conversions
     report.skipped += written.skipped
@@ -164,7 +164,6 @@ def _write(
     writer.writeheader()
     writer.writerows(report.rows)
     write_text(out / "manifest.csv", table.getvalue())
-    unfinished.unlink()
 
 
 def _fingerprint(plans: Sequence[Any], subtype: str) -> str:
@@ -404,7 +403,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--rooms", type=float, default=0.0, metavar="P",
         help="probability that an utterance is in a simulated room (default 0; needs "
         "pyroomacoustics)")  # fmt: skip
-    add("--force", action="store_true", help="overwrite an earlier run in --out")
+    add("--force", action="store_true", help="overwrite another run in --out")
     add("--json", type=Path, metavar="FILE", help="also write the summary to FILE")
     return parser
 

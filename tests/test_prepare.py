@@ -42,7 +42,7 @@ def digests(folder) -> dict[str, str]:
     return {
         path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in folder.rglob("*")
-        if path.is_file() and path.name != ".lock"
+        if path.is_file() and path.name not in (".lock", prepare.MARKER)
     }
 
 
@@ -131,9 +131,11 @@ def test_stereo_speech_at_another_rate(tmp_path, rng, noises, capsys):
 def test_overwriting_needs_force(run, tmp_path, capsys):
     assert run("--snr", 0, 5) == 0
     first = digests(tmp_path / "out")
-    assert run("--snr", 0, 5) == 1
+    assert run("--snr", 0, 5, "--seed", 3) == 1
     assert "is not empty" in capsys.readouterr().err
     assert digests(tmp_path / "out") == first
+    assert run("--snr", 0, 5, "--seed", 3, "--force") == 0
+    assert digests(tmp_path / "out") != first
     assert run("--snr", 0, 5, "--force") == 0
     assert digests(tmp_path / "out") == first
     assert run("--snr", 0, "--force") == 1
