@@ -35,6 +35,7 @@ setup(
             "speech/**/*.flac",
             "noise/**/*.flac",
         ],
+        "speech": ["templates/*"],
         "speech.opencorpus": ["recipe.json"],
         "eval": ["templates/*"],
         "models": ["*.h5", "*.icse", "*.md", "*.csv"],
@@ -84,6 +85,7 @@ setup(
         "tfmot": ["tensorflow-model-optimization>=0.8,<0.9", "tf_keras>=2.19"],
         "onnx": ["onnx>=1.17", "onnxruntime>=1.20"],
         "report": ["jinja2>=3.1"],
+        "demo": [],  # python -m speech.demo needs nothing more
         "browser": ["playwright>=1.49"],
         "tensorboard": ["tensorboard>=2.19"],
         "rooms": ["pyroomacoustics>=0.8"],
@@ -94,6 +96,7 @@ setup(
             "timit-fcn-mse=timit_fcn_mse:main",
             "speech-prepare=speech.prepare:main",
             "speech-enhance=speech.enhance:main",
+            "speech-demo=speech.demo:main",
             "speech-weights=speech.weights:main",
             "speech-opencorpus=speech.opencorpus.__main__:main",
             "speech-prune=pruning.run:main",
