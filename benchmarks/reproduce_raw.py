@@ -297,8 +297,8 @@ def recoveries(rows: Sequence[Row], experts: Sequence[str]) -> tuple[list[Row], 
     """Judges every selection of an experiment, mixture by mixture.
 
     Args:
-        rows: A mixture each: condition, 'sdr NAME' and 'stoi NAME' of each expert, and the name
-            that each selection chose, 'pick WHICH'.
+        rows: A mixture each: condition, 'sdr NAME' and 'stoi NAME' of each expert and combination,
+            and the name that each selection chose, 'pick WHICH'.
         experts: Names.
 
     Returns:
@@ -322,8 +322,8 @@ def recoveries(rows: Sequence[Row], experts: Sequence[str]) -> tuple[list[Row], 
                 len(values), size=(NUM_RESAMPLES, len(values))
             )
             for which in selections:
-                places = np.array([experts.index(row[f"pick {which}"]) for row in own])[scored]
-                chosen = values[np.arange(len(values)), places]
+                picked = [row[f"{metric} {row[f'pick {which}']}"] for row in own]
+                chosen = np.array(picked)[scored]
                 judged, ratios = _recovery(
                     values.mean(axis=1), chosen, values.max(axis=1), drawn
                 )  # fmt: skip

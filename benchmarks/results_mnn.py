@@ -53,7 +53,7 @@ def heading(selection: str) -> str:
     """Returns the name of a selection such as 'ae balanced 128' for a table."""
     if selection in SELECTIONS:
         return SELECTIONS[selection][0]
-    _, scoring, net = selection.split()
+    *_, scoring, net = selection.split()
     return f"{scoring}, DAE_{net}"
 
 

@@ -9,7 +9,8 @@
 Trains autoencoders and experts (`mnn.train`), mixes test utterances, lets every expert enhance each
 of them, and compares what is chosen, by eqs. (10) and (11) with each autoencoder and by the other
 scorings of `mnn.selection`, with chance (the mean of the experts) and the oracle (the best expert
-for each utterance). Recovery is (selected - chance) / (oracle - chance).
+for each utterance). Recovery is (selected - chance) / (oracle - chance). 'combined' does not choose:
+all estimates are added, with the weights of `mnn.select --combine`, and the sum is scored.
 
 Writes to ``--out``: the models, rows.jsonl (a line a mixture; the same command, killed or not, does
 none twice), report.md, scores.csv, results.json and report.png.
@@ -213,6 +214,16 @@ def selections() -> list[tuple[str, str, str]]:
     return plain + [("ae", scoring, net) for scoring in SCORINGS for net in DAES]
 
 
+def combination(net: str) -> str:
+    """Returns the name of the estimate that is all of them, weighted as an autoencoder says."""
+    return f"combined {net}"
+
+
+def all_selections() -> list[str]:
+    """Returns the names of the `selections` ('ae balanced 128') and of the combinations."""
+    return [" ".join(each) for each in selections()] + [combination(net) for net in DAES]
+
+
 def judge_mixture(
     plan: Any, experts: Sequence[Any], daes: dict[str, Any]
 ) -> tuple[dict[str, dict[str, float]], dict[str, str]]:
@@ -224,38 +235,46 @@ def judge_mixture(
         daes: Autoencoders by net.
 
     Returns:
-        Scores by expert and metric, and the pick by selection ('ae paper 128').
+        Scores by expert and metric, those of combinations among them, and the pick by selection
+        ('ae paper 128').
     """
     import numpy as np
 
     from eval.metrics import METRICS as SCORES
+    from mnn import selection
     from mnn.arbiter import Arbiter
-    from mnn.selection import costs, needs_of, pick, segment_bounds, segment_sums
     from speech.corpus import render
 
     mixture = render(plan)
     noisy = mixture.noisy.astype(np.float32)
-    bounds = segment_bounds(len(noisy), None)
+    bounds = selection.segment_bounds(len(noisy), None)
     scores: dict[str, dict[str, float]] = {}
     picks: dict[str, str] = {}
+    signals: list[np.ndarray] = []
+
+    def score(signal: np.ndarray) -> dict[str, float]:
+        return {name: SCORES[name](mixture.clean, signal).value for name in METRICS}
+
     keys = [(expert.name, expert.sha256) for expert in experts]
     for net, dae in daes.items():
         chosen = [(metric, scoring) for metric, scoring, own in selections() if own == net]
-        needs = dict.fromkeys(name for each in chosen for name in needs_of(*each))
-        hearings = Arbiter(dae, tuple(needs)).hear(noisy, experts, keep=not scores)
+        needs = dict.fromkeys(name for each in chosen for name in selection.needs_of(*each))
+        hearings = Arbiter(dae, tuple(needs)).hear(noisy, experts, keep=not signals)
         for hearing in hearings:
             if hearing.reason:
                 raise ValueError(f"{hearing.expert.name}: {hearing.reason}")
             if hearing.signal is not None:
-                signal = hearing.signal.astype(np.float64)
-                scores[hearing.expert.name] = {
-                    name: SCORES[name](mixture.clean, signal).value for name in METRICS
-                }
+                signals.append(hearing.signal.astype(np.float64))
+                scores[hearing.expert.name] = score(signals[-1])
         hop = dae.conventions.stft.hop
-        sums = [segment_sums(hearing.statistics, bounds, hop) for hearing in hearings]
+        sums = [selection.segment_sums(hearing.statistics, bounds, hop) for hearing in hearings]
         for metric, scoring in chosen:
-            _, cost = costs(sums, metric, scoring)
-            picks[f"{metric} {scoring} {net}"] = keys[pick(cost, keys)[0]][0]
+            _, cost = selection.costs(sums, metric, scoring)
+            picks[f"{metric} {scoring} {net}"] = keys[selection.pick(cost, keys)[0]][0]
+        _, cost = selection.costs(sums)
+        both = combination(net)
+        scores[both] = score(np.tensordot(selection.soft_weights(cost)[:, 0], signals, 1))
+        picks[both] = both
     return scores, picks
 
 
@@ -300,8 +319,7 @@ def _run(options: argparse.Namespace) -> int:
     trained = time.perf_counter()
     rows = _judge(options, plans, paths)
     names = [condition.name for condition in conditions]
-    selected = [" ".join(each) for each in selections()]
-    table = tabulate(rows, names, selected)
+    table = tabulate(rows, names, all_selections())
     default = f"ae {DEFAULT_SCORING} {DAES[0]}"
     result = {
         "experiment": options.experiment,
@@ -326,7 +344,7 @@ def _run(options: argparse.Namespace) -> int:
         },
     }  # fmt: skip
     text = report_markdown(result)
-    _write(options.out, result, rows, names, text)
+    _write(options.out, result, rows, text)
     print(text)
     print(f"total time  {time.perf_counter() - started:.0f} s, training {trained - started:.0f} s")
     print(f"results     {options.out.resolve()}")
@@ -401,7 +419,7 @@ def _judge(
     ]
     models = fingerprint(
         [f"{name} {sha}" for name, (_, sha) in paths.items()]
-        + [" ".join(each) for each in selections()]
+        + all_selections()
         + [f"version {VERSION}"]
     )
     path = options.out / "rows.jsonl"
@@ -490,7 +508,6 @@ def _write(
     out: Path,
     result: dict[str, Any],
     rows: Sequence[dict[str, Any]],
-    names: Sequence[str],
     text: str,
 ) -> None:
     from speech.files import write_json, write_text
@@ -498,7 +515,7 @@ def _write(
 
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
-    picks = list(rows[0]["picks"])
+    picks, names = list(rows[0]["picks"]), list(rows[0]["scores"])
     writer.writerow(
         ["condition", "name", *(f"{metric} {name}" for metric in METRICS for name in names)]
         + [f"pick {which}" for which in picks]

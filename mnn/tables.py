@@ -1,7 +1,8 @@
 """Tables of the experiments: means, recovery and confusion of rows, one a test mixture.
 
 A row holds ``condition``, ``scores`` (by expert and metric; None where undefined) and ``picks`` (by
-selection, such as 'ae balanced 128': metric, scoring, autoencoder).
+selection, such as 'ae balanced 128': metric, scoring, autoencoder). What a selection picks is an
+expert or another estimate that has scores, such as a combination.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ def tabulate(
     """Averages rows by condition.
 
     Args:
-        rows: One a mixture: condition, scores by expert and metric, picks by selection.
+        rows: One a mixture: condition, scores by estimate and metric, picks by selection.
         names: Of the experts, in order.
         selected: Selections to tabulate.
 
@@ -31,8 +32,8 @@ def tabulate(
         One dict a condition and metric: condition, metric, n, unscored, and the columns: each
         expert, 'chance', each selection, 'oracle'; and by selection ``recovery`` and
         ``above_chance``, what it gains on chance: mean and ends of the 95 % interval over the
-        mixtures (`eval.statistics`). A mixture without a score of some expert is counted and left
-        out.
+        mixtures (`eval.statistics`). A mixture without a score of some expert or pick is counted
+        and left out.
     """
     from eval.statistics import bootstrap_interval
 
@@ -40,26 +41,21 @@ def tabulate(
     for condition in [*dict.fromkeys(row["condition"] for row in rows), "all"]:
         own = [row for row in rows if condition in (row["condition"], "all")]
         for metric in METRICS:
-            values = np.array(
+            found = np.array(
                 [
                     [math.nan if (v := row["scores"][name][metric]) is None else v
-                     for name in names]
+                     for name in (*names, *(row["picks"][which] for which in selected))]
                     for row in own
                 ],
                 float,
             )  # fmt: skip
-            scored = np.isfinite(values).all(axis=1)
-            values = values[scored]
+            scored = np.isfinite(found).all(axis=1)
+            values, picked = np.split(found[scored], [len(names)], axis=1)
             line = {"condition": condition, "metric": metric, "n": len(values),
                     "unscored": int((~scored).sum())}  # fmt: skip
             if len(values):
                 line |= {name: float(v) for name, v in zip(names, values.mean(axis=0), strict=True)}
                 line["chance"] = float(values.mean())
-                kept = [row for row, good in zip(own, scored, strict=True) if good]
-                places = np.array(
-                    [[names.index(row["picks"][which]) for which in selected] for row in kept]
-                )
-                picked = np.take_along_axis(values, places, axis=1)
                 gains = picked - values.mean(axis=1, keepdims=True)
                 lows, highs = bootstrap_interval(gains)
                 line |= dict(zip(selected, picked.mean(axis=0).tolist(), strict=True))
@@ -100,11 +96,12 @@ def report_markdown(result: dict[str, Any]) -> str:
     """Returns the tables of a run: ours and the published ones, recoveries, confusion."""
     names, default = result["experts"], result["default"]
     _, scoring, _ = default.split()
-    own = [f"ae {scoring} 128", f"ae {scoring} 2048x2"]
+    own = [f"ae {scoring} 128", f"ae {scoring} 2048x2", "combined 128", "combined 2048x2"]
     columns = ["chance", "snr paper 128", "snr paper 2048x2", "ae paper 128", "ae paper 2048x2",
                *own, "oracle"]  # fmt: skip
     heads = ["chance", "eq. 11, 128", "eq. 11, 2048x2", "eq. 10, 128", "eq. 10, 2048x2",
-             f"{scoring}, 128", f"{scoring}, 2048x2", "oracle"]  # fmt: skip
+             f"{scoring}, 128", f"{scoring}, 2048x2", "combined, 128", "combined, 2048x2",
+             "oracle"]  # fmt: skip
     parts = [f"# Experiment {result['experiment']}, scale {result['scale']}"]
     for metric, unit in (("sdr", "SDR, dB"), ("stoi", "STOI")):
         digits = 2 if metric == "sdr" else 4

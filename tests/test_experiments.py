@@ -3,14 +3,19 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import mnn.dae
 import mnn.experts
+from eval.metrics import METRICS
 from mnn import experiments, published
+from mnn.arbiter import Arbiter
 from mnn.experiments import Scale, conditions_of, main, plan_tests, selections
+from mnn.selection import needs_of
+from mnn.selector import Selector
 from mnn.tables import confusion, recovery, tabulate
-from speech.corpus import bundled_noise, bundled_speech
+from speech.corpus import bundled_noise, bundled_speech, render
 
 GOLDEN = Path(__file__).parent / "golden" / "mnn_published.json"
 
@@ -114,13 +119,34 @@ def test_a_run_writes_everything_and_resumes(tiny, tmp_path, capsys, monkeypatch
     result = json.loads((out / "results.json").read_text())
     assert [line["n"] for line in result["table"] if line["metric"] == "sdr"] == [2, 2, 4]
     for line in result["table"]:
-        for which in (" ".join(each) for each in selections()):
-            if line["n"]:
+        for which in experiments.all_selections():
+            if line["n"] and "combined" not in which:
                 assert line[which] <= line["oracle"] + 1e-9
     assert sum(map(sum, result["confusion"]["ae paper 128"])) == 4
     assert (out / "report.md").read_text() in text
     assert len((out / "scores.csv").read_text().splitlines()) == 5
     assert (out / "report.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_the_combination_is_that_of_select(tiny, tmp_path, capsys, monkeypatch):
+    judge, calls = experiments.judge_mixture, []
+
+    def noted(plan, experts, daes):
+        calls.append((plan, experts, daes, judge(plan, experts, daes)))
+        return calls[-1][-1]
+
+    monkeypatch.setattr(experiments, "judge_mixture", noted)
+    assert main(["gender", *tiny, "--out", str(tmp_path / "out")]) == 0
+    plan, experts, daes, (scores, picks) = calls[0]
+    mixture = render(plan)
+    for net, dae in daes.items():
+        chooser = Selector(Arbiter(dae, needs_of("ae", "balanced")), experts, combine=True)
+        _, (signal,) = chooser.choose([mixture.noisy.astype(np.float32)])
+        signal = signal.astype(np.float64)
+        expected = METRICS["sdr"](mixture.clean, signal).value
+        assert picks[f"combined {net}"] == f"combined {net}"
+        assert scores[f"combined {net}"]["sdr"] == pytest.approx(expected, abs=1e-4)
+        assert scores[f"combined {net}"]["sdr"] not in [scores[e.name]["sdr"] for e in experts]
 
 
 def test_experts_by_gender_run(tiny, tmp_path, capsys):

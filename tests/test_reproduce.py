@@ -493,11 +493,11 @@ def make_sweep(setting):
 
 
 def make_mnn(setting):
-    from mnn.experiments import selections
+    from mnn.experiments import all_selections
     from mnn.tables import tabulate
 
     rng = np.random.default_rng(1)
-    which = [" ".join(each) for each in selections()]
+    which = all_selections()
     experiments = {
         "noise": ("birds", "typing", "engine"),
         "gender": ("male", "female"),
@@ -510,7 +510,9 @@ def make_mnn(setting):
                 sdr = rng.normal(5, 1, len(names))
                 sdr[place] += 6
                 scores = {n: {"sdr": v, "stoi": v / 20} for n, v in zip(names, sdr, strict=True)}
-                picks = {w: names[0] for w in which} | {"ae balanced 128": condition}
+                scores["combined 128"] = scores["combined 2048x2"] = {"sdr": 9.0, "stoi": 0.9}
+                picks = {w: w if w in scores else names[0] for w in which}
+                picks["ae balanced 128"] = condition
                 rows.append({"condition": condition, "scores": scores, "picks": picks,
                              "name": str(number)})  # fmt: skip
         table = tabulate(rows, names, which)
@@ -519,7 +521,7 @@ def make_mnn(setting):
                "default": "ae level 128"})  # fmt: skip
         flat = [
             {"condition": r["condition"], "name": r["name"],
-             **{f"{m} {n}": r["scores"][n][m] for m in ("sdr", "stoi") for n in names},
+             **{f"{m} {n}": r["scores"][n][m] for m in ("sdr", "stoi") for n in r["scores"]},
              **{f"pick {w}": p for w, p in r["picks"].items()}}
             for r in rows
         ]  # fmt: skip
