@@ -9,8 +9,8 @@
 Trains autoencoders and experts (`mnn.train`), mixes test utterances, lets every expert enhance each
 of them, and compares what is chosen, by eqs. (10) and (11) with each autoencoder and by the other
 scorings of `mnn.selection`, with chance (the mean of the experts) and the oracle (the best expert
-for each utterance). Recovery is (selected - chance) / (oracle - chance). 'combined' does not choose:
-all estimates are added, with the weights of `mnn.select --combine`, and the sum is scored.
+for each utterance). Recovery is (selected - chance) / (oracle - chance). 'combined' does not
+choose: all estimates are added, with the weights of `mnn.select --combine`, and the sum is scored.
 
 Writes to ``--out``: the models, rows.jsonl (a line a mixture; the same command, killed or not, does
 none twice), report.md, scores.csv, results.json and report.png.
