@@ -50,7 +50,7 @@ def render(results: Path) -> list[str]:
 
 
 def heading(selection: str) -> str:
-    """Returns the name of a selection such as 'ae balanced 128' for a table."""
+    """Returns the name of a selection such as 'ae voiced 128' for a table."""
     if selection in SELECTIONS:
         return SELECTIONS[selection][0]
     *_, scoring, net = selection.split()

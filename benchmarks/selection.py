@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--dae", type=Path, default=DEFAULT_DAE, metavar="FILE", help="default: the shipped one")
     # Not told by choices: what knows them imports NumPy.
     add("--metric", default="ae", help="as in mnn.select (default %(default)s)")
-    add("--scoring", default="balanced", help="as in mnn.select (default %(default)s)")
+    add("--scoring", default="voiced", help="as in mnn.select (default %(default)s)")
     add("--json", type=Path, metavar="FILE", help="also write the result to FILE")
     options = parser.parse_args(argv)
     if not all(0.1 <= seconds <= 60 for seconds in options.seconds):

@@ -220,7 +220,7 @@ def combination(net: str) -> str:
 
 
 def all_selections() -> list[str]:
-    """Returns the names of the `selections` ('ae balanced 128') and of the combinations."""
+    """Returns the names of the `selections` ('ae voiced 128') and of the combinations."""
     return [" ".join(each) for each in selections()] + [combination(net) for net in DAES]
 
 

@@ -66,7 +66,7 @@ class Selector:
     arbiter: Arbiter
     experts: Sequence[Expert]
     metric: str = "ae"
-    scoring: str = "balanced"
+    scoring: str = selection.DEFAULT_SCORING
     segment_seconds: float | None = None
     combine: bool = False
     selectors: Sequence[Expert] = ()

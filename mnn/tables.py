@@ -1,7 +1,7 @@
 """Tables of the experiments: means, recovery and confusion of rows, one a test mixture.
 
 A row holds ``condition``, ``scores`` (by expert and metric; None where undefined) and ``picks`` (by
-selection, such as 'ae balanced 128': metric, scoring, autoencoder). What a selection picks is an
+selection, such as 'ae voiced 128': metric, scoring, autoencoder). What a selection picks is an
 expert or another estimate that has scores, such as a combination.
 """
 
@@ -82,7 +82,7 @@ def recovery(selected: float, chance: float, oracle: float) -> float | None:
 def confusion(
     rows: Sequence[dict[str, Any]], names: Sequence[str], which: str, metric: str = "sdr"
 ) -> list[list[int]]:
-    """Counts picks against the oracle: [oracle][pick], experts in order."""
+    """Counts picks against the oracle: `counts[oracle][pick]`, experts in order."""
     counts = [[0] * len(names) for _ in names]
     for row in rows:
         values = [row["scores"][name][metric] for name in names]

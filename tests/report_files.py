@@ -133,7 +133,7 @@ def selection_run(root, source, files, scale=2.0):
         "files": listed,
         "picks": {"expert_birds": len(listed), "expert_rain": 0},
         "metric": "ae",
-        "scoring": "balanced",
+        "scoring": "voiced",
     }
     write_json(root / "select.json", info)
     return root
@@ -147,9 +147,9 @@ def experiment_run(root):
         "experiment": "noise",
         "scale": "bundled",
         "experts": ["birds", "rain"],
-        "default": "ae balanced 128",
+        "default": "ae voiced 128",
         "table": [{"metric": "sdr", **line}, {"metric": "stoi", **line}],
-        "confusion": {"ae balanced 128": [[4, 0], [1, 3]]},
+        "confusion": {"ae voiced 128": [[4, 0], [1, 3]]},
         "published": {"sdr": {"experts": ["birds"], "columns": ["chance"],
                               "rows": {"birds": [13.71, 7.5]}}},
     }  # fmt: skip

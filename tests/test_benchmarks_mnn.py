@@ -41,45 +41,45 @@ def systems(a, b, combined=5.0):
 
 def test_a_table_of_scores():
     rows = [
-        row("1", systems(2.0, 6.0), {"balanced": "b", "eq. 10, literal": "a"}),
-        row("2", systems(8.0, 4.0), {"balanced": "a", "eq. 10, literal": "a"}),
-        row("3", systems(math.nan, 4.0), {"balanced": "b"}),
+        row("1", systems(2.0, 6.0), {"voiced": "b", "eq. 10, literal": "a"}),
+        row("2", systems(8.0, 4.0), {"voiced": "a", "eq. 10, literal": "a"}),
+        row("3", systems(math.nan, 4.0), {"voiced": "b"}),
     ]
     table, num_unscored = pool.tabulate(rows, ["a", "b"])
     lines = {line["system"]: line for line in table}
     assert num_unscored == 1
     assert {line["n"] for line in table} == {2}
     expected = {"noisy": 0, "a": 5, "b": 5, "chance": 5, "combined": 5, "oracle": 7}
-    expected |= {"balanced": 7, "eq. 10, literal": 5}
+    expected |= {"voiced": 7, "eq. 10, literal": 5}
     for name, value in expected.items():
         assert lines[name]["sdr"] == pytest.approx(value)
         assert lines[name]["pesq_wb"] == pytest.approx(value / 10)
-    assert lines["balanced"]["recovery"]["sdr"] == pytest.approx(1)
+    assert lines["voiced"]["recovery"]["sdr"] == pytest.approx(1)
     assert lines["eq. 10, literal"]["recovery"]["stoi"] == pytest.approx(0)
     assert "recovery" not in lines["a"]
     assert [one["picks"].get("oracle") for one in rows] == ["b", "a", None]
     assert pool.count_picks(rows, "oracle") == {"a": 1, "b": 1}
     text = pool.format_table(table)
     assert text.splitlines()[0].split()[:2] == ["system", "n"]
-    assert any(line.startswith("balanced") and "100 %" in line for line in text.splitlines())
+    assert any(line.startswith("voiced") and "100 %" in line for line in text.splitlines())
 
 
 def test_the_oracle_goes_by_sdr():
-    rows = [row("1", systems(2.0, 6.0), {"balanced": "a"})]
+    rows = [row("1", systems(2.0, 6.0), {"voiced": "a"})]
     rows[0]["scores"]["a"]["stoi"] = 0.9
     lines = {line["system"]: line for line in pool.tabulate(rows, ["a", "b"])[0]}
     assert lines["oracle"]["stoi"] == pytest.approx(0.06)
 
 
 def test_where_all_members_are_alike_there_is_no_recovery():
-    table, _ = pool.tabulate([row("1", systems(3.0, 3.0), {"balanced": "a"})], ["a", "b"])
+    table, _ = pool.tabulate([row("1", systems(3.0, 3.0), {"voiced": "a"})], ["a", "b"])
     recoveries = [value for line in table for value in line.get("recovery", {}).values()]
     assert set(recoveries) == {None}
     assert pool.format_table(table)
 
 
 def test_without_scored_files_means_are_undefined():
-    rows = [row("1", systems(math.nan, 3.0), {"balanced": "a"})]
+    rows = [row("1", systems(math.nan, 3.0), {"voiced": "a"})]
     table, num_unscored = pool.tabulate(rows, ["a", "b"])
     assert num_unscored == 1
     assert all(math.isnan(line["sdr"]) for line in table)
@@ -113,7 +113,7 @@ def test_tools_join_by_their_folders(tmp_path, monkeypatch, capsys, small_test_s
     assert "DeepFilterNet 3" not in result["tools"]
     (file,) = result["files"]
     assert file["picks"]["eq. 10, literal"] == "silent"
-    assert file["picks"]["balanced"] != "silent"
+    assert file["picks"]["voiced"] != "silent"
     assert file["scores"]["noisereduce"]["sdr"] == pytest.approx(file["scores"]["noisy"]["sdr"])
     assert file["scores"]["half"]["sdr"] == pytest.approx(file["scores"]["noisy"]["sdr"], abs=0.01)
 

@@ -112,7 +112,7 @@ def test_a_run_writes_everything_and_resumes(tiny, tmp_path, capsys, monkeypatch
         "oracle",
         "eq. 10, 2048x2",
         "12.12",
-        "ae balanced 128",
+        "ae voiced 128",
         "Published",
     ):
         assert what in text, what
@@ -140,7 +140,7 @@ def test_the_combination_is_that_of_select(tiny, tmp_path, capsys, monkeypatch):
     plan, experts, daes, (scores, picks) = calls[0]
     mixture = render(plan)
     for net, dae in daes.items():
-        chooser = Selector(Arbiter(dae, needs_of("ae", "balanced")), experts, combine=True)
+        chooser = Selector(Arbiter(dae, needs_of("ae", "voiced")), experts, combine=True)
         _, (signal,) = chooser.choose([mixture.noisy.astype(np.float32)])
         signal = signal.astype(np.float64)
         expected = METRICS["sdr"](mixture.clean, signal).value

@@ -33,7 +33,7 @@ def noisy(rng):
 
 def heard(tmp_path, experts, noisy, **options):
     dae = Autoencoder(write_dae(tmp_path / "judge.h5"))
-    return Arbiter(dae, needs_of("ae", "balanced")).hear(noisy, experts, **options)
+    return Arbiter(dae, needs_of("ae", "voiced")).hear(noisy, experts, **options)
 
 
 def test_experts_give_what_they_give_alone(tmp_path, noisy):

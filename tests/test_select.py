@@ -75,7 +75,7 @@ def test_the_chosen_signals_are_written(run, pool, noisy, tmp_path):
         assert row["pick"] == best and f"-> {best}" in output.out
     assert sum(report["picks"].values()) == 2 and "picks       " in output.out
     assert [len(expert["sha256"]) for expert in report["experts"]] == [64, 64, 64]
-    assert len(report["dae"]["sha256"]) == 64 and report["scoring"] == "balanced"
+    assert len(report["dae"]["sha256"]) == 64 and report["scoring"] == "voiced"
     chosen = report["files"][0]
     pick = next(path for path in pool if Path(path).stem == chosen["pick"])
     alone = tmp_path / "alone"

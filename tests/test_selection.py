@@ -109,7 +109,7 @@ def test_a_quiet_waveform_expert_is_judged_at_the_level_of_the_speech(dae, tmp_p
     pool = [
         open_expert(write_fcn(tmp_path / f"{scale:g}.icse", scale=scale)) for scale in (1.0, 0.02)
     ]
-    scores, _, hearings = judged(dae, pool, noisy, "ae", "balanced")
+    scores, _, hearings = judged(dae, pool, noisy, "ae", "voiced")
     assert_allclose(scores[0], scores[1], rtol=0.05, atol=0)
     for hearing in hearings:
         assert fitting_gain(noisy, hearing.signal) == pytest.approx(1, abs=1e-4)
@@ -124,7 +124,7 @@ def test_turning_an_estimate_down_gains_nothing(dae, tmp_path, noisy):
     ]
     _, literal, _ = judged(dae, pool, noisy, "ae", "paper")
     assert np.all(np.diff(literal) < 0)
-    _, cost, _ = judged(dae, pool, noisy, "ae", "balanced")
+    _, cost, _ = judged(dae, pool, noisy, "ae", "voiced")
     assert_allclose(cost, cost[0], rtol=0.05, atol=0)
 
 
@@ -152,9 +152,9 @@ def test_silent_input_has_finite_costs(dae, experts, metric, scoring):
 
 @pytest.mark.parametrize("metric", ["ae", "snr"])
 def test_blocks_are_exact(dae, experts, noisy, monkeypatch, metric):
-    whole, _, hearings = judged(dae, experts, noisy, metric, "balanced")
+    whole, _, hearings = judged(dae, experts, noisy, metric, "voiced")
     monkeypatch.setattr(blocks, "BLOCK_FRAMES", 7)
-    parts, _, in_parts = judged(dae, experts, noisy, metric, "balanced")
+    parts, _, in_parts = judged(dae, experts, noisy, metric, "voiced")
     assert_allclose(parts, whole, rtol=1e-5, atol=1e-5)
     for one, other in zip(hearings, in_parts, strict=True):
         assert_allclose(other.signal, one.signal, rtol=0, atol=1e-6)
@@ -212,7 +212,7 @@ def test_segments_cover_the_signal(num_samples, segment, expected):
 
 
 def test_segment_sums_add_up_to_the_whole(dae, experts, noisy):
-    arbiter = Arbiter(dae, needs_of("snr", "balanced"))
+    arbiter = Arbiter(dae, needs_of("snr", "voiced"))
     statistics = arbiter.hear(noisy, experts[:1])[0].statistics
     whole = segment_sums(statistics, segment_bounds(len(noisy), None), HOP)
     parts = segment_sums(statistics, segment_bounds(len(noisy), 3000), HOP)
@@ -250,7 +250,7 @@ def test_unknown_names_are_refused():
 
 
 def test_running_alone_gives_the_same_signals(dae, experts, noisy):
-    arbiter = Arbiter(dae, needs_of("ae", "balanced"))
+    arbiter = Arbiter(dae, needs_of("ae", "voiced"))
     for one, other in zip(
         arbiter.hear(noisy, experts), arbiter.run(noisy, experts, Place()), strict=True
     ):
