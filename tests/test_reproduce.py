@@ -512,7 +512,7 @@ def make_mnn(setting):
                 scores = {n: {"sdr": v, "stoi": v / 20} for n, v in zip(names, sdr, strict=True)}
                 scores["combined 128"] = scores["combined 2048x2"] = {"sdr": 9.0, "stoi": 0.9}
                 picks = {w: w if w in scores else names[0] for w in which}
-                picks["ae balanced 128"] = condition
+                picks["ae voiced 128"] = condition
                 rows.append({"condition": condition, "scores": scores, "picks": picks,
                              "name": str(number)})  # fmt: skip
         table = tabulate(rows, names, which)
@@ -638,7 +638,7 @@ def test_numbers_of_the_page(page):
     # Only that one loses as little as is asked for in PESQ and none in STOI.
     assert "0.03 PESQ-WB and 0.01 STOI on average: 0 of 8" in text or "`pp22-t4`" in text
     # MNN: the selection that always picks the best has all of the way.
-    best = next(line for line in text.splitlines() if line.startswith("| **balanced, DAE_128**"))
+    best = next(line for line in text.splitlines() if line.startswith("| **voiced, DAE_128**"))
     assert best.split("|")[5].strip() == "100 (100 to 100)"
     checks = [line for line in text.splitlines() if line.startswith("- ") and "DAE_128" in line]
     assert "the best of these on these tests: 100 % (100 to 100)" in checks[0]
@@ -674,7 +674,7 @@ def test_losses_within_the_limits_are_counted():
 def test_a_page_without_raw_files_says_so(tmp_path):
     text = results_page.render(tmp_path)
     assert text.count("Not run yet: `python -m benchmarks.reproduce --only ") == 6
-    assert "| normalisation |" in text and "| default scoring `balanced` |" in text
+    assert "| normalisation |" in text and "| default scoring `voiced` |" in text
 
 
 def test_numbers_of_more_tools_than_are_installed_are_kept(tmp_path, capsys):
