@@ -85,6 +85,7 @@ setup(
         "tfmot": ["tensorflow-model-optimization>=0.8,<0.9", "tf_keras>=2.19"],
         "onnx": ["onnx>=1.17", "onnxruntime>=1.20"],
         "report": ["jinja2>=3.1"],
+        "docs": ["mkdocs-material>=9.6", "mkdocstrings[python]>=0.30", "ruff>=0.9"],
         "demo": [],  # python -m speech.demo needs nothing more
         "browser": ["playwright>=1.49"],
         "tensorboard": ["tensorboard>=2.19"],

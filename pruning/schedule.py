@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -45,7 +45,9 @@ class Retraining:
     out: Path
     on_epoch: Callable[[str, dict[str, float]], None] = lambda label, row: None
 
-    def run(self, label: str, layers: Layers, masks: Masks | None, stage: int, **changes) -> Layers:
+    def run(
+        self, label: str, layers: Layers, masks: Masks | None, stage: int, **changes: Any
+    ) -> Layers:
         """Trains on, from wherever the folder of this stage stands.
 
         Args:
@@ -79,7 +81,7 @@ class Retraining:
         return layers_of(network)
 
 
-def hold_at_zero(network, masks: Mapping[str, np.ndarray]) -> None:
+def hold_at_zero(network: Any, masks: Mapping[str, np.ndarray]) -> None:
     """Lets the optimizer put the pruned channels back to zero after every step.
 
     Args:
