@@ -2,15 +2,18 @@
 
 import json
 import math
+import re
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import timit_fcn_mse
-from benchmarks import common, evaluation, inference, pruning, recipes, training
+from benchmarks import common, evaluation, inference, pruning, recipes, training, triptych
 from pruning import run as pruning_command
+from speech import corpus
 
 MINICORPUS = Path(__file__).parent.parent / "speech/minicorpus"
 
@@ -44,6 +47,20 @@ def test_too_few_rounds_are_refused(capsys):
     for module in (training, inference, evaluation):
         assert module.main(["--rounds", "1"]) == 1
         assert "at least 7" in capsys.readouterr().err
+
+
+def test_the_picture_of_the_readme_shows_the_median_file(tmp_path, capsys, monkeypatch):
+    speech = corpus.bundled_speech("TEST")[:3]
+    monkeypatch.setattr(corpus, "bundled_speech", lambda split: speech)
+    words = ["--snr", "0", "-o", str(tmp_path / "t.png")]
+    assert triptych.main(words) == 0
+    title = capsys.readouterr().out.splitlines()[0]
+    before, after = map(float, re.search(r"PESQ-WB (\S+) to ([\d.]+)", title).groups())
+    assert after > before and sum(utterance.id in title for utterance in speech) == 1
+    with Image.open(tmp_path / "t.png") as picture:
+        assert picture.width > 1000 and picture.mode == "P"
+    assert triptych.main([*words, "--noise", "cars"]) == 1
+    assert "there are birds" in capsys.readouterr().err
 
 
 def test_results_are_strict_json_with_what_made_them(tmp_path):
