@@ -119,8 +119,9 @@ def _render(page: Path) -> int:
 def _setting(options: argparse.Namespace) -> Setting:
     out = options.out or (SMALL_OUT if options.small else OUT)
     return Setting(
-        _absolute(out), options.small, _absolute(options.timit), _absolute(options.noise)
-    )
+        _absolute(out), options.small, _absolute(options.timit), _absolute(options.noise),
+        options.scale,
+    )  # fmt: skip
 
 
 def _absolute(path: Path | None) -> Path | None:
@@ -134,6 +135,7 @@ def _own_command(options: argparse.Namespace) -> str:
     if options.timit is not None:
         words += ["--timit", str(_absolute(options.timit)), "--noise"]
         words.append(str(_absolute(options.noise)))
+        words += ["--scale", options.scale] if options.scale != Setting.scale else []
     return shlex.join(words)
 
 
@@ -282,6 +284,9 @@ def _parser() -> argparse.ArgumentParser:
         help=f"of {', '.join(SECTIONS)}")  # fmt: skip
     add("--timit", type=Path, metavar="DIR", help="speech, as of speech.opencorpus")
     add("--noise", type=Path, metavar="DIR", help="noise to mix it with")
+    add("--scale", choices=("open", "paper"), default=Setting.scale,
+        help="of the experiments of selection on --timit (default %(default)s; paper for TIMIT "
+        "and its noises)")  # fmt: skip
     add("--out", type=Path, metavar="DIR",
         help="models, logs and records (default runs/reproduce, with --small "
         "runs/reproduce_small)")  # fmt: skip

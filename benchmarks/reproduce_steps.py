@@ -93,12 +93,14 @@ class Setting:
         small: The reduced version.
         speech: Tree of speech to train and test on, absolute; None for the bundled corpus.
         noise: Noise to mix it with.
+        scale: Of the experiments of selection on them: 'open', or 'paper' for TIMIT.
     """
 
     out: Path
     small: bool = False
     speech: Path | None = None
     noise: Path | None = None
+    scale: str = "open"
 
     @property
     def size(self) -> Size:
@@ -278,7 +280,7 @@ def mnn(setting: Setting) -> list[Step]:
     """The three experiments, and two-stage selection with compressed experts."""
     from mnn.experiments import NOISE_TYPES, SCALES, conditions_of
 
-    corpus = "open" if setting.data else "bundled"
+    corpus = setting.scale if setting.data else "bundled"
     scale = "small" if setting.small and "small" in SCALES else corpus
     experts = {
         name: [c.name.replace(" ", "_") for c in conditions_of(name, NOISE_TYPES[corpus])]

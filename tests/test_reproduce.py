@@ -244,12 +244,13 @@ def settings(tmp_path):
     out = ROOT / "runs" / "nowhere"
     return {
         "full": Setting(out, speech=corpus["speech"], noise=corpus["noise"]),
+        "paper": Setting(out, speech=corpus["speech"], noise=corpus["noise"], scale="paper"),
         "bundled": Setting(out),
         "small": Setting(out, small=True),
     }
 
 
-@pytest.mark.parametrize("size", ["full", "bundled", "small"])
+@pytest.mark.parametrize("size", ["full", "paper", "bundled", "small"])
 @pytest.mark.parametrize("section", SECTIONS)
 def test_every_command_parses_and_what_it_starts_from_is_made_before(
     section, size, tmp_path, monkeypatch
