@@ -449,15 +449,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m eval.cost",
         description="Parameters, arithmetic, size by every way of counting, receptive field.",
+        **cli.examples(
+            "python -m eval.cost models/fcn.h5",
+            "python -m eval.cost models/fcn_small.icse --k 16 --baseline models/fcn.h5",
+        ),
     )
     add = parser.add_argument
     add("models", nargs="+", type=Path, metavar="FILE", help="model files")
-    add("--k", type=cli.positive_number, metavar="K", help="k of the paper's rule, such as 16 for "
-        "16 centroids of each sign (default: the values found)")  # fmt: skip
+    add("--k", type=cli.positive_number, metavar="K", help="centroids of a layer, for the "
+        "paper's rule: 16 for 16 of each sign (default: the values found)")  # fmt: skip
     add("--centroid-bits", type=int, choices=(8, 16, 32), default=32, help="default 32")
     add("--baseline", type=Path, metavar="FILE",
-        help="percent of this model's parameters (default: of the first)")  # fmt: skip
-    add("--json", type=Path, metavar="FILE", help="write it all there too")
+        help="what the others are compared with, in percent of its parameters (default: the "
+        "first)")  # fmt: skip
+    add("--json", **cli.JSON)
     options = parser.parse_args(argv)
     if options.k == 1:
         parser.error("--k is at least 2")

@@ -227,6 +227,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m eval.cycles",
         description="Cycles of a model on a systolic array. The defaults are the published run.",
+        **cli.examples(
+            "python -m eval.cycles models/fcn.h5",
+            "python -m eval.cycles models/fcn.h5 --array 16x16 --dataflow ws --check",
+        ),
     )
     add = parser.add_argument
     add("models", nargs="+", type=Path, metavar="FILE", help="model files")
@@ -238,8 +242,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="default overlapped for os (SCALE-Sim of 2018), serial for others")  # fmt: skip
     add("--padding", choices=("valid", "same"), default="valid", help="default valid")
     add("--check", action="store_true",
-        help="run scalesim on each layer, cut to 3 folds, against the 'serial' count")  # fmt: skip
-    add("--json", type=Path, metavar="FILE", help="write the table there too")
+        help="compare: run scalesim on each layer, cut to 3 folds, against the 'serial' "
+        "count")  # fmt: skip
+    add("--json", **cli.JSON)
     options = parser.parse_args(argv)
     if options.folding == "overlapped" and options.dataflow != "os":
         parser.error("--folding overlapped is for --dataflow os")

@@ -51,7 +51,7 @@ def _run(options: argparse.Namespace) -> int:
         runs,
         sets,
         title=options.title,
-        metric=options.metric,
+        metric=options.clip_metric,
         num_clips=options.clips,
         num_systems=options.systems,
         clip_seconds=options.clip_seconds,
@@ -81,8 +81,10 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m eval.report",
         description="Write one self-contained page of runs: tables, figures, clips to hear.",
-        epilog="example: python -m eval.report runs/demo runs/eval runs/select/select.json "
-        "-o report",
+        **cli.examples(
+            "python -m eval.report runs/demo runs/eval -o report",
+            "python -m eval.report runs/eval runs/select/select.json --clip-metric stoi",
+        ),
     )
     add = parser.add_argument
     add("runs", type=Path, nargs="+", metavar="RUN_DIR",
@@ -92,29 +94,21 @@ def _parser() -> argparse.ArgumentParser:
         help="folder for index.html (default %(default)s)")  # fmt: skip
     add("--title", default=TITLE, metavar="TEXT", help="of the page (default %(default)r)")
     add("--noisy", type=Path, metavar="DIR",
-        help="noisy files of runs that do not say where theirs are")  # fmt: skip
-    add("--clean", type=Path, metavar="DIR", help="likewise, clean files")
-    add("--metric", choices=METRICS, metavar="NAME",
+        help="noisy files (of runs that do not say where theirs are)")  # fmt: skip
+    add("--clean", type=Path, metavar="DIR", help="clean files (likewise)")
+    add("--clip-metric", choices=METRICS, metavar="NAME",
         help="by whose gain clips are chosen (default: the first that a run has)")  # fmt: skip
     add("--clips", type=positive_number, default=NUM_CLIPS, metavar="N",
         help="files to hear of each test set (default %(default)s)")  # fmt: skip
     add("--systems", type=positive_number, default=NUM_SYSTEMS, metavar="N",
         help="systems to hear of each file (default %(default)s)")  # fmt: skip
-    add("--clip-seconds", type=_amount, default=CLIP_SECONDS, metavar="S",
+    add("--clip-seconds", type=cli.amount, default=CLIP_SECONDS, metavar="S",
         help="longer files are cut (default %(default)g)")  # fmt: skip
-    add("--max-mb", type=_amount, default=MAX_MB, metavar="MB",
-        help="size of the page; clips are left out beyond (default %(default)g)")  # fmt: skip
-    add("--jobs", type=positive_number, default=-1, metavar="N",
-        help="processes for scores that a run has not (default: one a core)")  # fmt: skip
+    add("--max-mb", type=cli.amount, default=MAX_MB, metavar="MB",
+        help="size at most: of the page, beyond it clips are left out (default "
+        "%(default)g)")  # fmt: skip
+    add("--jobs", **cli.JOBS)
     return parser
-
-
-def _amount(text: str) -> float:
-    """Parses a positive number; argparse quotes the name of this function in its complaint."""
-    value = cli.decibels(text)
-    if value <= 0:
-        raise ValueError
-    return value
 
 
 if __name__ == "__main__":

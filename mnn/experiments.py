@@ -36,7 +36,6 @@ from typing import Any
 from mnn import published
 from mnn.tables import METRICS, confusion, report_markdown, tabulate
 from speech import cli
-from speech.cli import natural_number
 from speech.options import check_corpus
 
 EXPERIMENTS = ("noise", "gender", "snr")
@@ -164,8 +163,8 @@ def conditions_of(experiment: str, noises: Sequence[str]) -> list[Condition]:
             then () is for all that there are.
     """
     if experiment == "noise":
-        return [Condition(name, ("--noise-type", name), (name,)) for name in noises]
-    mixed = ("--noise-type", *noises) if noises else ()
+        return [Condition(name, ("--noise-types", name), (name,)) for name in noises]
+    mixed = ("--noise-types", *noises) if noises else ()
     if experiment == "gender":
         return [
             Condition(name, ("--gender", key, *mixed), tuple(noises), gender=key)
@@ -537,22 +536,28 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m mnn.experiments",
         description="Train experts and autoencoders, let them choose, and print the paper's "
         "tables beside ours. The same command resumes.",
+        **cli.examples(
+            "python -m mnn.experiments noise",
+            "python -m mnn.experiments snr --timit TIMIT --noise noises -o runs/mnn_snr",
+        ),
     )
     add = parser.add_argument
     add("experiment", choices=EXPERIMENTS, help="what the experts differ in")
     add("--timit", type=Path, metavar="DIR", help="TIMIT, or any tree with TRAIN and TEST")
-    add("--noise", type=Path, metavar="DIR", help="noise recordings to mix with --timit")
+    add("--noise", type=Path, metavar="DIR", help="noise recordings (to mix with --timit)")
     add("--noise-types", nargs="+", metavar="NAME",
-        help="of experiment noise an expert each (default: birds typing motorcycle, or engine for "
-        "it), of the others what is mixed (default: all, open scale: ten)")  # fmt: skip
+        help="names of noises: of experiment noise an expert each (default: birds typing "
+        "motorcycle, or engine for it), of the others what is mixed (default: all, open scale: "
+        "ten)")  # fmt: skip
     add("--scale", choices=tuple(SCALES),
         help="sizes and iterations (default: bundled, with --timit paper; open: for the corpus of "
         "speech.opencorpus)")  # fmt: skip
-    add("--out", type=Path, metavar="DIR", help="default runs/mnn_EXPERIMENT_SCALE")
+    add("-o", "--out", type=Path, metavar="DIR",
+        help="folder to write (default runs/mnn_EXPERIMENT_SCALE)")  # fmt: skip
     add("--models", type=Path, metavar="DIR",
         help="where models are and go (default OUT/models); experiments of one scale that share it "
         "train the autoencoders once")  # fmt: skip
-    add("--seed", type=natural_number, default=0, metavar="N", help="default 0")
+    add("--seed", **cli.SEED)
     add("--gpu", default="0", metavar="LIST", help="0 (default), or -1 for the CPU")
     return parser
 

@@ -353,12 +353,18 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m mnn.select",
         description="Let several experts enhance each recording and keep what an autoencoder of "
         "speech judges best. Without inputs: noisy test clips of the bundled corpus.",
+        **cli.examples(
+            "python -m mnn.select",
+            "python -m mnn.select noisy/ -o chosen/ --experts a.h5 b.icse models/fcn.h5",
+            "python -m mnn.select noisy/ --experts a.h5 b.h5 --candidates rnnoise=FOLDER",
+            "python -m mnn.select noisy/ --selector-experts a.icse b.icse --experts a.h5 b.h5",
+        ),
     )
     add = parser.add_argument
     add("inputs", type=Path, nargs="*", metavar="INPUT", help="audio files or folders")
     add("-o", "--out", type=Path, default=DEFAULT_OUT, metavar="DIR",
         help="folder, or file for one file (default %(default)s)")  # fmt: skip
-    add("--json", type=Path, metavar="FILE", help="also write scores and picks to FILE")
+    add("--json", **cli.JSON)
     add("--strict", action="store_true",
         help="end at the first model, file or estimate that is no good")  # fmt: skip
     pool = parser.add_argument_group("the pool").add_argument
@@ -369,7 +375,8 @@ def _parser() -> argparse.ArgumentParser:
     pool("--selector-experts", type=Path, nargs="+", metavar="FILE",
          help="compressed copies of the experts, which choose; only the winner is run")  # fmt: skip
     pool("--check", action="store_true",
-         help="run all experts too, and say how often the selectors choose alike")  # fmt: skip
+         help="compare: run all experts too, and say how often the selectors choose "
+         "alike")  # fmt: skip
     how = parser.add_argument_group("how to choose").add_argument
     how("--dae", type=Path, default=DEFAULT_DAE, metavar="FILE",
         help="autoencoder of speech (default: the shipped one)")  # fmt: skip
@@ -379,7 +386,7 @@ def _parser() -> argparse.ArgumentParser:
         help="form of the error; paper is the literal one (default %(default)s)")  # fmt: skip
     how("--draws", type=natural_number, default=0, metavar="N",
         help="average over N draws of dropout; 0 for none (default)")  # fmt: skip
-    how("--seed", type=natural_number, default=0, metavar="N", help="of the draws (default 0)")
+    how("--seed", **cli.SEED)
     how("--granularity", choices=("utterance", "segment"), default="utterance",
         help="choose once a file, or for each segment (default %(default)s)")  # fmt: skip
     how("--segment-seconds", type=float, default=SEGMENT_SECONDS, metavar="S",

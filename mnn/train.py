@@ -4,10 +4,10 @@
 
     python -m mnn.train dae --out dae.h5                                # bundled corpus, minutes
     python -m mnn.train dae --net 2048x2 --timit TIMIT --noise NOISES --out dae.h5
-    python -m mnn.train expert --noise-type birds --out birds.h5
+    python -m mnn.train expert --noise-types birds --out birds.h5
     python -m mnn.train expert --net 2048x2 --gender F --out female.h5
     python -m mnn.train expert --snr -5 --where speaker=MCS0,FCS0 --out two.h5
-    python -m mnn.train expert --init birds.pruned.h5 --noise-type birds --out birds22.h5
+    python -m mnn.train expert --init birds.pruned.h5 --noise-types birds --out birds22.h5
 
 Spectra are computed once and kept; training runs on them. The same command takes an interrupted
 run up where it stood, and does nothing once it is done.
@@ -280,8 +280,8 @@ def _check_usage(parser: argparse.ArgumentParser, options: argparse.Namespace) -
         parser.error(str(error))
     if options.gender:
         options.conditions["gender"] = [options.gender]
-    if options.what == "expert" and options.noise_type:
-        options.conditions["noise"] = options.noise_type
+    if options.what == "expert" and options.noise_types:
+        options.conditions["noise"] = options.noise_types
     if options.optimizer == "rprop" and not 1e-7 <= options.learning_rate <= 1e-1:
         parser.error("--learning-rate is Rprop's first step: give 1e-7 to 1e-1")
 
@@ -291,15 +291,22 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m mnn.train",
         description="Train an autoencoder of clean speech (dae), or an expert that gives a soft "
         "mask. Without data options: the bundled corpus. The same command resumes.",
+        **cli.examples(
+            "python -m mnn.train dae -o dae.h5",
+            "python -m mnn.train expert --noise-types birds -o birds.h5",
+            "python -m mnn.train expert --snr 0 --timit TIMIT --noise noises -o low.h5",
+        ),
     )
     commands = parser.add_subparsers(dest="what", required=True, metavar="dae|expert")
     for what, text in (("dae", "an autoencoder of clean speech"), ("expert", "a mask network")):
         command = commands.add_parser(what, help=text, description=f"Train {text}.")
         add = command.add_argument
-        add("--out", type=Path, required=True, metavar="FILE.h5", help="the model file to write")
+        add("-o", "--out", type=Path, required=True, metavar="FILE.h5",
+            help="the model file to write")  # fmt: skip
         add("--net", choices=NETS[what], help=f"hidden units (default {NETS[what][0]})")
         add("--init", type=Path, metavar="FILE",
-            help="start from this network, such as a pruned one; its zeros stay")  # fmt: skip
+            help="start from the weights of this model, such as a pruned one; its zeros "
+            "stay")  # fmt: skip
         _add_training_options(command)
         _add_choices(command, what)
         add_data_options(command)
@@ -321,8 +328,7 @@ def _add_training_options(parser: argparse.ArgumentParser) -> None:
     add("--patience", type=natural_number, default=1000, metavar="N",
         help="end after so many iterations without a better validation; 0 never (default "
         "%(default)s)")  # fmt: skip
-    add("--seed", type=natural_number, default=0, metavar="N",
-        help="of everything random (default 0)")  # fmt: skip
+    add("--seed", **cli.SEED)
 
 
 def _add_choices(parser: argparse.ArgumentParser, what: str) -> None:
@@ -336,10 +342,10 @@ def _add_choices(parser: argparse.ArgumentParser, what: str) -> None:
     add("--per-speaker", type=positive_number, metavar="N",
         help=f"utterances of each speaker (default {each}, bundled: all)")  # fmt: skip
     if what == "expert":
-        add("--noise-type", nargs="+", metavar="NAME",
+        add("--noise-types", nargs="+", metavar="NAME",
             help="names of noises, or patterns such as 'birds*' (default: all); --snr is 0 dB "
             "unless given")  # fmt: skip
-        add("--draws", type=positive_number, default=1, metavar="N",
+        add("--num-mixtures", type=positive_number, default=1, metavar="N", dest="draws",
             help="mixtures of each utterance, noise and SNR (default 1)")  # fmt: skip
 
 

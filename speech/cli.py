@@ -1,17 +1,19 @@
-"""What every command shares: exit codes, one-line errors, progress, announcements.
+"""What every command shares: exit codes, one-line errors, progress, announcements, options.
 
 Exit codes: 0 done, 1 failed (one line on stderr says why), 2 wrong usage (argparse).
 """
 
 from __future__ import annotations
 
+import argparse
 import errno
 import logging
 import math
 import os
 import sys
 from collections.abc import Callable, Iterable
-from typing import TypeVar
+from pathlib import Path
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
@@ -110,3 +112,47 @@ def positive_number(text: str) -> int:
     if value < 1:
         raise ValueError
     return value
+
+
+def amount(text: str) -> float:
+    """Parses a number above 0; argparse quotes the name of this function in its complaint."""
+    value = decibels(text)
+    if value <= 0:
+        raise ValueError
+    return value
+
+
+def num_jobs(text: str) -> int:
+    """Parses a number of processes; 0 is one a core, which joblib calls -1."""
+    return natural_number(text) or -1
+
+
+#: Options that mean the same in every command: ``add("--seed", **SEED)``.
+SEED = {
+    "type": natural_number,
+    "default": 0,
+    "metavar": "N",
+    "help": "of everything random (default %(default)s)",
+}
+JSON = {"type": Path, "metavar": "FILE", "help": "also write the results to FILE as JSON"}
+JOBS = {"type": num_jobs, "default": -1, "metavar": "N", "help": "processes (default: one a core)"}
+
+
+def examples(*commands: str, note: str = "") -> dict[str, Any]:
+    """Returns the arguments of an ``ArgumentParser`` that end its help with examples.
+
+    Args:
+        commands: Whole command lines, as one types them.
+        note: A paragraph after them.
+    """
+    text = "\n".join(["examples:", *(f"  {command}" for command in commands)])
+    return {"epilog": f"{text}\n\n{note}" if note else text, "formatter_class": _HelpFormatter}
+
+
+class _HelpFormatter(argparse.HelpFormatter):
+    """Wraps text, but leaves indented lines as they are."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        lines = text.split("\n")
+        fill = super()._fill_text
+        return "\n".join(x if x.startswith("  ") else fill(x, width, indent) for x in lines)

@@ -44,7 +44,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from speech import cli
-from speech.cli import natural_number, positive_number
+from speech.cli import natural_number
 from speech.enhance import DEFAULT_MODEL, Enhancer
 
 if TYPE_CHECKING:
@@ -569,6 +569,10 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m speech.demo",
         description="Serve a page on this machine to try the networks on clips of one's own.",
+        **cli.examples(
+            "python -m speech.demo",
+            "python -m speech.demo --models mine.h5 small.icse --port 9000",
+        ),
     )
     add = parser.add_argument
     add("--models", type=Path, nargs="+", default=[], metavar="FILE",
@@ -578,8 +582,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--host", default=HOST, help="address to listen on (default %(default)s: this machine)")
     add("--port", type=natural_number, default=PORT, metavar="N",
         help="0 for one that is free (default %(default)s)")  # fmt: skip
-    add("--max-mb", type=positive_number, default=MAX_MB, metavar="MB",
-        help="largest clip (default %(default)s)")  # fmt: skip
+    add("--max-mb", type=cli.amount, default=MAX_MB, metavar="MB",
+        help="size at most: of a clip (default %(default)g)")  # fmt: skip
     return parser
 
 

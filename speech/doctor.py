@@ -482,11 +482,16 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m speech.doctor",
         description="Check versions, devices, compiler, disk, corpora and models, and say how to "
         "mend what is wrong.",
-        epilog="exit code: 0 all is well, 1 something must be mended",
+        **cli.examples(
+            "python -m speech.doctor",
+            "python -m speech.doctor --timit TIMIT --noise noises",
+            note="Exit code: 0 all is well, 1 something must be mended.",
+        ),
     )
     add = parser.add_argument
-    add("--timit", type=Path, metavar="DIR", help="also check this corpus, as of timit_fcn_mse.py")
-    add("--noise", type=Path, metavar="DIR", help="likewise, noise recordings")
+    add("--timit", type=Path, metavar="DIR",
+        help="TIMIT, or any tree with TRAIN and TEST (checked too)")  # fmt: skip
+    add("--noise", type=Path, metavar="DIR", help="noise recordings (checked too)")
     return parser
 
 

@@ -468,7 +468,11 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m speech.enhance",
         description="Remove noise from speech recordings.",
-        epilog="Long files are enhanced in cross-faded blocks; see the module's documentation.",
+        **cli.examples(
+            "python -m speech.enhance noisy.wav -o clean.wav",
+            "python -m speech.enhance recordings/ -o enhanced/ --model models/fcn_small.icse",
+            note="Long files are enhanced in cross-faded blocks, unless --whole says otherwise.",
+        ),
     )
     add = parser.add_argument
     add("inputs", type=Path, nargs="+", metavar="INPUT", help="audio files or folders")
@@ -478,7 +482,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--peak", type=peak, metavar="P", help="max |x| of the output (default: the input's)")
     add("--whole", action="store_true", help="never cut into blocks (memory grows with length)")
-    add("--json", type=Path, metavar="FILE", help="also write the summary to FILE")
+    add("--json", **cli.JSON)
     return parser
 
 

@@ -294,6 +294,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m speech.export",
         description="Write a model file as ONNX or LiteRT (TensorFlow Lite).",
+        **cli.examples(
+            "python -m speech.export models/fcn.h5 --to onnx",
+            "python -m speech.export models/fcn_small.icse --to tflite --int8 -o small.tflite",
+        ),
     )
     add = parser.add_argument
     add("model", type=Path, metavar="MODEL", help="a .h5 or .icse model file")

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from speech.augment import Augmentation
-from speech.cli import decibels, natural_number, positive_number
+from speech.cli import SEED, decibels, natural_number, positive_number
 from speech.losses import LOSSES
 
 #: Used for training and for the test set unless --snr says otherwise.
@@ -62,11 +62,12 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
     """Adds the options that say what to train and test on."""
     add = parser.add_argument_group("data").add_argument
     add("--timit", type=Path, metavar="DIR", help="TIMIT, or any tree with TRAIN and TEST")
-    add("--noise", type=Path, metavar="DIR", help="noise recordings to mix with --timit")
-    add("--train-noisy", type=Path, metavar="DIR", help="<noise>/<speaker>/<dB>/<name>.wav")
-    add("--train-clean", type=Path, metavar="DIR", help="clean files of the same names")
-    add("--test-noisy", type=Path, metavar="DIR", help="like --train-noisy")
-    add("--test-clean", type=Path, metavar="DIR", help="like --train-clean")
+    add("--noise", type=Path, metavar="DIR", help="noise recordings (to mix with --timit)")
+    add("--train-noisy", type=Path, metavar="DIR",
+        help="noisy files: <noise>/<speaker>/<dB>/<name>.wav")  # fmt: skip
+    add("--train-clean", type=Path, metavar="DIR", help="clean files (of the same names)")
+    add("--test-noisy", type=Path, metavar="DIR", help="noisy files (like --train-noisy)")
+    add("--test-clean", type=Path, metavar="DIR", help="clean files (like --train-clean)")
     add("--snr", type=decibels, nargs="+", metavar="DB",
         help="SNRs to mix at (default -5 0 5 10 15); premixed folders have theirs")  # fmt: skip
     add("--snr-range", type=decibels, nargs=2, metavar=("LOW", "HIGH"),
@@ -103,7 +104,7 @@ def add_training_options(parser: argparse.ArgumentParser, epochs_flag: str = "--
     add("--recipe", choices=tuple(RECIPES),
         help="default: paper, quick for the bundled corpus; other options override it")  # fmt: skip
     add(epochs_flag, type=positive_number, metavar="N", dest="epochs",
-        help=values("epochs", 60))  # fmt: skip
+        help=f"epochs: {values('epochs', 60)}")  # fmt: skip
     add("--num-train", type=positive_number, metavar="N", dest="num_items",
         help=f"utterances an epoch: {values('num_items', 30000)}")  # fmt: skip
     add("--batch-size", type=positive_number, metavar="N",
@@ -123,8 +124,7 @@ def add_training_options(parser: argparse.ArgumentParser, epochs_flag: str = "--
         help=f"keep the running average of the weights: {values('ema')}")  # fmt: skip
     add("--init", type=Path, metavar="FILE", help="start from the weights of this model")
     add("--conv", choices=("fast", "keras"), help="convolution on a CPU (default fast)")
-    add("--seed", type=natural_number, default=0, metavar="N",
-        help="of everything random (default 0)")  # fmt: skip
+    add("--seed", **SEED)
     add = parser.add_argument_group(
         "augmentation", "of training data mixed on the fly"
     ).add_argument

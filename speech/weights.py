@@ -406,7 +406,12 @@ def _same_or_all(numbers: list[Any]) -> Any:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns 0 if done, 1 if it failed with a one-line reason."""
     parser = argparse.ArgumentParser(
-        prog="python -m speech.weights", description="Import old weights; look into a model file."
+        prog="python -m speech.weights",
+        description="Import old weights; look into a model file.",
+        **cli.examples(
+            "python -m speech.weights info models/fcn.h5",
+            "python -m speech.weights import model.json weights.hdf5 -o model.h5",
+        ),
     )
     commands = parser.add_subparsers(dest="command", required=True)
     importer = commands.add_parser(
@@ -415,11 +420,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     importer.add_argument(
         "files", nargs="+", metavar="FILE", help="[model.json] weights.hdf5, in this order"
     )
-    importer.add_argument("-o", "--out", required=True, metavar="FILE.h5", help="file to write")
+    importer.add_argument(
+        "-o", "--out", type=Path, required=True, metavar="FILE.h5", help="file to write"
+    )
     info = commands.add_parser("info", help="print layers, sizes and meta data of a model file")
-    info.add_argument("model", metavar="FILE", help="a .h5 or .icse file")
+    info.add_argument("model", type=Path, metavar="MODEL", help="a .h5 or .icse model file")
     for command in (importer, info):
-        command.add_argument("--json", metavar="FILE", help="write the table there as JSON too")
+        command.add_argument("--json", **cli.JSON)
     arguments = parser.parse_args(argv)
     if arguments.command == "info":
         return cli.run(lambda: _show_info(arguments.model, arguments.json))
@@ -428,7 +435,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return cli.run(lambda: _import(arguments.files, arguments.out, arguments.json))
 
 
-def _import(files: list[str], out: str, json_path: str | None) -> int:
+def _import(files: list[str], out: Path, json_path: Path | None) -> int:
     *model_json, weights = files
     layers = import_keras1(weights, *model_json)
     meta = {
@@ -447,7 +454,7 @@ def _import(files: list[str], out: str, json_path: str | None) -> int:
     return _show_info(out, json_path)
 
 
-def _show_info(path: str, json_path: str | None) -> int:
+def _show_info(path: Path, json_path: Path | None) -> int:
     info = describe(read_model_file(path))
     rows = [("layer", "class", "weights", "parameters")]
     for layer in info["layers"]:

@@ -65,7 +65,7 @@ def test_conditions_and_test_plans_are_the_paper_s():
     male, female = conditions_of("gender", ("birds", "engine"))
     mixed = plan_tests(female, utterances, noises, 4, 0)
     assert {(p.noise.name, p.utterance.gender) for p in mixed} == {("birds", "F"), ("engine", "F")}
-    assert male.options == ("--gender", "M", "--noise-type", "birds", "engine")
+    assert male.options == ("--gender", "M", "--noise-types", "birds", "engine")
     assert len(set(selections())) == len(selections()) and ("snr", "paper", "128") in selections()
 
 

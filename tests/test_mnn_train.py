@@ -338,7 +338,8 @@ def test_dae_command_writes_a_file_that_describes_itself(run, tmp_path):
 
 def test_expert_command_trains_on_what_is_asked_for(run, tmp_path):
     out = tmp_path / "birds.h5"
-    words = ["expert", "--noise-type", "birds", "--gender", "F", "--snr", "-5", "--draws", "2"]
+    words = ["expert", "--noise-types", "birds", "--gender", "F", "--snr", "-5"]
+    words += ["--num-mixtures", "2"]
     code, text, _ = run(*words, "--out", str(out), "--optimizer", "adam")
     assert code == 0 and "2 to train on, 2 to validate" in text
     meta = read_model_file(out).meta
@@ -404,9 +405,9 @@ def test_premixed_folders_and_files_that_cannot_be_used(run, timit, noises, tmp_
 @pytest.mark.parametrize(
     ("words", "code", "reason"),
     [
-        (["expert", "--noise-type", "cars", "--out", "x.h5"], 1, "there are: noise 'birds'"),
+        (["expert", "--noise-types", "cars", "--out", "x.h5"], 1, "there are: noise 'birds'"),
         (["dae", "--out", "x.keras"], 2, "ends in .h5"),
-        (["dae", "--out", "x.h5", "--noise-type", "birds"], 2, "unrecognized arguments"),
+        (["dae", "--out", "x.h5", "--noise-types", "birds"], 2, "unrecognized arguments"),
         (["expert", "--out", "x.h5", "--where", "a=b"], 2, "COLUMN is one of"),
         (["expert", "--out", "x.h5", "--snr-range", "0", "5"], 2, "give --snr"),
         (["dae", "--out", "x.h5", "--learning-rate", "5"], 2, "Rprop's first step"),

@@ -286,7 +286,7 @@ def test_another_package_is_one_line(workshop, tmp_path, capsys, key, value, mes
     book["packages"]["voices"][key] = value
     (tmp_path / "recipe.json").write_text(json.dumps(book))
     out = tmp_path / "out"
-    options = ["--out", str(out), "--packages", str(debs), "--recipe"]
+    options = ["--out", str(out), "--packages", str(debs), "--corpus-recipe"]
     assert command.main([*options, str(tmp_path / "recipe.json")]) == 1
     error = capsys.readouterr().err
     assert re.fullmatch(f"error: .*{message}.*\n", error)
@@ -330,11 +330,11 @@ def test_stats_prints_the_tables_and_builds_nothing(built, tmp_path, capsys):
     book, out, records = built
     path = tmp_path / "recipe.json"
     path.write_text(json.dumps(book))
-    assert command.main(["--out", str(out), "--stats", "--recipe", str(path)]) == 0
+    assert command.main(["--out", str(out), "--stats", "--corpus-recipe", str(path)]) == 0
     printed = capsys.readouterr().out
     assert printed == report.statistics(book, records)
     assert "| TRAIN | 2 | 1 | 1 |" in printed and "| hiss | Hiss | 1.0 | 0.8 |  |" in printed
-    assert command.main(["--out", str(tmp_path), "--stats", "--recipe", str(path)]) == 1
+    assert command.main(["--out", str(tmp_path), "--stats", "--corpus-recipe", str(path)]) == 1
     assert "not complete, 8 parts such as FAA0 are missing" in capsys.readouterr().err
 
 
@@ -370,7 +370,7 @@ def test_wrong_usage(tmp_path, capsys):
 def test_bad_recipe_is_one_line(tmp_path, capsys, text, message):
     path = tmp_path / "recipe.json"
     path.write_text(text)
-    assert command.main(["--out", str(tmp_path), "--recipe", str(path)]) == 1
+    assert command.main(["--out", str(tmp_path), "--corpus-recipe", str(path)]) == 1
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and message in error
 

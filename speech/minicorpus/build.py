@@ -163,18 +163,22 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m speech.minicorpus.build",
         description="Build the bundled corpus from Debian packages, bit for bit.",
+        **cli.examples(
+            "python -m speech.minicorpus.build -o corpus",
+            "python -m speech.minicorpus.build --check --packages debs",
+        ),
     )
-    parser.add_argument("--out", type=Path, metavar="DIR", help="write the tree here")
+    parser.add_argument("-o", "--out", type=Path, metavar="DIR", help="write the tree here")
     parser.add_argument(
         "--packages",
         type=Path,
         metavar="DIR",
-        help="folder with the .deb files; without it they are downloaded by apt-get",
+        help="folder with the .deb files; without it apt-get downloads them",
     )
     parser.add_argument(
         "--check",
         action="store_true",
-        help="compare with the committed corpus; exit 1 naming what differs",
+        help="compare: with the committed corpus; exit 1 naming what differs",
     )
     arguments = parser.parse_args(argv)
     if not arguments.out and not arguments.check:

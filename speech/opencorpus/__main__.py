@@ -21,7 +21,7 @@ def run(options: argparse.Namespace) -> int:
 
     if options.packages and not options.packages.is_dir():
         raise ValueError(f"{options.packages}: not a folder of .deb files")
-    book = recipe.read_recipe(options.recipe)
+    book = recipe.read_recipe(options.corpus_recipe)
     if options.stats:
         records = build.read_records(book, options.out)
         if missing := build.missing_parts(book, records):
@@ -30,10 +30,7 @@ def run(options: argparse.Namespace) -> int:
                 "missing; build it first, without --stats"
             )
     else:
-        import joblib
-
-        num_jobs = options.jobs or joblib.cpu_count()
-        records = build.build(book, options.packages, options.out, num_jobs)
+        records = build.build(book, options.packages, options.out, options.jobs)
     print(report.statistics(book, records), end="")
     return 0
 
@@ -43,25 +40,24 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m speech.opencorpus",
         description="Build a TIMIT-shaped corpus of free speech and noise from Debian packages.",
+        **cli.examples(
+            "python -m speech.opencorpus -o corpus",
+            "python -m speech.opencorpus -o corpus --packages debs --jobs 4",
+            "python -m speech.opencorpus -o corpus --stats",
+        ),
     )
     add = parser.add_argument
-    add("--out", type=Path, required=True, metavar="DIR", help="write the tree here")
+    add("-o", "--out", type=Path, required=True, metavar="DIR", help="write the tree here")
     add(
         "--packages",
         type=Path,
         metavar="DIR",
         help="folder with the .deb files; without it apt-get downloads them to OUT/packages",
     )
-    add(
-        "--jobs",
-        type=cli.natural_number,
-        default=0,
-        metavar="N",
-        help="processes (default: all cores)",
-    )
+    add("--jobs", **cli.JOBS)
     add("--stats", action="store_true", help="build nothing, print the tables of a built corpus")
     add(
-        "--recipe",
+        "--corpus-recipe",
         type=Path,
         default=recipe.BUNDLED,
         metavar="FILE",
