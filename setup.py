@@ -66,6 +66,8 @@ setup(
             "dask[distributed]>=2025.1",
             "jinja2>=3.1",
             "tensorboard>=2.19",
+            "nbclient>=0.10",
+            "ipykernel>=6.29",
         ],
         "bench": [
             "torch>=2.5",
