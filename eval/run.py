@@ -18,7 +18,6 @@ killed or not, scores no file twice.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import re
 import sys
 import time
@@ -28,6 +27,7 @@ from typing import Any
 
 from speech import cli
 from speech.cli import positive_number
+from speech.cluster import add_option, connected
 
 DEFAULT_OUT = Path("runs") / "eval"
 
@@ -55,19 +55,17 @@ def _run(options: argparse.Namespace) -> int:
     started = time.perf_counter()
     if options.out.exists() and not options.out.is_dir():
         raise ValueError(f"{options.out}: is not a folder; choose another --out")
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(held(options.out))
+    with held(options.out), connected(options.dask, options.jobs) as cluster:
         pairs, num_unpaired = _pairs(options)
         systems = _systems(options, pairs)
         tasks = tasks_of(systems, pairs)
-        if options.dask:
-            stack.enter_context(scoring.dask_cluster(options.dask, options.jobs))
         rows = scoring.score_all(
             tasks,
             options.jobs,
             options.metrics,
             convert=options.convert,
             cache=scoring.ScoreCache(options.out / "cache.jsonl"),
+            cluster=cluster,
         )
         _report(options, systems, rows, len(pairs), num_unpaired)
     print(f"\ntotal time  {time.perf_counter() - started:.0f} s")
@@ -245,9 +243,7 @@ def _parser() -> argparse.ArgumentParser:
         "Stad rows, below --out/matlab")  # fmt: skip
     add("--jobs", type=positive_number, default=-1, metavar="N",
         help="processes (default: one a core)")  # fmt: skip
-    add("--dask", metavar="ADDRESS",
-        help="score on a Dask cluster: tcp://HOST:PORT, or local; its workers must see the same "
-        "files and this package")  # fmt: skip
+    add_option(how, "score")
     add("--out", type=Path, default=DEFAULT_OUT, metavar="DIR", help="default %(default)s")
     add("--json", type=Path, metavar="FILE", help="also write summary.json to FILE")
     return parser

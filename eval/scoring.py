@@ -1,8 +1,8 @@
 """Scores pairs of files in parallel and averages them by noise and SNR.
 
 Each file is scored in a child process (`eval.isolation`), so that one which kills the metric's code
-costs itself only. Threads wait for the children; joblib spreads the threads over this machine, or
-over a cluster within `dask_cluster`.
+costs itself only. Threads wait for the children: of joblib on this machine, or of the workers of a
+Dask cluster (`speech.cluster`).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import io
 import json
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +22,10 @@ import numpy as np
 
 from eval.metrics import METRICS, OK, SAMPLE_RATE_HZ, Score, cut_alike
 from eval.statistics import mean_and_std, paired_differences
+from speech.cluster import Cluster, Failed
 
 OVERALL = "all"
 NOISY = "noisy"
-
-#: How long to wait for a Dask scheduler to answer.
-DASK_TIMEOUT_S = 10
 
 #: What `score_all` computes unless told otherwise.
 DEFAULT_METRICS = ("pesq_wb", "pesq_nb", "stoi")
@@ -125,18 +123,23 @@ def score_all(
     *,
     convert: bool = True,
     cache: ScoreCache | None = None,
+    cluster: Cluster | None = None,
 ) -> list[dict[str, Any]]:
     """Scores every task, in parallel, in order.
 
     Args:
         tasks: What to score.
-        num_jobs: Processes; -1 for one a core. On a Dask cluster it decides.
+        num_jobs: Processes; -1 for one a core.
         metrics: Names in `eval.metrics.METRICS`.
         convert: As in `score`.
         cache: Scores of earlier runs, which are not computed again, and where new ones go.
+        cluster: Where to score instead.
 
     Returns:
         One row a task: system, noise, snr_db, name, each metric, and one status.
+
+    Raises:
+        ValueError: The cluster can't do the work.
     """
     import joblib
 
@@ -147,20 +150,35 @@ def score_all(
     known = [cache.get(task, metrics, convert) for task in tasks]
     missing = [[name for name in metrics if name not in scores] for scores in known]
     waiting = [place for place, names in enumerate(missing) if names]
-    backend = {} if _on_cluster() else {"backend": "threading"}
-    jobs = joblib.Parallel(n_jobs=num_jobs, return_as="generator", batch_size=1, **backend)
-    results = jobs(
-        joblib.delayed(_score_isolated)(tasks[place], missing[place], convert) for place in waiting
-    )
+    if cluster:
+        calls = ((_absolute(tasks[place]), missing[place], convert) for place in waiting)
+        results = cluster.map(_score_isolated, calls)
+    else:
+        jobs = joblib.Parallel(num_jobs, "threading", return_as="generator", batch_size=1)
+        results = enumerate(
+            jobs(
+                joblib.delayed(_score_isolated)(tasks[place], missing[place], convert)
+                for place in waiting
+            )
+        )
     try:
-        for place, scores in zip(
-            waiting, progress(results, total=len(waiting), label="scoring"), strict=True
-        ):
+        for number, scores in progress(results, total=len(waiting), label="scoring"):
+            place = waiting[number]
+            if isinstance(scores, Failed):
+                scores = dict.fromkeys(missing[place], Score(math.nan, scores.reason))
             known[place] |= scores
             cache.put(tasks[place], scores, convert)
     finally:
         close_idle()
+        if cluster:
+            cluster.tell(close_idle)
     return [_row(task, metrics, scores) for task, scores in zip(tasks, known, strict=True)]
+
+
+def _absolute(task: Task) -> Task:
+    """Returns a task for workers that stand in another folder."""
+    paths = {"estimate": task.estimate, "reference": task.reference, "noisy": task.noisy}
+    return replace(task, **{name: path and path.absolute() for name, path in paths.items()})
 
 
 def _score_isolated(task: Task, metrics: Sequence[str], convert: bool) -> dict[str, Score]:
@@ -208,7 +226,7 @@ class ScoreCache:
 
     def get(self, task: Task, metrics: Sequence[str], convert: bool) -> dict[str, Score]:
         """Returns those of the metrics that are known."""
-        if self._path is None:
+        if not self._known:  # then no file need be read
             return {}
         found = self._known.get(_key(task, convert) or "", {})
         versioned = {name: found.get(f"{name} {METRICS[name].version}") for name in metrics}
@@ -258,45 +276,6 @@ def _hash_of(path: Path, _modified_ns: int, _num_bytes: int) -> str:
     from speech.files import sha256_of
 
     return sha256_of(path)
-
-
-@contextlib.contextmanager
-def dask_cluster(address: str, num_workers: int = -1) -> Iterator[None]:
-    """Makes `score_all` run on a Dask cluster, whose workers see the same files and this package.
-
-    Args:
-        address: Such as 'tcp://host:8786', or 'local' for a cluster of processes on this machine.
-        num_workers: Of a local cluster; -1 for one a core.
-
-    Raises:
-        ValueError: Dask is not installed, or nothing answers at the address.
-    """
-    import joblib
-
-    try:
-        from distributed import Client, LocalCluster
-    except ImportError:
-        raise ValueError(
-            "Dask is not installed; run: pip install 'dask[distributed]', or leave --dask out"
-        ) from None
-    with contextlib.ExitStack() as stack:
-        if address == "local":
-            count = joblib.cpu_count() if num_workers < 1 else num_workers
-            address = stack.enter_context(
-                LocalCluster(n_workers=count, threads_per_worker=1, dashboard_address=None)
-            )
-        try:
-            stack.enter_context(Client(address, timeout=DASK_TIMEOUT_S))
-        except (OSError, ValueError) as error:
-            raise ValueError(f"{address}: no Dask scheduler answers ({error})") from None
-        stack.enter_context(joblib.parallel_config(backend="dask"))
-        yield
-
-
-def _on_cluster() -> bool:
-    from joblib.parallel import get_active_backend
-
-    return type(get_active_backend()[0]).__name__ == "DaskDistributedBackend"
 
 
 def metrics_of(rows: Sequence[dict[str, Any]]) -> list[str]:

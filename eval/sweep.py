@@ -33,6 +33,7 @@ from typing import Any
 
 from eval.plots import SYMBOLS, score_against_size
 from speech import cli
+from speech.cluster import Cluster, add_option, connected
 
 #: The metrics, by the names of `eval.metrics`, and what the table calls them.
 SHOWN = {"pesq_wb": "PESQ-WB", "stoi": "STOI"}
@@ -100,7 +101,12 @@ def _point_option(text: str) -> Point:
 
 
 def sweep(
-    points: Sequence[Point], pairs: Sequence[Any], out: Path, *, num_jobs: int = -1
+    points: Sequence[Point],
+    pairs: Sequence[Any],
+    out: Path,
+    *,
+    num_jobs: int = -1,
+    cluster: Cluster | None = None,
 ) -> list[dict[str, Any]]:
     """Scores every model, writes tables and figures.
 
@@ -109,6 +115,7 @@ def sweep(
         pairs: `speech.corpus.Pair` objects to enhance and score.
         out: Folder to write; what an earlier call made and scored is used again.
         num_jobs: Files at a time; -1 for one a core.
+        cluster: Where to score instead.
 
     Returns:
         The table, the noisy files first: see ``tabulate``.
@@ -144,6 +151,7 @@ def sweep(
         num_jobs,
         tuple(SHOWN),
         cache=scoring.ScoreCache(out / "cache.jsonl"),
+        cluster=cluster,
     )
     table = tabulate(points, costs, rows)
     write_text(out / "scores.csv", scoring.to_csv(rows))
@@ -360,6 +368,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="bundled test files a noise and SNR (default 3)")  # fmt: skip
     add("--jobs", type=cli.positive_number, default=-1, metavar="N",
         help="processes for scoring (default: one a core)")  # fmt: skip
+    add_option(parser, "score")
     options = parser.parse_args(argv)
     if (options.test_noisy is None) != (options.test_clean is None):
         parser.error("--test-noisy and --test-clean go together")
@@ -378,14 +387,14 @@ def _run(options: argparse.Namespace) -> int:
 
     if options.out.exists() and not options.out.is_dir():
         raise ValueError(f"{options.out}: is not a folder; choose another --out")
-    with held(options.out):
-        table = _sweep_of(options)
+    with held(options.out), connected(options.dask, options.jobs) as cluster:
+        table = _sweep_of(options, cluster)
     print(format_points(table))
     print(f"\nresults     {options.out.resolve()}")
     return 0
 
 
-def _sweep_of(options: argparse.Namespace) -> list[dict[str, Any]]:
+def _sweep_of(options: argparse.Namespace, cluster: Cluster | None) -> list[dict[str, Any]]:
     """Makes the grid, if one is asked for, and scores its models."""
     points = options.model
     if options.theta or options.k:
@@ -398,7 +407,7 @@ def _sweep_of(options: argparse.Namespace) -> list[dict[str, Any]]:
             options.finetune_epochs,
         )
         points = [*points, *grid.make(points[0].path, options.out / "models")]
-    return sweep(points, _pairs(options), options.out, num_jobs=options.jobs)
+    return sweep(points, _pairs(options), options.out, num_jobs=options.jobs, cluster=cluster)
 
 
 def _number_or_none(text: str) -> float | None:

@@ -7,7 +7,8 @@
 gives ``mixed/noisy/<noise>/<speaker>/<dB>/<name>.wav``, ``mixed/clean/<name>.wav`` and
 ``mixed/manifest.csv``, all at 16 kHz mono. A noisy file minus its clean file is the noise, sample
 for sample: one gain per utterance, common to all its mixtures, keeps every file from clipping. The
-same command writes the same bytes, whatever ``--jobs``.
+same command writes the same bytes, whatever ``--jobs`` and ``--dask``. Repeated after a kill, it
+keeps the utterances that are whole and goes on.
 
 With ``--rooms P`` the share P of the utterances is in a simulated room (`speech.augment`), in the
 same one in all mixtures. As in training, the SNR is that of all the speech in the room, and the
@@ -18,10 +19,13 @@ late reflections.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import csv
 import hashlib
 import io
+import json
 import math
+import platform
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -31,6 +35,7 @@ from typing import Any
 
 from speech import cli
 from speech.cli import decibels, natural_number, positive_number
+from speech.cluster import Cluster, Failed, add_option, connected
 
 SUBTYPES = {"float": "FLOAT", "pcm16": "PCM_16"}
 
@@ -56,7 +61,7 @@ ROOM_COLUMNS = (
     "rt60_s",  # its reverberation time, measured on the impulse response
 )
 
-#: Says which run wrote, or began to write, what is there.
+#: Says which run wrote, or began to write, what is there, and which utterances are whole.
 MARKER = ".prepared"
 
 _SPLIT_HELP = "take this part; noise without TRAIN and TEST folders is split in time, 80:20"
@@ -98,20 +103,27 @@ def prepare(
     subtype: str = "FLOAT",
     force: bool = False,
     rooms: float = 0.0,
+    cluster: Cluster | None = None,
 ) -> Report:
     """Writes the premixed corpus; the arguments are those of the command line.
 
-    A call can be repeated as it was, whether it was killed or not: it writes the same bytes.
+    A call can be repeated as it was, whether it was killed or not. It gives the same bytes, and
+    keeps what is whole: an utterance is mixed again if one of its files is missing, or if its
+    speech or noise has another size or time of change. With ``force`` all is mixed again.
 
     Raises:
         ValueError: Bad folders, an ``out`` that holds something else or where another run is at
-            work, nothing that could be mixed, or rooms that make no sense or can't be simulated.
+            work, nothing that could be mixed, rooms that make no sense or can't be simulated, or
+            a cluster that can't do the work.
     """
     from speech import corpus
     from speech.augment import Augmentation
     from speech.files import held
 
     Augmentation(rooms=rooms)  # checks it
+    # The same wherever a repeated command stands; and workers stand in other folders.
+    clean_root, noise_root = clean_root.absolute(), noise_root.absolute()
+    out = out.absolute() if cluster else out
     _check_apart(out, clean_root, noise_root)
     if out.exists() and not out.is_dir():
         raise ValueError(f"{out}: is not a folder; choose another --out")
@@ -123,7 +135,7 @@ def prepare(
     if rooms:
         plans = corpus.put_in_rooms(plans, rooms, split)
     with held(out):
-        _write(plans, report, out, clean_root, noise_root, num_jobs, subtype, force, rooms)
+        _write(plans, report, out, clean_root, noise_root, num_jobs, subtype, force, rooms, cluster)
     return report
 
 
@@ -137,22 +149,26 @@ def _write(
     subtype: str,
     force: bool,
     rooms: float,
+    cluster: Cluster | None,
 ) -> None:
     """Writes the mixtures and the manifest, and adds to the report."""
-    from speech.files import write_text
+    from speech.files import remove_leftovers, write_text
 
-    marker, this_run = out / MARKER, _fingerprint(plans, subtype)
-    is_repeated = marker.exists() and marker.read_text(errors="replace") == this_run
-    _check_target(out, plans, force or is_repeated)
-    write_text(marker, this_run)
+    journal = _Journal(out / MARKER, plans, subtype)
+    _check_target(out, plans, force or journal.is_repeated)
+    journal.begin(anew=force)
     (out / "manifest.csv").unlink(missing_ok=True)  # written last: its presence means complete
 
     try:
-        written = write_mixtures(plans, out, num_jobs=num_jobs, subtype=subtype)
+        written = write_mixtures(
+            plans, out, num_jobs=num_jobs, subtype=subtype, cluster=cluster, journal=journal
+        )
     except ValueError:
         if not any(out.rglob("*.wav")):
-            marker.unlink()
+            journal.path.unlink()
         raise
+    if cluster:
+        remove_leftovers(out, below=True)  # of workers that died
     report.rows, report.conversions = written.rows, written.conversions
     report.skipped += written.skipped
     for row in report.rows:
@@ -166,18 +182,107 @@ def _write(
     write_text(out / "manifest.csv", table.getvalue())
 
 
-def _fingerprint(plans: Sequence[Any], subtype: str) -> str:
-    """Returns digits that tell what is to be written from anything else."""
-    text = "\n".join(
-        f"{plan.relative_path.as_posix()} {plan.seed} {plan.snr_db} {plan.room} {subtype} "
-        f"{plan.utterance.path} {plan.noise.path} {plan.noise.start} {plan.noise.stop}"
-        for plan in plans
-    )
-    return hashlib.sha256(text.encode()).hexdigest()
+class _Journal:
+    """Which run writes, and which utterances are whole, with their rows of the manifest.
+
+    The first line stands for the run. One more is added for an utterance as soon as it is written,
+    so that a run that is killed goes on where it was.
+
+    Args:
+        path: The file.
+        plans: All mixtures of the run.
+        subtype: Of the files.
+    """
+
+    def __init__(self, path: Path, plans: Sequence[Any], subtype: str) -> None:
+        from speech.files import end_line
+
+        self.path = path
+        self._known: dict[str, dict[str, Any]] = {}
+        self._sources: dict[str, str] = {}  # utterance -> what it was made of
+        self._noises: dict[Path, str] = {}
+        digest = hashlib.sha256(subtype.encode())
+        for plan in plans:
+            utterance, noise = plan.utterance, plan.noise
+            digest.update(
+                f"{plan.relative_path.as_posix()} {utterance.path} {plan.snr_db} {noise.path} "
+                f"{noise.start} {noise.stop} {plan.seed} {plan.room}\n"
+                "".encode("utf-8", "surrogateescape")
+            )
+        self._run = digest.hexdigest()
+        run, *lines = [""]
+        if path.exists():
+            end_line(path)
+            run, *lines = path.read_text(encoding="utf-8", errors="replace").splitlines() or [""]
+        self.is_repeated = run == self._run
+        for line in lines if self.is_repeated else ():
+            with contextlib.suppress(ValueError, KeyError, TypeError):  # cut by a kill
+                entry = json.loads(line)
+                self._known[entry["utterance"]] = entry
+
+    def begin(self, anew: bool) -> None:
+        """Takes the folder for this run; forgets what is whole, if it is all to be done anew."""
+        from speech.files import write_text
+
+        if anew or not self.is_repeated:
+            self._known.clear()
+            write_text(self.path, f"{self._run}\n")
+
+    def get(self, plans: Sequence[Any], out: Path) -> Report | None:
+        """Returns the report of an utterance that is whole; None for one to be mixed."""
+        name = plans[0].utterance.id
+        self._sources[name] = self._digest(plans)
+        entry = self._known.pop(name, None)
+        if entry is None or entry["sources"] != self._sources[name]:
+            return None
+        rows = [dict(zip(COLUMNS + ROOM_COLUMNS, row, strict=False)) for row in entry["rows"]]
+        if not all((out / row[key]).is_file() for row in rows for key in ("noisy", "clean")):
+            return None
+        skipped = [tuple(item) for item in entry["skipped"]]
+        return Report(rows, skipped, Counter({tuple(entry["converted_from"]): 1}))
+
+    def add(self, plans: Sequence[Any], report: Report) -> None:
+        """Notes an utterance after `get`; one without any mixture is tried again."""
+        from speech.files import append_text
+
+        if not report.rows:
+            return
+        name = plans[0].utterance.id
+        entry = {
+            "utterance": name,
+            "sources": self._sources[name],
+            "converted_from": next(iter(report.conversions)),
+            "skipped": report.skipped,
+            "rows": [list(row.values()) for row in report.rows],
+        }
+        append_text(self.path, json.dumps(entry) + "\n")
+
+    def _digest(self, plans: Sequence[Any]) -> str:
+        """Returns digits for the sizes and times of change of all that an utterance is made of."""
+        for plan in plans:
+            if plan.noise.path not in self._noises:
+                self._noises[plan.noise.path] = _stamp(plan.noise.path)
+        stamps = [_stamp(plans[0].utterance.path)]
+        stamps += [self._noises[plan.noise.path] for plan in plans]
+        return hashlib.sha256(" ".join(stamps).encode()).hexdigest()
+
+
+def _stamp(path: Path) -> str:
+    try:
+        stat = path.stat()
+    except OSError:  # the reader says more
+        return ""
+    return f"{stat.st_size} {stat.st_mtime_ns}"
 
 
 def write_mixtures(
-    plans: Sequence[Any], out: Path, *, num_jobs: int = 1, subtype: str = "FLOAT"
+    plans: Sequence[Any],
+    out: Path,
+    *,
+    num_jobs: int = 1,
+    subtype: str = "FLOAT",
+    cluster: Cluster | None = None,
+    journal: _Journal | None = None,
 ) -> Report:
     """Writes ``out/noisy/...`` and ``out/clean/...`` of planned mixtures, in parallel.
 
@@ -186,6 +291,11 @@ def write_mixtures(
         out: Folder to write.
         num_jobs: Processes.
         subtype: 'FLOAT' or 'PCM_16'.
+        cluster: Where to work instead; the paths must be absolute, and ``out`` there.
+        journal: Says what is whole already, and is told what becomes so.
+
+    Returns:
+        What became of the utterances, in the order of the plans.
 
     Raises:
         ValueError: Nothing could be mixed.
@@ -195,19 +305,52 @@ def write_mixtures(
     by_utterance: dict[str, list[Any]] = {}
     for plan in plans:
         by_utterance.setdefault(plan.utterance.id, []).append(plan)
-    tasks = (joblib.delayed(_mix_utterance)(own, out, subtype) for own in by_utterance.values())
-    results = joblib.Parallel(n_jobs=num_jobs, return_as="generator")(tasks)
+    groups = list(by_utterance.values())
+    reports = [journal and journal.get(own, out) for own in groups]
+    waiting = [place for place, report in enumerate(reports) if report is None]
+    calls = ((groups[place], out, subtype) for place in waiting)
+    if cluster:
+        results = cluster.map(_mix_on_cluster, calls)
+    else:
+        tasks = (joblib.delayed(_mix_utterance)(*call) for call in calls)
+        results = enumerate(joblib.Parallel(n_jobs=num_jobs, return_as="generator")(tasks))
+    for number, result in cli.progress(results, total=len(waiting), label="mixing"):
+        own = groups[waiting[number]]
+        if isinstance(result, Failed):
+            result = _given_up(own, out, result.reason)
+        if journal:
+            journal.add(own, result)
+        reports[waiting[number]] = result
     report = Report()
-    for result in cli.progress(results, total=len(by_utterance), label="mixing"):
+    for result in reports:
         report.rows += result.rows
         report.skipped += result.skipped
         report.conversions += result.conversions
     if not report.rows:
         raise ValueError(
-            f"{out}: nothing was written, all {len(by_utterance)} utterances were skipped; "
+            f"{out}: nothing was written, all {len(groups)} utterances were skipped; "
             f"the first: {report.skipped[0][1]}"
         )
     return report
+
+
+def _mix_on_cluster(plans: Sequence[Any], out: Path, subtype: str) -> Report:
+    if not out.is_dir():
+        raise ValueError(
+            f"{out}: is not there for the Dask worker on {platform.node()}; workers must see the "
+            "same files under the same paths"
+        )
+    return _mix_utterance(plans, out, subtype)
+
+
+def _given_up(plans: Sequence[Any], out: Path, reason: str) -> Report:
+    """Removes what is there of an utterance that could not be written, and says why."""
+    source = str(plans[0].utterance.path)
+    for plan in plans:
+        pair = plan.pair(out)
+        pair.noisy_path.unlink(missing_ok=True)
+        pair.clean_path.unlink(missing_ok=True)
+    return Report(skipped=[(source, f"{source}: {reason}")])
 
 
 def _mix_utterance(plans: Sequence[Any], out: Path, subtype: str) -> Report:
@@ -246,6 +389,7 @@ def _mix_utterance(plans: Sequence[Any], out: Path, subtype: str) -> Report:
             report.skipped.append((f"{plan.noise.path} with {source}", reason))
     speech, clean = speech * gain, clean * gain
     clean_path = Path("clean", f"{utterance.id}.wav")
+    clean_name = clean_path.as_posix()
     for plan in mixable:
         segment, offset = corpus.noise_segment(plan, num_samples)
         mixture = mixing.mix_at_snr(speech, segment, plan.snr_db, peak=math.inf)
@@ -253,7 +397,7 @@ def _mix_utterance(plans: Sequence[Any], out: Path, subtype: str) -> Report:
         audio.write_audio(out / noisy_path, mixture.noisy, subtype=subtype)
         values = (
             noisy_path.as_posix(),
-            clean_path.as_posix(),
+            clean_name,
             source,
             str(plan.noise.path),
             offset,
@@ -312,15 +456,19 @@ def _check_target(out: Path, plans: Sequence[Any], force: bool) -> None:
         return
     if not force:
         raise ValueError(f"{out}: is not empty; choose another --out, or overwrite with --force")
-    written = {out / "noisy" / plan.relative_path for plan in plans}
-    written |= {out / "clean" / f"{plan.utterance.id}.wav" for plan in plans}
-    found = {*out.glob("noisy/**/*.wav"), *out.glob("clean/**/*.wav")}
-    # Hidden names are the temporary files of a run that was killed.
-    strange = sorted(path for path in found - written if not path.name.startswith("."))
+    written = {f"noisy/{plan.relative_path.as_posix()}" for plan in plans}
+    written |= {f"clean/{plan.utterance.id}.wav" for plan in plans}
+    strange = []
+    for folder in ("noisy", "clean"):
+        for path in out.glob(f"{folder}/**/*.wav"):
+            name = path.relative_to(out).as_posix()
+            # Hidden names are the temporary files of a run that was killed.
+            if name not in written and not path.name.startswith("."):
+                strange.append(name)
     if strange:
         raise ValueError(
             f"{out}: holds {len(strange)} files that this command would not replace, "
-            f"such as {strange[0].relative_to(out)}; delete the folder first"
+            f"such as {min(strange)}; delete the folder first"
         )
 
 
@@ -330,21 +478,24 @@ def _run(options: argparse.Namespace) -> int:
     from speech import corpus
     from speech.audio import SAMPLE_RATE_HZ, describe_conversion
     from speech.files import write_json
+    from speech.prepare import prepare  # not that of '__main__', which workers can't import
 
-    report = prepare(
-        options.clean,
-        options.noise,
-        options.snr,
-        options.out,
-        split=options.split,
-        skip_sa=options.skip_sa,
-        seed=options.seed,
-        num_jobs=options.jobs or joblib.cpu_count(),
-        limit=options.limit,
-        subtype=SUBTYPES[options.format],
-        force=options.force,
-        rooms=options.rooms,
-    )
+    with connected(options.dask, options.jobs) as cluster:
+        report = prepare(
+            options.clean,
+            options.noise,
+            options.snr,
+            options.out,
+            split=options.split,
+            skip_sa=options.skip_sa,
+            seed=options.seed,
+            num_jobs=options.jobs or joblib.cpu_count(),
+            limit=options.limit,
+            subtype=SUBTYPES[options.format],
+            force=options.force,
+            rooms=options.rooms,
+            cluster=cluster,
+        )
     converted = {
         what: count
         for (rate_hz, channels), count in sorted(report.conversions.items())
@@ -398,12 +549,13 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--jobs", type=natural_number, default=0, metavar="N", help="processes (default: all cores)"
     )
+    add_option(parser, "mix")
     add("--limit", type=positive_number, metavar="N", help="the first N utterances only")
     add("--format", choices=SUBTYPES, default="float", help="samples of the WAVs (default float)")
     add("--rooms", type=float, default=0.0, metavar="P",
         help="probability that an utterance is in a simulated room (default 0; needs "
         "pyroomacoustics)")  # fmt: skip
-    add("--force", action="store_true", help="overwrite another run in --out")
+    add("--force", action="store_true", help="overwrite another run in --out; keep nothing")
     add("--json", type=Path, metavar="FILE", help="also write the summary to FILE")
     return parser
 

@@ -1,7 +1,6 @@
 """python -m eval.run: layouts, models, bad files, resuming, the published result files, usage."""
 
 import csv
-import importlib.util
 import json
 import math
 
@@ -230,18 +229,14 @@ def test_wrong_usage(arguments, message, capsys):
     assert message in capsys.readouterr().err
 
 
-def test_bad_input_is_one_line(mixtures, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(scoring, "DASK_TIMEOUT_S", 0.5)
+def test_bad_input_is_one_line(mixtures, tmp_path, capsys):
     folders = write_flat(tmp_path, some(mixtures, 1))
     (tmp_path / "file").write_text("no folder")
     out = ["--out", str(tmp_path / "out"), *FAST]
-    has_dask = importlib.util.find_spec("distributed") is not None
-    no_dask = "no Dask scheduler answers" if has_dask else "Dask is not installed"
     for arguments, message in [
         (["--clean", str(tmp_path / "no"), *folders[2:]], "no such folder"),
         ([*folders, "--enhanced", f"e={tmp_path / 'no'}"], "no such folder"),
         ([*folders, "--model", f"m={tmp_path / 'file'}"], "file"),
-        ([*folders, "--dask", "tcp://127.0.0.1:9"], no_dask),
     ]:
         assert run.main([*arguments, *out]) == 1
         error = capsys.readouterr().err

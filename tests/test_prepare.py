@@ -143,6 +143,62 @@ def test_overwriting_needs_force(run, tmp_path, capsys):
     assert digests(tmp_path / "out") == first
 
 
+def changes(folder):
+    """Returns when each sound file was written, in the order of writing: renaming keeps it."""
+    return {
+        path.relative_to(folder).as_posix(): (path.stat().st_ino, path.stat().st_mtime_ns)
+        for path in folder.rglob("*.wav")
+    }
+
+
+def test_a_repeated_command_keeps_what_is_whole(run, tmp_path, timit, noises, capsys, rng):
+    words = ["--snr", 0, 5, "--rooms", 0.5]
+    write_sphere(timit / "TEST/DR1/FAKS0/SX9.WAV", np.zeros(8000))
+    assert run(*words, "--json", tmp_path / "one.json") == 0
+    out, said = tmp_path / "out", capsys.readouterr()
+    assert "skipped     1" in said.out
+    expected, whole = digests(out), changes(out)
+
+    def rewritten():
+        return {name for name, change in changes(out).items() if whole.get(name) != change}
+
+    assert run(*words, "--json", tmp_path / "two.json", jobs=2) == 0
+    assert digests(out) == expected and not rewritten()
+    assert (tmp_path / "one.json").read_bytes() == (tmp_path / "two.json").read_bytes()
+    assert capsys.readouterr() == said
+
+    # A kill: no manifest, a note that is cut, a file that is not there.
+    (out / "manifest.csv").unlink()
+    (out / "noisy/birds/FCJF0/0db/FCJF0_SA1.wav").unlink()
+    marker = out / prepare.MARKER
+    run_line, *notes = marker.read_text().splitlines()
+    assert len(notes) == 8
+    marker.write_text("\n".join([run_line, *notes[:-1], notes[-1][:-9]]))
+    last = json.loads(notes[-1])["utterance"]
+    assert run(*words) == 0
+    assert digests(out) == expected
+    again = {name.rsplit("/", 1)[1].removesuffix(".wav") for name in rewritten()}
+    assert again == {"FCJF0_SA1", last} and len(rewritten()) == 2 * 5
+    assert all(json.loads(line) for line in marker.read_text().splitlines()[-2:])
+
+    # Another source: what was made of it, and only that, is made again.
+    whole = changes(out)
+    write_sphere(timit / "TRAIN/DR2/MARC0/SX37.WAV", make_speech(rng))
+    assert run(*words) == 0
+    assert {name.rsplit("/", 1)[1] for name in rewritten()} == {"MARC0_SX37.wav"}
+    before, expected = expected, digests(out)
+    assert {name for name in before if before[name] != expected[name]} == {
+        *rewritten(), "manifest.csv"
+    }  # fmt: skip
+    whole = changes(out)
+    make_noises(noises, rng)
+    assert run(*words) == 0
+    assert rewritten() == whole.keys()
+    whole, expected = changes(out), digests(out)
+    assert run(*words, "--force") == 0
+    assert rewritten() == whole.keys() and digests(out) == expected
+
+
 def test_bad_sources_are_skipped_and_listed(run, tmp_path, timit, noises, capsys):
     speaker = timit / "TEST/DR1/FAKS0"
     (speaker / "SX2.WAV").write_text("not audio")

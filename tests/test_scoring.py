@@ -155,18 +155,6 @@ def test_lengths_rates_and_channels(folder, pair):
     assert score("stereo", True).value == pytest.approx(alike, abs=1e-3)
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
-def test_a_local_dask_cluster_gives_the_same_rows(folder):
-    pytest.importorskip("distributed")
-    tasks = [task(folder, name) for name in ("noisy", "half", "missing")]
-    expected = scoring.score_all(tasks, 1, CHEAP)
-    with scoring.dask_cluster("local", 2):
-        assert scoring._on_cluster()
-        rows = scoring.score_all(tasks, 2, CHEAP)
-    assert not scoring._on_cluster()
-    assert scoring.to_csv(rows) == scoring.to_csv(expected)
-
-
 def test_summary_groups_by_noise_and_snr():
     rows = [
         row("noisy", "b", 5.0, value=1.0),

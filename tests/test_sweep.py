@@ -258,7 +258,7 @@ def test_a_failed_command_is_one_line(small_model, tmp_path, capsys):
 def test_the_grid_of_one_command(small_model, tmp_path, capsys, monkeypatch):
     seen = {}
 
-    def fake(points, pairs, out, *, num_jobs):
+    def fake(points, pairs, out, *, num_jobs, cluster):
         seen["points"] = points
         return [{"name": "noisy"}]
 
