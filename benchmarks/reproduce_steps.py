@@ -260,6 +260,7 @@ def grid(setting: Setting) -> list[Step]:
     if setting.small:
         command += ("--which", "retrained", "--stage-steps", str(size.stage_steps))
         command += ("--final-steps", str(size.final_epochs * size.stage_steps))
+        command += ("--long-steps", "0")
     steps.append(Step("grid/pruning", command, (result, *models.values()), (BASELINE,)))
     packed = {name: setting.at("grid", f"{name}-k{K_MAIN}") for name in CONTROLS}
     for name, source in models.items():
