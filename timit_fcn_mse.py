@@ -233,6 +233,11 @@ def _parser() -> argparse.ArgumentParser:
         description="Train the FCN speech-enhancement baseline, with MSE or another loss, enhance "
         "and score the test set. Without data options: the bundled corpus, in minutes. The same "
         "command resumes.",
+        **cli.examples(
+            "python timit_fcn_mse.py --gpu 0",
+            "python timit_fcn_mse.py --timit TIMIT --noise noises --recipe best -o runs/fcn",
+            "python timit_fcn_mse.py --gpu 0 --eval-only --model models/fcn_small.icse",
+        ),
     )
     add_data_options(parser)
     add_training_options(parser)
@@ -243,14 +248,14 @@ def _parser() -> argparse.ArgumentParser:
     add = run.add_argument
     add("--gpu", default="0", metavar="LIST",
         help="0 (default), or -1 for the CPU; of several (0,1) the first trains")  # fmt: skip
-    add("--out", type=Path, default=DEFAULT_OUT, metavar="DIR", help="default %(default)s")
+    add("-o", "--out", type=Path, default=DEFAULT_OUT, metavar="DIR",
+        help="folder to write (default %(default)s)")  # fmt: skip
     add("--eval-only", action="store_true", help="enhance and score with the model in --out")
-    add("--model", type=Path, metavar="FILE", help="with --eval-only: this model instead")
+    add("--model", type=Path, metavar="FILE", help="model, with --eval-only: this one instead")
     add("--tensorboard", nargs="?", type=Path, const=False, metavar="DIR",
         help="log errors, learning rate and fixed test clips for TensorBoard (default DIR: "
         "OUT/tensorboard); needs pip install tensorboard")  # fmt: skip
-    add("--jobs", type=positive_number, default=-1, metavar="N",
-        help="processes for mixing and scoring (default: one a core)")  # fmt: skip
+    add("--jobs", **cli.JOBS)
     return parser
 
 

@@ -216,18 +216,23 @@ def _parser() -> argparse.ArgumentParser:
         description="Score models or folders of enhanced files by noise and SNR. Without "
         "arguments: the shipped model on the bundled test set, in two minutes. The same command "
         "resumes.",
+        **cli.examples(
+            "python -m eval.run",
+            "python -m eval.run --model mine=mine.h5 --model fcn=models/fcn.h5 --baseline fcn",
+            "python -m eval.run --clean clean/ --noisy noisy/ --enhanced other=enhanced/",
+        ),
     )
     what = parser.add_argument_group("what to score (default: the shipped model, bundled test set)")
     add = what.add_argument
     add("--clean", type=Path, metavar="DIR", help="clean files")
-    add("--noisy", type=Path, metavar="DIR", help="noisy files of the same names: "
-        "<noise>/<speaker>/<dB>/<name>, or flat")  # fmt: skip
+    add("--noisy", type=Path, metavar="DIR", help="noisy files: "
+        "<noise>/<speaker>/<dB>/<name> of the same names, or flat")  # fmt: skip
     add("--enhanced", type=_named_path, action="append", default=[], metavar="NAME=DIR",
         help="enhanced files, in the tree of the noisy ones or flat; repeatable")  # fmt: skip
     add("--model", type=_named_path, action="append", default=[], metavar="NAME=FILE",
-        help="a model (.h5, .icse) to apply to the noisy files; repeatable")  # fmt: skip
+        help="model (.h5, .icse) to apply to the noisy files; repeatable")  # fmt: skip
     add("--num-test", type=positive_number, metavar="N",
-        help="bundled test set: utterances for each noise and SNR "
+        help="test files a noise and SNR, of the bundled test set "
         f"(default {BUNDLED_NUM_EACH})")  # fmt: skip
     add("--convert", action="store_true",
         help="resample to 16 kHz and average channels where needed; without it such files are "
@@ -237,15 +242,15 @@ def _parser() -> argparse.ArgumentParser:
     add("--metrics", nargs="+", choices=METRICS, default=list(METRICS), metavar="NAME",
         help=f"default: all of {', '.join(METRICS)}")  # fmt: skip
     add("--baseline", default="noisy", metavar="NAME",
-        help="system that the others are compared with (default %(default)s)")  # fmt: skip
+        help="what the others are compared with, a system (default %(default)s)")  # fmt: skip
     add("--matlab-style", action="store_true",
         help="also write the published result files: one for each noise and SNR, with Mean and "
         "Stad rows, below --out/matlab")  # fmt: skip
-    add("--jobs", type=positive_number, default=-1, metavar="N",
-        help="processes (default: one a core)")  # fmt: skip
+    add("--jobs", **cli.JOBS)
     add_option(how, "score")
-    add("--out", type=Path, default=DEFAULT_OUT, metavar="DIR", help="default %(default)s")
-    add("--json", type=Path, metavar="FILE", help="also write summary.json to FILE")
+    add("-o", "--out", type=Path, default=DEFAULT_OUT, metavar="DIR",
+        help="folder to write (default %(default)s)")  # fmt: skip
+    add("--json", **cli.JSON)
     return parser
 
 

@@ -342,32 +342,31 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="python -m eval.sweep",
         description="Score models on one test set, and draw score against size. Without test "
         "folders: the bundled test mixtures. The same command resumes.",
+        **cli.examples(
+            "python -m eval.sweep --model fcn=models/fcn.h5 small=models/fcn_small.icse,k=16",
+            "python -m eval.sweep --model models/fcn.h5 --theta none 0.65 --k none 16 64",
+        ),
     )
     add = parser.add_argument
     add("--model", type=_point_option, nargs="+", action="extend", required=True,
         metavar="NAME=FILE[,theta=0.65,k=16,...]",
-        help="the baseline first; or, with --theta or --k, one FILE to start from")  # fmt: skip
+        help="model, the baseline first; or, with --theta or --k, one to start from")  # fmt: skip
     add("--theta", type=_number_or_none, nargs="+", metavar="T",
-        help="prune at these thetas; none: not pruned")  # fmt: skip
+        help="prune channels above this sparsity: at each of these; none: not pruned")  # fmt: skip
     add("--k", type=_whole_or_none, nargs="+", metavar="K",
-        help="quantize with these numbers of centroids; none: not quantized")  # fmt: skip
+        help="centroids of a layer: each of these; none: not quantized")  # fmt: skip
     add("--centroids", choices=("fp32", "fp16", "int8"), nargs="+",
         help="how centroids are stored, with --k (default fp32)")  # fmt: skip
     add("--finetune-epochs", type=cli.positive_number, metavar="N",
-        help="fine-tune each quantized model on the bundled corpus")  # fmt: skip
-    add(
-        "--out",
-        type=Path,
-        default=Path("runs") / "sweep",
-        metavar="DIR",
-        help="default %(default)s",
-    )
-    add("--test-noisy", type=Path, metavar="DIR", help="<noise>/<speaker>/<dB>/<name>.wav")
-    add("--test-clean", type=Path, metavar="DIR", help="clean files of the same names")
+        help="epochs: fine-tune each quantized model on the bundled corpus")  # fmt: skip
+    add("-o", "--out", type=Path, default=Path("runs") / "sweep", metavar="DIR",
+        help="folder to write (default %(default)s)")  # fmt: skip
+    add("--test-noisy", type=Path, metavar="DIR",
+        help="noisy files: <noise>/<speaker>/<dB>/<name>.wav")  # fmt: skip
+    add("--test-clean", type=Path, metavar="DIR", help="clean files (of the same names)")
     add("--num-test", type=cli.positive_number, metavar="N",
-        help="bundled test files a noise and SNR (default 3)")  # fmt: skip
-    add("--jobs", type=cli.positive_number, default=-1, metavar="N",
-        help="processes for scoring (default: one a core)")  # fmt: skip
+        help="test files a noise and SNR, of the bundled test set (default 3)")  # fmt: skip
+    add("--jobs", **cli.JOBS)
     add_option(parser, "score")
     options = parser.parse_args(argv)
     if (options.test_noisy is None) != (options.test_clean is None):

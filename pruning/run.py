@@ -287,15 +287,20 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m pruning.run",
         description="Prune redundant channels (set to zero) or filters (removed) of a model, "
         "with retraining if there are data. The same command resumes.",
-        epilog="Retraining goes on with the loss that the model was trained with, at a learning "
-        f"rate of {RETRAIN_LEARNING_RATE:g}, unless options say otherwise.",
+        **cli.examples(
+            "python -m pruning.run models/fcn.h5 --theta 0.65",
+            "python -m pruning.run models/fcn.h5 --target-sparsity 0.22 --retrain -o p22.h5",
+            "python -m pruning.run models/fcn.h5 --remove-filters 0.5 --retrain -o half.h5",
+            note="Retraining goes on with the loss that the model was trained with, at a learning "
+            f"rate of {RETRAIN_LEARNING_RATE:g}, unless options say otherwise.",
+        ),
     )
     parser.add_argument("model", type=Path, metavar="MODEL.h5")
     parser.add_argument("-o", "--out", type=Path, metavar="FILE",
-        help="default: MODEL.pruned.h5 beside it")  # fmt: skip
+        help="file to write (default: MODEL.pruned.h5 beside it)")  # fmt: skip
     add = parser.add_argument_group("what to prune").add_argument
     add("--theta", type=float, default=THETA, metavar="T",
-        help="prune channels whose sparsity S_j(k) is above (default %(default)s)")  # fmt: skip
+        help="prune channels above this sparsity, S_j(k) (default %(default)s)")  # fmt: skip
     add("--target-sparsity", type=float, metavar="X", help="share of channels to prune, as 0.22")
     add("--keep", type=float, metavar="X", help="share of channels to keep: the same, as 0.78")
     add("--per-layer", action="store_true", help="the share of each layer, not of all together")
@@ -320,9 +325,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--score", action=argparse.BooleanOptionalAction,
         help="PESQ and STOI before and after, on the test data at hand or the bundled ones; "
         "retraining implies it")  # fmt: skip
-    add("--jobs", type=positive_number, default=-1, metavar="N",
-        help="processes for mixing and scoring (default: one a core)")  # fmt: skip
-    add("--json", type=Path, metavar="FILE", help="write settings, layers and scores here")
+    add("--jobs", **cli.JOBS)
+    add("--json", **cli.JSON)
     return parser
 
 

@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from speech import cli
-from speech.cli import natural_number, positive_number
+from speech.cli import natural_number
 from speech.options import (
     add_data_options,
     add_training_options,
@@ -423,7 +423,13 @@ def _score(options: argparse.Namespace, test: list[Any]) -> Any:
 
 def _container(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m quantization.run", description="The packed model file alone."
+        prog="python -m quantization.run",
+        description="The packed model file alone.",
+        **cli.examples(
+            "python -m quantization.run pack models/fcn.h5 -o fcn.icse",
+            "python -m quantization.run unpack models/fcn_small.icse -o small.h5",
+            "python -m quantization.run info models/fcn_small.icse",
+        ),
     )
     commands = parser.add_subparsers(dest="command", required=True)
     pack = commands.add_parser("pack", help="pack any model file, without loss")
@@ -432,10 +438,10 @@ def _container(argv: Sequence[str]) -> int:
     for command, ending in ((pack, "icse"), (unpack, "h5")):
         command.add_argument("file", type=Path, metavar="FILE")
         command.add_argument("-o", "--out", type=Path, metavar=f"FILE.{ending}",
-            help="default: beside FILE")  # fmt: skip
+            help="file to write (default: beside FILE)")  # fmt: skip
     pack.add_argument("--no-entropy", action="store_true", help="indices of fixed length")
     info.add_argument("file", type=Path, metavar="FILE.icse")
-    info.add_argument("--json", type=Path, metavar="FILE", help="write the table there as well")
+    info.add_argument("--json", **cli.JSON)
     options = parser.parse_args(argv)
     return cli.run(lambda: CONTAINER_COMMANDS[options.command](options))
 
@@ -566,15 +572,20 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m quantization.run",
         description="Replace the weights of each layer by few values and write a small file, "
         "with fine-tuning if there are data. The same command resumes.",
-        epilog="pack, unpack and info instead of MODEL work on the small file alone: "
-        "python -m quantization.run pack --help. Fine-tuning goes on with the loss that the model "
-        f"was trained with, at a learning rate of {FINETUNE_LEARNING_RATE:g} that falls along a "
-        "cosine, unless options say otherwise.",
+        **cli.examples(
+            "python -m quantization.run models/fcn.h5 -k 16",
+            "python -m quantization.run p22.h5 -k 16 --finetune-epochs 2 -o p22k16",
+            "python -m quantization.run p22.h5 --target-percent 4 -o small",
+            "python -m quantization.run info small/model.icse",
+            note="pack, unpack and info instead of MODEL work on the small file alone: "
+            "python -m quantization.run pack --help. Fine-tuning goes on with the loss that the "
+            f"model was trained with, at a learning rate of {FINETUNE_LEARNING_RATE:g} that falls "
+            "along a cosine, unless options say otherwise.",
+        ),
     )
     parser.add_argument("model", type=Path, metavar="MODEL.h5")
-    parser.add_argument(
-        "-o", "--out", type=Path, metavar="DIR", help="default: MODEL.k<K>, or by the target"
-    )
+    parser.add_argument("-o", "--out", type=Path, metavar="DIR",
+        help="folder to write (default: MODEL.k<K>, or by the target)")  # fmt: skip
     add = parser.add_argument_group("codebooks").add_argument
     add("-k", type=int, metavar="K",
         help=f"centroids of a layer, zero not counted (default {K})")  # fmt: skip
@@ -614,10 +625,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--gpu", default="0", metavar="LIST", help="0 (default), or -1 for the CPU")
     add("--work", type=Path, metavar="DIR", help="checkpoints; default runs/quantization/MODEL-...")
     add("--score", action="store_true",
-        help="PESQ and STOI before and after on the bundled test set; data imply it")  # fmt: skip
-    add("--jobs", type=positive_number, default=-1, metavar="N",
-        help="processes for mixing and scoring (default: one a core)")  # fmt: skip
-    add("--json", type=Path, metavar="FILE", help="write settings, sizes and scores here")
+        help="PESQ and STOI before and after, on the bundled test set; data imply it")  # fmt: skip
+    add("--jobs", **cli.JOBS)
+    add("--json", **cli.JSON)
     return parser
 
 

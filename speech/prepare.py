@@ -34,7 +34,7 @@ from pathlib import Path
 from typing import Any
 
 from speech import cli
-from speech.cli import decibels, natural_number, positive_number
+from speech.cli import decibels, positive_number
 from speech.cluster import Cluster, Failed, add_option, connected
 
 SUBTYPES = {"float": "FLOAT", "pcm16": "PCM_16"}
@@ -289,7 +289,7 @@ def write_mixtures(
     Args:
         plans: `speech.corpus.MixturePlan` objects; those of one utterance share a gain and a room.
         out: Folder to write.
-        num_jobs: Processes.
+        num_jobs: Processes; -1 for one a core.
         subtype: 'FLOAT' or 'PCM_16'.
         cluster: Where to work instead; the paths must be absolute, and ``out`` there.
         journal: Says what is whole already, and is told what becomes so.
@@ -473,8 +473,6 @@ def _check_target(out: Path, plans: Sequence[Any], force: bool) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
-    import joblib
-
     from speech import corpus
     from speech.audio import SAMPLE_RATE_HZ, describe_conversion
     from speech.files import write_json
@@ -489,7 +487,7 @@ def _run(options: argparse.Namespace) -> int:
             split=options.split,
             skip_sa=options.skip_sa,
             seed=options.seed,
-            num_jobs=options.jobs or joblib.cpu_count(),
+            num_jobs=options.jobs,
             limit=options.limit,
             subtype=SUBTYPES[options.format],
             force=options.force,
@@ -537,26 +535,29 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m speech.prepare",
         description="Mix every utterance with every noise at every SNR and write the files.",
+        **cli.examples(
+            "python -m speech.prepare --clean TIMIT --noise noises --snr -5 0 5 10 -o mixed",
+            "python -m speech.prepare --clean a --noise b --snr 0 --split TEST --rooms 0.5 -o test",
+        ),
     )
     add = parser.add_argument
-    add("--clean", type=Path, required=True, metavar="DIR", help="speech: TIMIT or any folder")
-    add("--noise", type=Path, required=True, metavar="DIR", help="folder of noise recordings")
-    add("--snr", type=decibels, nargs="+", required=True, metavar="DB", help="such as -5 0 5 10")
-    add("--out", type=Path, required=True, metavar="DIR", help="folder to write")
+    add("--clean", type=Path, required=True, metavar="DIR", help="clean files: TIMIT or any folder")
+    add("--noise", type=Path, required=True, metavar="DIR", help="noise recordings, a folder")
+    add("--snr", type=decibels, nargs="+", required=True, metavar="DB",
+        help="SNRs to mix at, such as -5 0 5 10")  # fmt: skip
+    add("-o", "--out", type=Path, required=True, metavar="DIR", help="folder to write")
     add("--split", type=str.upper, choices=("TRAIN", "TEST"), help=_SPLIT_HELP)
     add("--skip-sa", action="store_true", help="leave out TIMIT's SA sentences")
-    add("--seed", type=natural_number, default=0, help="of the noise segments (default 0)")
-    add(
-        "--jobs", type=natural_number, default=0, metavar="N", help="processes (default: all cores)"
-    )
+    add("--seed", **cli.SEED)
+    add("--jobs", **cli.JOBS)
     add_option(parser, "mix")
     add("--limit", type=positive_number, metavar="N", help="the first N utterances only")
     add("--format", choices=SUBTYPES, default="float", help="samples of the WAVs (default float)")
     add("--rooms", type=float, default=0.0, metavar="P",
-        help="probability that an utterance is in a simulated room (default 0; needs "
+        help="probability of a room, for each utterance (default 0; needs "
         "pyroomacoustics)")  # fmt: skip
     add("--force", action="store_true", help="overwrite another run in --out; keep nothing")
-    add("--json", type=Path, metavar="FILE", help="also write the summary to FILE")
+    add("--json", **cli.JSON)
     return parser
 
 

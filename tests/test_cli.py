@@ -1,8 +1,13 @@
-"""What every command shares: expected errors are one line, a closed pipe is none at all."""
+"""What every command shares: one-line errors, help with examples, options alike everywhere."""
 
+import argparse
 import errno
+import importlib
+import re
+import shlex
 import subprocess
 import sys
+from collections import defaultdict
 from pathlib import Path
 
 import pytest
@@ -59,3 +64,176 @@ def test_a_full_disk_is_told_in_plain_words():
     text = cli.one_line(OSError(errno.ENOSPC, "Can't write data (file write failed: buf = 0x5)"))
     assert text == "No space left on device; make room and repeat the command: it goes on"
     assert cli.one_line(OSError(errno.EFBIG, "x", "a.h5")).startswith("a.h5: File too large; make")
+
+
+# --------------------------------------------------------------------------------------------
+# Every command's own help
+
+
+def command_modules():
+    """Returns the modules that are commands with options: 'speech.enhance', 'timit_fcn_mse'."""
+    folders = ("speech", "eval", "pruning", "quantization", "mnn")
+    paths = [ROOT / "timit_fcn_mse.py", *(p for f in folders for p in (ROOT / f).rglob("*.py"))]
+    found = [
+        p for p in paths if "ArgumentParser(" in (text := p.read_text()) and "def main(" in text
+    ]
+    return sorted(".".join(path.relative_to(ROOT).with_suffix("").parts) for path in found)
+
+
+MODULES = command_modules()
+
+
+class _GotParser(Exception):
+    pass
+
+
+def parsers_of(module, argv=()):
+    """Yields (name, parser) of a command and of its subcommands."""
+
+    def stop(parser, *_):
+        raise _GotParser(parser)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(_GotParser) as caught:
+        patch.setattr(argparse.ArgumentParser, "parse_args", stop)
+        importlib.import_module(module).main(list(argv))
+    yield from _with_subcommands(module, caught.value.args[0])
+
+
+def _with_subcommands(name, parser):
+    yield name, parser
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for word, below in action.choices.items():
+                yield from _with_subcommands(f"{name} {word}", below)
+
+
+def all_parsers():
+    for module in MODULES:
+        yield from parsers_of(module)
+    yield from parsers_of("quantization.run", ["info"])
+
+
+def check_usage(line, folder):
+    """Parses a command line as the command does, usage errors included, without running it."""
+    words = shlex.split(line, comments=True)
+    assert words.pop(0) == "python", line
+    name = words.pop(0)
+    name = words.pop(0) if name == "-m" else name.removesuffix(".py")
+    module = name if name in MODULES else f"{name}.__main__"
+    (folder / "noisy").mkdir()  # a folder that is there is an input, wherever it stands
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr(cli, "run", lambda command: 0)
+        try:
+            code = importlib.import_module(module).main(words)
+        except SystemExit as exit:
+            code = exit.code
+    assert code == 0, line
+
+
+def test_all_commands_are_found():
+    assert len(MODULES) >= 19 and {"speech.enhance", "eval.run", "timit_fcn_mse"} < set(MODULES)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_help_ends_with_examples_that_are_right(module, tmp_path_factory):
+    (_, parser), *_ = parsers_of(module)
+    lines = parser.format_help().split("\nexamples:\n")[1].split("\n\n")[0].splitlines()
+    assert lines
+    own = module.removesuffix(".__main__")
+    for line in lines:
+        assert line.startswith((f"  python -m {own} ", f"  python {own}.py ")) or line == (
+            f"  python -m {own}"
+        )
+        check_usage(line, tmp_path_factory.mktemp("example"))
+
+
+def documented():
+    """Yields (file, command line) of what the guides tell to type."""
+    names = {module.removesuffix(".__main__") for module in MODULES}
+    paths = [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "models").glob("*.md")]
+    for path in paths:
+        text = path.read_text().replace("\\\n", " ")
+        for line in re.findall(r"^ *(python (?:-m )?[\w.]+.*)$", text, re.MULTILINE):
+            name = re.match(r"python (?:-m )?([\w.]+)", line)[1]
+            # Square brackets and dots mean that something is left out.
+            is_whole = not re.search(r"[\[<]|\.\.\.", line.split("#")[0])
+            if name.removesuffix(".py") in names and is_whole:
+                yield path.relative_to(ROOT), line
+
+
+@pytest.mark.parametrize(("path", "line"), list(documented()), ids=str)
+def test_what_the_guides_say_is_right(path, line, tmp_path):
+    check_usage(line, tmp_path)
+
+
+#: Options whose value has another form in some commands, and why.
+FORMS_DIFFER = {
+    "--out": "a file where one is written, else a folder",
+    "--model": "with a name in front where several are compared",
+    "--baseline": "a file among files, a name among named systems",
+    "--models": "files to offer, or the folder of them all",
+    "--k": "none: not quantized, in a sweep",
+    "--theta": "none: not pruned, in a sweep",
+    "--num-test": "0 for all, where not the bundled corpus alone is meant",
+    "--score": "can be left out by --no-score where it is implied",
+    "--split": "see below",
+}
+
+#: Options that mean something else in some commands, and why they keep their names.
+MEANINGS_DIFFER = {
+    "--out": "each writes something else",
+    "--split": "speech.prepare: TRAIN or TEST; training: how validation is split off",
+    "--models": "see above",
+    "--dask": "what is done there: mixing, or scoring",
+    "--batch-size": "utterances for the FCN, frames for the networks over frames",
+}
+
+
+def gist(text):
+    """Returns the first words of a help text, without defaults and details."""
+    return re.split(r"[(:;,\[]", text)[0].strip()
+
+
+def options_by_name():
+    """Returns option -> [(command, action)] of those that several commands have."""
+    found = defaultdict(list)
+    for name, parser in all_parsers():
+        for action in parser._actions:
+            for option in action.option_strings:
+                if option.startswith("--") and option != "--help":
+                    found[option].append((name, action))
+    return {option: uses for option, uses in found.items() if len(uses) > 1}
+
+
+SHARED = options_by_name()
+
+
+@pytest.mark.parametrize("option", sorted(SHARED))
+def test_the_same_option_means_the_same_everywhere(option):
+    uses = SHARED[option]
+
+    def table(what):
+        return {name: what(action) for name, action in uses}
+
+    forms = table(lambda action: (action.type, action.metavar, type(action)))
+    if option not in FORMS_DIFFER:
+        assert len(set(forms.values())) == 1, forms
+    gists = table(lambda action: gist(action.help))
+    if option not in MEANINGS_DIFFER:
+        assert len(set(gists.values())) == 1, gists
+    if option == "--out":
+        assert {action.type for _, action in uses} == {Path}
+        assert all("-o" in action.option_strings for _, action in uses), uses
+
+
+def test_exceptions_are_still_needed():
+    for option in {*FORMS_DIFFER, *MEANINGS_DIFFER}:
+        assert option in SHARED, option
+
+
+def test_a_number_of_processes():
+    assert cli.num_jobs("0") == -1 and cli.num_jobs("3") == 3
+    for text in ("-1", "1.5", "x"):
+        with pytest.raises(ValueError):
+            cli.num_jobs(text)

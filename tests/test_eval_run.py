@@ -218,7 +218,7 @@ def test_without_arguments_the_shipped_model_is_scored(tmp_path, monkeypatch, ca
         (["--baseline", "other"], "--baseline other: no such system"),
         (["--metrics", "mos"], "invalid choice: 'mos'"),
         (["--metrics", "stoi", "--matlab-style"], "needs the metrics pesq_wb, ssnri too"),
-        (["--jobs", "0"], "argument --jobs"),
+        (["--jobs", "-1"], "argument --jobs"),
         (["--clean", "c", "--noisy", "n", "--num-test", "2"], "for the bundled test set"),
     ],
 )

@@ -204,7 +204,7 @@ def test_bad_input_is_one_line_and_exit_code_1(arguments, message, tmp_path, cap
         ["--filters", "0"],
         ["--epochs", "0"],
         ["--num-test", "-1"],
-        ["--jobs", "0"],
+        ["--jobs", "-1"],
         ["--snr", "nan"],
         [
             *(
