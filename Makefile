@@ -1,11 +1,13 @@
-# make demo, make test, make docs: each sets up everything it needs; a second call reuses it.
+# make install, make demo, make test, make docs: each sets up everything it needs; a second call reuses it.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DOCS_STAMP := $(VENV)/.installed-docs
 
-.PHONY: demo test test-slow reproduce-small docs lint format clean
+.PHONY: install demo test test-slow reproduce-small docs lint format clean
+
+install: $(STAMP)
 
 demo: $(STAMP)
 	$(BIN)/python timit_fcn_mse.py --gpu 0 --out runs/demo
