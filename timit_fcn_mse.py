@@ -7,8 +7,10 @@ The loss is MSE unless ``--loss`` or ``--recipe`` says otherwise.
     python timit_fcn_mse.py --gpu 0                                   # bundled corpus, minutes
     python timit_fcn_mse.py --gpu 0 --timit TIMIT --noise NOISES      # your TIMIT, mixed on the fly
     python timit_fcn_mse.py --gpu 0 --train-noisy A --train-clean B --test-noisy C --test-clean D
+    python timit_fcn_mse.py --gpu 0,1 --batch-size 8                  # several GPUs share each step
 
-The same command takes an interrupted run up where it stood.
+The same command takes an interrupted run up where it stood. Started on several machines with
+TF_CONFIG set, they train one network (docs/training.md).
 """
 
 from __future__ import annotations
@@ -48,17 +50,40 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     from speech.device import select_devices
-    from speech.files import held
 
     if options.out.exists() and not options.out.is_dir():
         raise ValueError(f"{options.out}: is not a folder; choose another --out")
-    select_devices(options.gpu)
+    select_devices(options.gpu, several=True)
+
+    from speech.distribution import read_task
+    from speech.files import held
+
+    task = read_task()
+    if task is not None and task.rank:
+        return _help(task, options)
     # The trainer holds the folder itself, and only while it trains.
     with held(options.out / RESULTS):
-        return _run_alone(options)
+        return _lead(task, options)
 
 
-def _run_alone(options: argparse.Namespace) -> int:
+def _help(task: Any, options: argparse.Namespace) -> int:
+    """Trains with the first machine, which alone writes, enhances and scores."""
+    import tempfile
+
+    from speech.datasets import load_data
+
+    if options.eval_only:
+        raise ValueError("--eval-only runs on the first machine of TF_CONFIG alone")
+    options.num_test = 1
+    with tempfile.TemporaryDirectory() as folder:
+        data = load_data(options, Path(folder))
+    print(f"data        {data.description}")
+    _train(task, data, training_config(options), options)
+    print(f"done        the rest is done by {task.addresses[0]}")
+    return 0
+
+
+def _lead(task: Any, options: argparse.Namespace) -> int:
     from speech.datasets import load_data
 
     if options.tensorboard is not None:
@@ -72,7 +97,7 @@ def _run_alone(options: argparse.Namespace) -> int:
         raise ValueError("no test files are left; check the test folders and --num-test")
     print(f"data        {data.description}")
     if not options.eval_only:
-        _train(data, config, options)
+        _train(task, data, config, options)
     model_path = options.model or options.out / "model.h5"
     summary = _enhance_and_score(model_path, data.test, options)
     print(f"\ntotal time  {time.perf_counter() - started:.0f} s")
@@ -80,16 +105,18 @@ def _run_alone(options: argparse.Namespace) -> int:
     return 0 if summary else 1
 
 
-def _train(data: Any, config: Any, options: argparse.Namespace) -> None:
+def _train(task: Any, data: Any, config: Any, options: argparse.Namespace) -> None:
     from eval.plots import learning_curve
     from speech.audio import SAMPLE_RATE_HZ
     from speech.datasets import training_parts
+    from speech.distribution import Machines
     from speech.fcn import FCNConfig, build_fcn
     from speech.files import write_text
     from speech.losses import DESCRIPTIONS
     from speech.training import Trainer
 
     out = options.out
+    machines = None if task is None else Machines(task)
     if options.init is None:
         network = build_fcn(FCNConfig(num_filters=options.filters), seed=config.seed)
     else:
@@ -102,11 +129,16 @@ def _train(data: Any, config: Any, options: argparse.Namespace) -> None:
         "recipe": recipe_of(options),
         "augmentation": augmentation(options).description(),
     }
-    trainer = Trainer(network, training, validation, config, out, meta=meta)
+    trainer = Trainer(network, training, validation, config, out, meta=meta, machines=machines)
     engine = "C kernels" if trainer.model.uses_c_kernels else "Keras convolutions"
     print(
-        f"training    {len(training)} steps an epoch, {config.epochs} epochs, {engine}", flush=True
+        f"training    {len(training)} steps an epoch, {config.epochs} epochs, {engine}"
+        + (f", {trainer.num_devices} devices" if trainer.num_devices > 1 else ""),
+        flush=True,
     )
+    if not trainer.writes:
+        trainer.run()
+        return
 
     log = _tensorboard_log(data, config, options)
 
@@ -247,7 +279,7 @@ def _parser() -> argparse.ArgumentParser:
     run = parser.add_argument_group("run")
     add = run.add_argument
     add("--gpu", default="0", metavar="LIST",
-        help="0 (default), or -1 for the CPU; of several (0,1) the first trains")  # fmt: skip
+        help="0 (default), several as 0,1 to share each step, or -1 for the CPU")  # fmt: skip
     add("-o", "--out", type=Path, default=DEFAULT_OUT, metavar="DIR",
         help="folder to write (default %(default)s)")  # fmt: skip
     add("--eval-only", action="store_true", help="enhance and score with the model in --out")

@@ -78,7 +78,7 @@ def _prune(file: Any, work: Path, options: argparse.Namespace) -> int:
 
         check_trains_on_waveforms(file)
         train_on(options, file.meta, RETRAIN_LEARNING_RATE)
-        select_devices(options.gpu)
+        select_devices(options.gpu, several=True)
         retraining, test = _load_retraining(options, work)
     else:
         print("one-shot    no data given: nothing is retrained (--retrain uses the bundled corpus)")
@@ -321,7 +321,7 @@ def _parser() -> argparse.ArgumentParser:
     add_data_options(parser)
     add_training_options(parser, epochs_flag="--retrain-epochs")
     add = parser.add_argument_group("run").add_argument
-    add("--gpu", default="0", metavar="LIST", help="0 (default), or -1 for the CPU")
+    add("--gpu", default="0", metavar="LIST", help="0 (default), several as 0,1, or -1 for the CPU")
     add("--score", action=argparse.BooleanOptionalAction,
         help="PESQ and STOI before and after, on the test data at hand or the bundled ones; "
         "retraining implies it")  # fmt: skip

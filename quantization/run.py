@@ -312,7 +312,7 @@ def _load_training(options: argparse.Namespace) -> tuple[Any, Any, Any, list[Any
     from speech.device import select_devices
     from speech.options import training_config
 
-    select_devices(options.gpu)
+    select_devices(options.gpu, several=options.method != "tfmot")
     config = training_config(options)
     # A folder that is held: another run's test set must not get in between.
     data = load_data(options, (options.work or options.out) / "test")
@@ -622,7 +622,7 @@ def _parser() -> argparse.ArgumentParser:
     add_data_options(parser)
     add_training_options(parser, epochs_flag="--finetune-epochs")
     add = parser.add_argument_group("run").add_argument
-    add("--gpu", default="0", metavar="LIST", help="0 (default), or -1 for the CPU")
+    add("--gpu", default="0", metavar="LIST", help="0 (default), several as 0,1, or -1 for the CPU")
     add("--work", type=Path, metavar="DIR", help="checkpoints; default runs/quantization/MODEL-...")
     add("--score", action="store_true",
         help="PESQ and STOI before and after, on the bundled test set; data imply it")  # fmt: skip

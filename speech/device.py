@@ -21,7 +21,8 @@ def quiet_start() -> Iterator[None]:
 
     No setting of TensorFlow turns these notes off. Exceptions come through all the same.
     """
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    # Of several machines: one that is lost is an exception, and else a page of C++ errors too.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3" if os.environ.get("TF_CONFIG") else "2")
     sys.stderr.flush()
     kept = os.dup(2)
     try:
@@ -33,11 +34,12 @@ def quiet_start() -> Iterator[None]:
         os.close(kept)
 
 
-def select_devices(gpu: str) -> list[str]:
+def select_devices(gpu: str, *, several: bool = False) -> list[str]:
     """Makes only the GPUs asked for visible; call before Keras is imported.
 
     Args:
         gpu: '-1' for the CPU, '0' for the first GPU, '0,1' for several.
+        several: Whether the command trains on several at once; else it says that it does not.
 
     Returns:
         Names of the GPUs that will be used; empty on the CPU. A GPU that is missing is announced,
@@ -69,7 +71,7 @@ def select_devices(gpu: str) -> list[str]:
     for device in chosen:
         tf.config.experimental.set_memory_growth(device, True)
         require_cudnn_for(tf.config.experimental.get_device_details(device))
-    if len(chosen) > 1:
+    if len(chosen) > 1 and not several:
         _LOGGER.warning("training runs on the first of %d GPUs", len(chosen))
     return [device.name for device in chosen]
 

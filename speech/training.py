@@ -4,6 +4,9 @@ In the output folder stand ``model.h5`` (best validation error), ``last.h5``, ``
 ``learning_curve.png``, ``run.json`` and ``checkpoint.npz``. The checkpoint is one file, written
 whole: weights, best weights, optimizer state, position in the data and history belong together,
 so a run that is taken up goes on as if it had never stopped.
+
+Of several machines (``speech.distribution``) the first one alone has the folder; the others take
+the state of the run from it.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ import logging
 import math
 import time
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +28,7 @@ import keras
 import numpy as np
 
 from speech.conv import TrainingModel
+from speech.distribution import EveryNth, Machines, Replicas, Share, local_devices
 from speech.files import atomic_path, held, write_json, write_text
 from speech.losses import find_loss
 from speech.pipeline import Batch, TrainingData, data_fingerprint, prefetched
@@ -140,6 +144,11 @@ class Trainer:
         out: Folder of the run.
         meta: What goes into the ``speech_meta`` of the model files.
         checkpoint_seconds: Also write a checkpoint within an epoch, so often.
+        machines: All machines of the run; None for this one alone.
+        devices: Of this machine, to share each step; default: its GPUs, if there are several.
+
+    Raises:
+        ValueError: There are more devices than utterances in a step.
     """
 
     def __init__(
@@ -152,6 +161,8 @@ class Trainer:
         *,
         meta: dict[str, Any] | None = None,
         checkpoint_seconds: float = 300.0,
+        machines: Machines | None = None,
+        devices: Sequence[str] | None = None,
     ) -> None:
         self.network = network
         self.training = training
@@ -160,7 +171,12 @@ class Trainer:
         self.out = Path(out)
         self.meta = meta or {}
         self.checkpoint_seconds = checkpoint_seconds
-        self.model = TrainingModel(network, config.conv, find_loss(config.loss))
+        self.machines = machines
+        self.writes = machines is None or machines.rank == 0
+        devices = local_devices() if devices is None else devices
+        # The C kernels use all cores by themselves, for one batch at a time.
+        conv = "keras" if len(devices) > 1 else config.conv
+        self.model = TrainingModel(network, conv, find_loss(config.loss))
         self.optimizer = keras.optimizers.Adam(
             config.learning_rate,
             beta_1=0.9,
@@ -175,6 +191,9 @@ class Trainer:
             jit_compile=False,
         )
         self.optimizer.build(network.trainable_variables)
+        self._replicas = None
+        if len(devices) > 1 or machines is not None:
+            self._replicas = Replicas(self.model, devices, machines, training.batch_size)
         self.state = _State()
         self.waited_seconds = 0.0
         self._fingerprint = {
@@ -184,6 +203,11 @@ class Trainer:
             **{k: v for k, v in asdict(config).items() if k not in ("epochs", "conv")},
             **({"epochs": config.epochs} if config.schedule != "constant" else {}),
         }
+
+    @property
+    def num_devices(self) -> int:
+        """On how many devices, of all machines, a step is computed."""
+        return 1 if self._replicas is None else self._replicas.total
 
     @property
     def checkpoint_path(self) -> Path:
@@ -197,13 +221,18 @@ class Trainer:
             The final state; its ``history`` has one row an epoch.
 
         Raises:
-            TrainingError: The error is not finite, or the folder holds another run.
+            TrainingError: The error is not finite, the folder holds another run, or another machine
+                trains something else.
+            MachineLostError: Another machine has ended.
             ValueError: Another run is at work in the folder.
         """
-        with held(self.out):
-            self._resume()
+        with held(self.out) if self.writes else contextlib.nullcontext():
+            if self.writes:
+                self._resume()
+            self._share_state()
             while self.state.epoch < self.config.epochs:
                 row = self._epoch()
+                self._share_state()  # machines of another kind round in another way
                 if on_epoch is not None:
                     on_epoch(row)
         if self.state.best_weights is not None:
@@ -215,9 +244,10 @@ class Trainer:
         started = written = time.monotonic()
         num_steps = self.config.epochs * len(data)
         before = state.seconds
-        bar = _progress(data, state, self.config.epochs)
+        bar = _progress(data, state, self.config.epochs, None if self.writes else True)
         waiting = time.monotonic()
-        for batch in prefetched(data, first=state.batch):
+        batches = data if self._replicas is None else self._replicas.shares(data)
+        for batch in prefetched(batches, first=state.batch):
             self.waited_seconds += time.monotonic() - waiting
             step = state.epoch * len(data) + state.batch
             self.optimizer.learning_rate = self.config.learning_rate_at(step, num_steps)
@@ -226,14 +256,15 @@ class Trainer:
                 self._diverged(f"training error became {loss}", f"step {state.batch + 1}")
             if self.config.ema is not None:
                 self._average(step)
-            state.loss_sum += loss * len(batch.lengths)
+            place = state.batch * data.batch_size
+            state.loss_sum += loss * min(data.batch_size, data.num_items - place)
             state.batch += 1
             state.seconds = before + time.monotonic() - started
             bar.set_postfix_str(
                 f"{self.config.loss} {state.loss_sum / (state.batch * data.batch_size):.5f}"
             )
             bar.update()
-            if time.monotonic() - written > self.checkpoint_seconds:
+            if self.writes and time.monotonic() - written > self.checkpoint_seconds:
                 # The step of a finite error may have spoilt them; the next error would tell.
                 if not all(np.isfinite(array).all() for array in self.network.get_weights()):
                     self._diverged("weights became infinite or NaN", f"step {state.batch}")
@@ -258,8 +289,9 @@ class Trainer:
             state.best_weights = weights
         state.history.append(row)
         state.epoch, state.batch, state.loss_sum, state.seconds = state.epoch + 1, 0, 0.0, 0.0
-        self._save_models()
-        self._save_checkpoint()
+        if self.writes:
+            self._save_models()
+            self._save_checkpoint()
         return row
 
     def _diverged(self, what: str, where: str) -> None:
@@ -270,7 +302,9 @@ class Trainer:
             f"--learning-rate than {self.config.learning_rate:g}"
         )
 
-    def _step(self, batch: Batch) -> float:
+    def _step(self, batch: Batch | Share) -> float:
+        if isinstance(batch, Share):
+            return self._replicas.step(batch)
         logs = self.model.train_on_batch(
             (batch.noisy, batch.lengths),
             batch.clean,
@@ -281,8 +315,11 @@ class Trainer:
 
     def _validate(self) -> dict[str, float]:
         """Returns the mean loss of the validation data and, if it is another, the mean MSE."""
-        totals: dict[str, float] = {}
-        for batch in prefetched(self.validation):
+        totals = {name: 0.0 for name in ("loss", "mse")[: 1 + (self.config.loss != "mse")]}
+        data, machines = self.validation, self.machines
+        if machines is not None:
+            data = EveryNth(data, machines.rank, machines.count)
+        for batch in prefetched(data):
             logs = self.model.test_on_batch(
                 (batch.noisy, batch.lengths),
                 batch.clean,
@@ -290,7 +327,10 @@ class Trainer:
                 return_dict=True,
             )
             for name, value in logs.items():
-                totals[name] = totals.get(name, 0.0) + float(value) * len(batch.lengths)
+                totals[name] += float(value) * len(batch.lengths)
+        if machines is not None:
+            sums = machines.sum(np.array(list(totals.values())))
+            totals = dict(zip(totals, sums.tolist(), strict=True))
         return {
             f"validation_{name}": total / self.validation.num_items
             for name, total in totals.items()
@@ -346,7 +386,8 @@ class Trainer:
             },
         )
 
-    def _save_checkpoint(self) -> None:
+    def _arrays(self) -> dict[str, np.ndarray]:
+        """Returns the whole state of the run."""
         state = self.state
         arrays = {f"weight_{i}": w for i, w in enumerate(self.network.get_weights())}
         arrays |= {f"optimizer_{i}": v.numpy() for i, v in enumerate(self.optimizer.variables)}
@@ -365,9 +406,12 @@ class Trainer:
             ).encode(),
             np.uint8,
         )
+        return arrays
+
+    def _save_checkpoint(self) -> None:
         with atomic_path(self.checkpoint_path) as temporary:
             with open(temporary, "wb") as stream:
-                np.savez(stream, **arrays)
+                np.savez(stream, **self._arrays())
 
     def _resume(self) -> None:
         if not self.checkpoint_path.exists():
@@ -376,14 +420,47 @@ class Trainer:
             with open(self.checkpoint_path, "rb") as stream:
                 with np.load(stream, allow_pickle=False) as file:
                     arrays = dict(file)
-            stored = json.loads(arrays.pop("state").tobytes())
-            fingerprint = stored["fingerprint"]
+            json.loads(arrays["state"].tobytes())["fingerprint"]
         except (OSError, EOFError, RuntimeError, ValueError, KeyError, zipfile.BadZipFile) as error:
             raise TrainingError(
                 f"{self.checkpoint_path}: not a readable checkpoint ({error}); "
                 "delete it to start anew"
             ) from None
-        self._require_same_run(fingerprint)
+        self._restore(
+            arrays,
+            f"{self.out}",
+            "repeat its command, choose another --out, or delete the folder",
+        )
+        if self.state.epoch < self.config.epochs:
+            _LOGGER.info(
+                "going on with %s: epoch %d, step %d",
+                self.out, self.state.epoch + 1, self.state.batch + 1,
+            )  # fmt: skip
+        else:
+            _LOGGER.info("%s: %d epochs are done", self.out, self.state.epoch)
+
+    def _share_state(self) -> None:
+        """Gives all machines the state of the first one."""
+        if self.machines is None:
+            return
+        stream = io.BytesIO()
+        if self.writes:
+            np.savez(stream, **self._arrays())
+        content = self.machines.broadcast(stream.getvalue())
+        if not self.writes:
+            with np.load(io.BytesIO(content), allow_pickle=False) as file:
+                arrays = dict(file)
+            self._restore(arrays, "the first machine", "give all the same command and data")
+
+    def _restore(self, arrays: dict[str, np.ndarray], whose: str, advice: str) -> None:
+        """Takes the state of the run from what `_arrays` returned."""
+        stored = json.loads(arrays["state"].tobytes())
+        for name, value in self._fingerprint.items():
+            other = stored["fingerprint"].get(name)
+            if other != value:
+                raise TrainingError(
+                    f"{whose} holds a run with {name} {other!r}, not {value!r}; {advice}"
+                )
         self.network.set_weights(_numbered(arrays, "weight"))
         for variable, value in zip(
             self.optimizer.variables, _numbered(arrays, "optimizer"), strict=True
@@ -398,21 +475,6 @@ class Trainer:
             _numbered(arrays, "best") or None,
             _numbered(arrays, "average") or None,
         )
-        if self.state.epoch < self.config.epochs:
-            _LOGGER.info(
-                "going on with %s: epoch %d, step %d",
-                self.out, self.state.epoch + 1, self.state.batch + 1,
-            )  # fmt: skip
-        else:
-            _LOGGER.info("%s: %d epochs are done", self.out, self.state.epoch)
-
-    def _require_same_run(self, stored: dict[str, Any]) -> None:
-        for name, value in self._fingerprint.items():
-            if stored.get(name) != value:
-                raise TrainingError(
-                    f"{self.out} holds a run with {name} {stored.get(name)!r}, not {value!r}; "
-                    "repeat its command, choose another --out, or delete the folder"
-                )
 
 
 def write_history(path: Path, history: list[dict[str, float]]) -> None:
@@ -431,12 +493,12 @@ def _numbered(arrays: dict[str, np.ndarray], prefix: str) -> list[np.ndarray]:
     return found
 
 
-def _progress(data: TrainingData, state: _State, epochs: int):
+def _progress(data: TrainingData, state: _State, epochs: int, disable: bool | None):
     import sys
 
     from tqdm import tqdm
 
     return tqdm(
         total=len(data), initial=state.batch, desc=f"epoch {state.epoch + 1}/{epochs}",
-        file=sys.stderr, disable=None, leave=False, unit="step",
+        file=sys.stderr, disable=disable, leave=False, unit="step",
     )  # fmt: skip
