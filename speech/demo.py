@@ -70,6 +70,9 @@ RANGE_DB = 70.0
 #: A connection on which nothing moves for so long is closed.
 _IDLE_SECONDS = 60
 
+#: Signals that end the command.
+_ENDINGS = (signal.SIGINT, signal.SIGTERM)
+
 _PAGE = {
     "/": ("demo.html", "text/html; charset=utf-8"),
     "/demo.css": ("demo.css", "text/css; charset=utf-8"),
@@ -548,7 +551,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    before = {number: signal.signal(number, _stop) for number in _ENDINGS}
+    try:
+        return _serve(options)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _serve(options: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory(prefix="speech-demo-", ignore_cleanup_errors=True) as folder:
         demo = Demo(Path(folder), options.models, options.experts)
         with Server(demo, options.host, options.port, options.max_mb) as server:
@@ -563,6 +574,13 @@ def _run(options: argparse.Namespace) -> int:
             finally:
                 demo.close()
     return 0
+
+
+def _stop(*_: Any) -> None:
+    """Ends the server; a second signal must not break into the removal of the clips."""
+    for number in _ENDINGS:
+        signal.signal(number, signal.SIG_IGN)
+    raise KeyboardInterrupt
 
 
 def _parser() -> argparse.ArgumentParser:
