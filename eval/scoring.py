@@ -152,7 +152,7 @@ def score_all(
     waiting = [place for place, names in enumerate(missing) if names]
     if cluster:
         calls = ((_absolute(tasks[place]), missing[place], convert) for place in waiting)
-        results = cluster.map(_score_isolated, calls)
+        results = cluster.map(_score_isolated, calls, len(waiting))
     else:
         jobs = joblib.Parallel(num_jobs, "threading", return_as="generator", batch_size=1)
         results = enumerate(

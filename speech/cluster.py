@@ -1,12 +1,12 @@
 """Many small pieces of work on a Dask cluster: the option ``--dask`` of several commands.
 
-What is given to a cluster are calls on files, one call a task. Its workers must have this package
-and see the same files under the same paths. A few tasks for each thread of the workers are on their
-way at a time, however many there are.
+What is given to a cluster are calls on files: a few to a task, one to a task towards the end. Its
+workers must have this package and see the same files under the same paths. A few tasks for each
+thread of the workers are on their way at a time, however many there are.
 
 A worker may die, and others may come. The tasks of a dead worker go to others; Dask allows a task
-a few dead workers (``distributed.scheduler.allowed-failures``). One that had more is tried again in
-the end, when nothing else runs: if its workers still die, it alone is to blame, and it has failed.
+a few dead workers (``distributed.scheduler.allowed-failures``). The calls of one that had more are
+tried again in the end, one by one: where the workers still die, that call is to blame, and failed.
 A run that has no worker for `PATIENCE_S` ends, and so does one whose scheduler is gone.
 """
 
@@ -31,7 +31,11 @@ TIMEOUT_S = 10.0
 PATIENCE_S = 60.0
 
 #: Tasks on their way, for each thread of the workers.
-TASKS_A_THREAD = 8
+TASKS_A_THREAD = 4
+
+#: Calls in a task at most, and how many tasks for each thread should be left all the same: the
+#: scheduler hands out some hundreds of tasks a second.
+MOST_CALLS, TASKS_LEFT = 16, 8
 
 #: Settings of a local cluster: dead workers that a task is allowed each time that it is tried, and
 #: how long a dead worker may take to come back before it is given up.
@@ -55,7 +59,7 @@ _CHECK_EVERY_S = 1.0
 
 @dataclass(frozen=True)
 class Failed:
-    """Stands for the result of a task that has cost too many workers.
+    """Stands for the result of a call that has cost too many workers.
 
     Attributes:
         reason: In words.
@@ -181,13 +185,14 @@ class Cluster:
         self._workers_seen_s = time.monotonic()
 
     def map(
-        self, function: Callable[..., Any], calls: Iterable[tuple]
+        self, function: Callable[..., Any], calls: Iterable[tuple], total: int
     ) -> Iterator[tuple[int, Any]]:
         """Calls a function on the workers, and yields (place of the call, result) as they come.
 
         Args:
             function: One that the workers can import.
             calls: Its positional arguments, call by call. They are drawn as they are needed.
+            total: How many calls there are.
 
         Yields:
             Each place once, with the result or `Failed`.
@@ -198,7 +203,7 @@ class Cluster:
         """
         self._workers_seen_s = time.monotonic()
         suspects = []
-        for place, call, result in self._round(function, enumerate(calls)):
+        for (place, call), result in self._round(function, enumerate(calls), total):
             if isinstance(result, Failed):
                 suspects.append((place, call))
             else:
@@ -207,7 +212,7 @@ class Cluster:
         for suspect in suspects:
             with contextlib.suppress(OSError):
                 self._client.wait_for_workers(self._most_workers, timeout=COME_BACK_S)
-            for place, _, result in self._round(function, iter([suspect])):
+            for (place, _), result in self._round(function, iter([suspect]), 1):
                 yield place, result
 
     def tell(self, function: Callable[[], Any]) -> None:
@@ -216,9 +221,9 @@ class Cluster:
             self._client.run(function, wait=False, on_error="ignore")
 
     def _round(
-        self, function: Callable[..., Any], waiting: Iterator[tuple[int, tuple]]
-    ) -> Iterator[tuple[int, tuple, Any]]:
-        """Yields (place, call, result or `Failed`) of each (place, call)."""
+        self, function: Callable[..., Any], waiting: Iterator[tuple[int, tuple]], total: int
+    ) -> Iterator[tuple[tuple[int, tuple], Any]]:
+        """Yields ((place, call), result or `Failed`) of each (place, call)."""
         from distributed import as_completed
 
         # Sent by value, as all local functions are: a worker that lacks the package then fails at
@@ -226,22 +231,27 @@ class Cluster:
         def work(packed: bytes) -> list[Any]:
             import pickle
 
-            function, arguments = pickle.loads(packed)
-            return [function(*arguments)]
+            function, calls = pickle.loads(packed)
+            return [function(*call) for call in calls]
 
         def follow(futures: Iterable[Any]) -> Any:
             loop = self._client.loop
             return as_completed(futures, loop, with_results=True, raise_errors=False)
 
-        running: dict[Any, tuple[int, tuple]] = {}
+        running: dict[Any, list[tuple[int, tuple]]] = {}
         finished, last_s = follow(running), time.monotonic()
         while True:
             self._check()
-            room = TASKS_A_THREAD * max(1, self._num_threads) - len(running)
-            for place, call in itertools.islice(waiting, max(0, room)):
-                packed = pickle.dumps((function, call))
+            num_threads = max(1, self._num_threads)
+            while len(running) < TASKS_A_THREAD * num_threads:
+                size = max(1, min(MOST_CALLS, total // (TASKS_LEFT * num_threads)))
+                group = list(itertools.islice(waiting, size))
+                if not group:
+                    break
+                total -= len(group)
+                packed = pickle.dumps((function, [call for _, call in group]))
                 future = self._client.submit(work, packed, pure=False)
-                running[future] = place, call
+                running[future] = group
                 finished.add(future)
             if not running:
                 return
@@ -253,25 +263,27 @@ class Cluster:
             else:
                 time.sleep(_POLL_S)
             for future, result in batch:
-                place, call = running.pop(future)
-                yield place, call, self._checked(result)
+                group = running.pop(future)
+                yield from zip(group, self._checked(result, len(group)), strict=True)
 
-    def _checked(self, result: Any) -> Any:
-        """Returns a result, or `Failed`; raises what the task, or sending it, has raised.
+    def _checked(self, result: Any, size: int) -> list[Any]:
+        """Returns the results of a task, or `Failed` for each; raises what a call has raised.
 
         Args:
-            result: What Dask gives: the list that holds the result, or (type, error, traceback), or
-                that the task was cancelled. The state of a task says less: it may change again.
+            result: What Dask gives: the list of results, or (type, error, traceback), or that the
+                task was cancelled. The state of a task says less: it may change again.
+            size: Number of calls in the task.
         """
         from distributed import KilledWorker
 
         if isinstance(result, list):
-            return result[0]
+            return result
         if not isinstance(result, tuple):
             raise self._lost()
         _, error, traceback = result
         if isinstance(error, KilledWorker):
-            return Failed(f"{error.allowed_failures + 1} Dask workers died while they had it")
+            num_dead = error.allowed_failures + 1
+            return [Failed(f"{num_dead} Dask workers died while they had it")] * size
         if isinstance(error, ImportError):
             raise ValueError(
                 f"{self._address}: a Dask worker lacks what it needs ({error}); install this "

@@ -310,7 +310,7 @@ def write_mixtures(
     waiting = [place for place, report in enumerate(reports) if report is None]
     calls = ((groups[place], out, subtype) for place in waiting)
     if cluster:
-        results = cluster.map(_mix_on_cluster, calls)
+        results = cluster.map(_mix_on_cluster, calls, len(waiting))
     else:
         tasks = (joblib.delayed(_mix_utterance)(*call) for call in calls)
         results = enumerate(joblib.Parallel(n_jobs=num_jobs, return_as="generator")(tasks))
