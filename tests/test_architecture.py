@@ -54,12 +54,12 @@ def test_rooms_import_only_what_they_may(path):
 @pytest.mark.parametrize(
     "module",
     ["speech.audio", "speech.augment", "speech.corpus", "speech.demo", "speech.doctor",
-     "speech.enhance", "speech.fcn", "speech.losses", "speech.mixing", "speech.modelfile", "speech.network",
-     "speech.opencorpus", "speech.options", "speech.prepare", "speech.tensorboard",
-     "speech.weights", "eval.cost", "eval.cycles", "eval.metrics", "eval.page",
-     "eval.report", "eval.run", "eval.scoring", "eval.sweep", "mnn.arbiter", "mnn.experiments",
-     "mnn.pool", "mnn.select", "mnn.selection", "mnn.selector", "mnn.tables", "mnn.train",
-     "pruning.run", "pruning.surgery", "timit_fcn_mse"],
+     "speech.enhance", "speech.fcn", "speech.losses", "speech.mixing", "speech.modelfile",
+     "speech.network", "speech.opencorpus", "speech.options", "speech.prepare",
+     "speech.tensorboard", "speech.weights", "eval.cost", "eval.cycles", "eval.metrics",
+     "eval.page", "eval.report", "eval.run", "eval.scoring", "eval.sweep", "mnn.arbiter",
+     "mnn.experiments", "mnn.pool", "mnn.select", "mnn.selection", "mnn.selector", "mnn.tables",
+     "mnn.train", "pruning.run", "pruning.surgery", "timit_fcn_mse"],
 )  # fmt: skip
 def test_importing_needs_no_tensorflow(module):
     code = f"import sys, {module}; assert not {{'tensorflow', 'keras'}} & set(sys.modules)"
