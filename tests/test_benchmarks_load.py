@@ -3,10 +3,13 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from benchmarks import load
+
+ROOT = Path(__file__).parent.parent
 
 
 def test_a_tiny_run_measures_every_row(tmp_path, monkeypatch, capsys):
@@ -49,6 +52,11 @@ def test_memory_is_that_of_the_process_and_its_children():
         process.stdin.close()
     assert 100 < found / load.MIB < 160
     assert load.memory_of_tree(process.pid) == 0
+
+
+def test_the_documented_table_is_that_of_the_committed_figures():
+    result = json.loads((ROOT / "benchmarks/results/load.json").read_text())
+    assert load.markdown(result["rows"]) in (ROOT / "docs/scaling.md").read_text()
 
 
 def test_growth_and_slope_leave_the_start_out():
