@@ -61,6 +61,7 @@ setup(
         "test": [
             "pytest>=8.3",
             "ruff>=0.9",
+            "mypy>=1.14",
             "mir_eval>=0.8,<0.9",
             "pyroomacoustics>=0.8",
             "dask[distributed]>=2025.1",

@@ -62,7 +62,7 @@ _IMPORTS = ("eval.scoring", "eval.plots", "joblib", "matplotlib.figure", "soundf
 _IMPORTS_OF_TRAINING = ("mnn.training", "pruning.schedule", "quantization.finetune",
                         "quantization.plans", "speech.datasets", "speech.training",
                         "speech.weights")  # fmt: skip
-_TRAINING = {"timit_fcn_mse", "pruning.run", "quantization.run", "mnn.train"}
+_TRAINING = {"timit_fcn_mse", "pruning.run", "quantization.run", "mnn.train", "mnn.experiments"}
 
 _NOT_COMPARED = {"run.json", "results.json", "summary.json", "sweep.json", "checkpoint.npz",
                  "cache.jsonl", "made.jsonl"}  # fmt: skip
@@ -115,6 +115,13 @@ CASES = {
             "--out", f"{out}/dae.h5",
         ],
     ),
+    "experiment": Case(
+        "mnn.experiments",
+        lambda data, out: [
+            "noise", "--scale", "small", "--timit", f"{data}/speech", "--noise", f"{data}/noise",
+            "--noise-types", *_noises(data), "--gpu", "-1", "--out", f"{out}/experiment",
+        ],
+    ),
     "sweep": Case(
         "eval.sweep",
         lambda data, out: [
@@ -144,6 +151,10 @@ CASES = {
         ],
     ),
 }  # fmt: skip
+
+
+def _noises(data: Path) -> list[str]:
+    return sorted(path.stem for path in (data / "noise" / "TRAIN").iterdir())
 
 
 def _pairs(data: Path, prefix: str) -> list[str]:

@@ -175,7 +175,7 @@ class ModelCost:
             field: self.total(field)
             for field in ("parameters", "weights", "nonzero_weights", "kernels", "zero_kernels")
         }
-        arithmetic = {}
+        arithmetic: dict[str, float] = {}
         for kind, mac in (("", self.total("mac")), ("sparse_", self.total("sparse_mac"))):
             arithmetic |= {
                 f"{kind}mac_per_step": mac,
@@ -225,28 +225,28 @@ def cost_of(
 
     if isinstance(source, str | os.PathLike):
         source = read_model_file(source)
-    is_file = isinstance(source, ModelFile)
-    specs = source.layers if is_file else tuple(source)
-    meta = source.meta if is_file else {}
+    file = source if isinstance(source, ModelFile) else None
+    specs = tuple(source) if not isinstance(source, ModelFile) else source.layers
+    meta = file.meta if file else {}
     if codebook_size is not None and codebook_size < 2:
         raise ValueError(f"codebook_size is {codebook_size!r}, expected at least 2")
     if baseline_parameters is not None and baseline_parameters < 1:
         raise ValueError(f"baseline_parameters is {baseline_parameters!r}, expected at least 1")
     layers = tuple(_layer_cost(spec) for spec in specs if spec.weights)
     if not layers:
-        raise ValueError(f"{source.path if is_file else 'the model'}: no layer has weights")
+        raise ValueError(f"{file.path if file else 'the model'}: no layer has weights")
     step, steps_per_second = _steps(specs, meta)
     receptive_field, lookahead = _field(specs)
     clustered = [layer.num_values for layer in layers if layer.codebook_size]
     return ModelCost(
-        name=str(source.path) if is_file else "model",
+        name=str(file.path) if file else "model",
         layers=layers,
         step=step,
         steps_per_second=steps_per_second,
         receptive_field=receptive_field,
         lookahead=lookahead,
         needs_whole_utterance=any(s.class_name == "GroupNormalization" for s in specs),
-        file_bytes=source.path.stat().st_size if is_file else None,
+        file_bytes=file.path.stat().st_size if file else None,
         baseline_parameters=baseline_parameters or sum(layer.parameters for layer in layers),
         codebook_size=(codebook_size or max(clustered)) if clustered else None,
         centroid_bits=centroid_bits,
@@ -269,7 +269,7 @@ def index_bits(num_values: int) -> int:
     return max(num_values - 1, 0).bit_length()
 
 
-def huffman_bits(counts: Sequence[int]) -> int:
+def huffman_bits(counts: Sequence[int] | np.ndarray) -> int:
     """Returns the length of a Huffman-coded text of symbols that occur ``counts`` times.
 
     The code table is not counted. A text of one symbol takes no bits (Huffman 1952).
@@ -284,11 +284,11 @@ def huffman_bits(counts: Sequence[int]) -> int:
     return bits
 
 
-def entropy_bits(counts: Sequence[int]) -> float:
+def entropy_bits(counts: Sequence[int] | np.ndarray) -> float:
     """Returns the number of symbols times the entropy of their empirical distribution, in bits."""
-    counts = np.asarray(counts, float)
-    counts = counts[counts > 0]
-    return float(-(counts * np.log2(counts / counts.sum())).sum()) if len(counts) > 1 else 0.0
+    found = np.asarray(counts, float)
+    found = found[found > 0]
+    return float(-(found * np.log2(found / found.sum())).sum()) if len(found) > 1 else 0.0
 
 
 def zero_kernels(kernel: np.ndarray) -> np.ndarray:
@@ -300,7 +300,7 @@ def zero_kernels(kernel: np.ndarray) -> np.ndarray:
     Returns:
         bool [in_channels, out_channels] or [inputs, units].
     """
-    return ~kernel.any(axis=0) if kernel.ndim == 3 else kernel == 0
+    return np.asarray(~kernel.any(axis=0) if kernel.ndim == 3 else kernel == 0)
 
 
 def _layer_cost(spec: LayerSpec) -> LayerCost:
@@ -312,7 +312,6 @@ def _layer_cost(spec: LayerSpec) -> LayerCost:
     counts = np.unique(kept, return_counts=True)[1]
     codebook = np.unique(kernel)
     fixed = kept.size * index_bits(len(counts))
-    coded = [fixed, huffman_bits(counts), entropy_bits(counts)]
     plain = FLOAT_BITS * kept.size
     pays = kept.size > 0 and len(codebook) * FLOAT_BITS + fixed < plain
     return LayerCost(
@@ -330,8 +329,8 @@ def _layer_cost(spec: LayerSpec) -> LayerCost:
         num_values=int(np.count_nonzero(codebook)),
         codebook_size=len(codebook) if pays else 0,
         index_bits=fixed if pays else plain,
-        huffman_bits=coded[1] if pays else plain,
-        entropy_bits=coded[2] if pays else float(plain),
+        huffman_bits=huffman_bits(counts) if pays else plain,
+        entropy_bits=entropy_bits(counts) if pays else float(plain),
     )
 
 
@@ -341,7 +340,8 @@ def _steps(specs: Sequence[LayerSpec], meta: dict[str, Any]) -> tuple[str, float
     channels = specs[0].config.get("batch_shape", [1])[-1]
     if meta.get("kind", "waveform" if channels == 1 else "spectra") == "waveform":
         return "sample", float(rate_hz)
-    stft = meta.get("stft") if isinstance(meta.get("stft"), dict) else {}
+    stft = meta.get("stft")
+    stft = stft if isinstance(stft, dict) else {}
     hop = meta.get("hop_samples", stft.get("hop_samples", HOP_SAMPLES))
     return "frame", rate_hz / _positive("hop_samples", hop)
 

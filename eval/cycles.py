@@ -261,7 +261,8 @@ def _run(options: argparse.Namespace) -> int:
     from speech.modelfile import read_model_file
 
     folding = options.folding or ("overlapped" if options.dataflow == "os" else "serial")
-    array = Array(*options.array, options.dataflow, folding)
+    rows, cols = options.array
+    array = Array(rows, cols, options.dataflow, folding)
     reports, all_equal = [], True
     for path in options.models:
         layers = read_model_file(path).layers

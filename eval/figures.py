@@ -6,7 +6,7 @@ import base64
 import io
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -75,7 +75,7 @@ def _svg(draw: Callable[[], Figure], size: tuple[float, float], theme: str) -> b
 
     ink, grid, ground = _INKS[theme]
     names = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
-    settings = dict.fromkeys(names, ink) | {
+    settings: dict[Any, Any] = dict.fromkeys(names, ink) | {
         "grid.color": grid,
         "figure.facecolor": "none",
         "axes.facecolor": "none",

@@ -60,9 +60,11 @@ class Grid:
                 make(pruned, model, ["pruning.run", str(model), "--theta", f"{theta:g}", "-o",
                                      str(pruned)])  # fmt: skip
             for k in self.ks:
-                if k is None and theta is not None:
-                    points.append(Point(name, pruned, labels))
-                for how in self.centroids if k is not None else ():
+                if k is None:
+                    if theta is not None:
+                        points.append(Point(name, pruned, labels))
+                    continue
+                for how in self.centroids:
                     own = f"{name}-k{k}-{how}" if theta is not None else f"k{k}-{how}"
                     points.append(
                         Point(

@@ -21,7 +21,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 T = TypeVar("T")
 
@@ -46,10 +46,11 @@ def run_isolated(function: Callable[..., T], *arguments: Any) -> T:
     with _lock:
         child = _idle.pop() if _idle else None
     child = child or _start()
+    calls, answers = _pipes(child)
     try:
-        pickle.dump((function, arguments), child.stdin)
-        child.stdin.flush()
-        succeeded, result = pickle.load(child.stdout)
+        pickle.dump((function, arguments), calls)
+        calls.flush()
+        succeeded, result = pickle.load(answers)
     except (EOFError, OSError, pickle.UnpicklingError):
         raise ProcessDied(f"scoring process died ({_stop(child)})") from None
     except BaseException:
@@ -81,13 +82,19 @@ def _start() -> subprocess.Popen:
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
 
 
+def _pipes(child: subprocess.Popen) -> tuple[IO[bytes], IO[bytes]]:
+    assert child.stdin is not None and child.stdout is not None
+    return child.stdin, child.stdout
+
+
 def _stop(child: subprocess.Popen) -> str:
     """Ends a child, waits for it and returns how it ended."""
+    calls, answers = _pipes(child)
     with contextlib.suppress(OSError):
-        child.stdin.close()
+        calls.close()
     code = child.wait()
-    child.stdout.close()
-    names = {number: number.name for number in signal.Signals}
+    answers.close()
+    names = {int(number): number.name for number in signal.Signals}
     return names.get(-code, f"exit code {code}")
 
 
@@ -105,5 +112,8 @@ def serve() -> None:
             answer = True, function(*arguments)
         except Exception as error:
             answer = False, error
-        pickle.dump(answer, answers)
-        answers.flush()
+        try:
+            pickle.dump(answer, answers)
+            answers.flush()
+        except BrokenPipeError:  # the parent was killed; closing the stream would raise once more
+            os._exit(0)

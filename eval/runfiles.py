@@ -181,7 +181,8 @@ def _sweep(folder: Path, info: dict[str, Any]) -> Run:
     sizes = {row.get("name"): row.get("file_bytes") for row in _dicts(info.get("table"), source)}
     for model in _dicts(info.get("models"), source):
         name, size = str(model.get("name")), sizes.get(model.get("name"))
-        labels = model.get("labels") if isinstance(model.get("labels"), dict) else {}
+        labels = model.get("labels")
+        labels = labels if isinstance(labels, dict) else {}
         path, made = str(model.get("path", "")), folder / "enhanced" / name
         run.systems.append(System(name, name, path, _positive(size), made, labels=labels))
     run.noisy, run.clean = _test_folders(run, "--test-noisy", "--test-clean")
@@ -259,6 +260,7 @@ def audio_files(system: System, run: Run, pairs: Mapping[str, corpus.Pair]) -> d
     if system.folder is None:
         return {}
     if system.flat:
+        assert run.noisy is not None, "has pairs"
         found = folder_system(system.name, system.folder, list(pairs.values()), run.noisy).files
         return {name: path for name, path in found.items() if isinstance(path, Path)}
     files = {name: system.folder / pair.relative_path for name, pair in pairs.items()}

@@ -82,7 +82,7 @@ def score(
         if needs_noisy and task.noisy is None and not task.is_noisy:
             raise ValueError("the noisy file is not known, with which to compare")
         paths = [task.reference, task.estimate]
-        if needs_noisy and not task.is_noisy:
+        if needs_noisy and task.noisy is not None and not task.is_noisy:
             paths.append(task.noisy)
         signals = [read_at_16k(path, convert).astype(np.float64) for path in paths]
         reference, estimate, *others = cut_alike(*signals)
@@ -177,8 +177,12 @@ def score_all(
 
 def _absolute(task: Task) -> Task:
     """Returns a task for workers that stand in another folder."""
-    paths = {"estimate": task.estimate, "reference": task.reference, "noisy": task.noisy}
-    return replace(task, **{name: path and path.absolute() for name, path in paths.items()})
+    return replace(
+        task,
+        estimate=task.estimate.absolute(),
+        reference=task.reference.absolute(),
+        noisy=task.noisy and task.noisy.absolute(),
+    )
 
 
 def _score_isolated(task: Task, metrics: Sequence[str], convert: bool) -> dict[str, Score]:

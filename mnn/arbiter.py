@@ -137,6 +137,7 @@ class Arbiter:
             if needs_heard or any(run.shared for run in runs):
                 spectra = stft_frames(noisy, *block.wide, config)
             if needs_heard:
+                assert spectra is not None
                 inner = spectra[_slice(block.wide, block.inner)]
                 heard = self._rebuilt(scaled_magnitudes(inner, scene.level, config), block)
             given = {}
@@ -167,7 +168,8 @@ class Arbiter:
     def _start(self, scene: _Scene, hearing: Hearing, alone: bool = False) -> _Run:
         """Runs an expert over samples, or any that is ``alone``; makes one over spectra ready."""
         expert, config = hearing.expert, self.dae.conventions.stft
-        shared = not alone and expert.is_spectral and expert.conventions.stft == config
+        own = expert.conventions
+        shared = not alone and own is not None and own.stft == config
         run = _Run(hearing, shared, expert.halo if shared else 0)
         num_samples = len(scene.noisy)
         if DIFFERENCE in self.needs:
@@ -211,6 +213,7 @@ class Arbiter:
         hearing, config = run.hearing, self.dae.conventions.stft
         started = time.perf_counter()
         if run.shared:
+            assert spectra is not None
             estimate = hearing.expert.estimate(spectra, scene.level)
             estimate = estimate[_slice(block.wide, block.inner)]
             if not np.isfinite(estimate).all():
@@ -222,15 +225,16 @@ class Arbiter:
             started = time.perf_counter()
             frames = scaled_magnitudes(estimate, scene.level, config)
         elif run.differences:
-            estimate = stft_frames(run.signal, *block.inner, config)
+            estimate = stft_frames(run.samples, *block.inner, config)
             frames = scaled_magnitudes(estimate, scene.level, config)
         else:
             scale = scene.scale(config)
-            frames = magnitude_frames(run.signal, *block.inner, config, scale=scale)
+            frames = magnitude_frames(run.samples, *block.inner, config, scale=scale)
         own = block.within(block.inner)
         part: dict[str, np.ndarray] = {}
         for draw, rebuilt in enumerate(self._rebuilt(frames, block)):
-            found = frame_statistics(self.needs, frames[own], rebuilt, heard and heard[draw])
+            mixture = heard[draw] if heard else None
+            found = frame_statistics(self.needs, frames[own], rebuilt, mixture)
             for name, values in found.items():
                 part[name] = part.get(name, 0.0) + values / (self.num_draws or 1)
             if run.differences:
@@ -240,6 +244,7 @@ class Arbiter:
                 run.energies[draw].append(energy_by_hop(finished, config.hop))
         if RESIDUAL in self.needs:
             if run.shared:
+                assert spectra is not None
                 removed = spectra[block.within(block.wide)] - estimate[own]
                 removed *= np.float32(scene.scale(config))
                 part[RESIDUAL] = energy_by_frame(removed.view(removed.real.dtype))
@@ -325,9 +330,15 @@ class _Run:
     energies: defaultdict[int, list[np.ndarray]] = field(default_factory=lambda: defaultdict(list))
     position: int = 0
 
+    @property
+    def samples(self) -> np.ndarray:
+        """The signal of a run that has one."""
+        assert self.signal is not None
+        return self.signal
+
     def write(self, samples: np.ndarray) -> None:
         """Appends finished samples to the signal."""
-        self.signal[self.position : self.position + len(samples)] = samples
+        self.samples[self.position : self.position + len(samples)] = samples
         self.position += len(samples)
 
     def finish(self, hop: int, keep: bool) -> None:
@@ -337,7 +348,7 @@ class _Run:
         if self.energies:
             draws = [np.concatenate(parts) for parts in self.energies.values()]
             hops = {
-                "signal": energy_by_hop(self.signal, hop),
+                "signal": energy_by_hop(self.samples, hop),
                 "difference": np.mean(draws, axis=0),
             }
         if not all(np.isfinite(values).all() for values in (*frames.values(), *hops.values())):

@@ -266,7 +266,8 @@ def judge_mixture(
                 signals.append(hearing.signal.astype(np.float64))
                 scores[hearing.expert.name] = score(signals[-1])
         hop = dae.conventions.stft.hop
-        sums = [selection.segment_sums(hearing.statistics, bounds, hop) for hearing in hearings]
+        found = [hearing.statistics for hearing in hearings if hearing.statistics is not None]
+        sums = [selection.segment_sums(own, bounds, hop) for own in found]
         for metric, scoring in chosen:
             _, cost = selection.costs(sums, metric, scoring)
             picks[f"{metric} {scoring} {net}"] = keys[selection.pick(cost, keys)[0]][0]

@@ -19,7 +19,7 @@ import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -227,8 +227,8 @@ def mask_frames(
                 clean = np.asarray(clean, np.float32)
                 yield inputs, mask_target(stft(clean, conventions.stft), spectra)
 
-    arrays, lengths = _stack(examples(), 2, conventions, max_bytes, folder)
-    return Frames(*arrays, neighbour_indices(lengths, conventions.context))
+    (inputs, targets), lengths = _stack(examples(), 2, conventions, max_bytes, folder)
+    return Frames(inputs, targets, neighbour_indices(lengths, conventions.context))
 
 
 def _scaled(signal: np.ndarray, conventions: Conventions) -> tuple[np.ndarray, np.ndarray]:
@@ -263,7 +263,7 @@ class _Stack:
         self._folder = folder
         self._parts: list[np.ndarray] = []
         self._num_bytes = 0
-        self._file = None
+        self._file: IO[bytes] | None = None
 
     def append(self, part: np.ndarray) -> None:
         self._parts.append(part)

@@ -173,7 +173,7 @@ class _Dense:
 
     @classmethod
     def of(cls, layer: LayerSpec) -> _Dense:
-        bias = layer.weights.get("bias", np.float32(0))
+        bias = layer.weights.get("bias", np.zeros((), np.float32))
         return cls(layer.weights["kernel"], bias, _ACTIVATIONS[layer.config["activation"]])
 
     def finish(self, product: np.ndarray) -> np.ndarray:

@@ -23,8 +23,8 @@ import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -75,9 +75,9 @@ class Expert:
     name: str
     kind: str
     source: Path
-    sha256: str = ""
-    conventions: Conventions | None = None
-    _run: Callable[..., np.ndarray] = field(default=None, repr=False)
+    sha256: str
+    conventions: Conventions | None
+    _run: Callable[..., np.ndarray] = field(repr=False)
 
     @property
     def is_spectral(self) -> bool:
@@ -96,6 +96,7 @@ class Expert:
             spectra: Of the mixture, complex64 [num_frames, num_bins].
             mixture_level: `mnn.features.level` of the mixture.
         """
+        assert self.conventions is not None, "a spectral expert"
         config = self.conventions.stft
         frames = scaled_magnitudes(spectra, mixture_level, config)
         output = self._run(network_input(frames, self.conventions))
@@ -114,7 +115,7 @@ class Expert:
         Raises:
             ValueError: There is none, or it is not finite.
         """
-        if not self.is_spectral:
+        if self.conventions is None:
             return self._run(noisy, place)
         config = self.conventions.stft
         num_frames = config.num_frames(len(noisy))
@@ -171,17 +172,14 @@ def open_pool(
     Raises:
         ValueError: Two have the same name; with ``strict``, one is refused.
     """
-    paths = [Path(path) for path in paths]
-    names = names_of(paths) + [name for name, _ in candidates]
+    files = [Path(path) for path in paths]
+    names = names_of(files) + [name for name, _ in candidates]
     if twice := [name for name, count in Counter(names).items() if count > 1]:
         raise ValueError(f"two experts are named {twice[0]!r}; give each another name")
-    experts, refused = [], []
-    makers = [
-        lambda path=path, name=name: open_expert(path, name)
-        for path, name in zip(paths, names, strict=False)
-    ]
-    makers += [lambda name=name, folder=folder: folder_expert(name, folder)
-               for name, folder in candidates]  # fmt: skip
+    experts: list[Expert | None] = []
+    refused = []
+    makers = [partial(open_expert, path, name) for path, name in zip(files, names, strict=False)]
+    makers += [partial(folder_expert, name, folder) for name, folder in candidates]
     for make in makers:
         try:
             experts.append(make())
@@ -374,7 +372,7 @@ class _OnnxEnhancer(Enhancer):
         rate = session.get_modelmeta().custom_metadata_map.get("sample_rate_hz", "16000")
         if rate != str(SAMPLE_RATE_HZ):
             raise ValueError(f"{path}: works at {rate} Hz; only {SAMPLE_RATE_HZ} Hz is supported")
-        self.file = SimpleNamespace(path=path)
+        self.path = path
         self.engine = "onnx"
         self._session, self._name, self._shape = session, inputs[0].name, [1] * len(shape)
         self._shape[time[0]] = -1
@@ -386,11 +384,11 @@ class _OnnxEnhancer(Enhancer):
             (output,) = self._session.run(None, {self._name: given})
         except Exception as error:
             reason = " ".join(str(error).split())[:200]
-            raise ValueError(f"{self.file.path}: onnxruntime failed ({reason})") from None
+            raise ValueError(f"{self.path}: onnxruntime failed ({reason})") from None
         output = np.asarray(output, np.float32).reshape(-1)
         if len(output) != len(signal):
             raise ValueError(
-                f"{self.file.path}: gave {len(output)} samples for {len(signal)}; expected as many"
+                f"{self.path}: gave {len(output)} samples for {len(signal)}; expected as many"
             )
         return output
 

@@ -81,10 +81,9 @@ def select_file(selector: Selector, source: Path, relative: Path, target: Path) 
         raise ValueError(f"{source}: too short, nothing is left at {SAMPLE_RATE_HZ} Hz")
     decision, signals = selector.choose(channels, relative)
     del channels
-    for number in range(len(signals)):
-        result = resample(signals[number], SAMPLE_RATE_HZ, audio.source_rate_hz)
+    for number in range(samples.shape[1]):
+        result = resample(signals.pop(0), SAMPLE_RATE_HZ, audio.source_rate_hz)
         samples[:, number] = fit_length(result, len(samples))
-        signals[number] = None
     write_audio(target, samples, audio.source_rate_hz, writable_subtype(target, audio.subtype))
     seconds = [float(bound) / SAMPLE_RATE_HZ for bound in decision.bounds[:-1]]
     counts = Counter(decision.picks)
@@ -259,14 +258,15 @@ def _selector(options: argparse.Namespace) -> tuple[Selector, list[str]]:
     paths = options.experts
     _check_shipped(options.dae, paths)
     dae = Autoencoder(options.dae)
-    experts, refused = open_pool(paths, options.candidates, strict=options.strict)
-    selectors: list[Expert | None] = []
+    opened, refused = open_pool(paths, options.candidates, strict=options.strict)
+    selectors: list[Expert] = []
     if options.selector_experts:
-        selectors, more = open_pool(options.selector_experts, strict=options.strict)
+        copies, more = open_pool(options.selector_experts, strict=options.strict)
         refused = refused + more
-        both = [(e, s) for e, s in zip(experts, selectors, strict=True) if e and s]
+        both = [(e, s) for e, s in zip(opened, copies, strict=True) if e and s]
         experts, selectors = [e for e, _ in both], [s for _, s in both]
-    experts = [expert for expert in experts if expert is not None]
+    else:
+        experts = [expert for expert in opened if expert is not None]
     for reason in refused:
         print(f"refused: {reason}", file=sys.stderr)
     if not experts:

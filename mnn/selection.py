@@ -413,6 +413,9 @@ def joined(
     for own, signal in zip(weights.astype(np.float32), signals, strict=True):
         if np.all(own == 1):
             return np.array(signal)
+        if signal is None:
+            assert not own.any(), "a weight and no signal"
+            continue
         for place, weight in enumerate(own):
             if weight:
                 part = slice(inner[2 * place], inner[2 * place + 1])

@@ -6,7 +6,7 @@ copies of the experts, the selectors, are run and judged, and of the experts onl
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -71,7 +71,7 @@ class Selector:
     combine: bool = False
     selectors: Sequence[Expert] = ()
     check: bool = False
-    seconds: Counter = field(default_factory=Counter)
+    seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     agreement: list[bool] = field(default_factory=list)
 
     def choose(
@@ -139,10 +139,8 @@ class Selector:
         hop = self.arbiter.dae.conventions.stft.hop
         statistics = []
         for place in places:
-            total = hearings[0][place].statistics
-            for own in hearings[1:]:
-                total = total + own[place].statistics
-            statistics.append(total)
+            first, *others = (found for own in hearings if (found := own[place].statistics))
+            statistics.append(sum(others, first))
         num_samples = len(channels[0])
         length = self.segment_seconds and round(self.segment_seconds * SAMPLE_RATE_HZ)
         for size in (None, length) if length else (None,):

@@ -111,6 +111,7 @@ def _run(options: argparse.Namespace) -> int:
     )
     state = trainer.run(_print_row(config))
     best = state.best_row
+    assert best is not None, "the last iteration is validated"
     _report({**best, "best_iteration": best["iteration"], "iterations_done": state.iteration})
     print(f"time        {state.seconds:.1f} s\nwritten     {options.out}")
     return 0
@@ -164,7 +165,7 @@ def _network(options: argparse.Namespace, kind: str) -> tuple[Any, Any, dict[str
             num_zeros += mask.size - int(mask.sum())
     print(f"init        {options.init}; {num_zeros:,} weights are zero and stay so")
     kept = {key: file.meta[key] for key in ("net", "pruning") if key in file.meta}
-    return model, conventions, {**kept, "init_sha256": file.sha256}
+    return model, conventions, kept | {"init_sha256": file.sha256}
 
 
 def _source(options: argparse.Namespace) -> str:
@@ -213,10 +214,10 @@ def _find_data(options: argparse.Namespace) -> _Parts:
 def _frames(items: Sequence[Any], options: argparse.Namespace, conventions: Any, label: str) -> Any:
     from mnn.features import mask_frames, speech_frames
 
-    items = cli.progress(items, total=len(items), label=label)
-    compute = speech_frames if options.what == "dae" else mask_frames
-    signals = _read_speech(items) if options.what == "dae" else _read_mixtures(items)
-    return compute(signals, conventions, folder=options.out.parent)
+    shown, folder = cli.progress(items, total=len(items), label=label), options.out.parent
+    if options.what == "dae":
+        return speech_frames(_read_speech(shown), conventions, folder=folder)
+    return mask_frames(_read_mixtures(shown), conventions, folder=folder)
 
 
 def _read_speech(items: Any) -> Iterator[np.ndarray]:

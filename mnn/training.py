@@ -29,7 +29,7 @@ import numpy as np
 
 from mnn.features import Frames
 from mnn.rprop import Rprop
-from speech.files import atomic_path, held, write_json
+from speech.files import held, write_json, write_npz
 from speech.modelfile import ModelFileError, read_model_file
 from speech.runinfo import run_info
 from speech.training import TrainingError, write_history
@@ -243,6 +243,7 @@ class FrameTrainer:
 
     def _save_results(self) -> None:
         state, best = self.state, self.state.best_row
+        assert best is not None
         training = {
             **asdict(self.config),
             "error": "sum of squares over bins, mean over frames",
@@ -275,8 +276,7 @@ class FrameTrainer:
         values = {key: value for key, value in vars(state).items() if key != "best"}
         text = json.dumps({"fingerprint": self.fingerprint, "state": values})
         arrays["state"] = np.frombuffer(text.encode(), np.uint8)
-        with atomic_path(self.checkpoint_path) as temporary, open(temporary, "wb") as stream:
-            np.savez(stream, **arrays)
+        write_npz(self.checkpoint_path, arrays)
 
     def _resume(self) -> None:
         path = self.checkpoint_path

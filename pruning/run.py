@@ -29,8 +29,7 @@ from speech.options import (
 )
 
 if TYPE_CHECKING:
-    from pruning.schedule import Layers, Retraining
-    from pruning.sparsity import Masks
+    from pruning.schedule import Choice, Layers, Retraining
 
 THETA = 0.65
 BY_THETA = "theta"
@@ -72,7 +71,8 @@ def _prune(file: Any, work: Path, options: argparse.Namespace) -> int:
     from speech.files import sha256_of
     from speech.modelfile import write_model_file
 
-    retraining, test = None, []
+    retraining: Retraining | None = None
+    test: list[Any] = []
     if options.retrain:
         from speech.device import select_devices
 
@@ -150,7 +150,7 @@ def _prune_channels(
     return pruned, settings
 
 
-def _choice(options: argparse.Namespace) -> Callable[[Layers], Masks]:
+def _choice(options: argparse.Namespace) -> Choice:
     from pruning.sparsity import masks_for_share, masks_for_theta
 
     keep_last = not options.prune_last

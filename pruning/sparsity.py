@@ -61,7 +61,7 @@ def channel_magnitude(kernel: np.ndarray) -> np.ndarray:
 
 def kept_channels(kernel: np.ndarray) -> np.ndarray:
     """Returns the mask [in, out] that a kernel's own zeros are: the pruning found again."""
-    return as_taps(kernel).any(axis=0)
+    return np.asarray(as_taps(kernel).any(axis=0))
 
 
 def has_kernel(layer: LayerSpec) -> bool:

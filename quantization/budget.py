@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -117,9 +118,9 @@ def _next_place(
     if low is not None and high is not None and low[0] < high[0]:
         share = (low[1] - goal) / (low[1] - high[1])
         return low[0] + min(max(share, 0.1), 0.9) * (high[0] - low[0])
-    if low is None and high is None:  # nothing was left so far
-        return max(too_far - math.log(10), limits[0])
     nearest = high if low is None else low
+    if nearest is None:  # nothing was left so far
+        return max(too_far - math.log(10), limits[0])
     # Sizes fall about as the fourth root of lambda; a file's other parts do not fall at all.
     slope = 0.25
     if len(known) > 1:
@@ -257,7 +258,7 @@ def _choices(
     for k in K_CHOICES:
         k_of = {name: min(k, limit) for name, limit in most.items()}
         if min(k_of.values()) < 2:
-            poor = min(k_of, key=k_of.get)
+            poor = min(k_of, key=k_of.__getitem__)
             raise ValueError(f"layer {poor} has fewer than 2 distinct weights to cluster")
         centroids = {
             layer.name: find_centroids(
@@ -339,9 +340,9 @@ def _runner(layers: Layers) -> Callable[[Layers, np.ndarray], np.ndarray] | None
     found = blocks_from_layers([(layer.class_name, layer.config) for layer in layers])
     if found is None:
         return None
-    kept: dict[str, object] = {}
+    kept: dict[str, Any] = {}
 
-    def prepared(network: Layers, make: Callable[[], object]) -> object:
+    def prepared(network: Layers, make: Callable[[], Any]) -> Any:
         if kept.get("layers") is not network:
             kept["layers"], kept["network"] = network, make()
         return kept["network"]

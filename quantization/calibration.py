@@ -11,7 +11,7 @@ without their mean if a normalisation follows, which takes the mean away. NumPy 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -297,7 +297,7 @@ def sensitivities(
 
 def walk(
     stages: Sequence[Stage], signals: Sequence[np.ndarray]
-) -> Iterator[tuple[Stage, Statistics]]:
+) -> Generator[tuple[Stage, Statistics], Stage, None]:
     """Goes through a network as it is being changed.
 
     Yields each stage with the statistics of the inputs that reach it through the changed stages

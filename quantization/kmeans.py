@@ -64,7 +64,7 @@ class Codebooks:
 
     def k_for(self, name: str, is_last: bool) -> int:
         """Returns the k of a layer."""
-        if name in (self.k_of or {}):
+        if self.k_of and name in self.k_of:
             return self.k_of[name]
         return self.k_last if is_last and self.k_last is not None else self.k
 
@@ -157,7 +157,7 @@ def round_centroids(centroids: np.ndarray, how: str) -> np.ndarray:
 def _upper_half(value: np.float32) -> np.float32:
     """Returns a positive float32 rounded up to its top 16 bits."""
     bits = np.array(value, np.float32).view(np.uint32).astype(np.uint64)
-    return ((bits + 0xFFFF) & 0xFFFF0000).astype(np.uint32).view(np.float32)[()]
+    return ((bits + 0xFFFF) & 0xFFFF0000).astype(np.uint32).view(np.float32)[()]  # type: ignore[return-value]
 
 
 def _exact(values: np.ndarray, k: int) -> np.ndarray:

@@ -54,11 +54,12 @@ class ByK:
             free = replace(self.codebooks, k_of=None, centroids="fp32", centroids_of=None)
             # The chosen k go into the meta data, which the search does not see.
             target = self.target - _K_BYTES * len(clustered_layers(layers))
+            assert self.size_of is not None, "a target needs it"
             self.codebooks = budget.choose_k(
                 layers, free, self.signals[:_NUM_MEASURED], target, self.size_of, self.formats
             )
             chosen = self.codebooks.k_of
-            print("k           " + "  ".join(f"{name} {k}" for name, k in chosen.items()))
+            print("k           " + "  ".join(f"{name} {k}" for name, k in (chosen or {}).items()))
         how = self.codebooks
         if not final:
             how = replace(how, centroids="fp32", centroids_of=None)

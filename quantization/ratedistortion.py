@@ -126,7 +126,8 @@ def quantize(
     if not found:
         raise ValueError("the model has no convolution or matrix to cluster")
     kept = {
-        layer.name: layer.weights["kernel"].any(axis=0) for layer in clustered_layers(original)
+        layer.name: np.asarray(layer.weights["kernel"].any(axis=0))
+        for layer in clustered_layers(original)
     } if original is not None else {}  # fmt: skip
     stages = stages_of(layers)
     if stages is None or not signals:
@@ -154,7 +155,7 @@ def _quantize_chain(
     walking = walk(stages, signals)
     stage, found = next(walking)
     for index, parts in enumerate(factors):
-        kept = stage.kernel.any(axis=0) & kept_of.get(stage.name, True)
+        kept = np.asarray(stage.kernel.any(axis=0) & kept_of.get(stage.name, True))
         scales = _filter_scales(stage, parts, settings)
         problem = _problem(stage, found, kept, scales, settings)
         channels = np.ones(stage.kernel.shape[1])
@@ -325,20 +326,21 @@ def _solve(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns a codebook float64 [k] and indices int [taps, in, filters]."""
     wanted, kept = problem.wanted.astype(np.float32), problem.kept
-    shaped = problem.correlation is not None
-    factor = _feedback_factor(problem).astype(np.float32) if shaped else None
+    correlation = factor = None
+    if problem.correlation is not None:
+        correlation = problem.correlation.astype(np.float32)
+        factor = _feedback_factor(problem).astype(np.float32)
     # Errors of step^2 / 12 a weight cost what the bits are worth that they save.
-    cost = math.exp(-2 * np.log(np.diag(factor)).mean()) if shaped else 1.0
+    cost = math.exp(-2 * np.log(np.diag(factor)).mean()) if factor is not None else 1.0
     step = math.sqrt(lam / (_STEP_COST * cost))
     most = int(np.clip(np.ceil(np.abs(wanted).max() / step), 1, _MAX_LEVEL))
     step = max(step, float(np.abs(wanted).max()) / (most + 0.5))
     values = np.arange(-most, most + 1) * step
     indices = np.where(kept, np.rint(wanted / step).astype(int).clip(-most, most), 0) + most
-    if shaped:
-        correlation = problem.correlation.astype(np.float32)
+    if correlation is not None:
         targets = correlation @ wanted.reshape(-1, wanted.shape[2])
     for _ in range(settings.passes):
-        if shaped:
+        if correlation is not None and factor is not None:
             coder = _Costs(values, indices, kept, lam)
             indices = _with_feedback(wanted, kept, factor, coder)
             for _ in range(settings.sweeps):

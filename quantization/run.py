@@ -208,7 +208,11 @@ def _quantized(
         layers = _with_tfmot(file.layers, start, data, validation, config, work, options)
     else:
         layers = _with_kmeans(file.layers, start, plan, data, validation, config, work, options)
-    if plan.target is not None and plan.size_of(plan.finish(layers)) > plan.target:
+    if (
+        plan.target is not None
+        and plan.size_of is not None
+        and plan.size_of(plan.finish(layers)) > plan.target
+    ):
         print("target      missed by fine-tuning: quantized once more")
         return plan(layers, final=True), test
     return plan.finish(layers), test
@@ -285,7 +289,9 @@ def codebooks_of(layers: Layers, clustered: Layers) -> dict[str, Any]:
 
     from quantization.kmeans import clustered_layers
 
-    after = {layer.name: layer.weights.get("kernel") for layer in clustered}
+    after = {
+        layer.name: layer.weights["kernel"] for layer in clustered if "kernel" in layer.weights
+    }
     found = {}
     for layer in clustered_layers(layers):
         # A centroid may be zero; the zero of what is pruned is none.

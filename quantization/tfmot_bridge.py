@@ -39,11 +39,11 @@ import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
-from speech.files import atomic_path
+from speech.files import write_npz
 from speech.modelfile import LayerSpec
 
 if TYPE_CHECKING:
@@ -126,6 +126,7 @@ def cluster(
                 "start", layers, codebooks, masks, fast=conv == "fast", loss=loss, seed=seed
             )
             run.train(worker)
+    assert run.best is not None
     _check_result(run.best, layers, codebooks, masks)
     return tuple(
         replace(layer, weights=weights) for layer, weights in zip(layers, run.best, strict=True)
@@ -151,6 +152,7 @@ def require_tfmot() -> None:
     for name, version in found.items():
         if version is None:
             raise ValueError(f"{wanted}; {name} is not installed: {advice}")
+    assert tensorflow and tfmot and tf_keras
     if _numbers(tfmot) < MIN_TFMOT:
         raise ValueError(f"{wanted}; tensorflow-model-optimization is {tfmot}: {advice}")
     if _numbers(tf_keras)[:2] != _numbers(tensorflow)[:2]:
@@ -215,7 +217,7 @@ def _masks_of(
     layers: Layers, codebooks: Mapping[str, np.ndarray], masks: Mapping[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
     """Returns the mask of each layer in which something is pruned."""
-    found = {}
+    found: dict[str, np.ndarray] = {}
     for layer in layers:
         if layer.name not in codebooks and layer.name not in masks:
             continue
@@ -223,7 +225,8 @@ def _masks_of(
         shape = None if kernel is None else kernel.shape[-2:]
         mask = masks.get(layer.name)
         if mask is None:
-            mask = kernel.any(axis=0) if kernel.ndim == 3 else kernel != 0
+            assert kernel is not None, "has a codebook"
+            mask = np.asarray(kernel.any(axis=0) if kernel.ndim == 3 else kernel != 0)
         elif np.shape(mask) != shape or np.asarray(mask).dtype != bool:
             raise ValueError(
                 f"the mask of layer {layer.name} is {np.asarray(mask).dtype} {np.shape(mask)}, "
@@ -316,18 +319,19 @@ class _Run:
         else:
             self._finish_epoch(worker, {"epoch": 0}, time.monotonic())
         while self.epoch < self.epochs:
+            assert self.data is not None, "checked with the settings"
             started = time.monotonic()
-            row = {"epoch": self.epoch + 1, "training_loss": self._train_epoch(worker)}
+            row = {"epoch": self.epoch + 1, "training_loss": self._train_epoch(worker, self.data)}
             self.epoch += 1
-            rate = self._learning_rate_at(self.epoch * len(self.data) - 1)
+            rate = self._learning_rate_at(self.epoch * len(self.data) - 1, len(self.data))
             self._finish_epoch(worker, row, started, learning_rate=rate)
 
-    def _train_epoch(self, worker: Worker) -> float:
-        data = self.data.at_epoch(self.epoch)
+    def _train_epoch(self, worker: Worker, data: TrainingData) -> float:
+        data = data.at_epoch(self.epoch)
         worker.call("start_epoch", self.epoch)
         total = 0.0
         for index, batch in enumerate(_shown(data, f"epoch {self.epoch + 1}/{self.epochs}")):
-            rate = self._learning_rate_at(self.epoch * len(data) + index)
+            rate = self._learning_rate_at(self.epoch * len(data) + index, len(data))
             loss = worker.call("step", rate, batch.noisy, batch.lengths, batch.clean)
             self._require_finite(loss, "training", index + 1)
             total += loss * len(batch.lengths)
@@ -339,26 +343,26 @@ class _Run:
         """Validates, keeps the best weights, writes the state and reports."""
         value = -math.inf  # without validation, the last state is the best
         if self.epochs and self.validation is not None:
-            value = self._validate(worker)
+            value = self._validate(worker, self.validation)
             self._require_finite(value, "validation", 0)
             row["validation_loss"] = value
         if value < self.best_loss or self.validation is None:
             self.best, self.best_loss = worker.call("stripped"), value
         if self.epoch and self.checkpoint is not None:
             self.state = worker.call("state")
-            self._save()
+            self._save(self.checkpoint)
         if self.epochs and self.progress is not None and (self.epoch or len(row) > 1):
             self.progress(row | more | {"seconds": time.monotonic() - started})
 
-    def _validate(self, worker: Worker) -> float:
+    def _validate(self, worker: Worker, data: TrainingData) -> float:
         total = 0.0
-        for batch in _shown(self.validation, "validating"):
+        for batch in _shown(data, "validating"):
             loss = worker.call("score", batch.noisy, batch.lengths, batch.clean)
             total += loss * len(batch.lengths)
-        return total / self.validation.num_items
+        return total / data.num_items
 
-    def _learning_rate_at(self, step: int) -> float:
-        part = step / (self.epochs * len(self.data))
+    def _learning_rate_at(self, step: int, steps_per_epoch: int) -> float:
+        part = step / (self.epochs * steps_per_epoch)
         return self.learning_rate * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * part)))
 
     def _require_finite(self, loss: float, what: str, step: int) -> None:
@@ -368,9 +372,10 @@ class _Run:
                 f"smaller learning rate than {self.learning_rate:g}"
             )
 
-    def _save(self) -> None:
+    def _save(self, checkpoint: Path) -> None:
         arrays = {f"state_{index}": array for index, array in enumerate(self.state)}
-        for index, weights in enumerate(self.best):
+        best = self.best or []
+        for index, weights in enumerate(best):
             arrays |= {f"best_{index}_{name}": array for name, array in weights.items()}
         # Infinity is no JSON number: -inf stands for a run without validation.
         best_loss = self.best_loss if math.isfinite(self.best_loss) else None
@@ -378,12 +383,11 @@ class _Run:
             "fingerprint": self.fingerprint,
             "epoch": self.epoch,
             "best_loss": best_loss,
-            "num_layers": len(self.best),
+            "num_layers": len(best),
         }
         arrays["run"] = np.frombuffer(json.dumps(stored).encode(), np.uint8)
-        self.checkpoint.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_path(self.checkpoint) as temporary, open(temporary, "wb") as stream:
-            np.savez(stream, **arrays)
+        checkpoint.parent.mkdir(parents=True, exist_ok=True)
+        write_npz(checkpoint, arrays)
 
     def resume(self) -> None:
         """Takes up what the checkpoint holds, if there is one.
@@ -391,7 +395,7 @@ class _Run:
         Raises:
             ValueError: It can't be read, or it is of another run.
         """
-        if not self.checkpoint.exists():
+        if self.checkpoint is None or not self.checkpoint.exists():
             return
         try:
             with open(self.checkpoint, "rb") as stream, np.load(stream, allow_pickle=False) as file:
@@ -514,9 +518,14 @@ class Worker:
         """Ends the process; there is nothing in it to save."""
         self._process.kill()
         self._process.wait()
-        for stream in (self._process.stdin, self._process.stdout, self._notes):
+        for stream in (*self._pipes(), self._notes):
             with contextlib.suppress(OSError):  # what was not sent any more
                 stream.close()
+
+    def _pipes(self) -> tuple[IO[bytes], IO[bytes]]:
+        calls, answers = self._process.stdin, self._process.stdout
+        assert calls is not None and answers is not None
+        return calls, answers
 
     def call(self, name: str, *positional: Any, **keyword: Any) -> Any:
         """Returns what ``Clusterer.<name>`` returns; 'start' makes the clusterer.
@@ -526,10 +535,11 @@ class Worker:
             ChildProcessError: The process died; the text says how.
             RuntimeError: The call failed, for a reason that is no fault of the input.
         """
+        calls, answers = self._pipes()
         try:
-            pickle.dump((name, positional, keyword), self._process.stdin)
-            self._process.stdin.flush()
-            kind, answer = pickle.load(self._process.stdout)
+            pickle.dump((name, positional, keyword), calls)
+            calls.flush()
+            kind, answer = pickle.load(answers)
         except (EOFError, OSError, pickle.UnpicklingError):
             raise ChildProcessError(f"the TF-MOT process died ({self._last_words()})") from None
         if kind == "refused":
@@ -541,7 +551,7 @@ class Worker:
     def _last_words(self) -> str:
         """Returns how the process ended and the last line that it wrote."""
         code = self._process.wait()
-        names = {number: number.name for number in signal.Signals}
+        names = {int(number): number.name for number in signal.Signals}
         self._notes.seek(0)
         lines = self._notes.read().decode(errors="replace").split("\n")
         last = next((line.strip() for line in reversed(lines) if line.strip()), "no message")

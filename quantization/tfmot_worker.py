@@ -65,13 +65,13 @@ def tfmot_classes() -> dict[str, Any]:
         def get_cluster_centroids(self):
             return tf.constant(self.values)
 
-    class Lookup(api.ClusteringAlgorithm):
+    class Lookup(api.ClusteringAlgorithm):  # type: ignore[name-defined]
         """TF-MOT's nearest centroid, by bisection: its own way makes [weights, k] differences.
 
         With ``kept``, centroid 0 is the zero of the pruned weights, the others those of the rest.
         """
 
-        def __init__(self, *args, kept: np.ndarray | None, **kwargs) -> None:
+        def __init__(self, *args: Any, kept: np.ndarray | None, **kwargs: Any) -> None:
             super().__init__(*args, **kwargs)
             self.kept = None if kept is None else tf.constant(kept)
 
@@ -87,7 +87,7 @@ def tfmot_classes() -> dict[str, Any]:
             nearest = nearest if self.kept is None else tf.where(self.kept, nearest, 0)
             return tf.cast(nearest, tf.int64)
 
-    class Clusterable(api.ClusterableLayer):
+    class Clusterable(api.ClusterableLayer):  # type: ignore[name-defined]
         """A layer whose kernel is clustered; ``kept`` bool [kernel's shape], None for all."""
 
         kept: np.ndarray | None = None
@@ -380,7 +380,7 @@ def serve() -> None:
         try:
             if name == "start":
                 clusterer = Clusterer(*positional, **keyword)
-                answer = "done", clusterer.uses_c_kernels
+                answer: tuple[str, Any] = "done", clusterer.uses_c_kernels
             else:
                 answer = "done", getattr(clusterer, name)(*positional, **keyword)
         except ValueError as error:

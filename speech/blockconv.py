@@ -81,6 +81,18 @@ class _Sink(ctypes.Structure):
     ]
 
 
+def kernels() -> ctypes.CDLL:
+    """Returns the loaded kernels.
+
+    Raises:
+        RuntimeError: They can't be used; ask :func:`is_available` first.
+    """
+    found = library()
+    if found is None:
+        raise RuntimeError("the C kernels can't be used here; ask is_available() first")
+    return found
+
+
 @functools.cache
 def library() -> ctypes.CDLL | None:
     """Compiles (once per machine) and loads the kernels; None, with the reason logged, if not."""
@@ -102,19 +114,19 @@ def library() -> ctypes.CDLL | None:
             source + repr((compiler, _FLAGS, variant, platform.machine(), _processor())).encode()
         ).hexdigest()[:16]
         try:
-            path = _cache_folder() / f"blockconv-{key}.so"
-            if not path.exists():
-                _compile(compiler, variant, path)
+            built = _cache_folder() / f"blockconv-{key}.so"
+            if not built.exists():
+                _compile(compiler, variant, built)
             # Threads that wait spin for a moment only: on a busy machine they would keep the one
             # they wait for off its core. Read by the OpenMP library when it is loaded.
             os.environ.setdefault("GOMP_SPINCOUNT", "10000")
-            library = ctypes.CDLL(str(path))
+            found = ctypes.CDLL(str(built))
         except (OSError, subprocess.CalledProcessError) as error:
             reason = getattr(error, "stderr", None) or str(error)
             continue
         for name in ("kernel_spectra", "convolve", "filter_gradient", "run_lanes"):
-            getattr(library, name).restype = ctypes.c_int
-        return library
+            getattr(found, name).restype = ctypes.c_int
+        return found
     _LOGGER.info(
         "the C kernels did not compile (%s): using the Keras backend", reason.strip()[:200]
     )
@@ -236,7 +248,7 @@ class Spectra:
         tables = plan(block_size(taps))
         values = np.empty((tables.size // 2 + 1, num_in, 2, padded(num_out)), np.float32)
         _check(
-            library().kernel_spectra(
+            kernels().kernel_spectra(
                 ctypes.byref(tables),
                 ctypes.c_void_p(kernel.ctypes.data),
                 taps,
@@ -362,7 +374,7 @@ def convolve(
     if len(out):
         source = signal.as_source()
         _check(
-            library().convolve(
+            kernels().convolve(
                 ctypes.byref(tables),
                 ctypes.byref(source),
                 ctypes.c_void_p(_address(spectra.values)),
@@ -403,7 +415,7 @@ def filter_gradient(
     work = _workspace(threads * (tables.size // 2 + 1) * num_in * 2 * padded(num_out))
     source, gradient_source = signal.as_source(), gradient.as_source()
     _check(
-        library().filter_gradient(
+        kernels().filter_gradient(
             ctypes.byref(tables),
             ctypes.byref(source),
             ctypes.byref(gradient_source),

@@ -13,7 +13,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeGuard, TypeVar
 
 T = TypeVar("T")
 
@@ -44,7 +44,7 @@ def run(command: Callable[[], int]) -> int:
         return 1
 
 
-def means_no_room(error: BaseException) -> bool:
+def means_no_room(error: BaseException) -> TypeGuard[OSError]:
     """Returns whether a disk is full: then the next file has no chance either."""
     return isinstance(error, OSError) and error.errno in _NO_ROOM
 
@@ -53,7 +53,9 @@ def one_line(error: BaseException) -> str:
     """Returns the message of ``error`` on one line."""
     if means_no_room(error):
         where = f"{error.filename}: " if error.filename else ""
-        text = f"{where}{os.strerror(error.errno)}; make room and repeat the command: it goes on"
+        text = (
+            f"{where}{os.strerror(error.errno or 0)}; make room and repeat the command: it goes on"
+        )
     elif isinstance(error, OSError) and error.filename and error.strerror:
         text = f"{error.filename}: {error.strerror}"
     elif isinstance(error, MemoryError):
@@ -66,9 +68,8 @@ def one_line(error: BaseException) -> str:
 def log_to_stderr(level: int = logging.INFO) -> None:
     """Sends the project's announcements (resampled, averaged, skipped) to stderr."""
     logger = logging.getLogger("speech")
-    if not any(getattr(handler, "speech_cli", False) for handler in logger.handlers):
+    if not any(isinstance(handler, _StderrHandler) for handler in logger.handlers):
         handler = _StderrHandler()
-        handler.speech_cli = True
         handler.setFormatter(logging.Formatter("%(message)s"))
         logger.addHandler(handler)
     logger.setLevel(level)
@@ -128,14 +129,23 @@ def num_jobs(text: str) -> int:
 
 
 #: Options that mean the same in every command: ``add("--seed", **SEED)``.
-SEED = {
+SEED: dict[str, Any] = {
     "type": natural_number,
     "default": 0,
     "metavar": "N",
     "help": "of everything random (default %(default)s)",
 }
-JSON = {"type": Path, "metavar": "FILE", "help": "also write the results to FILE as JSON"}
-JOBS = {"type": num_jobs, "default": -1, "metavar": "N", "help": "processes (default: one a core)"}
+JSON: dict[str, Any] = {
+    "type": Path,
+    "metavar": "FILE",
+    "help": "also write the results to FILE as JSON",
+}
+JOBS: dict[str, Any] = {
+    "type": num_jobs,
+    "default": -1,
+    "metavar": "N",
+    "help": "processes (default: one a core)",
+}
 
 
 def examples(*commands: str, note: str = "") -> dict[str, Any]:

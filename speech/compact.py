@@ -24,7 +24,7 @@ import math
 import os
 import struct
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -66,8 +66,12 @@ BOOK_FP32, BOOK_FP16, BOOK_INT8 = range(3)
 # How the mask of the columns that are not all zero is stored.
 MASK_NONE, MASK_PACKED, MASK_CODED = range(3)
 
-_FLOATS = {FP16: np.dtype("<f2"), FP32: np.dtype("<f4")}
-_BOOKS = {BOOK_FP32: np.dtype("<f4"), BOOK_FP16: np.dtype("<f2"), BOOK_INT8: np.dtype("i1")}
+_FLOATS: dict[int, np.dtype] = {FP16: np.dtype("<f2"), FP32: np.dtype("<f4")}
+_BOOKS: dict[int, np.dtype] = {
+    BOOK_FP32: np.dtype("<f4"),
+    BOOK_FP16: np.dtype("<f2"),
+    BOOK_INT8: np.dtype("i1"),
+}
 
 
 @dataclass(frozen=True)
@@ -193,7 +197,7 @@ def _checksum(layers: Sequence[LayerSpec]) -> int:
     value = 0
     for layer in layers:
         for array in layer.weights.values():
-            value = zlib.crc32(np.ascontiguousarray(array, "<f4"), value)
+            value = zlib.crc32(np.ascontiguousarray(array, "<f4").data, value)
     return value
 
 
@@ -225,7 +229,7 @@ def _pack_kernel(kernel: np.ndarray, coder: _Coder) -> bytes:
     """Returns the shortest form of a kernel."""
     plain = pack_floats(kernel)
     matrix = kernel.reshape(len(kernel), -1)
-    kept = matrix.any(axis=0)
+    kept = np.asarray(matrix.any(axis=0))
     values, places = np.unique(matrix[:, kept], return_inverse=True)
     if not 1 <= len(values) <= MAX_CODEBOOK:
         return plain
@@ -745,7 +749,7 @@ def _read_coded(
 
 
 @contextlib.contextmanager
-def _invalid_streams():
+def _invalid_streams() -> Iterator[None]:
     """Turns what constriction raises for a stream no encoder made into a ``ModelFileError``."""
     try:
         yield

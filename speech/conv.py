@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import itertools
 import weakref
+from typing import Any
 
 import keras
 import numpy as np
@@ -59,7 +60,7 @@ class FastConv1D(keras.layers.Conv1D):
         return outputs if self.activation is None else self.activation(outputs)
 
 
-def _convolve(inputs, kernel, padding: str):
+def _convolve(inputs: Any, kernel: Any, padding: str) -> Any:
     """TensorFlow op with custom gradients around the C kernels."""
     import tensorflow as tf
 
@@ -169,6 +170,7 @@ class TrainingModel(keras.Model):
         import tensorflow as tf
 
         loss = self._batch_loss
+        assert loss is not None
 
         def forward(clean, enhanced, lengths):
             value, gradient = loss.value_and_gradient(clean, enhanced, lengths)
@@ -213,6 +215,7 @@ class TrainingModel(keras.Model):
 
         def forward(batch, lengths, *parameters):
             this = model()
+            assert this is not None and this._chain is not None
             outputs, traces = this._chain.forward(batch, lengths, parameters)
             ticket = next(this._ticket)
             this._traces = (ticket, traces)
@@ -220,6 +223,7 @@ class TrainingModel(keras.Model):
 
         def backward(gradient, ticket, batch, lengths, *parameters):
             this = model()
+            assert this is not None and this._chain is not None
             if this._traces[0] != ticket:  # another forward pass came between
                 forward(batch, lengths, *parameters)
             return this._chain.backward(gradient, this._traces[1], parameters)

@@ -244,12 +244,12 @@ def find_noise(root: str | os.PathLike, split: str | None = None) -> list[Noise]
         ]
     else:
         paths = _find_once(root)
-        if _checked_split(split):
+        if chosen := _checked_split(split):
             share = NOISE_TRAIN_SHARE
-            start, stop = (0.0, share) if split.upper() == "TRAIN" else (share, 1.0)
+            start, stop = (0.0, share) if chosen == "TRAIN" else (share, 1.0)
             _logger.info(
                 "%s: no TRAIN and TEST folders; %s uses %.0f to %.0f %% of each noise file",
-                root, split.upper(), 100 * start, 100 * stop,
+                root, chosen, 100 * start, 100 * stop,
             )  # fmt: skip
     noises = [Noise(audio_stem(path), path, start, stop) for path in paths]
     noises.sort(key=lambda noise: noise.name)
@@ -282,7 +282,7 @@ def find_pairs(noisy_root: str | os.PathLike, clean_root: str | os.PathLike) -> 
         noise, speaker, snr_db = _parse_levels(path.relative_to(noisy_root).parent.parts)
         name = audio_stem(path)
         for key in (f"/{name}", f"{speaker}/{name}", name):
-            if len(candidates := partners.get(key.lower(), ())) == 1:
+            if len(candidates := partners.get(key.lower(), [])) == 1:
                 pairs.append(Pair(path, candidates[0], noise, speaker, snr_db, name))
                 break
         else:
@@ -369,7 +369,8 @@ def split_pairs_original(
     if not 0 < num_train < group_size:
         raise ValueError(f"num_train is {num_train}; give one between 0 and {group_size}")
     ordered = sorted(pairs, key=_pair_order)
-    train, validation = [], {}
+    train: list[Pair] = []
+    validation: dict[int, None] = {}
     for group in range(-(-len(ordered) // group_size)):
         train += ordered[group_size * group :][:num_train]
         first = num_train * (group + 1)
@@ -596,7 +597,7 @@ def _checked_split(split: str | None) -> str | None:
 
 def _find_once(folder: Path) -> list[Path]:
     """Finds audio, taking one of ``x.WAV`` and ``x.WAV.wav``, which some copies of TIMIT hold."""
-    first = {}
+    first: dict[Path, Path] = {}
     paths = find_audio(folder)
     for path in sorted(paths, key=lambda path: (len(path.name), path)):
         whole = path.with_suffix("") if audio_stem(path) != path.stem else path
@@ -639,7 +640,7 @@ def _utterance_key(item: Utterance | Pair) -> str:
 
 def _require_unique(named_paths: Iterable[tuple[str, Path]]) -> None:
     """Raises ValueError at the first name that two paths share."""
-    seen = {}
+    seen: dict[str, Path] = {}
     for name, path in named_paths:
         if name in seen:
             raise ValueError(f"{seen[name]} and {path} are both named {name!r}; rename one")

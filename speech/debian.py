@@ -60,7 +60,7 @@ def read_members(archive: Path, paths: set[str]) -> dict[str, bytes]:
         for member in members:
             path = member.name.removeprefix("./")
             if path in paths and member.isfile():
-                found[path] = members.extractfile(member).read()
+                found[path] = _content(members, member)
                 if len(found) == len(paths):
                     break
     for path in sorted(paths - found.keys()):
@@ -92,7 +92,7 @@ def unpack(archive: Path, wanted: Callable[[str], bool], folder: Path) -> list[s
                 raise ValueError(f"{archive}: the path {path} leads out of the package")
             target = folder / path
             target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(members.extractfile(member).read())
+            target.write_bytes(_content(members, member))
             written.append(path)
     return sorted(written)
 
@@ -111,3 +111,9 @@ def run_tool(*command: str, folder: Path | None = None) -> str:
         reason = (error.stderr.strip().splitlines() or [f"exit code {error.returncode}"])[-1]
         raise ValueError(f"{' '.join(command)}: {reason}") from error
     return done.stdout
+
+
+def _content(members: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    stream = members.extractfile(member)
+    assert stream is not None, "a regular file"
+    return stream.read()

@@ -40,7 +40,7 @@ from functools import cached_property
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from speech import cli
@@ -176,7 +176,7 @@ class Demo:
         soundfile.write(stream, noisy, SAMPLE_RATE_HZ, "PCM_16", format="WAV")
         return stream.getvalue()
 
-    def take(self, stream: BinaryIO, size: int, name: str) -> Path:
+    def take(self, stream: io.BufferedIOBase, size: int, name: str) -> Path:
         """Writes a clip into a folder of its own, and returns its path.
 
         Args:
@@ -426,7 +426,7 @@ class Server(ThreadingHTTPServer):
     @property
     def url(self) -> str:
         """Address of the page."""
-        host, port = self.server_address[:2]
+        host, port = self.socket.getsockname()[:2]
         return f"http://{host}:{port}/"
 
     def handle_error(self, request: Any, client_address: Any) -> None:

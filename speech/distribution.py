@@ -181,7 +181,7 @@ class Machines:
 
     def broadcast(self, content: bytes) -> bytes:
         """Returns, on every machine, the bytes that the first one was given."""
-        length = int(self.sum(np.int32([len(content) if self.rank == 0 else 0]))[0])
+        length = int(self.sum(np.array([len(content) if self.rank == 0 else 0], np.int32))[0])
         words = np.zeros(-(-length // 4), np.int32)  # all others add zeros
         if self.rank == 0:
             words.view(np.uint8)[:length] = np.frombuffer(content, np.uint8)
@@ -383,7 +383,7 @@ class Replicas:
 
         self._model = model
         self._machines = machines
-        self._devices = list(devices) or [None]
+        self._devices: list[str | None] = list(devices) or [None]
         self.first, self.total = 0, len(self._devices)
         if machines is not None:
             counts = np.zeros(machines.count, np.int32)

@@ -185,9 +185,9 @@ def check_gpu() -> str:
         raise Trouble(f"{names} is there, TensorFlow sees {len(devices)} GPUs", fix)
     if not devices:
         return "none, the CPU does the work"
-    names = [str(details.get("device_name", "GPU")) for details in devices]
+    found = [str(details.get("device_name", "GPU")) for details in devices]
     cudnn = _version("nvidia-cudnn-cu12") or "of the system"
-    return f"{', '.join(names)}; cuDNN {cudnn}"
+    return f"{', '.join(found)}; cuDNN {cudnn}"
 
 
 def nvidia_cards() -> list[tuple[str, tuple[int, ...]]]:
@@ -245,12 +245,22 @@ def check_kernels() -> str:
     return f"C kernels compiled and loaded in {time.perf_counter() - started:.1f} s"
 
 
+class _Listener(logging.Handler):
+    """Puts what is said into a list."""
+
+    def __init__(self, messages: list[str]) -> None:
+        super().__init__()
+        self._messages = messages
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._messages.append(record.getMessage())
+
+
 @contextlib.contextmanager
 def _said() -> Iterator[list[str]]:
     """Yields a list that gathers what the project's logger says."""
     messages: list[str] = []
-    handler = logging.Handler()
-    handler.emit = lambda record: messages.append(record.getMessage())
+    handler = _Listener(messages)
     logger = logging.getLogger("speech")
     kept = logger.level
     logger.addHandler(handler)
@@ -304,9 +314,9 @@ def convolve_on(keras: Any, device: str) -> float:
         raise Trouble(f"{device}: no convolution ({cli.one_line(error)[:200]})", fix) from None
     windows = np.lib.stride_tricks.sliding_window_view(signal[0], 55, axis=0)
     expected = np.einsum("tik,kio->to", windows, kernel)
-    error = float(np.abs(result[0] - expected).max() / np.abs(expected).max())
-    if not error <= _TOLERANCE:
-        raise Trouble(f"{device}: a convolution is wrong by {100 * error:.2g} %", fix)
+    difference = float(np.abs(result[0] - expected).max() / np.abs(expected).max())
+    if not difference <= _TOLERANCE:
+        raise Trouble(f"{device}: a convolution is wrong by {100 * difference:.2g} %", fix)
     return seconds
 
 

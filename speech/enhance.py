@@ -63,6 +63,7 @@ class Enhancer:
         from speech.audio import SAMPLE_RATE_HZ
         from speech.modelfile import read_model_file
 
+        self.path = Path(path)
         self.file = read_model_file(path)
         kind = self.file.meta.get("kind", "waveform")
         rate_hz = self.file.meta.get("sample_rate_hz", SAMPLE_RATE_HZ)
@@ -100,7 +101,7 @@ class Enhancer:
             return np.zeros(len(signal), np.float32)
         output = self._run(peak_normalize(signal).astype(np.float32), threads)
         if not np.isfinite(output).all():
-            raise ValueError(f"{self.file.path}: the network's output holds a NaN or an infinity")
+            raise ValueError(f"{self.path}: the network's output holds a NaN or an infinity")
         return output
 
     def enhance(

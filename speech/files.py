@@ -15,9 +15,11 @@ import platform
 import re
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from speech.cli import means_no_room
 
@@ -94,7 +96,7 @@ def _naming(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if means_no_room(error) and error.filename is None:
-            raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
+            raise OSError(error.errno, os.strerror(error.errno or 0), str(path)) from error
         raise
 
 
@@ -111,7 +113,7 @@ def remove_leftovers(folder: str | os.PathLike, *, below: bool = False) -> int:
         How many were removed.
     """
     num_removed = 0
-    for parent, folders, names in os.walk(folder):
+    for parent, folders, names in os.walk(os.fspath(folder)):
         if not below:
             folders.clear()
         for name in names:
@@ -226,6 +228,12 @@ def write_json(path: str | os.PathLike, value: Any) -> None:
         ValueError: ``value`` holds a NaN or an infinity; give None instead.
     """
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def write_npz(path: str | os.PathLike, arrays: Mapping[str, np.ndarray]) -> None:
+    """Writes named arrays to ``path``, which must end in ``.npz``, atomically."""
+    with atomic_path(path) as temporary, open(temporary, "wb") as stream:
+        np.savez(stream, **arrays)  # type: ignore[arg-type]
 
 
 def strict_json(value: Any) -> Any:

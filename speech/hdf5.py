@@ -22,7 +22,8 @@ import math
 import os
 import struct
 from dataclasses import dataclass
-from typing import BinaryIO, NamedTuple
+from io import BufferedReader
+from typing import NamedTuple
 
 import numpy as np
 
@@ -93,7 +94,7 @@ class File:
         Hdf5Error: It is not an HDF5 file, or truncated.
     """
 
-    def __init__(self, stream: BinaryIO) -> None:
+    def __init__(self, stream: BufferedReader) -> None:
         self._stream = stream
         self.num_bytes = os.fstat(stream.fileno()).st_size
         self._steps = self._metadata_bytes = 0
@@ -123,7 +124,7 @@ class File:
         self._check_range(address, dtype.itemsize * math.prod(shape))
         array = np.empty(shape, dtype)
         self._stream.seek(address)
-        if self._stream.readinto(memoryview(array).cast("B")) != array.nbytes:
+        if self._stream.readinto(array.data.cast("B")) != array.nbytes:
             raise Hdf5Error("the file became shorter while it was read")
         return array
 

@@ -139,7 +139,7 @@ class InferenceNetwork:
         self.hop = self.size - taps + 1
         self.tanh = tanh
         self.threads = threads or blockconv.default_threads()
-        self.width = blockconv.library().lane_width()
+        self.width = blockconv.kernels().lane_width()
         self._layers = [
             _Layer.of(block, group, self.size) for block, group in zip(blocks, groups, strict=True)
         ]
@@ -193,7 +193,7 @@ class InferenceNetwork:
             record.masks, record.valid = map(ctypes.addressof, frame.masks(layer.pad))
             record.sums = own_sums.ctypes.data
         plan = blockconv.plan(self.size)
-        failed = blockconv.library().run_lanes(
+        failed = blockconv.kernels().run_lanes(
             ctypes.byref(plan), ctypes.c_void_p(values.ctypes.data), most,
             (ctypes.c_void_p * 2)(*(lot.ctypes.data for lot in edges)), layers, len(layers),
             self.hop, ctypes.c_int64(frame.num_chunks),

@@ -179,14 +179,22 @@ class _SpectralTerm:
         from keras import ops
 
         window = ops.convert_to_tensor(_window(self.size), enhanced.dtype)
-        spectra = []
+        spectra: list[Any] = []
         for signal in (clean, enhanced):
             padded = ops.pad(signal, [[0, 0], [self.size - self.hop, self.size]])
             frames = ops.extract_sequences(padded, self.size, self.hop)
             spectra.append(ops.rfft(frames * window))
         num_frames = (ops.cast(lengths, "int32") - 1 + self.size - self.hop) // self.hop + 1
         num_bins = ops.cast(num_frames * (self.size // 2 + 1), enhanced.dtype)
-        return self._compare_tensors(*spectra, num_bins)
+        return self._compare_tensors(spectra[0], spectra[1], num_bins)
+
+    def _compare(self, clean: np.ndarray, enhanced: np.ndarray) -> tuple[float, np.ndarray]:
+        """Returns the value for spectra [frame, bin] and its gradient to those of enhanced."""
+        raise NotImplementedError
+
+    def _compare_tensors(self, clean: Any, enhanced: Any, num_bins: Any) -> Any:
+        """Returns the values [batch] for pairs of real and imaginary parts [batch, frame, bin]."""
+        raise NotImplementedError
 
     def _frames(self, signal: np.ndarray) -> np.ndarray:
         """Returns overlapping views [frame, size] of a padded copy."""

@@ -184,6 +184,7 @@ class Network:
                 return None
             ones = np.ones(blockconv.padded(spectrum.out_channels), np.float32)
             return Activation(ones, np.zeros_like(ones), block.slope, np.zeros_like(ones))
+        assert sums is not None
         mean, variance = blockconv.merge_moments(sums, num_samples, spectrum.taps)
         gamma, beta = pad_channels(group[-2]), pad_channels(group[-1])
         scale = gamma / np.sqrt(variance + block.epsilon)
@@ -223,9 +224,11 @@ class Network:
                 break
             activation = trace.activations[index - 1]
             inputs = trace.preactivations[index - 1]
+            spectra = transposed[index]
+            assert spectra is not None, "only the first layer has none"
             out, sums = blockconv.convolve(
                 reading,
-                transposed[index],
+                spectra,
                 pad=taps - 1 - pad,
                 out=self._buffer(("turn", index % 2), num_samples, inputs.shape[1]),
                 gradient_of=None if activation is None else (inputs, activation),
@@ -250,6 +253,7 @@ class Network:
             bias = [gradient.sum(0, dtype=np.float64)] if block.use_bias else []
             return Signal(gradient), bias
         num_samples, num_channels = inputs.shape
+        assert sums is not None and activation.mean is not None
         d_sum, d_centred = sums.sum(0, dtype=np.float64)
         scale, mean = activation.scale.astype(np.float64), activation.mean.astype(np.float64)
         if not block.normalized:

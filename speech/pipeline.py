@@ -21,7 +21,7 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import keras
 import numpy as np
@@ -39,6 +39,10 @@ CACHE_BYTES = 2 << 30
 
 #: An utterance that cannot be mixed (silent) is replaced by the next one, at most so many times.
 _MAX_REPLACEMENTS = 20
+
+
+B = TypeVar("B")
+B_co = TypeVar("B_co", covariant=True)
 
 
 class Source(Protocol):
@@ -273,7 +277,9 @@ class TrainingData(keras.utils.PyDataset):
         """Returns the number of batches of an epoch."""
         return -(-self.num_items // self.batch_size)
 
-    def __getitem__(self, index: int):
+    def __getitem__(
+        self, index: int
+    ) -> tuple[tuple[np.ndarray, np.ndarray], np.ndarray, np.ndarray]:
         """Returns ``((noisy, lengths), clean, weights)`` of one batch."""
         batch = self.batch(index)
         return (batch.noisy, batch.lengths), batch.clean, batch.weights
@@ -347,7 +353,19 @@ def collate(items: Sequence[tuple[np.ndarray, np.ndarray]]) -> Batch:
     return Batch(noisy, lengths, clean, weights)
 
 
-def prefetched(data: TrainingData, first: int = 0, depth: int = 4) -> Iterator[Batch]:
+class Batches(Protocol[B_co]):
+    """An epoch's batches, or a part of them."""
+
+    def __len__(self) -> int:
+        """Returns the number of batches."""
+        ...
+
+    def batch(self, index: int, /) -> B_co:
+        """Returns one batch."""
+        ...
+
+
+def prefetched(data: Batches[B], first: int = 0, depth: int = 4) -> Iterator[B]:
     """Yields the batches of an epoch from ``first`` on, prepared by a thread ahead of time."""
     with ThreadPoolExecutor(1, thread_name_prefix="batches") as pool:
         ahead = [

@@ -306,7 +306,7 @@ def write_mixtures(
     for plan in plans:
         by_utterance.setdefault(plan.utterance.id, []).append(plan)
     groups = list(by_utterance.values())
-    reports = [journal and journal.get(own, out) for own in groups]
+    reports = [journal.get(own, out) if journal else None for own in groups]
     waiting = [place for place, report in enumerate(reports) if report is None]
     calls = ((groups[place], out, subtype) for place in waiting)
     if cluster:
@@ -322,7 +322,7 @@ def write_mixtures(
             journal.add(own, result)
         reports[waiting[number]] = result
     report = Report()
-    for result in reports:
+    for result in filter(None, reports):
         report.rows += result.rows
         report.skipped += result.skipped
         report.conversions += result.conversions

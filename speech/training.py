@@ -29,9 +29,9 @@ import numpy as np
 
 from speech.conv import TrainingModel
 from speech.distribution import EveryNth, Machines, Replicas, Share, local_devices
-from speech.files import atomic_path, held, write_json, write_text
+from speech.files import held, write_json, write_npz, write_text
 from speech.losses import find_loss
-from speech.pipeline import Batch, TrainingData, data_fingerprint, prefetched
+from speech.pipeline import Batch, Batches, TrainingData, data_fingerprint, prefetched
 from speech.runinfo import run_info
 from speech.weights import save_model
 
@@ -112,6 +112,7 @@ class TrainingConfig:
 
     def ema_at(self, step: int) -> float:
         """Returns the momentum of the average at a step: it starts at 0.1 and rises to ``ema``."""
+        assert self.ema is not None
         return min(self.ema, (1 + step) / (10 + step))
 
 
@@ -246,7 +247,9 @@ class Trainer:
         before = state.seconds
         bar = _progress(data, state, self.config.epochs, None if self.writes else True)
         waiting = time.monotonic()
-        batches = data if self._replicas is None else self._replicas.shares(data)
+        batches: Batches[Batch | Share] = data
+        if self._replicas is not None:
+            batches = self._replicas.shares(data)
         for batch in prefetched(batches, first=state.batch):
             self.waited_seconds += time.monotonic() - waiting
             step = state.epoch * len(data) + state.batch
@@ -304,6 +307,7 @@ class Trainer:
 
     def _step(self, batch: Batch | Share) -> float:
         if isinstance(batch, Share):
+            assert self._replicas is not None
             return self._replicas.step(batch)
         logs = self.model.train_on_batch(
             (batch.noisy, batch.lengths),
@@ -316,9 +320,10 @@ class Trainer:
     def _validate(self) -> dict[str, float]:
         """Returns the mean loss of the validation data and, if it is another, the mean MSE."""
         totals = {name: 0.0 for name in ("loss", "mse")[: 1 + (self.config.loss != "mse")]}
-        data, machines = self.validation, self.machines
+        data: Batches[Batch] = self.validation
+        machines = self.machines
         if machines is not None:
-            data = EveryNth(data, machines.rank, machines.count)
+            data = EveryNth(self.validation, machines.rank, machines.count)
         for batch in prefetched(data):
             logs = self.model.test_on_batch(
                 (batch.noisy, batch.lengths),
@@ -409,9 +414,7 @@ class Trainer:
         return arrays
 
     def _save_checkpoint(self) -> None:
-        with atomic_path(self.checkpoint_path) as temporary:
-            with open(temporary, "wb") as stream:
-                np.savez(stream, **self._arrays())
+        write_npz(self.checkpoint_path, self._arrays())
 
     def _resume(self) -> None:
         if not self.checkpoint_path.exists():
@@ -445,7 +448,7 @@ class Trainer:
             return
         stream = io.BytesIO()
         if self.writes:
-            np.savez(stream, **self._arrays())
+            np.savez(stream, **self._arrays())  # type: ignore[arg-type]
         content = self.machines.broadcast(stream.getvalue())
         if not self.writes:
             with np.load(io.BytesIO(content), allow_pickle=False) as file:
@@ -487,13 +490,13 @@ def write_history(path: Path, history: list[dict[str, float]]) -> None:
 
 
 def _numbered(arrays: dict[str, np.ndarray], prefix: str) -> list[np.ndarray]:
-    found = []
+    found: list[np.ndarray] = []
     while (name := f"{prefix}_{len(found)}") in arrays:
         found.append(arrays[name])
     return found
 
 
-def _progress(data: TrainingData, state: _State, epochs: int, disable: bool | None):
+def _progress(data: TrainingData, state: _State, epochs: int, disable: bool | None) -> Any:
     import sys
 
     from tqdm import tqdm

@@ -263,7 +263,7 @@ def _read_keras1_json(path: Path) -> tuple[FCNConfig, list[str]]:
             raise ModelFileError(f"the last 'nb_filter' is {filters[-1]!r:.60}, expected 1")
         slopes = [config.get("alpha") for kind, config in layers if kind == "LeakyReLU"]
         try:
-            config = FCNConfig(
+            network = FCNConfig(
                 num_hidden_layers=len(normalizations),
                 num_filters=_same_or_all(filters[:-1]),
                 kernel_size=_the_one(
@@ -276,7 +276,7 @@ def _read_keras1_json(path: Path) -> tuple[FCNConfig, list[str]]:
             )
         except ValueError as error:
             raise ModelFileError(str(error)) from None
-        return config, [config["name"] for config in (*convolutions, *normalizations)]
+        return network, [config["name"] for config in (*convolutions, *normalizations)]
 
 
 def _keras1_layers(model: Any) -> list[tuple[str, dict[str, Any]]]:

@@ -67,8 +67,10 @@ def double(number, folder):
     """Notes that it was called, and dies on 13, and on 5 the first time."""
     with open(folder / "calls.txt", "a") as stream:
         stream.write(f"{number}\n")
-    if number == 13 or (number == 5 and not (folder / "died").exists()):
+    first = number == 5 and not (folder / "died").exists()
+    if first:
         (folder / "died").touch()
+    if first or number == 13:
         os.kill(os.getpid(), signal.SIGKILL)
     return 2 * number
 

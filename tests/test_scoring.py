@@ -3,7 +3,11 @@
 import json
 import math
 import os
+import pickle
 import signal
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -92,6 +96,17 @@ def test_children_answer_raise_and_are_used_again(capfd):
     assert isolation.run_isolated(os.getenv, "OMP_NUM_THREADS") == "1"
     isolation.close_idle()
     assert "into stderr" in capfd.readouterr().err
+
+
+def test_a_child_whose_parent_was_killed_ends_without_a_word():
+    command = [sys.executable, "-c", "from eval.isolation import serve; serve()"]
+    pipes = {name: subprocess.PIPE for name in ("stdin", "stdout", "stderr")}
+    with subprocess.Popen(command, **pipes) as child:
+        pickle.dump((time.sleep, (0.2,)), child.stdin)
+        child.stdin.close()
+        child.stdout.close()  # as a kill does, while the call is under way
+        assert child.stderr.read() == b""
+        assert child.wait(30) == 0
 
 
 def test_scores_are_kept_and_found_by_content(folder, monkeypatch):

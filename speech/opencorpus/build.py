@@ -237,7 +237,7 @@ def _make_speaker(part: Part, out: Path) -> dict:
     folder = recipe.speaker_folder(part.name, part.record)
     if (out / folder).is_dir():
         shutil.rmtree(out / folder)
-    made = {}
+    made: dict[str, dict] = {}
     for number, utterance in enumerate(utterances, start=1):
         made |= _write(out, f"{folder}/U{number:04d}.flac", to_int16(utterance))
     if aside:
@@ -259,14 +259,14 @@ def _write(out: Path, name: str, samples: np.ndarray) -> dict[str, dict]:
 
 def _without_copies(paths: list[Path]) -> list[Path]:
     """Leaves out files whose bytes occurred before."""
-    first = {}
+    first: dict[str, Path] = {}
     for path in paths:
         first.setdefault(files.sha256_of(path), path)
     return sorted(first.values())
 
 
 def _measured(paths: list[Path]) -> list[voices.Clip | None]:
-    clips = []
+    clips: list[voices.Clip | None] = []
     for samples, rate_hz in _decoded(paths):
         if len(samples) < voices.MIN_CLIP_S * rate_hz:
             clips.append(None)
@@ -315,7 +315,7 @@ def _asides_of(book: dict, out: Path) -> dict[str, list[str]]:
 
 def _make_noise(part: Part, out: Path) -> dict:
     """Writes the files of a kind of noise."""
-    made = {}
+    made: dict[str, dict] = {}
     for split in recipe.SPLITS:
         if split in part.record:
             signal = _noise_signal(part, split)

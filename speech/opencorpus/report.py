@@ -118,7 +118,7 @@ def _sources(part: dict, split: str) -> list[str]:
     if "pieces" not in part:
         voices = f"voices of {split}" if part["make"] in recipe.OF_VOICES else "synthetic"
         return [f"- | {part['make']}, {voices}"]
-    used = {}
+    used: dict[str, list[str]] = {}
     for piece in part["pieces"]:
         used.setdefault(piece["package"], []).append(_seconds(piece))
     return [f"{package} | {', '.join(sources)}" for package, sources in used.items()]

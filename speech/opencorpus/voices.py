@@ -181,10 +181,12 @@ def choose(clips: Iterable[Clip | None], voice: dict) -> tuple[list[Clip], Count
     Returns:
         The clips, in the order given, and how many were refused for which reason.
     """
-    refused, kept = Counter(), []
+    refused: Counter[str] = Counter()
+    kept: list[Clip] = []
     for clip in clips:
-        reason = "short" if clip is None or clip.duration_s < MIN_CLIP_S else refusal(clip, voice)
-        if reason:
+        if clip is None or clip.duration_s < MIN_CLIP_S:
+            refused["short"] += 1
+        elif reason := refusal(clip, voice):
             refused[reason] += 1
         else:
             kept.append(clip)
@@ -219,7 +221,8 @@ def join_clips(signals: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
         Utterances of ``MIN_UTTERANCE_S`` to ``MAX_UTTERANCE_S`` with peak 0.5.
     """
     pause = np.zeros(round(PAUSE_S * SAMPLE_RATE_HZ))
-    parts, duration_s = [], 0.0
+    parts: list[np.ndarray] = []
+    duration_s = 0.0
     for signal in signals:
         signal = signal.copy()
         fade_edges(signal, FADE_S)
