@@ -2,16 +2,19 @@
 
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from benchmarks import peers, pool, quality, selection
+from benchmarks import copies, peers, pool, quality, selection
 from mnn.blocks import frame_energies, stft_frames
 from mnn.layers import DenseNetwork
 from speech import corpus
 from speech.stft import DEFAULT, StftConfig, context_frames
 from tests.mnn_files import dense, write_dae, write_mask
+
+ROOT = Path(__file__).parent.parent
 
 
 class Louder(peers.System):
@@ -191,3 +194,45 @@ def test_energies_of_frames_need_no_spectra(config, num_samples, rng):
         found = frame_energies(one, *span, config, minus=other, scale=3.0)
         expected = np.sum(np.abs(spectra) ** 2, axis=1)
         np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-12)
+
+
+def test_copies_beside_their_originals(tmp_path, capsys, small_test_set):
+    """One copy is its original, one is silent; the autoencoders are the same."""
+    models, noise = tmp_path / "models", corpus.bundled_noise("TEST")[0].name
+    write_dae(models / "dae_128.h5")
+    for place, name in enumerate(("-5 dB", "0 dB", "5 dB")):
+        write_mask(models / f"{name.replace(' ', '_')}.h5", float(place))
+    silent = write_mask(tmp_path / "silent.icse", -30.0, spread=0.1)
+    out = tmp_path / "r.json"
+    files = [f"dae_128={models}/dae_128.h5", f"-5 dB={models}/-5_dB.h5", f"0 dB={silent}"]
+    command = ["snr", "--models", str(models), "--num-test", "1", "--json", str(out), "--copies"]
+    assert copies.main([*command, *files, f"5 dB={models}/5_dB.h5"]) == 0
+    printed = capsys.readouterr().out
+    result = json.loads(out.read_text())
+    assert result["mixtures"] == 3 and {noise in row["name"] for row in result["files"]} == {True}
+    assert set(result["change"]["-5 dB"].values()) == set(result["change"]["5 dB"].values()) == {0}
+    own = [[row["scores"][which]["0 dB"]["sdr"] for row in result["files"]] for which in (0, 1)]
+    expected = np.mean(np.subtract(own[1], own[0]))
+    assert result["change"]["0 dB"]["sdr"] == pytest.approx(expected) != 0
+    same = [row["picks"][0] == row["picks"][1] for row in result["files"]]
+    assert result["same_picks"] == sum(same)
+    before, after = (
+        np.mean([row["scores"][which][row["picks"][which]]["sdr"] for row in result["files"]])
+        for which in (0, 1)
+    )
+    assert f"SDR {before:.2f} -> {after:.2f} dB" in printed
+    assert copies.main([*command, *files]) == 1
+    assert "give one of 128, 2048x2 as dae_NET, and -5 dB, 0 dB, 5 dB" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        copies.main([*command, "nameless"])
+
+
+def test_the_card_says_what_copies_cost():
+    card = " ".join((ROOT / "models/mnn_2048x2.md").read_text().split())
+    for name in ("gender", "snr"):
+        result = json.loads((ROOT / f"benchmarks/results/copies_{name}.json").read_text())
+        before, after = result["picked"]["sdr"]
+        assert f"{before:.2f} to {after:.2f} dB" in card
+        assert f"{result['same_picks']} of {result['mixtures']}" in card
+        for change in result["change"].values():
+            assert f"{change['sdr']:.2f}" in card
