@@ -66,9 +66,9 @@ def _run(options: argparse.Namespace) -> int:
         )
     originals = {name: options.models / f"{name.replace(' ', '_')}.h5" for name in copies}
     pools = [_opened(files, daes[0], names) for files in (originals, copies)]
-    rows = [
-        compare(plan, pools) for plan in cli.progress(_plans(options, conditions), label="testing")
-    ]
+    plans = experiments.test_plans(options, conditions, options.num_test)
+    shown = cli.progress(plans, total=len(plans), label="testing")
+    rows = [compare(plan, pools) for _, plan in shown]
     result = summarize(rows, names) | {
         "experiment": options.experiment,
         "bytes": {name: [f.stat().st_size for f in (originals[name], copies[name])]
@@ -95,23 +95,6 @@ def _opened(files: dict[str, Path], dae: str, names: Sequence[str]) -> tuple[Arb
 
     arbiter = Arbiter(Autoencoder(files[dae]), needs_of("ae", DEFAULT_SCORING))
     return arbiter, [open_expert(files[name], name) for name in names]
-
-
-def _plans(options: argparse.Namespace, conditions: Sequence[experiments.Condition]) -> list[Any]:
-    from speech import corpus
-
-    if options.timit is None:
-        utterances, noises = corpus.bundled_speech("TEST"), corpus.bundled_noise("TEST")
-    else:
-        utterances = corpus.find_speech(options.timit, "TEST")
-        noises = corpus.find_noise(options.noise, "TEST")
-    return [
-        plan
-        for condition in conditions
-        for plan in experiments.plan_tests(
-            condition, utterances, noises, options.num_test, options.seed
-        )
-    ]
 
 
 def compare(plan: Any, pools: Sequence[tuple[Arbiter, Sequence[Expert]]]) -> dict[str, Any]:

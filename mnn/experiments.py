@@ -314,7 +314,7 @@ def _run(options: argparse.Namespace) -> int:
     started = time.perf_counter()
     scale = SCALES[options.scale]
     conditions = conditions_of(options.experiment, options.noise_types)
-    plans = _test_plans(options, conditions, scale)
+    plans = test_plans(options, conditions, scale.num_test[options.experiment])
     paths = _train(options, conditions, scale)
     trained = time.perf_counter()
     rows = _judge(options, plans, paths)
@@ -382,9 +382,19 @@ def _train(
     return paths
 
 
-def _test_plans(
-    options: argparse.Namespace, conditions: Sequence[Condition], scale: Scale
+def test_plans(
+    options: argparse.Namespace, conditions: Sequence[Condition], num_each: int
 ) -> list[tuple[Condition, Any]]:
+    """Returns the test mixtures of all conditions.
+
+    Args:
+        options: With ``timit``, ``noise`` (both None for the bundled corpus) and ``seed``.
+        conditions: See `conditions_of`.
+        num_each: Utterances for each condition and noise; 0 for all.
+
+    Raises:
+        ValueError: No utterance or noise meets a condition.
+    """
     from speech import corpus
 
     if options.timit is None:
@@ -392,7 +402,6 @@ def _test_plans(
     else:
         utterances = corpus.find_speech(options.timit, "TEST")
         noises = corpus.find_noise(options.noise, "TEST")
-    num_each = scale.num_test[options.experiment]
     return [
         (condition, plan)
         for condition in conditions
