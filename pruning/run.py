@@ -59,7 +59,7 @@ def _run(options: argparse.Namespace) -> int:
 
     file = read_model_file(options.model)
     _say_what_it_was(file)
-    work = options.work or Path("runs") / "pruning" / f"{options.model.stem}-{file.sha256[:8]}"
+    work = options.work or Path("runs") / "pruning" / f"{options.out.stem}-{file.sha256[:8]}"
     needs_work = options.retrain or options.score
     with held(work) if needs_work else contextlib.nullcontext():
         return _prune(file, work, options)
@@ -270,6 +270,8 @@ def _check_usage(parser: argparse.ArgumentParser, options: argparse.Namespace) -
         parser.error("--criterion goes with --target-sparsity; theta is the paper's criterion")
     if options.timit or options.train_noisy:
         options.retrain = True
+    if options.init is not None:
+        parser.error("--init has no meaning here: MODEL is where it starts")
     if options.final_epochs is None:
         options.final_epochs = 2 * options.epochs if options.epochs else 2 * RETRAIN_EPOCHS
     if options.epochs is None:
@@ -317,7 +319,7 @@ def _parser() -> argparse.ArgumentParser:
         help="times to prune and retrain (default %(default)s)")  # fmt: skip
     add("--final-epochs", type=natural_number, metavar="N",
         help="epochs with what is pruned held at zero (default: two stages' worth)")  # fmt: skip
-    add("--work", type=Path, metavar="DIR", help="checkpoints; default runs/pruning/MODEL-...")
+    add("--work", type=Path, metavar="DIR", help="checkpoints; default runs/pruning/OUT-...")
     add_data_options(parser)
     add_training_options(parser, epochs_flag="--retrain-epochs")
     add = parser.add_argument_group("run").add_argument

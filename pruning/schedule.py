@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pruning.sparsity import Masks, apply_masks, report
-from speech.modelfile import LayerSpec
+from speech.modelfile import LayerSpec, sha256_of_weights
 
 if TYPE_CHECKING:
     from speech.pipeline import TrainingData
@@ -66,7 +66,8 @@ class Retraining:
         network = build_model(layers)
         if masks is not None:
             hold_at_zero(network, masks)
-        config = replace(self.config, seed=self.config.seed + stage, **changes)
+        start = sha256_of_weights(layers)  # another start is another run
+        config = replace(self.config, seed=self.config.seed + stage, init=start, **changes)
         training = self.training.at_epoch(0)
         training.seed = config.seed
         trainer = Trainer(

@@ -9,6 +9,7 @@ stay zero.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import numpy as np
 
 from quantization.kmeans import clustered_layers
 from speech.constraints import HeldZeros
-from speech.modelfile import LayerSpec
+from speech.modelfile import LayerSpec, sha256_of_weights
 from speech.training import Trainer, TrainingConfig
 from speech.weights import build_model, layers_of
 
@@ -86,6 +87,7 @@ def fine_tune(
     constrain(network, layers if held is None else held, tied=held is None)
     data = training.at_epoch(0)
     data.seed = config.seed
+    config = replace(config, init=sha256_of_weights(layers))  # another start is another run
     meta = {"kind": "waveform", "created_by": "python -m quantization.run, fine-tuning"}
     Trainer(network, data, validation, config, out, meta=meta).run(on_epoch)
     return layers_of(network)

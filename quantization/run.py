@@ -330,11 +330,10 @@ def _run_name(options: argparse.Namespace, layers: Layers) -> str:
     """Returns the name of the folder of checkpoints: other weights are another run."""
     import hashlib
 
-    digest = hashlib.sha256(f"{options.method} {options.rounds}".encode())
-    for layer in layers:
-        for array in layer.weights.values():
-            digest.update(array.tobytes())
-    return f"{_result_name(options)}-{digest.hexdigest()[:8]}"
+    from speech.modelfile import sha256_of_weights
+
+    start = f"{options.method} {options.rounds} {sha256_of_weights(layers)}"
+    return f"{_result_name(options)}-{hashlib.sha256(start.encode()).hexdigest()[:8]}"
 
 
 def _result_name(options: argparse.Namespace) -> str:

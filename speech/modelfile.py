@@ -34,6 +34,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
+import hashlib
 import itertools
 import json
 import math
@@ -115,6 +116,16 @@ class ModelFile:
     def num_parameters(self) -> int:
         """Number of stored weights, those that training does not change included."""
         return sum(array.size for layer in self.layers for array in layer.weights.values())
+
+
+def sha256_of_weights(layers: Sequence[LayerSpec]) -> str:
+    """Returns the SHA-256 of all weights of a network, 64 hexadecimal digits."""
+    digest = hashlib.sha256()
+    for layer in layers:
+        for name, array in layer.weights.items():
+            digest.update(f"{layer.name} {name} {array.shape}".encode())
+            digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
 
 
 # --------------------------------------------------------------------------------------------

@@ -61,7 +61,8 @@ class TrainingConfig:
             for as they are.
         ema: Weights are averaged with this momentum, step by step (Polyak and Juditsky 1992); the
             average is validated and saved. None for the weights as they are.
-        init: SHA-256 of the model file whose weights start the run; None for random ones.
+        init: SHA-256 of the model file, or of the weights, that start the run; None for random
+            ones.
         seed: Of weights, order, mixing and crops.
         conv: 'fast' or 'keras': see :class:`speech.conv.TrainingModel`.
     """

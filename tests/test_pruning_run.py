@@ -99,6 +99,24 @@ def test_soft_pruning_ends_at_the_target_resumes_and_scores(model, tmp_path, cap
 
 
 @pytest.mark.filterwarnings("ignore")
+def test_another_pruning_of_a_model_is_another_run(model, tmp_path, capsys, monkeypatch):
+    """It once took the finished stages of the first one for its own, or refused to begin."""
+    monkeypatch.chdir(tmp_path)
+    quick = ["--stages", "1", "--no-score", *SMALL]
+    for share, name in (("0.25", "a.h5"), ("0.5", "b.h5")):
+        command = [str(model), "-o", name, "--target-sparsity", share, *quick]
+        assert run.main(command) == 0
+        assert sum(zeros(name).values()) == round(float(share) * 42)
+    assert run.main([str(model), "-o", "c.h5", "--remove-filters", "0.34", *quick]) == 0
+    # In the folder of another one it is refused.
+    capsys.readouterr()
+    assert run.main([str(model), "-o", "a.h5", "--target-sparsity", "0.3", *quick]) == 1
+    error = capsys.readouterr().err
+    assert "another --out" in error and "stage-1 holds a run with init" in error
+    assert sum(zeros("a.h5").values()) == round(0.25 * 42)
+
+
+@pytest.mark.filterwarnings("ignore")
 def test_filters_leave_the_file_and_the_rest_is_trained_on(model, tmp_path, capsys):
     out = tmp_path / "filters.h5"
     command = [str(model), "-o", str(out), "--remove-filters", "0.34", "--stages", "2",
@@ -158,6 +176,7 @@ def test_values_that_make_no_sense_are_one_line(flags, message, model, capsys):
         ["--keep", "0.5", "--target-sparsity", "0.5"],
         ["--remove-filters", "0.2", "--target-sparsity", "0.5"],
         ["--criterion", "random"],
+        ["--init", "other.h5"],
     ],
 )
 def test_wrong_usage_exits_with_2(flags, model):

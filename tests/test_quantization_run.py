@@ -161,6 +161,10 @@ def test_fine_tuning_keeps_codebooks_resumes_and_scores(model, tmp_path, capsys)
     assert "epoch" not in capsys.readouterr().out
     for a, b in zip(tuned, kernels(out / "model.icse"), strict=True):
         assert_array_equal(a, b)
+    # Other codebooks in the same folder: its finished run was once taken for theirs.
+    command[command.index("4")] = "3"
+    assert run.main(command) == 1
+    assert "round-1 holds a run with init" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
