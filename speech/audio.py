@@ -57,6 +57,7 @@ _MAX_RIFF_CHUNKS = 1000
 _MAGICS = (b"RIFF", b"RIFX", b"RF64", b"riff", b"FORM", b"fLaC", b"OggS", b"NIST", b"caff", b".snd")
 _MPEG_SUFFIXES = (".mp3", ".mp2")
 _PCM = 1  # WAV's tag of plain samples
+_VORBIS_MAX_RATE_HZ, _VORBIS_MAX_CHANNELS = 200_000, 255  # beyond them its encoder crashes
 _UNKNOWN_SIZE = 0xFFFFFFFF  # what a WAV written to a pipe says of its length
 
 _logger = logging.getLogger("speech")
@@ -192,6 +193,16 @@ def write_audio(
         raise ValueError(f"{path}: {audio_format} has no subtype {subtype!r}; use one of {choices}")
     num_clipped = 0
     num_channels = 1 if samples.ndim == 1 else samples.shape[1]
+    refused = (
+        f"{path}: cannot be written as {audio_format} ({num_channels} channels, "
+        f"{sample_rate_hz} Hz, {subtype}): "
+    )
+    is_beyond = sample_rate_hz > _VORBIS_MAX_RATE_HZ or num_channels > _VORBIS_MAX_CHANNELS
+    if subtype == "VORBIS" and is_beyond:
+        raise ValueError(
+            f"{refused}it has at most {_VORBIS_MAX_RATE_HZ} Hz and {_VORBIS_MAX_CHANNELS} "
+            "channels; write WAV or FLAC"
+        )
     with atomic_path(path) as temporary:
         try:
             with soundfile.SoundFile(
@@ -210,10 +221,7 @@ def write_audio(
             raise_if_full(temporary, path)
             # A rate or number of channels that the format does not have.
             reason = str(getattr(error, "error_string", error)).strip(" .")
-            raise ValueError(
-                f"{path}: cannot be written as {audio_format} ({num_channels} channels, "
-                f"{sample_rate_hz} Hz, {subtype}): {reason}"
-            ) from None
+            raise ValueError(refused + reason) from None
         if audio_format == "WAV":
             _clear_time_stamp(temporary)
     if num_clipped and subtype not in ("FLOAT", "DOUBLE"):

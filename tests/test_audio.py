@@ -202,6 +202,20 @@ def test_bad_output_is_refused_and_leaves_nothing(tmp_path, name, samples, subty
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(("num_channels", "rate_hz"), [(1, 200_001), (2, 768_000), (256, 16000)])
+def test_what_vorbis_has_not_is_refused_where_its_encoder_would_crash(
+    tmp_path, num_channels, rate_hz
+):
+    with pytest.raises(ValueError, match=r"x.ogg: cannot be written as OGG .* at most 200000 Hz"):
+        write_audio(tmp_path / "x.ogg", np.zeros((9, num_channels)), rate_hz, "VORBIS")
+    assert not list(tmp_path.iterdir())
+
+
+def test_vorbis_up_to_its_limits(tmp_path):
+    write_audio(tmp_path / "x.ogg", np.zeros((9, 255)), 200_000, "VORBIS")
+    assert soundfile.info(tmp_path / "x.ogg").channels == 255
+
+
 def test_clipping_is_announced(tmp_path, caplog):
     write_audio(tmp_path / "x.wav", np.array([0.5, 2.0, -3.0]), subtype="PCM_16")
     assert "2 samples beyond full scale were clipped" in caplog.text
