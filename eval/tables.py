@@ -41,11 +41,11 @@ def format_differences(differences: Sequence[dict[str, Any]]) -> str:
     title = f"difference to {rows[0]['baseline']} on the same files, 95 % interval, Wilcoxon p"
     lines = [title]
     for row in rows:
-        better = _verdict(row)
+        p = _p(row["wilcoxon_p"])
         lines.append(
             f"  {row['system']:<{width}}  {METRICS[row['metric']].label:<9}{row['n']:>6}"
             f"{row['difference']:>+10.3f}  [{row['low']:+.3f}, {row['high']:+.3f}]"
-            f"  p = {_p(row['wilcoxon_p'])}{better}"
+            f"  p {p if p.startswith('<') else f'= {p}'}{_verdict(row)}"
         )
     return "\n".join(lines)
 

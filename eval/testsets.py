@@ -192,17 +192,17 @@ def _find_audio(own: TestSet, noisy: Path | None, clean: Path | None) -> None:
 
 
 def _place(run: Run, sets: list[TestSet], clean: Path | None) -> None:
-    """Gives the choices of a selection to the test set that holds its files, or makes one."""
+    """Gives the choices of a selection to the test sets that hold its files, the rest to its own."""
     choices = {name_of(row["input"]): row for row in run.info["files"]}
     for own in sets:
-        matching = {
-            name: (run, row)
+        matching = [
+            name
             for name, row in choices.items()
             if name in own.pairs and _is_scaled(own.pairs[name].noisy_path, row["input"], run)
-        }
-        if matching:
-            own.choices |= matching
-            return
+        ]
+        own.choices |= {name: (run, choices.pop(name)) for name in matching}
+    if not choices:
+        return
     own = TestSet([run])
     own.choices = {name: (run, row) for name, row in choices.items()}
     own.pairs = _pairs_of_choices(run, choices, run.clean or clean)

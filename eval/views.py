@@ -120,7 +120,9 @@ def scores_table(own: TestSet) -> Table:
         if name not in MAIN_METRICS:
             add_metric(name)
     left_out = max((group["unscored"] for group in groups.values()), default=0)
-    table.note = f"{left_out} files could not be scored; they are in no mean."
+    if left_out:
+        files = "1 file" if left_out == 1 else f"{left_out} files"
+        table.note = f"{files} could not be scored; no mean has them."
     return table
 
 

@@ -258,3 +258,5 @@ def test_numbers_that_are_not_there_are_shown_as_such():
     assert "| ours | x | bad |" in text
     assert "nan" in tables.format_by_snr(summary)
     assert "p = -" in tables.format_differences(differences)
+    small = [row | {"wilcoxon_p": 1e-5} for row in differences]
+    assert "  p < 0.001" in tables.format_differences(small)

@@ -184,6 +184,7 @@ def test_the_best_of_a_column_is_marked_and_noisy_never(tmp_path):
     files.write_rows(run / "scores.csv", table)
     (own,) = testsets.join_runs(runfiles.read_runs([run]), None, None)
     shown = views.scores_table(own)
+    assert not shown.note  # every file was scored
     heads = [name for name, _, _ in shown.columns]
     assert heads == ["system", "file", "PESQ-WB", "STOI", "n", "PESQ-NB"]
     marked = {row[0].text: [h for h, c in zip(heads, row, strict=True) if c.mark]
@@ -275,6 +276,17 @@ def test_a_selection_belongs_to_its_own_files_only(tmp_path):
     assert list(sets[0].choices) == [PICKED]
     assert sets[0].choices[PICKED][0].title == "same"
     assert sets[1].runs[0].title == "other" and not sets[1].summary
+
+
+def test_choices_of_files_that_no_run_has_scored_are_heard_too(tmp_path):
+    demo = files.training_run(tmp_path / "demo")
+    others = ["rain/S1/0db/U1.wav", "rain/S1/0db/U2.wav"]
+    run = files.selection_run(tmp_path / "select", demo, [PICKED, *others])
+    for name in others:
+        files.write(run / "noisy" / name, np.random.default_rng(5).standard_normal(16000))
+    sets = testsets.join_runs(runfiles.read_runs([demo, run]), None, None)
+    assert [list(own.choices) for own in sets] == [[PICKED], others]
+    assert list(sets[1].pairs) == others and not sets[1].notes
 
 
 def test_other_noisy_files_are_another_table(tmp_path):
@@ -388,7 +400,7 @@ def browser_path():
 
 def wait(tab, expression):
     """Waits for a condition; playwright's own way of it is what the page's policy forbids."""
-    for _ in range(200):
+    for _ in range(1200):
         if tab.evaluate(expression):
             return
         tab.wait_for_timeout(50)
@@ -444,6 +456,14 @@ def test_in_a_browser(page):
         tab.keyboard.press("Enter")  # the button has the focus
         values = table.evaluate(cells.replace("COLUMN", str(column)))
         assert heading.get_attribute("aria-sort") == "ascending" and values == sorted(values)
+
+        # The table goes on to the right, and shows that until one is there.
+        first = "document.querySelector('.scroll')"
+        wait(tab, f"{first}.classList.contains('goes-on')")
+        tab.evaluate(f"{first}.scrollLeft = 9999")
+        wait(tab, f"!{first}.classList.contains('goes-on')")
+        left = "document.querySelector('thead th').getBoundingClientRect().left"
+        assert tab.evaluate(f"{left} == {first}.getBoundingClientRect().left")
 
         # One player at a time; the next one of the clip goes on at the same place.
         tab.evaluate(

@@ -39,6 +39,17 @@ for (const button of document.querySelectorAll(".sortable thead button")) {
   button.addEventListener("click", () => sortBy(button.closest("th")));
 }
 
+// A table that goes on to the right shows it.
+function fade(box) {
+  const rest = box.scrollWidth - box.clientWidth - box.scrollLeft;
+  box.classList.toggle("goes-on", rest > 1);
+}
+
+for (const box of document.querySelectorAll(".scroll")) {
+  box.addEventListener("scroll", () => fade(box), { passive: true });
+  new ResizeObserver(() => fade(box)).observe(box);
+}
+
 // Players: one at a time. Within a clip the next one goes on where the last one was.
 let playing = null;
 
