@@ -411,7 +411,7 @@ def _sweep_of(options: argparse.Namespace, cluster: Cluster | None) -> list[dict
 
 def _number_or_none(text: str) -> float | None:
     """Parses a number or 'none'; argparse quotes the name of this function in its complaint."""
-    return None if text.lower() == "none" else cli.decibels(text)
+    return None if text.lower() == "none" else cli.finite_number(text)
 
 
 def _whole_or_none(text: str) -> int | None:

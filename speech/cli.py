@@ -1,6 +1,7 @@
 """What every command shares: exit codes, one-line errors, progress, announcements, options.
 
-Exit codes: 0 done, 1 failed (one line on stderr says why), 2 wrong usage (argparse).
+Exit codes: 0 done, 1 failed (one line on stderr says why), 2 wrong usage (argparse), 130 ended by
+Ctrl-C.
 """
 
 from __future__ import annotations
@@ -20,8 +21,25 @@ T = TypeVar("T")
 #: Exceptions that mean "the input is bad" or "the machine said no", never "our code is wrong".
 EXPECTED_ERRORS = (ValueError, OSError, MemoryError)
 
+#: The largest ratio, up or down.
+MAX_DECIBELS = 100.0
+
+#: Exit code after Ctrl-C, as shells have it: 128 and the number of the signal.
+INTERRUPTED = 130
+
 #: What a full disk, a quota and a limit on the size of files say.
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+_NO_FOLDER = "a file stands where a folder is needed; choose another place"
+
+#: What some errors of the system come to, and what to do.
+_HINTS = {
+    errno.ENOENT: "No such file or directory; check the path",
+    errno.EACCES: "Permission denied; choose another place, or get access to this one",
+    errno.EISDIR: "is a folder, where a file is needed; check the path",
+    errno.EEXIST: _NO_FOLDER,
+    errno.ENOTDIR: _NO_FOLDER,
+}
 
 
 def run(command: Callable[[], int]) -> int:
@@ -41,7 +59,7 @@ def run(command: Callable[[], int]) -> int:
         return 1
     except KeyboardInterrupt:
         print("error: interrupted", file=sys.stderr)
-        return 1
+        return INTERRUPTED
 
 
 def means_no_room(error: BaseException) -> TypeGuard[OSError]:
@@ -57,7 +75,7 @@ def one_line(error: BaseException) -> str:
             f"{where}{os.strerror(error.errno or 0)}; make room and repeat the command: it goes on"
         )
     elif isinstance(error, OSError) and error.filename and error.strerror:
-        text = f"{error.filename}: {error.strerror}"
+        text = f"{error.filename}: {_HINTS.get(error.errno or 0, error.strerror)}"
     elif isinstance(error, MemoryError):
         text = f"not enough memory ({error})" if str(error) else "not enough memory"
     else:
@@ -91,11 +109,21 @@ def progress(items: Iterable[T], *, total: int | None = None, label: str = "") -
     return tqdm(items, total=total, desc=label, file=sys.stderr, disable=None, leave=False)
 
 
-def decibels(text: str) -> float:
+def finite_number(text: str) -> float:
     """Parses a finite number; argparse quotes the name of this function in its complaint."""
     value = float(text)
     if not math.isfinite(value):
         raise ValueError
+    return value
+
+
+def decibels(text: str) -> float:
+    """Parses a ratio from -100 to 100, as `speech.mixing` takes it."""
+    value = finite_number(text)
+    if abs(value) > MAX_DECIBELS:
+        raise argparse.ArgumentTypeError(
+            f"{text} is not from -{MAX_DECIBELS:g} to {MAX_DECIBELS:g} dB"
+        )
     return value
 
 
@@ -117,10 +145,22 @@ def positive_number(text: str) -> int:
 
 def amount(text: str) -> float:
     """Parses a number above 0; argparse quotes the name of this function in its complaint."""
-    value = decibels(text)
+    value = finite_number(text)
     if value <= 0:
         raise ValueError
     return value
+
+
+def json_file(text: str) -> Path:
+    """Parses the name of a file to write, and looks before hours of work whether it can be."""
+    path = Path(text)
+    if path.suffix.lower() != ".json":
+        raise argparse.ArgumentTypeError(f"{text!r} does not end in .json")
+    # os.path: to Path.exists a folder that may not be looked into is an error.
+    folder = next(p for p in path.absolute().parents if os.path.exists(p))
+    if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        raise argparse.ArgumentTypeError(f"{text!r} cannot be written; choose another place")
+    return path
 
 
 def num_jobs(text: str) -> int:
@@ -136,7 +176,7 @@ SEED: dict[str, Any] = {
     "help": "of everything random (default %(default)s)",
 }
 JSON: dict[str, Any] = {
-    "type": Path,
+    "type": json_file,
     "metavar": "FILE",
     "help": "also write the results to FILE as JSON",
 }

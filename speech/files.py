@@ -65,9 +65,14 @@ def atomic_path(path: str | os.PathLike, *, suffix: str | None = None) -> Iterat
 
     Yields:
         The temporary path to write to. It is removed if the block raises.
+
+    Raises:
+        ValueError: There is something of that name that is no file; a device would be replaced.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{path}: is a folder or a device, not a file; choose another name")
     try:
         handle, name = tempfile.mkstemp(
             prefix=f".{path.stem[:40]}.{_machine()}-{os.getpid()}-",

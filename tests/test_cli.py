@@ -21,9 +21,19 @@ ROOT = Path(__file__).parent.parent
     ("error", "message"),
     [
         (ValueError("two\nlines"), "error: two lines"),
-        (OSError(13, "Permission denied", "x.wav"), "error: x.wav: Permission denied"),
+        (
+            OSError(28, "No space left on device", "x"),
+            "error: x: No space left on device; make room and repeat the command: it goes on",
+        ),
+        (
+            OSError(13, "Permission denied", "x.wav"),
+            "error: x.wav: Permission denied; choose another place, or get access to this one",
+        ),
+        (
+            FileExistsError(17, "File exists", "x.wav"),
+            "error: x.wav: a file stands where a folder is needed; choose another place",
+        ),
         (MemoryError(), "error: not enough memory"),
-        (KeyboardInterrupt(), "error: interrupted"),
     ],
 )
 def test_expected_errors_are_one_line(error, message, capsys):
@@ -32,6 +42,14 @@ def test_expected_errors_are_one_line(error, message, capsys):
 
     assert cli.run(command) == 1
     assert capsys.readouterr().err.strip() == message
+
+
+def test_ctrl_c_is_one_line_and_the_exit_code_of_shells(capsys):
+    def command():
+        raise KeyboardInterrupt
+
+    assert cli.run(command) == 130
+    assert capsys.readouterr().err.strip() == "error: interrupted"
 
 
 def test_our_own_mistakes_keep_their_traceback():
@@ -237,3 +255,22 @@ def test_a_number_of_processes():
     for text in ("-1", "1.5", "x"):
         with pytest.raises(ValueError):
             cli.num_jobs(text)
+
+
+@pytest.mark.parametrize("text", ["nan", "inf", "1e400", "x", "100.1", "-500"])
+def test_no_ratio_in_decibels(text):
+    with pytest.raises((ValueError, argparse.ArgumentTypeError)):
+        cli.decibels(text)
+    assert cli.decibels("-100") == -100 and cli.amount("1e6") == 1e6
+
+
+def test_a_result_file_is_refused_before_the_work(tmp_path, monkeypatch):
+    (tmp_path / "folder.json").mkdir()
+    (tmp_path / "noisy.wav").write_text("sound")
+    for name in ("noisy.wav", "results", "folder.json", "noisy.wav/results.json"):
+        with pytest.raises(argparse.ArgumentTypeError, match=name):
+            cli.json_file(str(tmp_path / name))
+    assert cli.json_file(str(tmp_path / "new" / "results.json")).suffix == ".json"
+    monkeypatch.setattr("os.access", lambda *_: False)
+    with pytest.raises(argparse.ArgumentTypeError, match="cannot be written"):
+        cli.json_file(str(tmp_path / "results.json"))

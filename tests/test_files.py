@@ -1,11 +1,12 @@
-"""Folders and files that are held by one run."""
+"""Files that are whole or absent; folders and files that are held by one run."""
 
+import os
 import subprocess
 import sys
 
 import pytest
 
-from speech.files import held
+from speech.files import atomic_path, held
 
 HOLD = """
 import sys, time
@@ -50,3 +51,14 @@ def test_a_folder_that_nothing_was_written_to_is_not_left(tmp_path):
     with held(tmp_path / "empty"):
         pass
     assert (tmp_path / "empty").is_dir()  # somebody else's
+
+
+def test_what_is_no_file_is_not_replaced_by_one(tmp_path):
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "device")
+    (tmp_path / "link").symlink_to("device")
+    for name in ("folder", "device", "link"):
+        with pytest.raises(ValueError, match=f"{name}: is a folder or a device, not a file"):
+            with atomic_path(tmp_path / name):
+                pass
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["device", "folder", "link"]
