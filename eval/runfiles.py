@@ -11,6 +11,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -80,7 +81,7 @@ class Run:
     def command(self) -> str:
         """The command line, as far as the run says."""
         words = self.info.get("command")
-        return " ".join(map(str, words)) if isinstance(words, list) else ""
+        return shlex.join(map(str, words)) if isinstance(words, list) else ""
 
 
 def read_runs(paths: Sequence[Path]) -> list[Run]:

@@ -192,7 +192,7 @@ def _find_audio(own: TestSet, noisy: Path | None, clean: Path | None) -> None:
 
 
 def _place(run: Run, sets: list[TestSet], clean: Path | None) -> None:
-    """Gives the choices of a selection to test sets that hold its files; the rest make their own."""
+    """Gives the choices of a selection to the test sets of its files, the rest to one more."""
     choices = {name_of(row["input"]): row for row in run.info["files"]}
     for own in sets:
         matching = [

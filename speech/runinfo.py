@@ -15,13 +15,21 @@ _PACKAGES = ("tensorflow", "keras", "numpy", "scipy", "soundfile", "soxr", "pesq
 def run_info() -> dict[str, Any]:
     """Returns the command line, versions, machine and git commit as plain JSON values."""
     return {
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "command": ["python", *_program(), *sys.argv[1:]],
         "python": platform.python_version(),
         "platform": platform.platform(),
         "processor": _processor(),
         "packages": {name: version for name in _PACKAGES if (version := _version(name))},
         "git_commit": _git_commit(),
     }
+
+
+def _program() -> list[str]:
+    """Returns how the program was named: ``-m`` and a module, or a file."""
+    spec = getattr(sys.modules.get("__main__"), "__spec__", None)
+    if spec is None:
+        return [Path(sys.argv[0]).name]
+    return ["-m", spec.name.removesuffix(".__main__")]
 
 
 def _version(package: str) -> str | None:
