@@ -75,7 +75,10 @@ def one_line(error: BaseException) -> str:
             f"{where}{os.strerror(error.errno or 0)}; make room and repeat the command: it goes on"
         )
     elif isinstance(error, OSError) and error.filename and error.strerror:
-        text = f"{error.filename}: {_HINTS.get(error.errno or 0, error.strerror)}"
+        number = error.errno or 0
+        # Our own words, in place of the system's, stay.
+        hint = _HINTS.get(number) if error.strerror == os.strerror(number) else None
+        text = f"{error.filename}: {hint or error.strerror}"
     elif isinstance(error, MemoryError):
         text = f"not enough memory ({error})" if str(error) else "not enough memory"
     else:
@@ -161,6 +164,18 @@ def json_file(text: str) -> Path:
     if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
         raise argparse.ArgumentTypeError(f"{text!r} cannot be written; choose another place")
     return path
+
+
+def check_out(out: Path, inputs: Iterable[Path | None]) -> None:
+    """Raises ValueError if results would be found among the inputs when the command is repeated.
+
+    Args:
+        out: The folder to write.
+        inputs: Folders to read; None for those not given.
+    """
+    for folder in inputs:
+        if folder is not None and out.resolve().is_relative_to(folder.resolve()):
+            raise ValueError(f"{out}: lies inside the input folder {folder}; choose another --out")
 
 
 def num_jobs(text: str) -> int:

@@ -33,6 +33,7 @@ ROOT = Path(__file__).parent.parent
             FileExistsError(17, "File exists", "x.wav"),
             "error: x.wav: a file stands where a folder is needed; choose another place",
         ),
+        (FileNotFoundError(2, "no such model file", "m.h5"), "error: m.h5: no such model file"),
         (MemoryError(), "error: not enough memory"),
     ],
 )
