@@ -109,9 +109,12 @@ def inner_product(one: np.ndarray, other: np.ndarray) -> float:
 
 
 def level(signal: np.ndarray) -> float:
-    """Returns the root mean square of a signal [num_samples]; 1 for silence, which has none."""
+    """Returns the root mean square of a signal [num_samples]; 1 for silence, which has none.
+
+    Silence is also what is so soft that float32 does not hold its inverse.
+    """
     rms = math.sqrt(inner_product(signal, signal) / len(signal)) if len(signal) else 0.0
-    return rms if rms > 0 else 1.0
+    return rms if rms > np.finfo(np.float32).tiny else 1.0
 
 
 def scaled_magnitudes(

@@ -213,6 +213,16 @@ def test_bad_experts_and_files_leave_the_others(run, pool, noisy, tmp_path):
     assert code == 1 and len(output.err.strip().splitlines()) == 1 and "evil.h5" in output.err
 
 
+@pytest.mark.parametrize("peak", [1e-42, 1e-36, 1e-30, 1e30])
+def test_any_level_that_a_float_has_is_enhanced(run, pool, tmp_path, rng, peak):
+    samples = (peak * make_speech(rng, 4000)).astype(np.float32)
+    soundfile.write(tmp_path / "x.wav", samples, 16000, subtype="FLOAT")
+    code, report, output = run(tmp_path / "x.wav", experts=pool)
+    assert code == 0 and not output.err
+    chosen = soundfile.read(report["files"][0]["output"])[0]
+    assert np.isfinite(chosen).all() and np.abs(chosen).max() <= 4 * np.abs(samples).max()
+
+
 @pytest.mark.parametrize(
     ("words", "experts", "reason"),
     [
