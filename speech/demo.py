@@ -136,6 +136,9 @@ class Demo:
         self._results: deque[_Result] = deque()
         for path in models:
             Enhancer(path)
+        for path in experts:  # mnn.select, which runs apart, says what is wrong inside
+            if not path.is_file():
+                raise ValueError(f"{path}: no such model file; check the path")
         own = [_model(path.resolve()) for path in models]
         shipped = [_model(path) for path in _shipped_models()]
         options = ("--experts", *(str(path.resolve()) for path in experts)) if experts else ()

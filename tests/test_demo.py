@@ -161,6 +161,11 @@ def test_experts_of_one_s_own(tmp_path, rng):
     assert "bad.h5" in note
 
 
+def test_an_expert_that_is_not_there_is_told_at_the_start(tmp_path):
+    with pytest.raises(ValueError, match="none.h5: no such model file"):
+        Demo(tmp_path, experts=[tmp_path / "none.h5"])
+
+
 def test_silence_stays_silent(server):
     for choice in (0, pool_of(server)):
         status, result = enhance(server, audio(np.zeros(16000)), choice=choice)
