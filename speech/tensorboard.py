@@ -8,6 +8,7 @@ before logging was switched on is written first.
 from __future__ import annotations
 
 import io
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,11 +26,15 @@ _RANGE_DB = 70.0
 _GAP_BANDS = 4
 
 
-def require_tensorboard() -> None:
-    """Checks that the package is there.
+def require_tensorboard(folder: Path | None = None) -> None:
+    """Checks that the package is there, and that its files can be.
+
+    Args:
+        folder: Where they go; made if it is missing. None: not looked at.
 
     Raises:
-        ValueError: It is not.
+        ValueError: The package is not there.
+        OSError: The folder can't be made or written to.
     """
     try:
         import tensorboard.summary.writer.event_file_writer  # noqa: F401
@@ -37,6 +42,10 @@ def require_tensorboard() -> None:
         raise ValueError(
             "TensorBoard is not installed; run: pip install tensorboard, or leave --tensorboard out"
         ) from None
+    if folder is not None:  # TensorFlow's errors are no OSError
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
 
 
 class TensorBoardLog:

@@ -140,6 +140,17 @@ def test_a_missing_package_is_said_at_once(monkeypatch, capsys, tmp_path):
     assert not (out / "test").exists()
 
 
+def test_a_folder_that_cannot_be_is_said_at_once(capsys, tmp_path):
+    (tmp_path / "file").write_text("no folder")
+    out = tmp_path / "out"
+    for name in ("file", "file/board"):
+        words = ["--gpu", "-1", "--out", str(out), "--tensorboard", str(tmp_path / name)]
+        assert timit_fcn_mse.main(words) == 1
+        error = capsys.readouterr().err.strip().splitlines()[-1]
+        assert error.startswith("error: ") and "a file stands where a folder is needed" in error
+        assert not (out / "test").exists()
+
+
 def test_wrong_usage():
     with pytest.raises(SystemExit) as error:
         timit_fcn_mse.main(["--eval-only", "--tensorboard"])
