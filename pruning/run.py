@@ -58,6 +58,8 @@ def _run(options: argparse.Namespace) -> int:
     from speech.modelfile import read_model_file
 
     file = read_model_file(options.model)
+    if options.out.resolve() == options.model.resolve():
+        raise ValueError(f"{options.out}: would overwrite the model; choose another -o")
     _say_what_it_was(file)
     work = options.work or Path("runs") / "pruning" / f"{options.out.stem}-{file.sha256[:8]}"
     needs_work = options.retrain or options.score
@@ -278,6 +280,8 @@ def _check_usage(parser: argparse.ArgumentParser, options: argparse.Namespace) -
         options.epochs = RETRAIN_EPOCHS
     if options.out is None:
         options.out = options.model.with_name(f"{options.model.stem}.pruned.h5")
+    if options.out.suffix != ".h5":
+        parser.error(f"--out is {options.out}; give a name that ends in .h5")
 
 
 def _share_or_theta(text: str) -> float | str:

@@ -75,6 +75,8 @@ def _run(options: argparse.Namespace) -> int:
     file = read_model_file(options.model)
     if options.out.exists() and not options.out.is_dir():
         raise ValueError(f"{options.out}: is not a folder; choose another -o")
+    if options.model.resolve() in ((options.out / x).resolve() for x in (CLUSTERED, PACKED)):
+        raise ValueError(f"{options.out}: would overwrite the model; choose another -o")
     is_long = options.finetune or options.score or options.method == "tfmot"
     with held(options.out) if is_long else contextlib.nullcontext():
         return _quantize(file, options)

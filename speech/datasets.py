@@ -43,10 +43,17 @@ class Data:
 
 
 def check_trains_on_waveforms(file: ModelFile) -> None:
-    """Raises ValueError for networks over spectra, which are trained elsewhere."""
+    """Raises ValueError for networks over spectra, which are trained elsewhere, and other rates."""
+    from speech.audio import SAMPLE_RATE_HZ
+
     kind = file.meta.get("kind", "waveform")
+    rate_hz = file.meta.get("sample_rate_hz", SAMPLE_RATE_HZ)
+    if rate_hz != SAMPLE_RATE_HZ:
+        raise ValueError(
+            f"{file.path}: trained at {rate_hz!r:.60} Hz; only {SAMPLE_RATE_HZ} Hz is supported"
+        )
     if kind != "waveform":
-        what = {"mask": "expert", "autoencoder": "dae"}.get(kind)
+        what = {"mask": "expert", "autoencoder": "dae"}.get(str(kind))
         where = f"python -m mnn.train {what} --init FILE" if what else "with what made it"
         raise ValueError(
             f"{file.path}: is a network of kind {kind!r:.60}, not from waveform to waveform; work "

@@ -8,6 +8,7 @@ from numpy.testing import assert_array_equal
 
 from mnn.experts import build_expert
 from pruning import run, sparsity
+from speech.fcn import FCNConfig, build_fcn
 from speech.modelfile import read_model_file, write_model_file
 from speech.weights import save_model
 from tests.test_sparsity import network
@@ -177,12 +178,34 @@ def test_values_that_make_no_sense_are_one_line(flags, message, model, capsys):
         ["--remove-filters", "0.2", "--target-sparsity", "0.5"],
         ["--criterion", "random"],
         ["--init", "other.h5"],
+        ["--out", "model.icse"],
     ],
 )
 def test_wrong_usage_exits_with_2(flags, model):
     with pytest.raises(SystemExit) as caught:
         run.main([str(model), *flags])
     assert caught.value.code == 2
+
+
+def test_the_model_itself_is_not_overwritten(model, capsys):
+    before = model.read_bytes()
+    assert run.main([str(model), "-o", str(model.parent / "." / model.name)]) == 1
+    assert "would overwrite the model; choose another -o" in capsys.readouterr().err
+    assert model.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("meta", "message"),
+    [({"kind": ["waveform"]}, "is a network of kind"), ({"sample_rate_hz": 8000}, "only 16000 Hz")],
+)
+def test_meta_that_makes_no_sense_is_one_line_before_the_training(
+    meta, message, model, tmp_path, capsys
+):
+    save_model(build_fcn(FCNConfig(num_hidden_layers=1, num_filters=2)), tmp_path / "x.h5", meta)
+    words = ["--retrain", "--work", str(tmp_path / "work"), "-o", str(tmp_path / "y.h5")]
+    assert run.main([str(tmp_path / "x.h5"), *words]) == 1
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert message in line and not (tmp_path / "y.h5").exists()
 
 
 def test_an_unreadable_file_is_one_line(tmp_path, capsys):

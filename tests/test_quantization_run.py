@@ -304,6 +304,14 @@ def test_wrong_usage_exits_with_2(flags, model):
     assert caught.value.code == 2
 
 
+def test_the_model_itself_is_not_overwritten(model, tmp_path, capsys):
+    for name in ("clustered.h5", "model.icse"):
+        (tmp_path / name).write_bytes(model.read_bytes())
+        assert run.main([str(tmp_path / name), "-k", "4", "-o", str(tmp_path)]) == 1
+        assert "would overwrite the model; choose another -o" in capsys.readouterr().err
+        assert (tmp_path / name).read_bytes() == model.read_bytes()
+
+
 def test_a_damaged_container_is_one_line(model, tmp_path, capsys):
     packed = tmp_path / "p.icse"
     compact.write_compact(packed, read_model_file(model).layers, {})
