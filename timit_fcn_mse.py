@@ -29,6 +29,7 @@ from speech.options import (
     add_training_options,
     augmentation,
     check_data_options,
+    data_folders,
     recipe_of,
     training_config,
 )
@@ -53,6 +54,7 @@ def _run(options: argparse.Namespace) -> int:
 
     if options.out.exists() and not options.out.is_dir():
         raise ValueError(f"{options.out}: is not a folder; choose another --out")
+    cli.check_out(options.out, data_folders(options))
     select_devices(options.gpu, several=True)
 
     from speech.distribution import read_task
@@ -89,7 +91,7 @@ def _lead(task: Any, options: argparse.Namespace) -> int:
     if options.tensorboard is not None:
         from speech.tensorboard import require_tensorboard
 
-        require_tensorboard()  # not after an hour of mixing
+        require_tensorboard(options.tensorboard or None)  # not after an hour of mixing
     started = time.perf_counter()
     config = training_config(options)
     data = load_data(options, options.out / "test")

@@ -55,6 +55,8 @@ def _run(options: argparse.Namespace) -> int:
     started = time.perf_counter()
     if options.out.exists() and not options.out.is_dir():
         raise ValueError(f"{options.out}: is not a folder; choose another --out")
+    inputs = [options.noisy, options.clean, *(folder for _, folder in options.enhanced)]
+    cli.check_out(options.out, inputs)
     with held(options.out), connected(options.dask, options.jobs) as cluster:
         pairs, num_unpaired = _pairs(options)
         systems = _systems(options, pairs)

@@ -386,6 +386,7 @@ def _run(options: argparse.Namespace) -> int:
 
     if options.out.exists() and not options.out.is_dir():
         raise ValueError(f"{options.out}: is not a folder; choose another --out")
+    cli.check_out(options.out, [options.test_noisy, options.test_clean])
     with held(options.out), connected(options.dask, options.jobs) as cluster:
         table = _sweep_of(options, cluster)
     print(format_points(table))

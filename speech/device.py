@@ -56,6 +56,13 @@ def select_devices(gpu: str, *, several: bool = False) -> list[str]:
         raise ValueError(f"--gpu is {gpu!r}; give -1, 0 or a list such as 0,1")
     if os.environ.get("KERAS_BACKEND", "tensorflow") != "tensorflow":
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu
+        try:
+            import keras  # noqa: F401
+        except ImportError as error:
+            raise ValueError(
+                f"KERAS_BACKEND is {os.environ['KERAS_BACKEND']!r}: {error}; install it, or unset "
+                "KERAS_BACKEND"
+            ) from None
         return []
     with quiet_start():
         import tensorflow as tf

@@ -166,6 +166,14 @@ def check_data_options(parser: argparse.ArgumentParser, options: argparse.Namesp
         options.snr = list(SNRS_DB)
 
 
+def data_folders(options: argparse.Namespace) -> list[Path | None]:
+    """Returns the folders of `add_data_options`; None for those not given."""
+    return [
+        options.timit, options.noise, options.train_noisy, options.train_clean,
+        options.test_noisy, options.test_clean,
+    ]  # fmt: skip
+
+
 def is_bundled(options: argparse.Namespace) -> bool:
     """Returns whether the bundled corpus is meant: no data were given."""
     return options.timit is None and options.train_noisy is None

@@ -244,6 +244,10 @@ def test_bad_input_is_one_line(mixtures, tmp_path, capsys):
         assert error.count("\n") == 1
     assert run.main([*folders, "--out", str(tmp_path / "file")]) == 1
     assert "is not a folder" in capsys.readouterr().err
+    for name in ("noisy", "clean/results"):
+        assert run.main([*folders, "--out", str(tmp_path / name), *FAST]) == 1
+        assert "lies inside the input folder" in capsys.readouterr().err
+    assert sorted(p.name for p in (tmp_path / "noisy").iterdir()) == ["u00.wav"]
     write(tmp_path / "clean" / "u00.wav", np.zeros(19200))
     assert run.main([*folders, *out]) == 1
     assert "no file could be scored; the first: reference is silent" in capsys.readouterr().err

@@ -193,6 +193,23 @@ def test_bad_input_is_one_line_and_exit_code_1(arguments, message, tmp_path, cap
     assert re.search(message, error[-1])
 
 
+def test_a_backend_that_is_not_installed_is_one_line(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("KERAS_BACKEND", "jax")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")  # set anew by the command
+    monkeypatch.setitem(sys.modules, "keras", None)
+    assert timit_fcn_mse.main(["--gpu", "-1", "--out", str(tmp_path)]) == 1
+    (error,) = capsys.readouterr().err.strip().splitlines()
+    assert error.startswith("error: KERAS_BACKEND is 'jax': ")
+
+
+def test_results_among_the_data_are_refused(timit, noises, tmp_path, capsys):
+    for out in (timit, timit / "TRAIN", noises / "results"):
+        words = ["--timit", str(timit), "--noise", str(noises), "--out", str(out)]
+        assert timit_fcn_mse.main(words) == 1
+        assert "lies inside the input folder" in capsys.readouterr().err
+    assert not (noises / "results").exists()
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
