@@ -235,7 +235,7 @@ def cost_of(
     layers = tuple(_layer_cost(spec) for spec in specs if spec.weights)
     if not layers:
         raise ValueError(f"{file.path if file else 'the model'}: no layer has weights")
-    step, steps_per_second = _steps(specs, meta)
+    step, steps_per_second = _steps(specs, meta, f"{file.path}: speech_meta" if file else "meta")
     receptive_field, lookahead = _field(specs)
     clustered = [layer.num_values for layer in layers if layer.codebook_size]
     return ModelCost(
@@ -334,21 +334,21 @@ def _layer_cost(spec: LayerSpec) -> LayerCost:
     )
 
 
-def _steps(specs: Sequence[LayerSpec], meta: dict[str, Any]) -> tuple[str, float]:
+def _steps(specs: Sequence[LayerSpec], meta: dict[str, Any], where: str) -> tuple[str, float]:
     """Returns what one output step is and how many there are in a second of audio."""
-    rate_hz = _positive("sample_rate_hz", meta.get("sample_rate_hz", SAMPLE_RATE_HZ))
+    rate_hz = _positive(where, "sample_rate_hz", meta.get("sample_rate_hz", SAMPLE_RATE_HZ))
     channels = specs[0].config.get("batch_shape", [1])[-1]
     if meta.get("kind", "waveform" if channels == 1 else "spectra") == "waveform":
         return "sample", float(rate_hz)
     stft = meta.get("stft")
     stft = stft if isinstance(stft, dict) else {}
     hop = meta.get("hop_samples", stft.get("hop_samples", HOP_SAMPLES))
-    return "frame", rate_hz / _positive("hop_samples", hop)
+    return "frame", rate_hz / _positive(where, "hop_samples", hop)
 
 
-def _positive(name: str, value: Any) -> float:
+def _positive(where: str, name: str, value: Any) -> float:
     if type(value) not in (int, float) or not 0 < value < math.inf:
-        raise ValueError(f"speech_meta: {name!r} is {value!r:.60}, expected a positive number")
+        raise ValueError(f"{where}: {name!r} is {value!r:.60}, expected a positive number")
     return float(value)
 
 

@@ -66,7 +66,7 @@ class FitConfig:
         """Raises ValueError for values that make no sense."""
         for name in ("iterations", "batch_size", "validate_every"):
             if not 1 <= getattr(self, name) <= 10**9:
-                raise ValueError(f"{name} is {getattr(self, name)}; give at least 1")
+                raise ValueError(f"{name} is {getattr(self, name)}; give 1 to {10**9:,}")
         if self.optimizer not in OPTIMIZERS:
             raise ValueError(f"optimizer is {self.optimizer!r}; give one of {OPTIMIZERS}")
         if not 0 < self.learning_rate < math.inf:

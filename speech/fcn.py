@@ -12,6 +12,8 @@ import dataclasses
 import math
 from typing import TYPE_CHECKING, Any
 
+from speech.modelfile import MAX_WEIGHT_BYTES
+
 if TYPE_CHECKING:
     import keras
 
@@ -56,6 +58,11 @@ class FCNConfig:
             value = getattr(self, name)
             if not math.isfinite(value) or value < 0 or (value == 0 and name != "negative_slope"):
                 raise ValueError(f"{name} is {value!r}, expected a finite positive number")
+        if 4 * self.num_convolution_weights > MAX_WEIGHT_BYTES:
+            raise ValueError(
+                f"num_filters is {self.num_filters}: {self.num_convolution_weights:,} weights, "
+                f"more than the {MAX_WEIGHT_BYTES >> 20} MiB that a model file can hold"
+            )
 
     @property
     def filters(self) -> tuple[int, ...]:

@@ -272,7 +272,7 @@ def test_bad_input(tmp_path, capsys):
     with pytest.raises(ValueError, match="no layer has weights"):
         cost.cost_of(layers[:1])
     write_model_file(tmp_path / "rate.h5", layers, {"sample_rate_hz": "fast"})
-    with pytest.raises(ValueError, match="sample_rate_hz.*'fast'.*positive number"):
+    with pytest.raises(ValueError, match="rate.h5.*sample_rate_hz.*'fast'.*positive number"):
         cost.cost_of(tmp_path / "rate.h5")
     (tmp_path / "bad.h5").write_bytes(b"nothing")
     assert cost.main([str(tmp_path / "bad.h5")]) == 1

@@ -88,6 +88,7 @@ def test_seed_decides_the_weights():
         ({"num_hidden_layers": 2, "num_filters": (3, -1)}, "num_filters is -1"),
         ({"normalization_epsilon": 0.0}, "normalization_epsilon is 0.0"),
         ({"negative_slope": float("nan")}, "negative_slope is nan"),
+        ({"num_filters": 99_999_999}, "more than the 512 MiB that a model file can hold"),
     ],
 )
 def test_bad_config_is_refused(values, match):

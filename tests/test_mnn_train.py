@@ -295,7 +295,13 @@ def test_an_error_that_is_not_finite_ends_the_run(make_trainer):
 
 @pytest.mark.parametrize(
     "settings",
-    [{"iterations": 0}, {"optimizer": "sgd"}, {"learning_rate": 0.0}, {"patience": -1}],
+    [
+        {"iterations": 0},
+        {"batch_size": 10**10},
+        {"optimizer": "sgd"},
+        {"learning_rate": 0.0},
+        {"patience": -1},
+    ],
 )
 def test_settings_out_of_range_are_refused(settings):
     with pytest.raises(ValueError, match=next(iter(settings))):
