@@ -23,6 +23,8 @@ import threading
 from collections.abc import Callable
 from typing import IO, Any, TypeVar
 
+from speech.cli import without_ctrl_c
+
 T = TypeVar("T")
 
 #: Environment variables that keep NumPy on one core.
@@ -79,7 +81,9 @@ def _start() -> subprocess.Popen:
     path = os.pathsep.join(os.path.abspath(folder) for folder in sys.path)
     environment = os.environ | dict.fromkeys(ONE_THREAD, "1") | {"PYTHONPATH": path}
     command = [sys.executable, "-c", "from eval.isolation import serve; serve()"]
-    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
+    pipe = subprocess.PIPE
+    with without_ctrl_c():
+        return subprocess.Popen(command, stdin=pipe, stdout=pipe, env=environment)
 
 
 def _pipes(child: subprocess.Popen) -> tuple[IO[bytes], IO[bytes]]:
@@ -101,6 +105,8 @@ def _stop(child: subprocess.Popen) -> str:
 def serve() -> None:
     """Answers calls until the parent closes the pipe: the main function of a child."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    if hasattr(signal, "pthread_sigmask"):  # from here on Ctrl-C ends it, and without a word
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     calls, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # whatever prints does not print into the answers
     while True:

@@ -7,12 +7,15 @@ Ctrl-C.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import errno
 import logging
 import math
 import os
+import signal
 import sys
-from collections.abc import Callable, Iterable
+import warnings
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeGuard, TypeVar
 
@@ -58,6 +61,8 @@ def run(command: Callable[[], int]) -> int:
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
+        # joblib counts them when its results are thrown away, after this line.
+        warnings.filterwarnings("ignore", r"\d+ tasks (which were|have been)")
         print("error: interrupted", file=sys.stderr)
         return INTERRUPTED
 
@@ -164,6 +169,35 @@ def json_file(text: str) -> Path:
     if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
         raise argparse.ArgumentTypeError(f"{text!r} cannot be written; choose another place")
     return path
+
+
+@contextlib.contextmanager
+def without_ctrl_c() -> Iterator[None]:
+    """Holds Ctrl-C back from the processes that are started inside, for as long as they live.
+
+    The terminal sends it to all of them, and each would end with a traceback of its own; this
+    process, which gets it after the block at the latest, ends them.
+    """
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def in_processes(tasks: Iterable[Any], num_jobs: int) -> Iterable[Any]:
+    """Runs ``joblib.delayed`` calls side by side; yields their results in their order."""
+    from multiprocessing import resource_tracker
+
+    import joblib
+
+    if num_jobs != 1 and hasattr(signal, "pthread_sigmask"):
+        resource_tracker.ensure_running()  # its start, if inside, would let Ctrl-C through again
+    with without_ctrl_c():  # the processes start here; the results are waited for outside
+        return joblib.Parallel(n_jobs=num_jobs, return_as="generator")(tasks)
 
 
 def check_out(out: Path, inputs: Iterable[Path | None]) -> None:

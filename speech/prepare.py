@@ -313,7 +313,7 @@ def write_mixtures(
         results = cluster.map(_mix_on_cluster, calls, len(waiting))
     else:
         tasks = (joblib.delayed(_mix_utterance)(*call) for call in calls)
-        results = enumerate(joblib.Parallel(n_jobs=num_jobs, return_as="generator")(tasks))
+        results = enumerate(cli.in_processes(tasks, num_jobs))
     for number, result in cli.progress(results, total=len(waiting), label="mixing"):
         own = groups[waiting[number]]
         if isinstance(result, Failed):

@@ -5,6 +5,7 @@ import errno
 import importlib
 import re
 import shlex
+import signal
 import subprocess
 import sys
 from collections import defaultdict
@@ -51,6 +52,21 @@ def test_ctrl_c_is_one_line_and_the_exit_code_of_shells(capsys):
 
     assert cli.run(command) == 130
     assert capsys.readouterr().err.strip() == "error: interrupted"
+
+
+def _asks_its_signals(_):
+    return signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+
+
+@pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="no signal masks here")
+def test_ctrl_c_is_left_to_the_process_that_started_the_others():
+    code = (
+        "import joblib; from speech import cli; from tests.test_cli import _asks_its_signals\n"
+        "tasks = (joblib.delayed(_asks_its_signals)(i) for i in range(4))\n"
+        "assert list(cli.in_processes(tasks, 2)) == [True] * 4\n"
+        "assert not _asks_its_signals(0)"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
 def test_our_own_mistakes_keep_their_traceback():

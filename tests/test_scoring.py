@@ -98,6 +98,17 @@ def test_children_answer_raise_and_are_used_again(capfd):
     assert "into stderr" in capfd.readouterr().err
 
 
+@pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="no signal masks here")
+def test_ctrl_c_ends_a_child_without_a_word_from_its_first_moment(capfd):
+    for seconds in (0.0, 0.05, 0.2):
+        child = isolation._start()
+        time.sleep(seconds)
+        child.send_signal(signal.SIGINT)
+        assert child.wait(30) == -signal.SIGINT
+        isolation._stop(child)
+    assert capfd.readouterr().err == ""
+
+
 def test_a_child_whose_parent_was_killed_ends_without_a_word():
     command = [sys.executable, "-c", "from eval.isolation import serve; serve()"]
     pipes = {name: subprocess.PIPE for name in ("stdin", "stdout", "stderr")}

@@ -199,14 +199,13 @@ def _make_parts(book: dict, unpacked: dict[str, Path], out: Path, num_jobs: int)
 def _in_parallel(
     make: Callable[[Part, Path], dict], parts: list[Part], out: Path, num_jobs: int, label: str
 ) -> dict[str, dict]:
-    from joblib import Parallel, delayed
+    from joblib import delayed
 
     with warnings.catch_warnings():
         # joblib replaces a process that has grown, as one does that held half an hour of speech
         warnings.filterwarnings("ignore", "A worker stopped while some jobs", UserWarning)
-        done = Parallel(n_jobs=num_jobs, return_as="generator")(
-            delayed(_make_part)(make, part, out) for part in parts
-        )
+        tasks = (delayed(_make_part)(make, part, out) for part in parts)
+        done = cli.in_processes(tasks, num_jobs)
         return dict(cli.progress(done, total=len(parts), label=label))
 
 

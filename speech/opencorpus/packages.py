@@ -69,11 +69,12 @@ def unpack_all(
     Raises:
         ValueError: A package is broken or lacks a file that the recipe names.
     """
-    from joblib import Parallel, delayed
+    from joblib import delayed
 
-    done = Parallel(n_jobs=num_jobs, return_as="generator")(
+    tasks = (
         delayed(_unpack)(book, package, archive, folder) for package, archive in archives.items()
     )
+    done = cli.in_processes(tasks, num_jobs)
     return dict(cli.progress(done, total=len(archives), label="unpack"))
 
 
