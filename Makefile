@@ -4,8 +4,10 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DOCS_STAMP := $(VENV)/.installed-docs
+LOWEST_VENV ?= .venv-lowest
+LOWEST_STAMP := $(LOWEST_VENV)/.installed
 
-.PHONY: install demo test test-slow reproduce-small docs lint format clean
+.PHONY: install demo test test-slow test-lowest reproduce-small docs lint format clean
 
 install: $(STAMP)
 
@@ -17,6 +19,10 @@ test: $(STAMP) lint
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m "slow or not slow"
+
+# The suite with the oldest packages that setup.py allows; these may warn of newer ones they meet.
+test-lowest: $(LOWEST_STAMP)
+	$(LOWEST_VENV)/bin/python -m pytest -W ignore::DeprecationWarning
 
 # A reduced version of everything in RESULTS.md; the same call goes on where it was.
 reproduce-small: $(STAMP)
@@ -35,11 +41,11 @@ format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-$(BIN)/python:
+$(BIN)/python $(LOWEST_VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "error: Python 3.11 or newer is needed; say make PYTHON=python3.11"; exit 1; }
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(PYTHON) -m venv $(@:/bin/python=)
+	$@ -m pip install --quiet --upgrade pip
 
 $(STAMP): requirements.txt | $(BIN)/python
 	$(BIN)/python -m pip install --quiet -r requirements.txt
@@ -49,5 +55,11 @@ $(DOCS_STAMP): requirements-docs.txt | $(BIN)/python
 	$(BIN)/python -m pip install --quiet -r requirements-docs.txt
 	@touch $(DOCS_STAMP)
 
+$(LOWEST_STAMP): setup.py | $(LOWEST_VENV)/bin/python
+	$(LOWEST_VENV)/bin/python -m pip install --quiet uv==0.13.9
+	$(LOWEST_VENV)/bin/uv pip install --quiet --python $(LOWEST_VENV)/bin/python \
+		--upgrade --resolution lowest-direct -r setup.py --extra test --extra tfmot
+	@touch $(LOWEST_STAMP)
+
 clean:
-	rm -rf $(VENV) build site *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) $(LOWEST_VENV) build site *.egg-info .pytest_cache .ruff_cache .mypy_cache

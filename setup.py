@@ -63,7 +63,7 @@ setup(
             "ruff>=0.9",
             "mypy>=1.14",
             "mir_eval>=0.8,<0.9",
-            "pyroomacoustics>=0.8",
+            "pyroomacoustics>=0.10.1",
             "dask[distributed]>=2025.1",
             "jinja2>=3.1",
             "tensorboard>=2.19",
@@ -92,7 +92,7 @@ setup(
         "demo": [],  # python -m speech.demo needs nothing more
         "browser": ["playwright>=1.49"],
         "tensorboard": ["tensorboard>=2.19"],
-        "rooms": ["pyroomacoustics>=0.8"],
+        "rooms": ["pyroomacoustics>=0.10.1"],
         "cycles": ["scalesim>=3.0"],
     },
     entry_points={

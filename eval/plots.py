@@ -411,7 +411,8 @@ def _written(figure: Figure, path: Path | None) -> Figure:
     if path is None:
         return figure
     path = Path(path)
-    targets = [path] if path.suffix else [path.with_suffix(".png"), path.with_suffix(".svg")]
+    # Matplotlib before 3.11 lays a figure out a little differently the second time: SVG first.
+    targets = [path] if path.suffix else [path.with_suffix(".svg"), path.with_suffix(".png")]
     for target in targets:
         # The same data give the same bytes: no date, no random ids in an SVG.
         metadata = {"Date": None} if target.suffix == ".svg" else None

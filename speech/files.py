@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import io
 import json
 import math
 import os
@@ -237,8 +238,10 @@ def write_json(path: str | os.PathLike, value: Any) -> None:
 
 def write_npz(path: str | os.PathLike, arrays: Mapping[str, np.ndarray]) -> None:
     """Writes named arrays to ``path``, which must end in ``.npz``, atomically."""
-    with atomic_path(path) as temporary, open(temporary, "wb") as stream:
-        np.savez(stream, **arrays)  # type: ignore[arg-type]
+    stream = io.BytesIO()  # to a full disk, older NumPy would leave its archive open
+    np.savez(stream, **arrays)  # type: ignore[arg-type]
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(stream.getbuffer())
 
 
 def strict_json(value: Any) -> Any:

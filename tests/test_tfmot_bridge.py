@@ -88,7 +88,8 @@ def kernels(layers):
 
 
 def centroids(kernel, k):
-    return np.quantile(kernel, (np.arange(k) + 0.5) / k).astype(np.float32)
+    """Starts from the weights that are not pruned: the zero is not one of the k."""
+    return np.quantile(kernel[kernel != 0], (np.arange(k) + 0.5) / k).astype(np.float32)
 
 
 def pruned(layers, name, share=0.4, seed=1):
