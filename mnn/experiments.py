@@ -290,6 +290,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     options.scale = options.scale or ("bundled" if options.timit is None else "paper")
     options.out = options.out or Path("runs") / f"mnn_{options.experiment}_{options.scale}"
     options.models = options.models or options.out / "models"
+    types = options.noise_types or []
+    for name in types:
+        if types.count(name) > 1:
+            parser.error(f"noise {name!r} occurs twice; give each once")
     if not options.noise_types:
         # Sizes and noises go by different things: --scale bundled may be asked for on TIMIT.
         kind = "bundled" if options.timit is None else options.scale.replace("bundled", "paper")
@@ -375,9 +379,7 @@ def _train(
     for name, words in jobs:
         out = options.models / f"{name.replace(' ', '_')}.h5"
         print(f"\n{name}: {out}", flush=True)
-        code = train.main([str(word) for word in [*words, *common, "--out", out]])
-        if code:
-            raise ValueError(f"{name} was not trained; the reason stands above")
+        train.run(train.parse([str(word) for word in [*words, *common, "--out", out]]))
         paths[name] = out, sha256_of(out)
     return paths
 

@@ -49,14 +49,29 @@ class _Parts:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
+    options = parse(argv)
+    cli.log_to_stderr()
+    return cli.run(lambda: run(options))
+
+
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Returns the checked options of the command; exits with code 2 if they make no sense."""
     parser = _parser()
     options = parser.parse_args(argv)
     _check_usage(parser, options)
-    cli.log_to_stderr()
-    return cli.run(lambda: _run(options))
+    return options
 
 
-def _run(options: argparse.Namespace) -> int:
+def run(options: argparse.Namespace) -> int:
+    """Trains, or says that it is done; returns 0.
+
+    Args:
+        options: Of `parse`.
+
+    Raises:
+        ValueError: Data, device or files are not as they should be.
+        OSError: A file can't be read or written.
+    """
     from mnn.data import description
     from mnn.features import fingerprint
     from speech.device import select_devices

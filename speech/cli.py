@@ -50,6 +50,8 @@ def run(command: Callable[[], int]) -> int:
 
     Set ``SPEECH_TRACEBACK=1`` to see the traceback all the same.
     """
+    # joblib counts what is thrown away with the results, after an error or Ctrl-C.
+    warnings.filterwarnings("ignore", r"\d+ tasks (which were|have been)")
     try:
         return command()
     except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
@@ -61,8 +63,6 @@ def run(command: Callable[[], int]) -> int:
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        # joblib counts them when its results are thrown away, after this line.
-        warnings.filterwarnings("ignore", r"\d+ tasks (which were|have been)")
         print("error: interrupted", file=sys.stderr)
         return INTERRUPTED
 

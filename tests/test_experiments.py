@@ -162,3 +162,23 @@ def test_wrong_usage(tmp_path, capsys):
     out = ["--out", str(tmp_path / "o")]
     assert main(["noise", "--noise-types", "cars", *out]) == 1
     assert "there are: noise" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as stop:
+        main(["noise", "--noise-types", "birds", "typing", "birds", *out])
+    assert stop.value.code == 2
+    assert "noise 'birds' occurs twice" in capsys.readouterr().err
+
+
+def test_what_a_training_says_is_said_once(tmp_path, capsys, monkeypatch):
+    (tmp_path / "file").write_text("no folder")
+    for words in (["--gpu", "x"], ["--models", str(tmp_path / "file")]):
+        assert main(["noise", "--out", str(tmp_path / "o"), *words]) == 1
+        lines = capsys.readouterr().err.strip().splitlines()
+        assert [line.startswith("error: ") for line in lines][-1:] == [True]
+        assert sum(line.startswith("error: ") for line in lines) == 1
+
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("mnn.train._find_data", interrupt)
+    assert main(["noise", "--out", str(tmp_path / "o")]) == 130
+    assert capsys.readouterr().err.strip() == "error: interrupted"
