@@ -50,6 +50,7 @@ def run(command: Callable[[], int]) -> int:
 
     Set ``SPEECH_TRACEBACK=1`` to see the traceback all the same.
     """
+    _open_standard_streams()
     # joblib counts what is thrown away with the results, after an error or Ctrl-C.
     warnings.filterwarnings("ignore", r"\d+ tasks (which were|have been)")
     try:
@@ -65,6 +66,21 @@ def run(command: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         print("error: interrupted", file=sys.stderr)
         return INTERRUPTED
+
+
+def _open_standard_streams() -> None:
+    """Gives those that the caller has closed (``2>&-``) a place, before a file of ours takes it.
+
+    Else a model or a recording could get the number 2, and what TensorFlow says into it.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+    for name in ("stdin", "stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w"))
 
 
 def means_no_room(error: BaseException) -> TypeGuard[OSError]:

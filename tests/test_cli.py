@@ -54,6 +54,29 @@ def test_ctrl_c_is_one_line_and_the_exit_code_of_shells(capsys):
     assert capsys.readouterr().err.strip() == "error: interrupted"
 
 
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_a_closed_stream_is_no_trap(number, tmp_path):
+    code = (
+        "import os, sys\n"
+        f"os.close({number}); sys.std{('in', 'out', 'err')[number]} = None\n"
+        "from speech import cli\n"
+        "def command():\n"
+        "    file = open(sys.argv[1], 'wb')\n"
+        "    assert file.fileno() > 2\n"
+        "    sys.stdout.flush(), sys.stderr.flush(), sys.stdin.read()\n"
+        "    print('said'); print('complained', file=sys.stderr)\n"
+        "    return 0\n"
+        "sys.exit(cli.run(command))"
+    )
+    arguments = [sys.executable, "-c", code, str(tmp_path / "file")]
+    done = subprocess.run(
+        arguments, cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True
+    )
+    assert done.returncode == 0
+    assert done.stdout == ("" if number == 1 else "said\n")
+    assert done.stderr == ("" if number == 2 else "complained\n")
+
+
 def _asks_its_signals(_):
     return signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, [])
 
