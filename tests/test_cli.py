@@ -64,6 +64,7 @@ def test_a_closed_stream_is_no_trap(number, tmp_path):
         "    file = open(sys.argv[1], 'wb')\n"
         "    assert file.fileno() > 2\n"
         "    sys.stdout.flush(), sys.stderr.flush(), sys.stdin.read()\n"
+        "    assert all(map(os.get_inheritable, range(3)))\n"
         "    print('said'); print('complained', file=sys.stderr)\n"
         "    return 0\n"
         "sys.exit(cli.run(command))"
