@@ -34,6 +34,10 @@ _KERNELS = Path(__file__).parent / "kernels"
 _SOURCES = (_KERNELS / "blockconv.c", _KERNELS / "blocklanes.c")
 _HEADER = _KERNELS / "transform.h"
 _LANES = 16
+
+#: More than any machine has cores; OpenMP ends the process when it can't start what is asked for.
+MAX_THREADS = 1024
+
 #: Never -ffast-math: linking with it switches off subnormal numbers in the whole process.
 _FLAGS = ("-O3", "-fPIC", "-shared", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math")
 #: Tried in turn; the last one is the plainest.
@@ -179,12 +183,27 @@ def default_threads() -> int:
     """Returns the number of cores that this process may use (or ``SPEECH_THREADS``)."""
     asked = os.environ.get("SPEECH_THREADS")
     if asked:
-        if not asked.isdecimal() or int(asked) < 1:
-            raise ValueError(f"SPEECH_THREADS is {asked!r}; give a whole number from 1 up")
+        if not asked.isdecimal() or not 1 <= int(asked) <= MAX_THREADS:
+            raise ValueError(
+                f"SPEECH_THREADS is {asked!r}; give a whole number from 1 to {MAX_THREADS}"
+            )
         return int(asked)
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def num_threads(asked: int | None) -> int:
+    """Returns the number asked for, by default that of `default_threads`.
+
+    Raises:
+        ValueError: It is out of range, for which OpenMP would end the process.
+    """
+    if asked is None:
+        return default_threads()
+    if not 1 <= asked <= MAX_THREADS:
+        raise ValueError(f"threads is {asked}; give a whole number from 1 to {MAX_THREADS}")
+    return asked
 
 
 def padded(num_channels: int) -> int:
@@ -255,7 +274,7 @@ class Spectra:
                 num_in,
                 num_out,
                 ctypes.c_void_p(values.ctypes.data),
-                threads or default_threads(),
+                num_threads(threads),
             )
         )
         return cls(values, taps, num_in, num_out)
@@ -381,7 +400,7 @@ def convolve(
                 spectra.taps,
                 pad,
                 ctypes.byref(sink),
-                threads or default_threads(),
+                num_threads(threads),
             )
         )
     return out, sums
@@ -409,7 +428,7 @@ def filter_gradient(
     num_in, num_out = signal.values.shape[1], gradient.values.shape[1]
     _require_signal("signal", signal.values, num_in)
     _require_signal("gradient", gradient.values, num_out)
-    threads = threads or default_threads()
+    threads = num_threads(threads)
     tables = plan(block_size(taps))
     result = np.empty((taps, num_in, num_out), np.float32)
     work = _workspace(threads * (tables.size // 2 + 1) * num_in * 2 * padded(num_out))

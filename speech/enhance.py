@@ -22,6 +22,7 @@ and the command says which way was taken; ``--whole`` enforces the first.
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import sys
 import time
@@ -89,14 +90,14 @@ class Enhancer:
             float32 [num_samples], as the network gives it; zeros for silence.
 
         Raises:
-            ValueError: The network's output holds a NaN or an infinity.
+            ValueError: The signal is of another shape or kind, or it or the network's output holds
+                a NaN or an infinity.
         """
         import numpy as np
 
         from speech.audio import is_silent, peak_normalize
 
-        if signal.ndim != 1:
-            raise ValueError(f"signal must be [num_samples], received shape {signal.shape}")
+        signal = _checked(signal)
         if is_silent(signal):
             return np.zeros(len(signal), np.float32)
         output = self._run(peak_normalize(signal).astype(np.float32), threads)
@@ -122,9 +123,15 @@ class Enhancer:
 
         Returns:
             float32 [num_samples].
+
+        Raises:
+            ValueError: As `Enhancer.__call__`, or the peak is no positive number.
         """
         from speech.audio import SAMPLE_RATE_HZ
 
+        signal = _checked(signal)
+        if peak is not None and not 0 < peak < math.inf:
+            raise ValueError(f"peak is {peak}; give a positive number, such as 1")
         if whole or len(signal) <= WHOLE_SECONDS * SAMPLE_RATE_HZ:
             output = self(signal, threads)
         else:
@@ -169,6 +176,23 @@ def blocks(num_samples: int, size: int, overlap: int) -> Iterator[tuple[int, int
         yield start, middle
         start = middle - overlap
     yield start, num_samples
+
+
+def _checked(signal: np.ndarray) -> np.ndarray:
+    """Returns a signal as float32 or float64 [num_samples]; raises ValueError if it can't be."""
+    import numpy as np
+
+    signal = np.asarray(signal)
+    if signal.ndim != 1 or signal.dtype.kind not in "fiu":
+        raise ValueError(
+            f"signal must be [num_samples] of real numbers, received shape {signal.shape} of "
+            f"{signal.dtype}"
+        )
+    if signal.dtype not in (np.float32, np.float64):
+        signal = signal.astype(np.float32)
+    if not np.isfinite(signal).all():
+        raise ValueError("signal holds a NaN or an infinity; repair it first")
+    return signal
 
 
 def _is_waveform(file: ModelFile) -> bool:

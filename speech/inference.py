@@ -138,7 +138,7 @@ class InferenceNetwork:
         self.size = blockconv.block_size(taps)
         self.hop = self.size - taps + 1
         self.tanh = tanh
-        self.threads = threads or blockconv.default_threads()
+        self.threads = blockconv.num_threads(threads)
         self.width = blockconv.kernels().lane_width()
         self._layers = [
             _Layer.of(block, group, self.size) for block, group in zip(blocks, groups, strict=True)
@@ -155,6 +155,7 @@ class InferenceNetwork:
         Returns:
             float32 [time, out].
         """
+        threads = self.threads if threads is None else blockconv.num_threads(threads)
         signal = np.asarray(signal, np.float32)
         signal = signal[:, None] if signal.ndim == 1 else signal
         if signal.ndim != 2 or signal.shape[1] != self._layers[0].in_channels:
@@ -177,7 +178,7 @@ class InferenceNetwork:
         inputs = inputs.reshape(frame.num_chunks, channels[0], self.hop, 2)
         inputs[..., 0] = values[:, : channels[0], :, 0, 0]
         inputs[..., 1] = values[:, : channels[0], :, 1, -1]
-        self._run_layers(frame, values, edges, threads or self.threads)
+        self._run_layers(frame, values, edges, threads)
         output = frame.join(values[:, : channels[-1]])
         return np.tanh(output, out=output) if self.tanh else output
 

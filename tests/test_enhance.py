@@ -60,6 +60,44 @@ def test_output_is_the_network_s(enhancer, model_path, num_samples, rng):
         assert np.abs(enhancer.enhance(signal, peak=1.0)).max() == pytest.approx(1.0, rel=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("signal", "options", "message"),
+    [
+        (np.array([0.1, np.nan]), {}, "signal holds a NaN or an infinity"),
+        (np.array([0.1, np.inf]), {}, "signal holds a NaN or an infinity"),
+        (np.zeros((2, 9)), {}, r"must be \[num_samples\] of real numbers, .* \(2, 9\)"),
+        (np.array(1.0), {}, r"received shape \(\)"),
+        (np.ones(9) + 1j, {}, "of complex128"),
+        (np.array(["a"]), {}, "of <U1"),
+        (None, {}, "of object"),
+        (np.ones(9), {"peak": np.nan}, "peak is nan"),
+        (np.ones(9), {"peak": -1.0}, "peak is -1.0"),
+    ],
+)
+def test_what_is_no_signal_is_refused(enhancer, signal, options, message):
+    with pytest.raises(ValueError, match=message):
+        enhancer.enhance(signal, **options)
+
+
+def test_whole_numbers_and_lists_are_signals_too(enhancer, rng):
+    signal = rng.integers(-32768, 32767, 500)
+    signal[7] = -32768
+    expected = enhancer.enhance(signal.astype(float))
+    for other in (signal.astype(np.int16), list(signal)):
+        assert_allclose(enhancer.enhance(other), expected, rtol=1e-5, atol=1)
+
+
+@pytest.mark.parametrize("threads", [0, -1, 10**6])
+def test_threads_that_would_end_the_process_are_refused(model_path, threads, monkeypatch):
+    enhancer = Enhancer(model_path)
+    if enhancer.engine == "c":
+        with pytest.raises(ValueError, match=f"threads is {threads}; give .* 1 to 1024"):
+            enhancer.enhance(np.ones(9), threads=threads)
+    monkeypatch.setenv("SPEECH_THREADS", str(threads))
+    with pytest.raises(ValueError, match="SPEECH_THREADS"):
+        blockconv.default_threads()
+
+
 def test_silence_stays_silent(enhancer):
     assert not enhancer.enhance(np.zeros(1000)).any()
 
