@@ -178,8 +178,8 @@ def write_audio(
         subtype: libsndfile's name of the sample format, such as 'FLOAT', 'PCM_16' or 'VORBIS'.
 
     Raises:
-        ValueError: Unknown ending, a subtype, rate or number of channels the format does not
-            have, NaN or infinite samples.
+        ValueError: Unknown ending, samples of another kind, a subtype, rate or number of channels
+            the format does not have, NaN or infinite samples.
         OSError: The disk is full.
     """
     import soundfile
@@ -191,6 +191,11 @@ def write_audio(
     if not soundfile.check_format(audio_format, subtype):
         choices = ", ".join(soundfile.available_subtypes(audio_format))
         raise ValueError(f"{path}: {audio_format} has no subtype {subtype!r}; use one of {choices}")
+    if samples.dtype.kind != "f" or not samples.ndim:
+        raise ValueError(
+            f"{path}: samples must be float [num_samples] or [num_samples, num_channels], "
+            f"received shape {samples.shape} of {samples.dtype}"
+        )
     num_clipped = 0
     num_channels = 1 if samples.ndim == 1 else samples.shape[1]
     refused = (

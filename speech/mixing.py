@@ -52,11 +52,13 @@ def loop_or_crop(noise: np.ndarray, num_samples: int, offset: int = 0) -> np.nda
         A new array [num_samples] of the same dtype.
 
     Raises:
-        ValueError: No noise, or an offset outside of it.
+        ValueError: No noise, an offset outside of it, or a negative length.
     """
     noise = _one_channel(noise, "noise")
     if not 0 <= offset < len(noise):
         raise ValueError(f"offset {offset} lies outside the noise of {len(noise)} samples")
+    if num_samples < 0:
+        raise ValueError(f"num_samples is {num_samples}; give 0 or more")
     num_repeats = -(-(offset + num_samples) // len(noise))
     looped = noise if num_repeats <= 1 else np.tile(noise, num_repeats)
     return looped[offset : offset + num_samples].copy()

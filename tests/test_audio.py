@@ -194,6 +194,10 @@ def test_wav_written_to_a_pipe_is_read(tmp_path, rng):
         ("x.mp4", np.zeros(9), "FLOAT", "use one of .wav, .flac"),
         ("x.flac", np.zeros(9), "FLOAT", "FLAC has no subtype 'FLOAT'"),
         ("x.wav", np.array([0, np.nan]), "FLOAT", "NaN"),
+        ("x.wav", np.array([0, 1]), "FLOAT", "samples must be float"),
+        ("x.wav", np.ones(2) + 1j, "FLOAT", "received shape \\(2,\\) of complex128"),
+        ("x.wav", np.array(0.5), "FLOAT", "received shape \\(\\)"),
+        ("x.wav", None, "FLOAT", "of object"),
     ],
 )
 def test_bad_output_is_refused_and_leaves_nothing(tmp_path, name, samples, subtype, reason):

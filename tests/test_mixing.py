@@ -104,6 +104,8 @@ def test_loop_or_crop_returns_a_copy():
 def test_loop_or_crop_refuses_an_offset_outside(offset):
     with pytest.raises(ValueError, match="outside the noise of 7 samples"):
         loop_or_crop(np.arange(7.0), 3, offset)
+    with pytest.raises(ValueError, match="num_samples is -1"):
+        loop_or_crop(np.arange(7.0), -1)
 
 
 def test_long_noise_is_cut_without_wrapping(rng):
