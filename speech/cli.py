@@ -210,9 +210,11 @@ def in_processes(tasks: Iterable[Any], num_jobs: int) -> Iterable[Any]:
     from multiprocessing import resource_tracker
 
     import joblib
+    from joblib.externals.loky.backend import resource_tracker as joblib_tracker
 
     if num_jobs != 1 and hasattr(signal, "pthread_sigmask"):
-        resource_tracker.ensure_running()  # its start, if inside, would let Ctrl-C through again
+        for tracker in (resource_tracker, joblib_tracker):
+            tracker.ensure_running()  # its start, if inside, would let Ctrl-C through again
     with without_ctrl_c():  # the processes start here; the results are waited for outside
         return joblib.Parallel(n_jobs=num_jobs, return_as="generator")(tasks)
 
