@@ -270,6 +270,8 @@ def _check_usage(parser: argparse.ArgumentParser, options: argparse.Namespace) -
         parser.error("--target-sparsity and --remove-filters are two ways: give one of them")
     if options.criterion != "sparsity" and options.target_sparsity is None:
         parser.error("--criterion goes with --target-sparsity; theta is the paper's criterion")
+    if options.per_layer and options.target_sparsity is None:
+        parser.error("--per-layer goes with --target-sparsity; theta is one for all layers")
     if options.timit or options.train_noisy:
         options.retrain = True
     if options.init is not None:

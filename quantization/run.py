@@ -542,7 +542,12 @@ def _check_usage(parser: argparse.ArgumentParser, options: argparse.Namespace) -
         parser.error("--lambda and a target are two ways: give one of them")
     if options.lam is not None and (by_k or options.allocate == "k"):
         parser.error("--lambda and k are two ways: give one of them")
-    if options.lam is not None or (has_target and options.allocate == "lambda"):
+    if options.allocate == "k" and not has_target:
+        parser.error("--allocate k goes with --target-bytes or --target-percent")
+    by_lambda = options.lam is not None or (has_target and options.allocate == "lambda")
+    if options.weighting != "correlation" and not by_lambda:
+        parser.error("--weighting goes with --lambda, or a target that --allocate lambda meets")
+    if by_lambda:
         if options.method == "tfmot" or options.per_sign or options.algorithm != "exact":
             parser.error(
                 "--method tfmot, --per-sign and --algorithm are for k: with a target, give "

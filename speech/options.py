@@ -162,6 +162,8 @@ def check_data_options(parser: argparse.ArgumentParser, options: argparse.Namesp
         parser.error(
             "--snr, --snr-range and --skip-sa are for mixing; premixed folders stay as they are"
         )
+    if options.snr_range and options.snr_range[0] > options.snr_range[1]:
+        parser.error("--snr-range is LOW HIGH: give the lower one first")
     if options.snr is None:
         options.snr = list(SNRS_DB)
 

@@ -177,6 +177,7 @@ def test_values_that_make_no_sense_are_one_line(flags, message, model, capsys):
         ["--keep", "0.5", "--target-sparsity", "0.5"],
         ["--remove-filters", "0.2", "--target-sparsity", "0.5"],
         ["--criterion", "random"],
+        ["--per-layer"],
         ["--init", "other.h5"],
         ["--out", "model.icse"],
     ],

@@ -296,7 +296,8 @@ def test_values_that_make_no_sense_are_one_line(flags, message, model, tmp_path,
      ["--target-bytes", "5k", "--target-percent", "4"], ["--target-percent", "100"],
      ["--lambda", "0.01", "--allocate", "k"], ["--lambda", "0.01", "--method", "tfmot"],
      ["--target-bytes", "5k", "--per-sign"], ["--lambda", "0.01", "--no-entropy"],
-     ["--lambda", "0.01", "--target-bytes", "5k"]],
+     ["--lambda", "0.01", "--target-bytes", "5k"], ["-k", "4", "--allocate", "k"],
+     ["-k", "4", "--weighting", "plain"], ["--finetune-epochs", "1", "--snr-range", "5", "0"]],
 )  # fmt: skip
 def test_wrong_usage_exits_with_2(flags, model):
     with pytest.raises(SystemExit) as caught:
