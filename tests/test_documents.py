@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 import urllib.request
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +19,7 @@ import numpy as np
 import pytest
 import soundfile
 
+import pruning.run
 from tests import mnn_files
 from tests.conftest import make_noises, make_speech
 from tests.reference import keras1_files
@@ -37,32 +39,40 @@ OURS = {path.parent.name for path in ROOT.glob("*/__init__.py")} | {
 #: What is no command of ours and needs no check.
 ALLOWED = [r"\. \.venv/bin/activate", r"git clone \S+", r"cd [\w./-]+"]
 
-#: Pattern of a command, behind what is exported to it, and why it is not run here; that it is
-#: understood is tested all the same.
+#: Pattern of a command, behind what is exported to it, why it is not run here, and what does run
+#: it, or the same on another scale. That it is understood is tested here.
 NOT_RUN = {
-    r"make ": "sets up a .venv by pip, and demo and test take minutes; each has its own tests",
-    r"python -m speech\.opencorpus": "downloads packages, as root; tests/test_opencorpus.py",
-    r"python -m benchmarks\.pool": "minutes, with packages of others; tests/test_benchmarks_mnn.py",
-    r"python -m tests\.hostile": "a minute or more; tests/test_hostile.py makes the same attacks",
-    r"pip |dask |.*--dask tcp": "needs several machines; tests/test_cluster.py has workers",
-    r"TF_CONFIG=": "needs several machines; tests/test_distribution.py has two processes",
-}
+    r"make (install|test)": ("sets up a .venv by pip", ".ci/run"),
+    r"python -m speech\.opencorpus .*--stats": ("prints what the next one has built",
+        "tests/test_opencorpus.py::test_stats_prints_the_tables_and_builds_nothing"),
+    r"python -m speech\.opencorpus": ("downloads 1 GB",
+        "tests/test_opencorpus.py::test_tree_is_read_as_timit_with_disjoint_speakers"),
+    r"python -m tests\.hostile": ("takes more than a minute, as the test that makes its attacks",
+        "tests/test_hostile.py::test_attacks_are_refused"),
+    r"pip |dask |.*--dask tcp": ("needs several machines; the test has several workers",
+        "tests/test_cluster.py::test_prepare_on_dying_workers_writes_the_same_bytes"),
+    r"TF_CONFIG=": ("needs several machines; the test has several processes",
+        "tests/test_distribution.py::test_two_machines_train_as_one_and_go_on_after_one_was_killed"),
+}  # fmt: skip
 
 #: Pattern of a command, and options behind it that leave it less to do. All that match are added.
 LESS_WORK = {
-    r"python timit_fcn_mse\.py|.*--(retrain|finetune-epochs) ": "--num-train 4 --num-test 1 "
+    r"python timit_fcn_mse\.py|.*--(retrain|finetune-epochs)\b": "--num-train 4 --num-test 1 "
     "--crop-seconds 0.3 --jobs 1",
-    r"(python timit_fcn_mse\.py|.*--(retrain|finetune-epochs) )(?!.*--train-noisy)": "--snr 5",
+    r"(python timit_fcn_mse\.py|.*--(retrain|finetune-epochs)\b)(?!.*--train-noisy)": "--snr 5",
     r"python timit_fcn_mse\.py": "--epochs 1",
-    r"python -m pruning\.run .*--retrain": "--stages 1 --retrain-epochs 1 --final-epochs 1",
+    r"python -m pruning\.run .*--retrain": "--stages 1 --retrain-epochs 1 --final-epochs 1 "
+    "--no-score",
     r"python -m quantization\.run .*--finetune-epochs": "--finetune-epochs 1",
     r"python -m mnn\.train": "--iterations 5 --batch-size 50",
-    r"python -m mnn\.experiments": "--scale small",
+    r"python -m mnn\.experiments": "--scale small --noise-types birds typing",
     r"python -m eval\.(run|sweep)": "--jobs 1",
-    r"python -m eval\.(run|sweep)(?!.*--(test-)?clean)": "--num-test 1",
-    r"python -m eval\.run": "--metrics pesq_wb stoi",
+    r"python -m eval\.run(?!.*--clean)": "--num-test 1",
+    r"python -m eval\.sweep": "--test-noisy C --test-clean D",
+    r"python -m eval\.run": "--metrics stoi",
     r"python -m eval\.sweep .*--k": "--theta 0.65 --k none 16 --centroids fp16",
     r"python -m benchmarks\.rooms": "--num-test 1 --jobs 1",
+    r"python -m benchmarks\.pool": "--timit TIMIT --noise corpus/noise --snr 5 --jobs 1",
     r"python -m benchmarks\.fuzz": "--inputs 20 --jobs 1",
     r"python -m speech\.demo": "--port 0",
 }
@@ -313,6 +323,13 @@ def test_lines_are_split_as_a_shell_does():
             split(line, variables)
 
 
+def test_what_is_not_run_here_runs_elsewhere():
+    for _, place in NOT_RUN.values():
+        path, _, name = place.partition("::")
+        wanted = f"def {name}(" if name else "make test"
+        assert wanted in (ROOT / path).read_text("utf-8"), place
+
+
 @pytest.mark.parametrize("table", [NOT_RUN, LESS_WORK])
 def test_each_row_of_the_tables_is_needed(table):
     lines = [str(command) for command in COMMANDS if command.in_block]
@@ -364,7 +381,7 @@ class Material:
             **dict.fromkeys(("data/TIMIT", "TIMIT", "corpus/speech"), self._timit),
             **dict.fromkeys(("data/noises", "NOISES", "noises"),
                             lambda path: make_noises(path, self.rng)),
-            "corpus/noise": lambda path: shutil.copytree(BUNDLED / "noise", path),
+            "corpus/noise": self._noises,
             # C is noisy in one command and clean in another one.
             **dict.fromkeys(("A", "B", "C", "D", "N", "W", "noisy", "FOLDER"), self._pairs),
         }  # fmt: skip
@@ -391,6 +408,13 @@ class Material:
                     name = utterance.relative_to(BUNDLED / "speech").with_suffix(".WAV")
                     write_sphere(path / name, soundfile.read(utterance)[0])
 
+    def _noises(self, path):
+        for kind in ("birds", "rain"):
+            for source in (BUNDLED / "noise").rglob(f"*{kind}*"):
+                target = path / source.relative_to(BUNDLED / "noise")
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(source, target)
+
     def _pairs(self, path):
         for speaker in ("FAKS0", "MABW0"):
             for snr_db in (0, 5):
@@ -402,6 +426,18 @@ class Material:
         keras1_files.write_weights(path.parent / "weights.hdf5", *network)
 
 
+def shown_outputs(document):
+    """Yields (line number, command, lines) of what a command of the block above it prints."""
+    text = (ROOT / document).read_text("utf-8")
+    says = r"first\s+command\s+prints[^`\n]* \(lines left out at `\.\.\.`\):\s+```\n(.*?)^```"
+    for match in re.finditer(says, text, re.MULTILINE | re.DOTALL):
+        number = text.count("\n", 0, match.start()) + 1
+        above = [(start, block) for start, _, block in shown_lines(text) if start < number]
+        first = min(start for start, block in above if block == above[-1][1])
+        place = f"{document}:{first}"
+        yield number, next(x for x in COMMANDS if x.place == place), match[1]
+
+
 def copy_of_the_tree(folder):
     """Copies the code, the models and the documents, so that nothing is written beside them."""
     for path in ROOT.iterdir():
@@ -409,6 +445,14 @@ def copy_of_the_tree(folder):
             shutil.copy(path, folder)
         elif (path / "__init__.py").exists() or path.name == "docs":
             shutil.copytree(path, folder / path.name, ignore=shutil.ignore_patterns("__pycache__"))
+    return folder
+
+
+def with_few_filters(folder):
+    """Lets the large model of a copy have 6 filters a layer."""
+    model, smaller = folder / "models/fcn.h5", folder / "smaller.h5"
+    assert pruning.run.main([str(model), "-o", str(smaller), "--remove-filters", "0.8"]) == 0
+    smaller.replace(model)
     return folder
 
 
@@ -444,22 +488,36 @@ def run_server(words, folder):
     return server.returncode, said
 
 
+def without_make(words):
+    """Returns what ``make`` runs once all is set up, if it is one command; others as they are."""
+    if words[0] != "make":
+        return words
+    rule = rf"^{words[1]}:.*\n\t\$\(BIN\)/(.*)\n\n"
+    return shlex.split(re.search(rule, (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE)[1])
+
+
 def to_run(document):
-    """Yields the commands of blocks that can be run, with less to do."""
+    """Yields the commands of blocks that can be run, with less to do; none that stood earlier."""
+    seen = set()
     for command in COMMANDS:
         line = str(command)
+        if line in seen:
+            continue
         is_shown = command.place.startswith(f"{document}:") and command.in_block
         if is_shown and not any(re.match(pattern, line) for pattern in (*NOT_RUN, *ALLOWED)):
-            less = " ".join(x for pattern, x in LESS_WORK.items() if re.match(pattern, line))
             # What lies outside of the copy is looked for inside of it.
-            words = [re.sub(r"^/", "", word) for word in command.words]
+            words = [re.sub(r"^/", "", word) for word in without_make(command.words)]
+            plain = str(replace(command, words=tuple(words)))
+            less = " ".join(x for pattern, x in LESS_WORK.items() if re.match(pattern, plain))
             yield replace(command, words=(*words, *less.split()))
+        if command.in_block:
+            seen.add(line)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("document", [name for name in DOCUMENTS if any(to_run(name))])
 def test_every_command_of_the_documents_runs(document, tmp_path):
-    folder = copy_of_the_tree(tmp_path)
+    folder = with_few_filters(copy_of_the_tree(tmp_path))
     material, wrong = Material(folder), []
     for command in to_run(document):
         assert not command.error, command.error
@@ -467,7 +525,29 @@ def test_every_command_of_the_documents_runs(document, tmp_path):
         if all(importlib.util.find_spec(package) for package in needed):
             material.lay_out(command.words)
             runner = run_server if "speech.demo" in command.words else run
+            start = time.perf_counter()
             code, said = runner(command.words, folder)
+            print(f"{time.perf_counter() - start:6.1f} s  {command}")
             if code or "Traceback" in said:
                 wrong.append(f"{command.place}: exit code {code}\n{command}\n{said[-2000:]}")
     assert not wrong, "\n\n".join(wrong)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("place", "command", "shown"),
+    [(f"{name}:{number}", *rest) for name in DOCUMENTS for number, *rest in shown_outputs(name)],
+)
+def test_commands_print_what_is_shown(place, command, shown, tmp_path):
+    code, said = run(command.words, copy_of_the_tree(tmp_path))
+    parts = [re.escape(part) for part in re.split(r"^\.\.\.\n", shown, flags=re.MULTILINE)]
+    assert not code and re.fullmatch("(.*\n)?".join(parts), said, re.DOTALL), f"{place}:\n{said}"
+
+
+def test_outputs_are_found():
+    found = [str(command) for _, command, _ in shown_outputs("README.md")]
+    assert found == [
+        "python -m pruning.run models/fcn.h5",
+        "python -m quantization.run models/fcn.h5 -k 16",
+        "python -m mnn.select",
+    ]
