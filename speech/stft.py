@@ -1,7 +1,9 @@
 """Short-time Fourier transform, its inverse, and frames with their neighbours (SPEC 6).
 
 Frames of 1024 samples every 256 samples at 16 kHz: 513 bins, 75 % overlap, as in the MNN paper
-(section 4.1), which names no window. Ours is the periodic Hann window, in both directions.
+(section 4.1), which names no window. Ours is the periodic Hann window, in both directions. The
+time-frequency network (``speech.net.timefrequency``) takes its square root, so that half as many
+frames do: 512 samples every 256.
 
 Edges: the signal is taken to be zero outside. Frame t covers the samples from
 ``hop * t - (frame - hop)`` on, for every t whose frame meets the signal. Each sample thus lies in
@@ -23,16 +25,19 @@ import numpy as np
 import scipy.fft
 import scipy.signal
 
+#: Frames that must overlap for the squared windows to add up to a constant, and its mean.
+_WINDOWS = {"hann": (3, 0.375), "sqrt_hann": (2, 0.5)}
+
 
 @dataclass(frozen=True)
 class StftConfig:
     """Frames of an STFT.
 
     Attributes:
-        frame: Samples a frame, a multiple of ``hop``, at least 3 times as large: only then do
-            the squared Hann windows add up to a constant.
+        frame: Samples in a frame, a multiple of ``hop``, at least 3 times as large (2 times with
+            'sqrt_hann'): only then do the squared windows add up to a constant.
         hop: Samples from one frame to the next.
-        window: 'hann' (periodic); nothing else is known.
+        window: 'hann' (periodic) or 'sqrt_hann', its square root.
     """
 
     frame: int = 1024
@@ -45,13 +50,16 @@ class StftConfig:
             value = getattr(self, name)
             if type(value) is not int or not 1 <= value <= 1 << 20:
                 raise ValueError(f"stft {name} is {value!r}; give an integer of at least 1")
-        if self.frame % self.hop or self.frame < 3 * self.hop or self.frame % 2:
+        if self.window not in _WINDOWS:
+            raise ValueError(
+                f"stft window is {self.window!r}; give one of {', '.join(map(repr, _WINDOWS))}"
+            )
+        least = _WINDOWS[self.window][0]
+        if self.frame % self.hop or self.frame < least * self.hop or self.frame % 2:
             raise ValueError(
                 f"stft frame is {self.frame} and hop {self.hop}; give an even frame that is a "
-                "multiple of the hop, at least 3 times as long"
+                f"multiple of the hop, at least {least} times as long"
             )
-        if self.window != "hann":
-            raise ValueError(f"stft window is {self.window!r}; only 'hann' is supported")
 
     @property
     def num_bins(self) -> int:
@@ -61,7 +69,7 @@ class StftConfig:
     @property
     def window_energy(self) -> float:
         """Sum of the squared window: the mean |STFT|^2 of white noise of unit variance."""
-        return 0.375 * self.frame
+        return _WINDOWS[self.window][1] * self.frame
 
     def num_frames(self, num_samples: int) -> int:
         """Returns the number of frames of a signal of ``num_samples``."""
@@ -124,7 +132,7 @@ def istft(spectra: np.ndarray, num_samples: int, config: StftConfig = DEFAULT) -
     frames = scipy.fft.irfft(spectra, config.frame, axis=-1)
     num_blocks = config.frame // config.hop
     # Each frame falls into blocks of a hop; block b of frame t is added to block t + b.
-    gain = frames.dtype.type(1 / (0.375 * num_blocks))
+    gain = frames.dtype.type(1 / (_WINDOWS[config.window][1] * num_blocks))
     frames *= analysis_window(config, frames.dtype) * gain
     parts = frames.reshape(len(frames), num_blocks, config.hop)
     blocks = np.zeros((len(frames) + num_blocks - 1, config.hop), frames.dtype)
@@ -182,6 +190,9 @@ def neighbour_indices(num_frames: np.ndarray, context: int) -> np.ndarray:
 @functools.lru_cache(maxsize=8)
 def analysis_window(config: StftConfig, dtype: np.dtype) -> np.ndarray:
     """Returns the window, [frame]; shared, so not writeable."""
-    window = scipy.signal.get_window(config.window, config.frame, fftbins=True).astype(dtype)
+    window = scipy.signal.get_window("hann", config.frame, fftbins=True)
+    if config.window == "sqrt_hann":
+        window = np.sqrt(window)
+    window = window.astype(dtype)
     window.flags.writeable = False
     return window

@@ -1,0 +1,1 @@
+"""Networks and what runs them; may import speech.base, sound and modelfile (until moved: speech)."""
