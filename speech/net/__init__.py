@@ -1,1 +1,1 @@
-"""Networks and what runs them; may import speech.base, sound and modelfile (until moved: speech)."""
+"""Networks and what runs them; may import audio, STFT and model files, not data or training."""
