@@ -55,7 +55,7 @@ def test_rooms_import_only_what_they_may(path):
     "module",
     ["speech.audio", "speech.augment", "speech.corpus", "speech.demo", "speech.doctor",
      "speech.enhance", "speech.fcn", "speech.losses", "speech.mixing", "speech.modelfile",
-     "speech.network", "speech.opencorpus", "speech.options", "speech.prepare",
+     "speech.net.folding", "speech.network", "speech.opencorpus", "speech.options", "speech.prepare",
      "speech.tensorboard", "speech.weights", "eval.cost", "eval.cycles", "eval.metrics",
      "eval.page", "eval.report", "eval.run", "eval.scoring", "eval.sweep", "mnn.arbiter",
      "mnn.experiments", "mnn.pool", "mnn.select", "mnn.selection", "mnn.selector", "mnn.tables",
