@@ -17,6 +17,7 @@ setup(
         "speech",
         "speech.kernels",
         "speech.minicorpus",
+        "speech.net",
         "speech.opencorpus",
         "eval",
         "pruning",
