@@ -115,7 +115,7 @@ def _train(task: Any, data: Any, config: Any, options: argparse.Namespace) -> No
     from speech.fcn import FCNConfig, build_fcn
     from speech.files import write_text
     from speech.losses import DESCRIPTIONS
-    from speech.training import Trainer
+    from speech.training.trainer import Trainer
 
     out = options.out
     machines = None if task is None else Machines(task)

@@ -32,7 +32,8 @@ from mnn.rprop import Rprop
 from speech.files import held, write_json, write_npz
 from speech.modelfile import ModelFileError, read_model_file
 from speech.runinfo import run_info
-from speech.training import TrainingError, write_history
+from speech.training.config import TrainingError
+from speech.training.trainer import write_history
 from speech.weights import save_model
 
 _LOGGER = logging.getLogger("speech")

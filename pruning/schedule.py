@@ -20,7 +20,7 @@ from speech.modelfile import LayerSpec, sha256_of_weights
 
 if TYPE_CHECKING:
     from speech.pipeline import TrainingData
-    from speech.training import TrainingConfig
+    from speech.training.config import TrainingConfig
 
 #: (layers) -> masks: which channels to prune now.
 Choice = Callable[[Sequence[LayerSpec]], Masks]
@@ -60,7 +60,7 @@ class Retraining:
         Returns:
             The network with the smallest validation error.
         """
-        from speech.training import Trainer
+        from speech.training.trainer import Trainer
         from speech.weights import build_model, layers_of
 
         network = build_model(layers)

@@ -19,7 +19,8 @@ import numpy as np
 from quantization.kmeans import clustered_layers
 from speech.constraints import HeldZeros
 from speech.modelfile import LayerSpec, sha256_of_weights
-from speech.training import Trainer, TrainingConfig
+from speech.training.config import TrainingConfig
+from speech.training.trainer import Trainer
 from speech.weights import build_model, layers_of
 
 

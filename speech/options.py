@@ -219,7 +219,7 @@ def training_config(options: argparse.Namespace) -> Any:
         ValueError: A value makes no sense, or the file of --init can't be read.
     """
     from speech.files import sha256_of
-    from speech.training import TrainingConfig
+    from speech.training.config import TrainingConfig
 
     names = {field.name for field in fields(TrainingConfig)}
     chosen = {name: value for name, value in resolved(options).items() if name in names}

@@ -29,7 +29,8 @@ from speech.distribution import (
 )
 from speech.fcn import FCNConfig, build_fcn
 from speech.pipeline import MixtureSource, TrainingData, collate
-from speech.training import Trainer, TrainingConfig
+from speech.training.config import TrainingConfig
+from speech.training.trainer import Trainer
 from speech.weights import load_model
 from tests.test_training import without_times
 
@@ -45,7 +46,7 @@ COMMAND = """
 import os, signal, sys
 from pathlib import Path
 import timit_fcn_mse
-from speech.training import Trainer
+from speech.training.trainer import Trainer
 
 notes, die_at = Path(sys.argv[1]), int(sys.argv[2])
 step, losses = Trainer._step, []

@@ -26,7 +26,8 @@ from speech import enhance, files, prepare
 from speech.corpus import bundled_noise, bundled_speech, render, spread_mixtures
 from speech.files import atomic_path, end_line, held, remove_leftovers
 from speech.modelfile import write_model_file
-from speech.training import Trainer, TrainingError
+from speech.training.config import TrainingError
+from speech.training.trainer import Trainer
 from speech.weights import load_model
 from tests.conftest import make_speech
 from tests.test_mnn_train import make_trainer as make_frame_trainer  # noqa: F401 - fixtures

@@ -29,7 +29,7 @@ from speech.corpus import Noise, Pair, Utterance, bundled_noise, bundled_speech
 from speech.files import sha256_of
 from speech.modelfile import read_model_file
 from speech.stft import context_frames, stft
-from speech.training import TrainingError
+from speech.training.config import TrainingError
 from tests.conftest import make_speech
 
 ROOT = Path(__file__).parent.parent

@@ -20,7 +20,7 @@ from speech.augment import Augmentation
 from speech.files import sha256_of
 from speech.options import RECIPES, augmentation, check_data_options, training_config
 from speech.prepare import main as prepare
-from speech.training import TrainingConfig
+from speech.training.config import TrainingConfig
 from speech.weights import load_model, load_model_and_meta
 
 ROOT = Path(__file__).parent.parent

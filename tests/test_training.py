@@ -12,7 +12,8 @@ from speech.corpus import find_noise, find_speech
 from speech.fcn import FCNConfig, build_fcn
 from speech.files import held
 from speech.pipeline import MixtureSource, TrainingData
-from speech.training import Trainer, TrainingConfig, TrainingError
+from speech.training.config import TrainingConfig, TrainingError
+from speech.training.trainer import Trainer
 from speech.weights import load_model, load_model_and_meta
 
 SMALL = FCNConfig(num_hidden_layers=1, num_filters=3, kernel_size=9)

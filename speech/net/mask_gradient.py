@@ -1,8 +1,8 @@
-"""The loss of the network over time and frequency in NumPy: value and gradient, for the C kernels.
+"""The loss of the network over time and frequency in NumPy, with its gradient, for the C kernels.
 
-The same numbers as ``speech.net.training_model`` gives through ``keras.ops`` (tested); the parts are
-those of :class:`speech.net.mask_loss.MaskLoss`. Each piece is computed by itself, pieces on several
-threads.
+``speech.net.training_model`` gives the same numbers through ``keras.ops`` (a test compares). The
+parts are those of :class:`speech.net.mask_loss.MaskLoss`. Each piece is computed by itself, several
+pieces at a time on as many threads.
 
 A gradient with respect to a complex z is d/d Re(z) + i d/d Im(z).
 """

@@ -1,8 +1,8 @@
 """The loss of the network over time and frequency: what its parts weigh.
 
 All parts compare the estimate with the clean signal at the same level. c(X) is the compressed
-spectrum |X|^0.3 X / |X| (``speech.net.timefrequency.compress``), M c(Y) the estimate: the mask times
-the compressed noisy spectrum. Means are over pieces, frames and bins, or over samples::
+spectrum |X|^0.3 X / |X| (``speech.net.timefrequency.compress``). M c(Y) is the estimate: the mask
+times the compressed noisy spectrum. Means are over pieces, frames and bins, or over samples::
 
     magnitude     mean (|M c(Y)| - |c(S)|)^2
     complex       mean |M c(Y) - c(S)|^2
