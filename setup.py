@@ -18,6 +18,7 @@ setup(
         "speech.data",
         "speech.kernels",
         "speech.minicorpus",
+        "speech.net",
         "speech.opencorpus",
         "eval",
         "pruning",

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from speech.compact import CompactFile, index_bits, pack_floats
+from speech.compact import CompactFile, as_matrix, index_bits, pack_floats
 
 FLOAT_BYTES = 4
 CENTROID_BYTES = {"fp32": 4, "fp16": 2, "int8": 1}
@@ -90,7 +90,7 @@ def account(found: CompactFile, k_of: Mapping[str, int], centroids: str = "fp32"
 def _kernel_row(
     name: str, kernel: np.ndarray, k_of: Mapping[str, int], centroid_bytes: int, file_bytes: int
 ) -> SizeRow:
-    matrix = kernel.reshape(len(kernel), -1)
+    matrix = as_matrix(kernel)
     kept = matrix.any(axis=0)
     counts = np.unique(matrix[:, kept], return_counts=True)[1]
     nonzero = int(np.count_nonzero(kernel))

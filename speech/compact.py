@@ -40,7 +40,10 @@ from speech.modelfile import (
     ModelFile,
     ModelFileError,
     Shapes,
+    check_conventions,
+    linked,
     meta_text,
+    model_config_of,
     parse_json,
     plan_layers,
     refusals,
@@ -128,9 +131,10 @@ def write_compact(
 
 def pack(layers: Sequence[LayerSpec], meta: Mapping[str, Any], *, entropy: bool = True) -> bytes:
     """Returns the bytes of a packed file; see ``write_compact``."""
-    entries = [[layer.class_name, {"name": layer.name, **layer.config}] for layer in layers]
+    layers = _in_order(layers)
     meta_text(meta)  # checks it
-    text = json.dumps({"layers": entries, "meta": dict(meta)}, separators=(",", ":"))
+    header = {"layers": _entries(layers), "meta": dict(meta)}
+    text = json.dumps(header, separators=(",", ":"))
     plan = _plan(json.loads(text))
     layers = [_canonical(layer, shapes) for layer, (_, shapes) in zip(layers, plan, strict=True)]
     others, kernels = bytearray(), []
@@ -142,10 +146,10 @@ def pack(layers: Sequence[LayerSpec], meta: Mapping[str, Any], *, entropy: bool 
             else:
                 others += pack_floats(array)
     deflate = zlib.compressobj(9, zlib.DEFLATED, -15, 9)
-    header = deflate.compress(text.encode()) + deflate.flush()
+    packed_header = deflate.compress(text.encode()) + deflate.flush()
     if len(text.encode()) > MAX_HEADER_BYTES:
         raise ModelFileError(f"configuration and meta data take over {MAX_HEADER_BYTES:,} bytes")
-    sections = b"".join(map(_section, (header, bytes(others), *kernels)))
+    sections = b"".join(map(_section, (packed_header, bytes(others), *kernels)))
     data = COMPACT_MAGIC + bytes([VERSION]) + sections + struct.pack("<I", _checksum(layers))
     num_bytes = sum(array.nbytes for layer in layers for array in layer.weights.values())
     if num_bytes > _most_bytes(len(data)):
@@ -162,15 +166,65 @@ def _most_bytes(file_bytes: int) -> int:
     return min(MAX_EXPANSION * file_bytes, max(LARGE_BYTES, MAX_EXPANSION_LARGE * file_bytes))
 
 
+def _in_order(layers: Sequence[LayerSpec]) -> list[LayerSpec]:
+    """Returns layers that name their inputs, each behind those it reads."""
+    layers = linked(layers)
+    by_name = {layer.name: layer for layer in layers}
+    # Through JSON, as if read: settings may be tuples.
+    model_config = json.loads(json.dumps(model_config_of(layers)))
+    return [by_name[layer.name] for layer, _ in plan_layers(model_config)]
+
+
+def _entries(layers: Sequence[LayerSpec]) -> list[list[Any]]:
+    """Returns the layers of a header: [class, settings, how many layers back each input is].
+
+    A layer that reads the one before it, and nothing else, goes without the last part.
+    """
+    places = {layer.name: place for place, layer in enumerate(layers)}
+    entries: list[list[Any]] = []
+    for place, layer in enumerate(layers):
+        steps = [place - places[name] for name in layer.inputs]
+        settings = {"name": layer.name, **layer.config}
+        entries.append([layer.class_name, settings, *([steps] if place and steps != [1] else [])])
+    return entries
+
+
 def _plan(header: Any) -> list[tuple[LayerSpec, Shapes]]:
     """Checks the layers of a header as ``speech.modelfile`` checks those of an .h5 file."""
     match header:
-        case {"layers": list(entries), "meta": dict()} if all(
-            isinstance(entry, list) and len(entry) == 2 for entry in entries
+        case {"layers": list(entries), "meta": dict(meta)} if all(map(_is_entry, entries)):
+            plan = plan_layers(_model_config(entries))
+            check_conventions([layer for layer, _ in plan], meta)
+            return plan
+    raise ModelFileError(
+        "the header is not {'layers': [[class, config] or [class, config, inputs], ...], "
+        "'meta': {...}}"
+    )
+
+
+def _is_entry(entry: Any) -> bool:
+    return isinstance(entry, list) and len(entry) in (2, 3) and isinstance(entry[1], dict)
+
+
+def _model_config(entries: list[list[Any]]) -> dict[str, Any]:
+    """Returns the Keras configuration of a header's layers."""
+    listed = [{"class_name": entry[0], "config": entry[1]} for entry in entries]
+    if all(len(entry) == 2 for entry in entries):
+        return {"class_name": "Sequential", "config": {"layers": listed}}
+    names = [entry[1].get("name") for entry in entries]
+    for place, (layer, entry) in enumerate(zip(listed, entries, strict=True)):
+        steps = entry[2] if len(entry) == 3 else [1] if place else []
+        if not isinstance(steps, list) or not all(
+            type(step) is int and 1 <= step <= place for step in steps
         ):
-            listed = [{"class_name": entry[0], "config": entry[1]} for entry in entries]
-            return plan_layers({"class_name": "Sequential", "config": {"layers": listed}})
-    raise ModelFileError("the header is not {'layers': [[class, config], ...], 'meta': {...}}")
+            raise ModelFileError(
+                f"the inputs of layer {place + 1} are {steps!r:.60}, expected how many layers back "
+                f"each is, from 1 to {place}"
+            )
+        nodes = [[[names[place - step], 0, 0] for step in steps]]
+        layer |= {"name": names[place], "inbound_nodes": nodes if steps else []}
+    ends = {"input_layers": [names[0], 0, 0], "output_layers": [names[-1], 0, 0]}
+    return {"class_name": "Functional", "config": {"layers": listed, **ends}}
 
 
 def _canonical(layer: LayerSpec, shapes: Shapes) -> LayerSpec:
@@ -228,7 +282,7 @@ def pack_floats(array: np.ndarray) -> bytes:
 def _pack_kernel(kernel: np.ndarray, coder: _Coder) -> bytes:
     """Returns the shortest form of a kernel."""
     plain = pack_floats(kernel)
-    matrix = kernel.reshape(len(kernel), -1)
+    matrix = as_matrix(kernel)
     kept = np.asarray(matrix.any(axis=0))
     values, places = np.unique(matrix[:, kept], return_inverse=True)
     if not 1 <= len(values) <= MAX_CODEBOOK:
@@ -443,9 +497,20 @@ def _mask_contexts() -> _Contexts:
     return _Contexts(_MASK_LEVELS, np.array([32, 32], np.int32), np.array([255, 510, 765]))
 
 
+def as_matrix(kernel: np.ndarray) -> np.ndarray:
+    """Returns a kernel as rows of taps (of a Dense layer: inputs) and columns of channels."""
+    return kernel.reshape(_matrix_shape(kernel.shape))
+
+
+def _matrix_shape(shape: tuple[int, ...]) -> tuple[int, int]:
+    """Returns [rows, columns] of ``as_matrix``."""
+    num_rows = math.prod(shape[: max(len(shape) - 2, 1)])
+    return num_rows, math.prod(shape) // num_rows
+
+
 def _mask_shape(shape: tuple[int, ...]) -> tuple[int, int]:
-    """Returns [input channels, filters] of a Conv1D kernel, [1, units] of a Dense one."""
-    return (shape[1], shape[2]) if len(shape) == 3 else (1, shape[1])
+    """Returns [input channels, filters] of a convolution's kernel, [1, units] of a Dense one."""
+    return (shape[-2], shape[-1]) if len(shape) > 2 else (1, shape[1])
 
 
 def _pack_coded(
@@ -653,14 +718,14 @@ def _read_kernel(reader: _Reader, coding: int, shape: tuple[int, ...], coder: _C
     mask_coding = reader.byte()
     if mask_coding not in (MASK_NONE, MASK_PACKED if coding == PACKED else MASK_CODED):
         raise ModelFileError(f"a mask has the coding {mask_coding}, which does not fit")
-    num_columns = math.prod(shape[1:])
+    num_rows, num_columns = _matrix_shape(shape)
     kept = np.ones(num_columns, bool)
     if mask_coding == MASK_PACKED:
         bits = np.frombuffer(reader.take(-(-num_columns // 8)), np.uint8)
         kept = np.unpackbits(bits, count=num_columns).astype(bool)
     values = _read_book(reader)
     if coding == PACKED:
-        indices = _read_bits(reader, (shape[0], int(kept.sum())), index_bits(len(values)))
+        indices = _read_bits(reader, (num_rows, int(kept.sum())), index_bits(len(values)))
     else:
         kept, indices = _read_coded(reader, shape, kept, mask_coding, values, coder)
     reader.end()
@@ -668,7 +733,7 @@ def _read_kernel(reader: _Reader, coding: int, shape: tuple[int, ...], coder: _C
         raise ModelFileError("an index lies outside of its codebook")
     if kept.all():
         return values[indices].reshape(shape)
-    kernel = np.zeros((shape[0], num_columns), np.float32)
+    kernel = np.zeros((num_rows, num_columns), np.float32)
     kernel[:, kept] = values[indices]
     return kernel.reshape(shape)
 
@@ -742,7 +807,7 @@ def _read_coded(
             mask = np.zeros(_mask_shape(shape), np.uint8)
             coder.walk(mask.shape, _mask_contexts(), receiver(mask))
             kept = mask.ravel().astype(bool)
-        indices = np.zeros((shape[0], int(kept.sum())), np.uint8)
+        indices = np.zeros((_matrix_shape(shape)[0], int(kept.sum())), np.uint8)
         if contexts is not None:
             coder.walk(indices.shape, contexts, receiver(indices))
     return kept, indices

@@ -9,9 +9,14 @@ the same call and gives the same.
 
 What is accepted:
 
-* ``model_config`` is a Sequential model, or a Functional one that is a simple chain.
+* ``model_config`` is a Sequential model, or a Functional one: a graph of layers with one input and
+  one output, in which each layer is called once. Nodes may be written as Keras 3 or as Keras 2
+  writes them.
 * Every layer is in ``LAYER_RULES`` and every setting is in range; settings that only matter for
   training from scratch (initializers, regularizers, constraints) are dropped.
+* The shapes fit: all axes are followed through the graph, the axis of time as the input's plus a
+  number of frames (``Frames``), so that an Add of two lengths is refused here and not by Keras. For
+  one frame of input, all layers together compute at most ``MAX_VALUES`` values.
 * Every weight is a float32 dataset stored in the file itself (hard links only; no external,
   virtual, chunked or never-written storage), of the shape its layer's settings imply, checked
   before it is read; every value is finite; all weights together take at most 512 MiB, no
@@ -23,7 +28,9 @@ The attribute ``speech_meta`` (optional, at most 1 MiB) holds one JSON object on
 is for. All keys are optional, and readers ignore keys they do not know:
 
 * ``kind``: what goes in and comes out: 'waveform' (samples in, samples out), or, over spectra,
-  'mask' and 'autoencoder', which add ``stft``, ``context`` and ``input_scale`` (``mnn.features``).
+  'mask' and 'autoencoder', which add ``stft``, ``context`` and ``input_scale`` (``mnn.features``),
+  or 'complex_mask', which must come with ``sample_rate_hz``, ``stft``, ``power`` and ``features``
+  (``MaskConventions``, ``speech.net.timefrequency``).
 * ``sample_rate_hz``: the rate the network was trained at.
 * ``created_by``: the command that wrote the file.
 * ``training``: a summary such as epochs, seed, data hash and validation error.
@@ -35,19 +42,23 @@ import contextlib
 import dataclasses
 import errno
 import hashlib
+import heapq
 import itertools
 import json
 import math
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from speech import hdf5
 from speech.files import atomic_path, sha256_of
+
+if TYPE_CHECKING:
+    from speech.stft import StftConfig
 
 META_ATTRIBUTE = "speech_meta"
 #: The first bytes of a packed file (``speech.compact``).
@@ -64,9 +75,20 @@ MAX_LAYERS = 1000
 MAX_UNITS = 65_536
 MAX_KERNEL_SIZE = 8_192
 MAX_DILATION = 1_024
+MAX_STRIDE = 64
+MAX_PADDING = 65_536
+#: Layers that one Add or Concatenate may read.
+MAX_INPUTS = 16
+#: Values that all layers together may compute for one frame of input: 16 MiB.
+MAX_VALUES = 4 << 20
 
-#: Activations that may be named by an ``Activation``, ``Conv1D`` or ``Dense`` layer.
-ACTIVATIONS = ["linear", "relu", "sigmoid", "tanh"]
+#: Activations that may be named by an ``Activation`` layer or by one with a kernel. Keras wrote
+#: 'swish' for 'silu' once; it is read as 'silu'.
+ACTIVATIONS = ["linear", "relu", "sigmoid", "tanh", "silu"]
+
+#: Kind of a network that gives complex masks of spectra, and what it reads of each bin.
+COMPLEX_MASK = "complex_mask"
+MASK_FEATURES = ("real", "imaginary", "magnitude")
 
 # What Keras should take our files for: weights in TensorFlow order, layout of Keras 3. Readers
 # that find no version assume Keras 1 and transpose convolution kernels.
@@ -88,12 +110,16 @@ class LayerSpec:
         name: Name of the layer, unique in its file.
         config: The settings that matter for the forward pass, and no others.
         weights: float32 arrays by name ('kernel', 'bias', 'gamma', 'moving_mean', ...).
+        inputs: Names of the layers it reads, in order. Layers that were read from a file name
+            them all, the InputLayer none. Who builds a chain may leave them out: without a name,
+            a layer reads the one before it (see ``linked``).
     """
 
     class_name: str
     name: str
     config: dict[str, Any]
     weights: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    inputs: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -101,7 +127,8 @@ class ModelFile:
     """A model file that passed the exam.
 
     Attributes:
-        layers: The layers in the order of computation; the first is the InputLayer.
+        layers: The layers in the order of computation: the first is the InputLayer, each layer
+            stands behind those it reads, and the last gives the output.
         meta: The ``speech_meta`` object, {} if the file has none.
         sha256: SHA-256 of the file's bytes, 64 hexadecimal digits.
         path: Where it was read.
@@ -116,6 +143,74 @@ class ModelFile:
     def num_parameters(self) -> int:
         """Number of stored weights, those that training does not change included."""
         return sum(array.size for layer in self.layers for array in layer.weights.values())
+
+    @property
+    def is_chain(self) -> bool:
+        """Whether each layer reads the one before it and nothing else."""
+        return is_chain(self.layers)
+
+    def require_chain(self, what: str) -> tuple[LayerSpec, ...]:
+        """Returns the layers of a chain; see ``require_chain``, whose message gets the path."""
+        with refusals(self.path):
+            return require_chain(self.layers, what)
+
+
+# --------------------------------------------------------------------------------------------
+# Chains and graphs
+
+
+def linked(layers: Iterable[LayerSpec]) -> tuple[LayerSpec, ...]:
+    """Returns layers that all name their inputs, the InputLayer excepted.
+
+    Raises:
+        ModelFileError: A layer of a graph names no inputs.
+    """
+    layers = tuple(layers)
+    chain = is_chain(layers)
+    result = []
+    for before, layer in zip((None, *layers), layers, strict=False):
+        if before is not None and not layer.inputs and layer.class_name != "InputLayer":
+            if not chain:
+                raise ModelFileError(
+                    f"layer {layer.name!r} ({layer.class_name}) of a graph names no inputs, "
+                    "expected the names of the layers it reads (LayerSpec.inputs)"
+                )
+            layer = dataclasses.replace(layer, inputs=(before.name,))
+        result.append(layer)
+    return tuple(result)
+
+
+def is_chain(layers: Sequence[LayerSpec]) -> bool:
+    """Returns whether each layer reads the one before it and nothing else."""
+    return _first_off_chain(layers) is None
+
+
+def require_chain(layers: Sequence[LayerSpec], what: str) -> tuple[LayerSpec, ...]:
+    """Returns the layers of a chain, for what cannot deal with another graph.
+
+    Args:
+        layers: Any network.
+        what: Who needs a chain, the subject of the message, such as 'the export to ONNX'.
+
+    Raises:
+        ModelFileError: A layer reads something else than the one before it.
+    """
+    layer = _first_off_chain(layers)
+    if layer is not None:
+        reads = " and ".join(repr(name) for name in layer.inputs[:2]) or "nothing"
+        raise ModelFileError(
+            f"layer {layer.name!r} ({layer.class_name}) reads {reads}; {what} takes chains only, "
+            "in which each layer reads the one before it"
+        )
+    return tuple(layers)
+
+
+def _first_off_chain(layers: Sequence[LayerSpec]) -> LayerSpec | None:
+    names = [(layer.name,) for layer in layers]
+    for before, layer in zip([(), *names], layers, strict=False):
+        if layer.inputs not in ((), before):
+            return layer
+    return None
 
 
 def sha256_of_weights(layers: Sequence[LayerSpec]) -> str:
@@ -137,22 +232,39 @@ Shapes = dict[str, tuple[int, ...]]
 
 
 @dataclasses.dataclass(frozen=True)
+class Frames:
+    """The length of an axis of time: that of the input, and ``more`` frames."""
+
+    more: int = 0
+
+    def __repr__(self) -> str:
+        """Returns what a message shows."""
+        return f"frames{self.more:+}" if self.more else "frames"
+
+
+#: Axes of a tensor: None for the batch, `Frames` for time, a number for all others.
+Shape = tuple[int | Frames | None, ...]
+
+
+@dataclasses.dataclass(frozen=True)
 class LayerRule:
     """What a layer class may look like.
 
     Attributes:
         settings: Check of each setting that is kept; all of them must be present.
-        shapes: ``(config, channels) -> (shape of each weight, channels out)``, called with
-            checked settings; raises ValueError if they do not fit ``channels``. The order of the
-            weights is the one in which Keras lists them. None: no weights, same channels.
+        shapes: ``(config, *shapes of the inputs) -> (shape of each weight, shape of the output)``,
+            called with checked settings; raises ValueError if they do not fit. The order of the
+            weights is the one in which Keras lists them. None: no weights, same shape.
         only: Settings that may be left out and must have exactly this value if present.
-        ranks: Accepted number of axes of the input, the batch axis included.
+        ranks: Accepted number of axes of an input, the batch axis included.
+        most_inputs: Layers that it may read: from 2 on if there may be several, else 1.
     """
 
     settings: Mapping[str, Check] = dataclasses.field(default_factory=dict)
-    shapes: Callable[[dict[str, Any], int], tuple[Shapes, int]] | None = None
+    shapes: Callable[..., tuple[Shapes, Shape]] | None = None
     only: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    ranks: tuple[int, ...] = (2, 3)
+    ranks: tuple[int, ...] = (2, 3, 4)
+    most_inputs: int = 1
 
 
 def an_integer(lowest: int, highest: int) -> Check:
@@ -192,34 +304,150 @@ def one_of(*choices: Any) -> Check:
     return check
 
 
+def a_pair(check: Check) -> Check:
+    """Returns a check for two values, [over the first axis, over the second]; 3 is [3, 3]."""
+
+    def checked(value: Any) -> list[Any]:
+        values = value if isinstance(value, list) else [value, value]
+        try:
+            if len(values) != 2:
+                raise ValueError(check.__doc__)
+            return [check(item) for item in values]
+        except ValueError as error:
+            raise ValueError(f"a list of two, each {error}") from None
+
+    return checked
+
+
 def an_activation(value: Any) -> str:
     """Checks the name of an activation; a function or object is never accepted."""
+    if value == "swish":
+        return "silu"
     if value not in ACTIVATIONS:
         raise ValueError("one of the names " + ", ".join(ACTIVATIONS))
     return value
 
 
 def _an_input_shape(value: Any) -> list[int | None]:
-    if isinstance(value, list) and len(value) in (2, 3) and value[0] is None:
-        channels, time = value[-1], value[1:-1]
+    if isinstance(value, list) and 2 <= len(value) <= 4 and value[0] is None:
+        static, time = value[-1:] if len(value) < 4 else value[2:], value[1:2]
         with contextlib.suppress(ValueError):
-            an_integer(1, MAX_UNITS)(channels)
-            if time not in ([], [None]):
+            for size in static:
+                an_integer(1, MAX_UNITS)(size)
+            if len(value) > 2 and time != [None]:
                 an_integer(1, 1 << 31)(time)
             return value
-    raise ValueError("[null, time or null, channels] or [null, channels]")
+    raise ValueError(
+        "[null, channels], [null, time or null, channels] or [null, time or null, bands, channels]"
+    )
 
 
-def _conv1d_shapes(config: dict[str, Any], channels: int) -> tuple[Shapes, int]:
+def _permuted_axes(value: Any) -> list[int]:
+    if isinstance(value, list) and all(type(axis) is int for axis in value):
+        if sorted(value) == [*range(1, len(value) + 1)]:
+            return value
+    raise ValueError("the axes behind the batch in another order, such as [1, 3, 2]")
+
+
+def _channels(shape: Shape) -> int:
+    """Returns the length of the last axis."""
+    channels = shape[-1]
+    if not isinstance(channels, int):
+        raise ValueError("its last axis is time, expected channels")
+    return channels
+
+
+def _input_shapes(config: dict[str, Any]) -> tuple[Shapes, Shape]:
+    batch, *rest = config["batch_shape"]
+    return {}, (batch, *([Frames(), *rest[1:]] if len(rest) > 1 else rest))
+
+
+def _with_bias(config: dict[str, Any], kernel: tuple[int, ...], outputs: int) -> Shapes:
+    return {"kernel": kernel} | ({"bias": (outputs,)} if config["use_bias"] else {})
+
+
+def _convolved(axis: Any, size: int, stride: int, dilation: int, padding: str) -> int | Frames:
+    """Returns the length of an axis behind a convolution."""
+    lost = 0 if padding == "same" else dilation * (size - 1)
+    if isinstance(axis, Frames):
+        if stride != 1:
+            raise ValueError(f"'strides' over time is {stride}, expected 1")
+        return Frames(axis.more - lost)
+    if axis <= lost:
+        raise ValueError(f"the kernel spans {lost + 1} of {axis} bands, expected no more than all")
+    return -(-(axis - lost) // stride)
+
+
+def _conv1d_shapes(config: dict[str, Any], shape: Shape) -> tuple[Shapes, Shape]:
+    filters, size = config["filters"], config["kernel_size"]
+    time = _convolved(shape[1], size, config["strides"], config["dilation_rate"], config["padding"])
+    return _with_bias(config, (size, _channels(shape), filters), filters), (None, time, filters)
+
+
+def _conv2d_shapes(config: dict[str, Any], shape: Shape) -> tuple[Shapes, Shape]:
     filters = config["filters"]
-    shapes: Shapes = {"kernel": (config["kernel_size"], channels, filters)}
-    return shapes | ({"bias": (filters,)} if config["use_bias"] else {}), filters
+    if max(config["strides"]) > 1 and max(config["dilation_rate"]) > 1:
+        raise ValueError("'strides' and 'dilation_rate' are both over 1, expected one of them")
+    settings = (config[key] for key in ("kernel_size", "strides", "dilation_rate"))
+    axes = [
+        _convolved(axis, size, stride, dilation, config["padding"])
+        for axis, size, stride, dilation in zip(shape[1:3], *settings, strict=True)
+    ]
+    kernel = (*config["kernel_size"], _channels(shape), filters)
+    return _with_bias(config, kernel, filters), (None, *axes, filters)
 
 
-def _dense_shapes(config: dict[str, Any], channels: int) -> tuple[Shapes, int]:
+def _conv2d_transpose_shapes(config: dict[str, Any], shape: Shape) -> tuple[Shapes, Shape]:
+    filters = config["filters"]
+    axes: list[int | Frames] = []
+    for axis, stride in zip(shape[1:3], config["strides"], strict=True):
+        if isinstance(axis, int):
+            axes.append(axis * stride)
+        else:
+            axes.append(_convolved(axis, 1, stride, 1, "same"))
+    kernel = (*config["kernel_size"], filters, _channels(shape))
+    return _with_bias(config, kernel, filters), (None, *axes, filters)
+
+
+def _dense_shapes(config: dict[str, Any], shape: Shape) -> tuple[Shapes, Shape]:
     units = config["units"]
-    shapes: Shapes = {"kernel": (channels, units)}
-    return shapes | ({"bias": (units,)} if config["use_bias"] else {}), units
+    return _with_bias(config, (_channels(shape), units), units), (*shape[:-1], units)
+
+
+def _padded_shapes(config: dict[str, Any], shape: Shape) -> tuple[Shapes, Shape]:
+    axes = [
+        Frames(axis.more + sum(more)) if isinstance(axis, Frames) else (axis or 0) + sum(more)
+        for axis, more in zip(shape[1:3], config["padding"], strict=True)
+    ]
+    return {}, (None, *axes, shape[3])
+
+
+def _permuted_shapes(config: dict[str, Any], shape: Shape) -> tuple[Shapes, Shape]:
+    axes = config["dims"]
+    if len(axes) != len(shape) - 1:
+        raise ValueError(f"'dims' is {axes}, expected the {len(shape) - 1} axes behind the batch")
+    return {}, (None, *(shape[axis] for axis in axes))
+
+
+def _added_shapes(config: dict[str, Any], *shapes: Shape) -> tuple[Shapes, Shape]:
+    if any(shape != shapes[0] for shape in shapes):
+        raise ValueError(f"adds {_show_shapes(shapes)}, expected inputs of one shape")
+    return {}, shapes[0]
+
+
+def _joined_shapes(config: dict[str, Any], *shapes: Shape) -> tuple[Shapes, Shape]:
+    if any(shape[:-1] != shapes[0][:-1] for shape in shapes):
+        raise ValueError(
+            f"joins {_show_shapes(shapes)}, expected inputs of one shape but for the channels"
+        )
+    return {}, (*shapes[0][:-1], sum(map(_channels, shapes)))
+
+
+def _show_shapes(shapes: Sequence[Shape]) -> str:
+    """Returns the first shape and the first other one, as a message shows them."""
+    first, *others = shapes
+    other = next((shape for shape in others if shape != first), first)
+    return " and ".join(str(shape[1:]) for shape in (first, other))
 
 
 def _scale_and_center(config: dict[str, Any], channels: int) -> Shapes:
@@ -227,27 +455,31 @@ def _scale_and_center(config: dict[str, Any], channels: int) -> Shapes:
     return {name: (channels,) for name in names}
 
 
-def _batch_normalization_shapes(config: dict[str, Any], channels: int) -> tuple[Shapes, int]:
+def _batch_normalization_shapes(config: dict[str, Any], shape: Shape) -> tuple[Shapes, Shape]:
+    channels = _channels(shape)
     moving: Shapes = {"moving_mean": (channels,), "moving_variance": (channels,)}
-    return _scale_and_center(config, channels) | moving, channels
+    return _scale_and_center(config, channels) | moving, shape
 
 
-def _group_normalization_shapes(config: dict[str, Any], channels: int) -> tuple[Shapes, int]:
-    groups = config["groups"]
+def _group_normalization_shapes(config: dict[str, Any], shape: Shape) -> tuple[Shapes, Shape]:
+    groups, channels = config["groups"], _channels(shape)
     if groups == 0 or (groups > 0 and channels % groups):
         raise ValueError(f"'groups' is {groups}, expected -1 or a divisor of {channels} channels")
-    return _scale_and_center(config, channels), channels
+    return _scale_and_center(config, channels), shape
 
 
 _a_flag = one_of(True, False)
 _an_epsilon = a_number(1e-12, 1.0)
 _a_slope = a_number(0.0, 1000.0)
+_a_padding = one_of("same", "valid")
+_channels_last = one_of("channels_last")
 
 #: The layers a model file may hold. The one place to add a class: a layer of our own stands here
 #: under the name that ``speech.layers`` registers with Keras.
 LAYER_RULES: dict[str, LayerRule] = {
     "InputLayer": LayerRule(
         {"batch_shape": _an_input_shape},
+        _input_shapes,
         only={"sparse": False, "ragged": False, "optional": False},
     ),
     "Conv1D": LayerRule(
@@ -255,8 +487,8 @@ LAYER_RULES: dict[str, LayerRule] = {
             "filters": an_integer(1, MAX_UNITS),
             "kernel_size": an_integer(1, MAX_KERNEL_SIZE),
             "strides": an_integer(1, 1),
-            "padding": one_of("same", "valid"),
-            "data_format": one_of("channels_last"),
+            "padding": _a_padding,
+            "data_format": _channels_last,
             "dilation_rate": an_integer(1, MAX_DILATION),
             "activation": an_activation,
             "use_bias": _a_flag,
@@ -265,11 +497,48 @@ LAYER_RULES: dict[str, LayerRule] = {
         only={"groups": 1},
         ranks=(3,),
     ),
+    "Conv2D": LayerRule(
+        {
+            "filters": an_integer(1, MAX_UNITS),
+            "kernel_size": a_pair(an_integer(1, MAX_KERNEL_SIZE)),
+            "strides": a_pair(an_integer(1, MAX_STRIDE)),
+            "padding": _a_padding,
+            "data_format": _channels_last,
+            "dilation_rate": a_pair(an_integer(1, MAX_DILATION)),
+            "activation": an_activation,
+            "use_bias": _a_flag,
+        },
+        _conv2d_shapes,
+        only={"groups": 1},
+        ranks=(4,),
+    ),
+    "Conv2DTranspose": LayerRule(
+        {
+            "filters": an_integer(1, MAX_UNITS),
+            "kernel_size": a_pair(an_integer(1, MAX_KERNEL_SIZE)),
+            "strides": a_pair(an_integer(1, MAX_STRIDE)),
+            "padding": one_of("same"),
+            "data_format": _channels_last,
+            "activation": an_activation,
+            "use_bias": _a_flag,
+        },
+        _conv2d_transpose_shapes,
+        only={"output_padding": None, "dilation_rate": [1, 1]},
+        ranks=(4,),
+    ),
     "Dense": LayerRule(
         {"units": an_integer(1, MAX_UNITS), "activation": an_activation, "use_bias": _a_flag},
         _dense_shapes,
         only={"quantization_config": None},
     ),
+    "ZeroPadding2D": LayerRule(
+        {"padding": a_pair(a_pair(an_integer(0, MAX_PADDING))), "data_format": _channels_last},
+        _padded_shapes,
+        ranks=(4,),
+    ),
+    "Permute": LayerRule({"dims": _permuted_axes}, _permuted_shapes, ranks=(3, 4)),
+    "Add": LayerRule(shapes=_added_shapes, most_inputs=MAX_INPUTS),
+    "Concatenate": LayerRule({"axis": one_of(-1)}, _joined_shapes, most_inputs=MAX_INPUTS),
     "BatchNormalization": LayerRule(
         {
             "axis": one_of(-1),
@@ -352,6 +621,7 @@ def read_model_file(path: str | os.PathLike) -> ModelFile:
         meta = {} if text is None else parse_json(text, f"'{META_ATTRIBUTE}'")
         if not isinstance(meta, dict):
             raise ModelFileError(f"'{META_ATTRIBUTE}' is {_show(meta)}, expected a JSON object")
+        check_conventions([layer for layer, _ in plan], meta)
         num_bytes = sum(4 * math.prod(shape) for _, shapes in plan for shape in shapes.values())
         if num_bytes > file.file.num_bytes:
             raise ModelFileError(
@@ -381,40 +651,76 @@ def plan_layers(model_config: Any) -> list[tuple[LayerSpec, Shapes]]:
         model_config: Parsed JSON, ``{"class_name": ..., "config": {"layers": [...]}}``.
 
     Returns:
-        Per layer, in order: its spec, still without weights, and the shape of each weight.
+        Per layer, in the order of computation: its spec, still without weights, and the shape of
+        each weight.
 
     Raises:
         ModelFileError: A class, a setting or the graph is not on the allow-list. The message
             does not name the file; ``refusals`` adds that.
     """
+    return [(layer, shapes) for layer, shapes, _ in _examine(model_config)]
+
+
+def output_shapes(layers: Iterable[LayerSpec]) -> dict[str, tuple[int | None, ...]]:
+    """Returns the shape of each layer's output, (batch, time, bands, channels) or fewer axes.
+
+    Batch and time are None, wherever a Permute may have moved the time.
+
+    Raises:
+        ModelFileError: The layers would not pass the exam.
+    """
+    return {
+        layer.name: tuple(None if isinstance(axis, Frames) else axis for axis in shape)
+        for layer, _, shape in _examine(model_config_of(layers))
+    }
+
+
+def model_config_of(layers: Iterable[LayerSpec]) -> dict[str, Any]:
+    """Returns the Keras configuration of layers, Sequential if they are a chain.
+
+    The nodes of a Functional model are written as Keras 2 did, which every Keras reads and which
+    takes a fifth of the bytes.
+
+    Raises:
+        ModelFileError: A layer of a graph names no inputs.
+    """
+    layers = linked(layers)
+    entries: list[dict[str, Any]] = [
+        {"class_name": layer.class_name, "config": {"name": layer.name, **layer.config}}
+        for layer in layers
+    ]
+    if is_chain(layers):
+        return {"class_name": "Sequential", "config": {"name": "model", "layers": entries}}
+    for layer, entry in zip(layers, entries, strict=True):
+        entry["name"] = layer.name
+        entry["inbound_nodes"] = [[[name, 0, 0] for name in layer.inputs]] if layer.inputs else []
+    ends = {
+        "input_layers": [layers[0].name, 0, 0],
+        "output_layers": [layers[-1].name, 0, 0],
+    }
+    return {"class_name": "Functional", "config": {"name": "model", "layers": entries, **ends}}
+
+
+def _examine(model_config: Any) -> list[tuple[LayerSpec, Shapes, Shape]]:
+    """Returns the layers in order, the shapes of their weights and that of their output."""
     _refuse_code_and_strangers(model_config)
-    entries = _chain(model_config)
-    plan: list[tuple[LayerSpec, Shapes]] = []
-    names: set[str] = set()
-    channels = rank = num_bytes = 0
-    for entry in entries:
-        layer, rule = _checked_layer(entry)
-        where = f"layer {layer.name!r} ({layer.class_name})"
-        if layer.name in names:
-            raise ModelFileError(f"two layers are named {layer.name!r}, expected unique names")
-        names.add(layer.name)
-        if (layer.class_name == "InputLayer") != (not plan):
-            raise ModelFileError(
-                f"{where} is layer {len(plan) + 1}, expected one InputLayer, as the first; "
-                "build the model with keras.Input and save it again with Keras 3"
-            )
-        if not plan:
-            rank, channels = len(layer.config["batch_shape"]), layer.config["batch_shape"][-1]
-        if rank not in rule.ranks:
-            raise ModelFileError(f"{where} got {rank} axes, expected (batch, time, channels)")
-        shapes: Shapes = {}
-        if rule.shapes is not None:
-            try:
-                shapes, channels = rule.shapes(layer.config, channels)
-            except ValueError as error:
-                raise ModelFileError(f"{where}: {error}") from None
+    layers = _in_order(*_layers_and_output(model_config))
+    plan: list[tuple[LayerSpec, Shapes, Shape]] = []
+    found: dict[str, Shape] = {}
+    length = layers[0].config["batch_shape"][1] if len(layers[0].config["batch_shape"]) > 2 else 0
+    num_bytes = num_values = 0
+    for layer in layers:
+        inputs = [found[name] for name in layer.inputs]
+        shapes, shape = _shapes_of(layer, inputs, length)
         num_bytes += sum(4 * math.prod(shape) for shape in shapes.values())
-        plan.append((layer, shapes))
+        num_values += _values_per_frame(shape)
+        if num_values > MAX_VALUES:
+            raise ModelFileError(
+                f"{_where(layer)} brings the values that are computed for one frame to "
+                f"{num_values:,}, expected at most {MAX_VALUES:,} in all layers"
+            )
+        found[layer.name] = shape
+        plan.append((layer, shapes, shape))
     if num_bytes > MAX_WEIGHT_BYTES:
         raise ModelFileError(
             f"the layers call for {num_bytes:,} bytes of weights, expected at most "
@@ -423,8 +729,49 @@ def plan_layers(model_config: Any) -> list[tuple[LayerSpec, Shapes]]:
     return plan
 
 
-def _chain(model_config: Any) -> list[Any]:
-    """Returns the entries of the layers of a Sequential or simple Functional model."""
+def _shapes_of(
+    layer: LayerSpec, inputs: Sequence[Shape], length: int | None
+) -> tuple[Shapes, Shape]:
+    """Returns the shapes of a layer's weights and of its output.
+
+    Args:
+        layer: A checked layer.
+        inputs: Shapes of what it reads.
+        length: Frames of the model's input if the model says so.
+    """
+    rule = LAYER_RULES[layer.class_name]
+    for rank in map(len, inputs):
+        if rank not in rule.ranks:
+            expected = " or ".join(map(str, rule.ranks))
+            raise ModelFileError(f"{_where(layer)} got {rank} axes, expected {expected}")
+    if any(len(shape) != len(inputs[0]) for shape in inputs):
+        ranks = " and ".join(str(len(shape)) for shape in inputs[:8])
+        raise ModelFileError(f"{_where(layer)} got {ranks} axes, expected inputs of one shape")
+    if rule.shapes is None:
+        return {}, inputs[0]
+    try:
+        shapes, shape = rule.shapes(layer.config, *inputs)
+    except ValueError as error:
+        raise ModelFileError(f"{_where(layer)}: {error}") from None
+    more = next((axis.more for axis in shape if isinstance(axis, Frames)), 0)
+    if length and length + more < 1:
+        raise ModelFileError(f"{_where(layer)} leaves nothing of the input's {length:,} frames")
+    return shapes, shape
+
+
+def _values_per_frame(shape: Shape) -> int:
+    """Returns how many values a tensor holds for one frame of input, padding included."""
+    return math.prod(
+        1 + max(axis.more, 0) if isinstance(axis, Frames) else axis for axis in shape[1:] if axis
+    )
+
+
+def _where(layer: LayerSpec) -> str:
+    return f"layer {layer.name!r} ({layer.class_name})"
+
+
+def _layers_and_output(model_config: Any) -> tuple[list[LayerSpec], str]:
+    """Returns the checked layers of a model with their inputs, and the output's name."""
     class_name = _get(model_config, "class_name")
     config = _get(model_config, "config")
     entries = _get(config, "layers")
@@ -434,38 +781,159 @@ def _chain(model_config: Any) -> list[Any]:
         )
     if not isinstance(entries, list) or not 2 <= len(entries) <= MAX_LAYERS:
         raise ModelFileError(f"expected a list of 2 to {MAX_LAYERS} layers in 'model_config'")
-    if class_name == "Functional":
-        names = [_get(entry, "name") for entry in entries]
-        ends = [_end(_get(config, key)) for key in ("input_layers", "output_layers")]
-        inbound = [_inbound(_get(entry, "inbound_nodes")) for entry in entries]
-        if ends != [names[0], names[-1]] or inbound != [None, *names[:-1]]:
+    layers = [_checked_layer(entry) for entry in entries]
+    if class_name == "Sequential":
+        names = [(layer.name,) for layer in layers[:-1]]
+        layers = [
+            dataclasses.replace(layer, inputs=inputs)
+            for layer, inputs in zip(layers, [(), *names], strict=True)
+        ]
+        return layers, layers[-1].name
+    for place, (layer, entry) in enumerate(zip(layers, entries, strict=True)):
+        if _get(entry, "name") != layer.name:
             raise ModelFileError(
-                "the Functional graph is not a simple chain, expected each layer to read the "
-                "one before it and nothing else; rebuild it as a Sequential model"
+                f"{_where(layer)} is named {_show(entry['name'])} in the graph, expected one name"
             )
-    return entries
+        layers[place] = dataclasses.replace(layer, inputs=_inputs_of(entry, layer))
+    ends = []
+    for key, what in (("input_layers", "inputs"), ("output_layers", "outputs")):
+        tensors = _get(config, key)
+        if isinstance(tensors, list) and len(tensors) == 1:
+            tensors = tensors[0]
+        if not _is_tensor(tensors):
+            raise ModelFileError(
+                f"{key!r} is {_show(tensors)}, expected one layer as ['name', 0, 0]; models of "
+                f"several {what} are not accepted"
+            )
+        ends.append(tensors[0])
+    source = next((layer for layer in layers if layer.class_name == "InputLayer"), None)
+    if source is not None and source.name != ends[0]:
+        raise ModelFileError(
+            f"the model's input is {_show(ends[0])}, expected the InputLayer {source.name!r}"
+        )
+    return layers, ends[1]
 
 
-def _end(value: Any) -> Any:
-    """Returns the layer's name in ["name", 0, 0] or [["name", 0, 0]], else a non-name."""
-    while isinstance(value, list) and len(value) == 1:
-        value = value[0]
-    return value[0] if isinstance(value, list) and value[1:] == [0, 0] else value
-
-
-def _inbound(nodes: Any) -> Any:
-    """Returns the name of the one layer that is read, None for no layer, else a non-name."""
+def _inputs_of(entry: Any, layer: LayerSpec) -> tuple[str, ...]:
+    """Returns the names of the layers that a layer of a Functional model reads."""
+    nodes = _get(entry, "inbound_nodes")
+    if nodes == []:
+        return ()
+    if isinstance(nodes, list) and len(nodes) > 1:
+        raise ModelFileError(
+            f"{_where(layer)} is called {len(nodes):,} times, expected once: a shared layer is "
+            "not accepted"
+        )
+    tensors: Any = None
     match nodes:
-        case []:
-            return None
-        case [{"args": [{"class_name": "__keras_tensor__", "config": tensor}], "kwargs": options}]:
-            # Keras notes {"mask": null} or {"training": false} for a plain call of some layers.
-            if isinstance(options, dict) and all(v is None or v is False for v in options.values()):
-                return _end(_get(tensor, "keras_history"))
-    return nodes
+        case [{"args": [list(read)], "kwargs": options}] if _says_nothing(options):  # Keras 3
+            tensors = [_get(_get(tensor, "config"), "keras_history") for tensor in read]
+        case [{"args": [read], "kwargs": options}] if _says_nothing(options):
+            tensors = [_get(_get(read, "config"), "keras_history")]
+        case [list(read)]:  # Keras 2
+            tensors = [
+                tensor[:3]
+                if isinstance(tensor, list) and len(tensor) == 4 and _says_nothing(tensor[3])
+                else tensor
+                for tensor in read
+            ]
+    if not isinstance(tensors, list) or not tensors or not all(map(_is_tensor, tensors)):
+        raise ModelFileError(
+            f"{_where(layer)}: 'inbound_nodes' is {_show(nodes)}, expected one plain call on the "
+            "outputs of other layers"
+        )
+    return tuple(tensor[0] for tensor in tensors)
 
 
-def _checked_layer(entry: Any) -> tuple[LayerSpec, LayerRule]:
+def _is_tensor(value: Any) -> bool:
+    """Returns whether a value names the one output of a layer, ['name', 0, 0]."""
+    return (
+        isinstance(value, list)
+        and len(value) == 3
+        and isinstance(value[0], str)
+        and all(type(number) is int and number == 0 for number in value[1:])
+    )
+
+
+def _says_nothing(options: Any) -> bool:
+    """Returns whether these are the options of a plain call.
+
+    Keras notes {"mask": null} or {"training": false} for a plain call of some layers.
+    """
+    return isinstance(options, dict) and all(v is None or v is False for v in options.values())
+
+
+def _in_order(layers: Sequence[LayerSpec], output: str) -> list[LayerSpec]:
+    """Returns the layers of a graph so that each stands behind those it reads, the output last."""
+    by_name: dict[str, LayerSpec] = {}
+    for layer in layers:
+        if layer.name in by_name:
+            raise ModelFileError(f"two layers are named {layer.name!r}, expected unique names")
+        by_name[layer.name] = layer
+    if output not in by_name:
+        raise ModelFileError(f"the model's output is {_show(output)}, but there is no such layer")
+    readers: dict[str, list[int]] = {name: [] for name in by_name}
+    for place, layer in enumerate(layers):
+        if not (layer.class_name == "InputLayer") == (not layer.inputs) == (place == 0):
+            raise ModelFileError(
+                f"{_where(layer)} is layer {place + 1} and reads "
+                f"{_show(layer.inputs[0]) if layer.inputs else 'nothing'}, expected one "
+                "InputLayer, as the first; build the model with keras.Input and save it again "
+                "with Keras 3"
+            )
+        most = LAYER_RULES[layer.class_name].most_inputs
+        if place and not min(most, 2) <= len(layer.inputs) <= most:
+            expected = "1" if most == 1 else f"2 to {most}"
+            raise ModelFileError(
+                f"{_where(layer)} reads {len(layer.inputs):,} layers, expected {expected}"
+            )
+        for name in layer.inputs:
+            if name not in by_name:
+                raise ModelFileError(
+                    f"{_where(layer)} reads {_show(name)}, but there is no such layer"
+                )
+            readers[name].append(place)
+    unread = [name for name, places in readers.items() if not places]
+    ordered, ready = [], [0]
+    missing = [len(layer.inputs) for layer in layers]
+    while ready:
+        layer = layers[heapq.heappop(ready)]
+        ordered.append(layer)
+        for place in readers[layer.name]:
+            missing[place] -= 1
+            if not missing[place]:
+                heapq.heappush(ready, place)
+    if len(ordered) < len(layers):
+        raise ModelFileError(
+            f"the graph has a cycle through {_cycle(by_name, ordered)}, expected layers that "
+            "read earlier ones only"
+        )
+    for name in unread:
+        if name != output:
+            raise ModelFileError(
+                f"{_where(by_name[name])} is read by no layer and is not the output "
+                f"{output!r}; leave it out"
+            )
+    if readers[output]:
+        raise ModelFileError(
+            f"the output {output!r} is read by {layers[readers[output][0]].name!r}, expected the "
+            "last layer"
+        )
+    return ordered
+
+
+def _cycle(by_name: Mapping[str, LayerSpec], ordered: Sequence[LayerSpec]) -> str:
+    """Returns the names of a few layers of a cycle."""
+    stuck = by_name.keys() - {layer.name for layer in ordered}
+    name, seen = min(stuck), []
+    while name not in seen:
+        seen.append(name)
+        name = next(other for other in by_name[name].inputs if other in stuck)
+    around = seen[seen.index(name) :]
+    return " and ".join(repr(other) for other in around[:3]) + (" ..." if around[3:] else "")
+
+
+def _checked_layer(entry: Any) -> LayerSpec:
     """Checks one entry of the list of layers against its rule."""
     class_name = _get(entry, "class_name")
     config = _get(entry, "config")
@@ -506,7 +974,7 @@ def _checked_layer(entry: Any) -> tuple[LayerSpec, LayerRule]:
                 f"{where}: unknown setting {_show(key)}, expected {', '.join(rule.settings)}; "
                 "save it again with Keras 3"
             )
-    return LayerSpec(class_name, name, kept), rule
+    return LayerSpec(class_name, name, kept)
 
 
 def _check_dtype_policy(value: Any, where: str) -> None:
@@ -588,22 +1056,24 @@ def write_model_file(
         ModelFileError: A layer, a weight or ``meta`` would not pass; nothing is written.
     """
     path = Path(path)
-    entries = [
-        {"class_name": layer.class_name, "config": {"name": layer.name, **layer.config}}
-        for layer in layers
-    ]
-    model_config = {"class_name": "Sequential", "config": {"name": "model", "layers": entries}}
     with refusals(path):
         if path.suffix != ".h5":
             raise ModelFileError("cannot be written: expected a name that ends in .h5")
-        config_text = json.dumps(model_config)
+        layers = linked(layers)
+        config_text = json.dumps(
+            model_config_of(layers), separators=None if is_chain(layers) else (",", ":")
+        )
         text_of_meta = meta_text(meta)
+        plan = plan_layers(json.loads(config_text))
+        check_conventions([layer for layer, _ in plan], meta)
+        by_name = {layer.name: layer for layer in layers}
         arrays = {}
-        for layer, (_, shapes) in zip(layers, plan_layers(json.loads(config_text)), strict=True):
+        for planned, shapes in plan:
+            layer = by_name[planned.name]
             if layer.weights.keys() != shapes.keys():
                 raise ModelFileError(
-                    f"layer {layer.name!r} ({layer.class_name}) has the weights "
-                    f"{sorted(layer.weights)}, expected {sorted(shapes)}"
+                    f"{_where(layer)} has the weights {sorted(layer.weights)}, expected "
+                    f"{sorted(shapes)}"
                 )
             arrays[layer.name] = {key: np.asarray(layer.weights[key]) for key in shapes}
             for key, shape in shapes.items():
@@ -627,6 +1097,91 @@ def write_model_file(
         image = file.id.get_file_image()
     with atomic_path(path) as temporary:
         temporary.write_bytes(image)
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskConventions:
+    """What a network of the kind 'complex_mask' takes and gives (``speech.net.timefrequency``).
+
+    Attributes:
+        sample_rate_hz: Rate of the signal.
+        stft: Frames of the spectrum.
+        power: Exponent of the compression of the spectrum, above 0 and at most 1.
+    """
+
+    sample_rate_hz: int
+    stft: StftConfig
+    power: float
+
+    @classmethod
+    def of(cls, meta: Mapping[str, Any]) -> MaskConventions:
+        """Reads the conventions in a ``speech_meta`` object.
+
+        Raises:
+            ModelFileError: One of them is missing, or makes no sense.
+        """
+        checks: dict[str, Check] = {
+            "kind": one_of(COMPLEX_MASK),
+            "sample_rate_hz": an_integer(1, 1_000_000),
+            "stft": _an_stft,
+            "power": a_number(1e-3, 1.0),
+            "features": one_of(list(MASK_FEATURES)),
+        }
+        found = {}
+        for key, check in checks.items():
+            if key not in meta:
+                raise ModelFileError(
+                    f"'{META_ATTRIBUTE}' lacks {key!r}, which a {COMPLEX_MASK!r} network needs; "
+                    "save it with the conventions that it was trained with"
+                )
+            try:
+                found[key] = check(meta[key])
+            except ValueError as error:
+                raise ModelFileError(
+                    f"'{META_ATTRIBUTE}': {key!r} is {_show(meta[key])}, expected {error}"
+                ) from None
+        return cls(found["sample_rate_hz"], found["stft"], found["power"])
+
+
+def _an_stft(value: Any) -> StftConfig:
+    from speech.stft import StftConfig
+
+    match value:
+        case {"frame": int(), "hop": int(), "window": str(), **rest} if not rest:
+            with contextlib.suppress(ValueError):
+                return StftConfig(**value)
+    raise ValueError(
+        "a frame, a hop that divides it and a window, such as "
+        '{"frame": 512, "hop": 256, "window": "sqrt_hann"}'
+    )
+
+
+def check_conventions(layers: Sequence[LayerSpec], meta: Mapping[str, Any]) -> None:
+    """Checks that a network of the kind 'complex_mask' is one.
+
+    Args:
+        layers: Layers that passed the exam, in order.
+        meta: The ``speech_meta`` object; of another kind, nothing is checked.
+
+    Raises:
+        ModelFileError: A convention is missing or makes no sense, or the network takes or gives
+            something else than its conventions say.
+    """
+    if meta.get("kind") != COMPLEX_MASK:
+        return
+    num_bins = MaskConventions.of(meta).stft.frame // 2
+    expected = [None, None, num_bins, len(MASK_FEATURES)]
+    if layers[0].config["batch_shape"] != expected:
+        raise ModelFileError(
+            f"the input has the shape {_show(layers[0].config['batch_shape'])}, but "
+            f"'{META_ATTRIBUTE}' calls for {expected}: batch, frames, bins, features"
+        )
+    shape = _examine(model_config_of(layers))[-1][2]
+    if shape != (None, Frames(), num_bins, 2):
+        raise ModelFileError(
+            f"the output has the shape {_show(shape[1:])}, but '{META_ATTRIBUTE}' calls for "
+            f"(frames, {num_bins}, 2): a complex number per bin"
+        )
 
 
 def meta_text(meta: Mapping[str, Any]) -> str:

@@ -23,6 +23,7 @@ import json
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +41,8 @@ from speech.modelfile import (
     a_number,
     child_group,
     hard_linked,
+    is_chain,
+    linked,
     names_attribute,
     open_hdf5,
     parse_json,
@@ -65,7 +68,7 @@ def load_model(path: str | os.PathLike) -> keras.Model:
         path: A .h5 or .icse model file, possibly from a stranger.
 
     Returns:
-        A Sequential model of standard Keras layers, not compiled.
+        A model of standard Keras layers, Sequential if they are a chain, not compiled.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -81,14 +84,18 @@ def load_model_and_meta(path: str | os.PathLike) -> tuple[keras.Model, dict[str,
 
 
 def build_model(layers: Iterable[LayerSpec]) -> keras.Model:
-    """Builds a Sequential model from checked layers and sets its weights.
+    """Builds a model from checked layers and sets its weights.
+
+    Returns:
+        A Sequential model if the layers are a chain, else a Functional one.
 
     Raises:
         ValueError: A custom layer is allowed but its class was not registered with Keras.
+        ModelFileError: A layer of a graph names no inputs.
     """
     import keras
 
-    layers = list(layers)
+    layers = linked(layers)
     built = []
     for spec in layers:
         layer_class = getattr(keras.layers, spec.class_name, None)
@@ -102,9 +109,15 @@ def build_model(layers: Iterable[LayerSpec]) -> keras.Model:
                 "Keras; import the module that defines it before loading"
             )
         built.append(layer_class(name=spec.name, **spec.config))
-    model = keras.Sequential(built)
-    # Sequential leaves the InputLayer out of its list.
-    for layer, spec in zip(model.layers, layers[1:], strict=True):
+    if is_chain(layers):
+        model = keras.Sequential(built)
+    else:
+        outputs = {layers[0].name: built[0].output}
+        for layer, spec in zip(built[1:], layers[1:], strict=True):
+            inputs = [outputs[name] for name in spec.inputs]
+            outputs[spec.name] = layer(inputs if len(inputs) > 1 else inputs[0])
+        model = keras.Model(outputs[layers[0].name], outputs[layers[-1].name], name="model")
+    for layer, spec in zip(built, layers, strict=True):
         for variable in layer.weights:
             variable.assign(spec.weights[variable.name])
     return model
@@ -114,7 +127,7 @@ def layers_of(model: keras.Model) -> tuple[LayerSpec, ...]:
     """Returns the settings and weights of a Keras model, as plain layers.
 
     Args:
-        model: A built Sequential model, or a Functional one that is a simple chain. A layer
+        model: A built Sequential or Functional model of one input and one output. A layer
             whose class has an attribute ``plain_class``, a standard Keras class with the same
             settings and weights, is written as that class.
 
@@ -145,7 +158,7 @@ def layers_of(model: keras.Model) -> tuple[LayerSpec, ...]:
         if shapes:
             variables = {variable.name: variable for variable in by_name[spec.name].weights}
             weights = {key: np.array(variables[key].numpy()) for key in shapes}
-        layers.append(LayerSpec(spec.class_name, spec.name, spec.config, weights))
+        layers.append(replace(spec, weights=weights))
     return tuple(layers)
 
 

@@ -279,7 +279,7 @@ HOSTILE = {
         edit_config(lambda model, layers: {**model, "class_name": "Model"}),
         "the model is a 'Model'",
     ),
-    "branching graph": (edit_config(branch), "not a simple chain"),
+    "branching graph": (edit_config(branch), "'act1' .* is read by no layer"),
     "no layers": (edit_config(lambda model, layers: layers.clear()), "2 to 1000 layers"),
     "no input layer": (edit_config(lambda model, layers: layers.pop(0) and None), "InputLayer"),
     "two input layers": (edit_config(lambda model, layers: layers.insert(1, layers[0])), "named"),
