@@ -72,7 +72,8 @@ def load_data(options: argparse.Namespace, test_folder: Path) -> Data:
         ValueError: A folder is missing, empty or of another shape; premixed folders can't be
             augmented.
     """
-    from speech.pipeline import AudioCache, MixtureSource
+    from speech.data.cache import AudioCache
+    from speech.pipeline import MixtureSource
 
     changes = augmentation(options)
     if options.train_noisy is not None:
