@@ -108,13 +108,13 @@ def _lead(task: Any, options: argparse.Namespace) -> int:
 
 
 def _train(task: Any, data: Any, config: Any, options: argparse.Namespace) -> None:
-    from eval.plots import learning_curve
     from speech.audio import SAMPLE_RATE_HZ
     from speech.datasets import training_parts
     from speech.distribution import Machines
     from speech.fcn import FCNConfig, build_fcn
     from speech.files import write_text
     from speech.losses import DESCRIPTIONS
+    from speech.pictures import learning_curve
     from speech.training.trainer import Trainer
 
     out = options.out

@@ -141,7 +141,7 @@ def training_parts(data: Data, config: Any, options: argparse.Namespace) -> tupl
 
 
 def _load_pairs(options: argparse.Namespace, changes: Augmentation) -> Data:
-    from speech.pipeline import PairSource
+    from speech.data.pairs import PairSource
 
     mixing = {**asdict(changes), "gain_db": None}
     if Augmentation(**mixing) != Augmentation():
