@@ -31,7 +31,11 @@ import numpy as np
 
 _LOGGER = logging.getLogger("speech")
 _KERNELS = Path(__file__).parent / "kernels"
-_SOURCES = (_KERNELS / "blockconv.c", _KERNELS / "blocklanes.c")
+_SOURCES = (
+    _KERNELS / "blockconv.c",
+    _KERNELS / "blocklanes.c",
+    Path(__file__).parent / "net" / "kernels" / "tape.c",
+)
 _HEADER = _KERNELS / "transform.h"
 _LANES = 16
 
@@ -128,7 +132,7 @@ def library() -> ctypes.CDLL | None:
         except (OSError, subprocess.CalledProcessError) as error:
             reason = getattr(error, "stderr", None) or str(error)
             continue
-        for name in ("kernel_spectra", "convolve", "filter_gradient", "run_lanes"):
+        for name in ("kernel_spectra", "convolve", "filter_gradient", "run_lanes", "run_phase"):
             getattr(found, name).restype = ctypes.c_int
         return found
     _LOGGER.info(

@@ -8,6 +8,7 @@ times the compressed noisy spectrum. Means are over pieces, frames and bins, or 
     complex       mean |M c(Y) - c(S)|^2
     consistency   mean |M c(Y) - c(STFT(e))|^2, e the waveform of the estimate
     waveform      mean |e - s|
+    si_sdr        negative SI-SDR of e in dB (``speech.losses.NegativeSISDR``)
 
 Magnitude and complex part after Braun and Tashev 2021 (eq. 7); all four as in FastEnhancer
 (2025), which weighs them 0.3, 0.2, 0.3 and 0.2.
@@ -28,19 +29,21 @@ class MaskLoss:
         complex: Of the error of the compressed complex spectra.
         consistency: Of the distance of the estimate from the spectra that a signal can have.
         waveform: Of the absolute error of the samples.
+        si_sdr: Of the negative SI-SDR; a piece whose clean signal is silent has none.
     """
 
-    magnitude: float = 0.7
-    complex: float = 0.3
+    magnitude: float = 7.0
+    complex: float = 3.0
     consistency: float = 0.0
-    waveform: float = 0.0
+    waveform: float = 0.2
+    si_sdr: float = 0.01
 
     def __post_init__(self) -> None:
         """Raises ValueError for weights that make no loss."""
         for name, value in asdict(self).items():
             if not 0 <= value < math.inf:
                 raise ValueError(f"the weight {name} of the loss is {value}; give 0 or more")
-        if not self.magnitude + self.complex + self.waveform:
+        if not self.magnitude + self.complex + self.waveform + self.si_sdr:
             raise ValueError(
-                "magnitude, complex and waveform of the loss all weigh 0; give one of them more"
+                "magnitude, complex, waveform and si_sdr of the loss all weigh 0; give one more"
             )
