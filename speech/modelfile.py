@@ -150,7 +150,11 @@ class ModelFile:
         return is_chain(self.layers)
 
     def require_chain(self, what: str) -> tuple[LayerSpec, ...]:
-        """Returns the layers of a chain; see ``require_chain``, whose message gets the path."""
+        """Returns the layers of a chain over time; see the function of this name.
+
+        Raises:
+            ModelFileError: The network is another one; the message names the file.
+        """
         with refusals(self.path):
             return require_chain(self.layers, what)
 
@@ -186,14 +190,15 @@ def is_chain(layers: Sequence[LayerSpec]) -> bool:
 
 
 def require_chain(layers: Sequence[LayerSpec], what: str) -> tuple[LayerSpec, ...]:
-    """Returns the layers of a chain, for what cannot deal with another graph.
+    """Returns the layers of a chain over time, for what cannot deal with another network yet.
 
     Args:
         layers: Any network.
         what: Who needs a chain, the subject of the message, such as 'the export to ONNX'.
 
     Raises:
-        ModelFileError: A layer reads something else than the one before it.
+        ModelFileError: A layer reads something else than the one before it, or the input has an
+            axis of bands beside time and channels.
     """
     layer = _first_off_chain(layers)
     if layer is not None:
@@ -201,6 +206,12 @@ def require_chain(layers: Sequence[LayerSpec], what: str) -> tuple[LayerSpec, ..
         raise ModelFileError(
             f"layer {layer.name!r} ({layer.class_name}) reads {reads}; {what} takes chains only, "
             "in which each layer reads the one before it"
+        )
+    shape = layers[0].config.get("batch_shape", []) if layers else []
+    if len(shape) > 3:
+        raise ModelFileError(
+            f"the input has the shape {_show(shape)}; {what} takes networks over "
+            "(batch, time, channels) or (batch, channels) only"
         )
     return tuple(layers)
 
