@@ -58,6 +58,7 @@ def _run(options: argparse.Namespace) -> int:
     from speech.modelfile import read_model_file
 
     file = read_model_file(options.model)
+    file.require_chain("pruning")
     if options.out.resolve() == options.model.resolve():
         raise ValueError(f"{options.out}: would overwrite the model; choose another -o")
     _say_what_it_was(file)

@@ -30,7 +30,7 @@ from pruning.sparsity import (
     mean_absolute_values,
     prunable_layers,
 )
-from speech.modelfile import LayerSpec
+from speech.modelfile import LayerSpec, require_chain
 
 #: Layers that treat every channel by itself, so that one can be taken out.
 _CHANNELWISE = ("LeakyReLU", "ReLU", "Activation", "Dropout", "icse>ModifiedReLU")
@@ -160,7 +160,7 @@ def remove_filters(
         ValueError: A layer is unknown, is the last one, would be left without filters, or is
             followed by a layer that mixes channels, such as a normalisation over groups of them.
     """
-    layers = list(layers)
+    layers = list(require_chain(layers, "the removal of filters"))
     stages = _stages(layers)
     names = [layers[stage.kernel].name for stage in stages]
     unknown = sorted(set(filters) - set(names))
@@ -296,4 +296,6 @@ def _activate(values: np.ndarray, activation: str | None) -> np.ndarray:
             return np.maximum(values, 0.0)
         case "sigmoid":
             return 1 / (1 + np.exp(-values))
+        case "silu":
+            return values / (1 + np.exp(-values))
     return values

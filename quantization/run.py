@@ -73,6 +73,7 @@ def _run(options: argparse.Namespace) -> int:
     from speech.modelfile import read_model_file
 
     file = read_model_file(options.model)
+    file.require_chain("quantization")
     if options.out.exists() and not options.out.is_dir():
         raise ValueError(f"{options.out}: is not a folder; choose another -o")
     if options.model.resolve() in ((options.out / x).resolve() for x in (CLUSTERED, PACKED)):
