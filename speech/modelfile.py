@@ -320,9 +320,9 @@ def a_pair(check: Check) -> Check:
 
     def checked(value: Any) -> list[Any]:
         values = value if isinstance(value, list) else [value, value]
+        if len(values) != 2:
+            values = [None]  # whose refusal says what is expected
         try:
-            if len(values) != 2:
-                raise ValueError(check.__doc__)
             return [check(item) for item in values]
         except ValueError as error:
             raise ValueError(f"a list of two, each {error}") from None
