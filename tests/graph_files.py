@@ -205,7 +205,10 @@ HOSTILE = {
     "dims twice": (sets("in", dims=[1, 1, 2]), "'dims' is .*, expected the axes"),
     "dims are huge": (sets("in", dims=[10**30, 1, 2]), "'dims' is .*, expected the axes"),
     "groups": (sets("time", groups=2), "'groups' is 2, expected 1"),
-    "kernel of one axis": (sets("time", kernel_size=[3]), r"'kernel_size' is \[3\], expected a list of two, each an "),
+    "kernel of one axis": (
+        sets("time", kernel_size=[3]),
+        r"'kernel_size' is \[3\], expected a list of two, each an integer from 1 to 8192",
+    ),
     "kernel of three axes": (sets("time", kernel_size=[3, 1, 1]), "expected a list of two"),
     "padding grows back": (sets("mask", padding="valid"), "'padding' is 'valid', expected 'same'"),
     "output padding": (sets("mask", output_padding=[0, 1]), r"'output_padding' is \[0, 1\], expec"),
