@@ -74,14 +74,13 @@ LESS_WORK = {
     r"python -m benchmarks\.rooms": "--num-test 1 --jobs 1",
     r"python -m benchmarks\.pool": "--timit TIMIT --noise corpus/noise --snr 5 --jobs 1",
     r"python -m benchmarks\.fuzz": "--inputs 20 --jobs 1",
-    r"python -m benchmarks\.mixing": "--pieces 5 --seconds 0.1",
     r"python -m speech\.demo": "--port 0",
 }
 
 #: Pattern of a command, and the package that it needs and that is not in requirements.txt.
 NEEDS = {
     r".*--to onnx": "onnx",
-    r".*--rooms|python -m benchmarks\.(rooms|mixing)": "pyroomacoustics",
+    r".*--rooms|python -m benchmarks\.rooms": "pyroomacoustics",
     r"python -m eval\.report": "jinja2",
     r".*--check": "scalesim",
     r".*--tensorboard": "tensorboard",
