@@ -46,7 +46,7 @@ def wait_until(condition, seconds=15.0):
     return condition()
 
 
-@pytest.mark.parametrize("workers", [0, 1, 3])
+@pytest.mark.parametrize("workers", [0, 2])
 def test_batches_are_the_same_for_any_number_of_workers(source, workers):
     made = list(prefetched_batches(source, 2, 13, workers=workers))
     assert len(made) == 11
