@@ -531,6 +531,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     from speech.files import remove_leftovers, write_json
+    from speech.net.reach import summary_of
 
     jobs = plan_outputs(options.inputs, options.out)
     for folder in {target.parent for _, target in jobs}:
@@ -543,10 +544,9 @@ def _run(options: argparse.Namespace) -> int:
     ways = [row["way"] for row in report.files]
     audio_seconds = report.audio_seconds
     print(f"model     {enhancer.file.path} (sha256 {enhancer.file.sha256[:12]}, {enhancer.engine})")
-    if enhancer.mask is not None:
-        from speech.net.reach import MaskSummary
-
-        print(f"network   {MaskSummary.of(enhancer.file)}")
+    summary = summary_of(enhancer.file)
+    if summary is not None:
+        print(f"network   {summary}")
     print(f"files     {len(report.files)} enhanced, {len(report.skipped)} skipped")
     if report.files:
         if enhancer.mask is not None:
@@ -569,6 +569,8 @@ def _run(options: argparse.Namespace) -> int:
             {
                 "model": str(enhancer.file.path),
                 "sha256": enhancer.file.sha256,
+                "kind": enhancer.file.kind,
+                **({} if summary is None else {"summary": summary.to_json()}),
                 "engine": enhancer.engine,
                 "seconds": report.seconds,
                 "audio_seconds": audio_seconds,
