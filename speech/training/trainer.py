@@ -231,9 +231,6 @@ class Trainer:
                 while not self._is_done():
                     row = self._epoch(batches)
                     self._share_state()  # machines of another kind round in another way
-                    trained = self.state.used_seconds
-                    self._tick()
-                    self._validation_seconds = self.state.used_seconds - trained
                     if on_epoch is not None:
                         on_epoch(row)
         if self.config.hours is not None:
@@ -347,6 +344,10 @@ class Trainer:
         state.num_items, state.loss_sum, state.seconds = 0, 0.0, 0.0
         if self.writes:
             self._save_models()
+        trained = state.used_seconds
+        self._tick()
+        self._validation_seconds = state.used_seconds - trained
+        if self.writes:
             self._save_checkpoint()
         return row
 
@@ -472,7 +473,9 @@ class Trainer:
                 raise KeyboardInterrupt
             self._signal = number
 
-        before = {number: signal.signal(number, ask) for number in _ENDINGS}
+        # What is ignored stays ignored: Ctrl-C, in the background of a shell.
+        heard = [x for x in _ENDINGS if signal.getsignal(x) is not signal.SIG_IGN]
+        before = {number: signal.signal(number, ask) for number in heard}
         try:
             yield
         finally:
@@ -677,5 +680,5 @@ def _optimizer(config: TrainingConfig) -> keras.optimizers.Optimizer:
     optimizer = keras.optimizers.AdamW(
         config.learning_rate, weight_decay=config.weight_decay, **settings
     )
-    optimizer.exclude_from_weight_decay(var_names=[r"(^|/)(bias|beta|gamma)$"])
+    optimizer.exclude_from_weight_decay(var_names=[r"(^|/)(bias|beta|gamma)(:0)?$"])
     return optimizer
