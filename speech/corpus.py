@@ -245,34 +245,28 @@ def find_speech_trees(
     Raises:
         ValueError: As `find_speech`; or a folder is given twice, or lies in another one.
     """
-    roots = [Path(root) for root in roots]
-    if not roots:
+    folders = [Path(root) for root in roots]
+    if not folders:
         raise ValueError("no folders of speech; give at least one")
-    places = [root.resolve() for root in roots]
-    for (root, place), (other, outer) in itertools.permutations(zip(roots, places, strict=True), 2):
-        if place.is_relative_to(outer):
-            raise ValueError(f"{root} is {other} or lies in it; give each folder of speech once")
+    for folder, other in itertools.permutations(folders, 2):
+        if folder.resolve().is_relative_to(other.resolve()):
+            raise ValueError(f"{folder} is {other} or lies in it; give each folder of speech once")
     chosen = _checked_split(split)
-    used = [root for root in roots if chosen != "TEST" or has_splits(root)]
+    used = [folder for folder in folders if chosen != "TEST" or has_splits(folder)] or folders
     found: list[Utterance] = []
     ids: set[str] = set()
     speakers: set[str] = set()
-    for root in used or roots:
-        whole = chosen == "TRAIN" and not has_splits(root)
-        tree = find_speech(root, None if whole else chosen, skip_sa)
+    for folder in used:
+        whole = chosen == "TRAIN" and not has_splits(folder)
+        tree = find_speech(folder, None if whole else chosen, skip_sa)
         prefix, number = "", 1
-        while any(
-            prefix + item.id in ids or prefix + item.speaker in speakers for item in tree
-        ):  # fmt: skip
-            name = root.resolve().name
-            prefix = f"{name}_" if number == 1 else f"{name}{number}_"
+        while any(prefix + t.id in ids or prefix + t.speaker in speakers for t in tree):
+            prefix = f"{folder.resolve().name}{number if number > 1 else ''}_"
             number += 1
-        tree = [
-            replace(item, id=prefix + item.id, speaker=prefix + item.speaker) for item in tree
-        ]  # fmt: skip
-        ids.update(item.id for item in tree)
-        speakers.update(item.speaker for item in tree)
-        found += tree
+        for item in tree:
+            found.append(replace(item, id=prefix + item.id, speaker=prefix + item.speaker))
+        ids.update(item.id for item in found)
+        speakers.update(item.speaker for item in found)
     return sorted(found, key=lambda utterance: utterance.id)
 
 

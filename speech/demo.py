@@ -117,7 +117,7 @@ class Demo:
 
     Args:
         folder: Where clips and results go.
-        models: Waveform models to offer beside the shipped ones.
+        models: Models to offer beside the shipped ones, all that `speech.enhance` takes.
         experts: Of the pool; none for the shipped ones.
 
     Attributes:
@@ -135,7 +135,7 @@ class Demo:
         self._child: subprocess.Popen | None = None
         self._results: deque[_Result] = deque()
         for path in models:
-            Enhancer(path)
+            Enhancer(path)  # refuses what it can't run
         for path in experts:  # mnn.select, which runs apart, says what is wrong inside
             if not path.is_file():
                 raise ValueError(f"{path}: no such model file; check the path")
@@ -261,10 +261,11 @@ class Demo:
             "audio_seconds": row["audio_seconds"],
             "channels": row["channels"],
             "in_blocks": row.get("way") == "blocks",
+            "network": found.get("summary", {}).get("text"),
             "seconds": spent["wall"] if isinstance(spent, dict) else spent,
             "seconds_in_all": took,
             "experts": _experts(found, row),
-            "notes": [*found.get("refused", []), *_out(row)],
+            "notes": [*found.get("refused", []), *_out(row), *_turned_down(row)],
             "command": shlex.join([*command, *map(_short, choice.options)]),
         }
 
@@ -298,10 +299,10 @@ def _model(path: Path) -> Choice:
 
 
 def _shipped_models() -> list[Path]:
-    """Returns the waveform models that are shipped, the default one and its small one first."""
+    """Returns the models that are shipped to enhance with, the default and the small one first."""
     first = [DEFAULT_MODEL, DEFAULT_MODEL.with_name("fcn_small.icse")]
     found = [p for p in DEFAULT_MODEL.parent.glob("fcn*") if p.suffix in (".h5", ".icse")]
-    return sorted(found, key=lambda path: (path not in first, path))
+    return sorted({DEFAULT_MODEL, *found}, key=lambda path: (path not in first, path))
 
 
 def _safe(name: str) -> str:
@@ -328,6 +329,12 @@ def _experts(found: dict[str, Any], row: dict[str, Any]) -> list[dict[str, Any]]
 
 def _out(row: dict[str, Any]) -> list[str]:
     return [f"{name} is out: {why}" for name, why in row.get("disqualified", {}).items()]
+
+
+def _turned_down(row: dict[str, Any]) -> list[str]:
+    if "turned_down_db" not in row:
+        return []
+    return [f"turned down by {row['turned_down_db']:.1f} dB, its format would have clipped"]
 
 
 def _shown(paths: dict[str, Path], folder: Path) -> tuple[dict[str, Any], dict[str, Path]]:
@@ -597,7 +604,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--models", type=Path, nargs="+", default=[], metavar="FILE",
-        help="waveform models (.h5, .icse) to offer beside the shipped ones")  # fmt: skip
+        help="models (.h5, .icse) to offer beside the shipped ones")  # fmt: skip
     add("--experts", type=Path, nargs="+", default=[], metavar="FILE",
         help="models (.h5, .icse, .onnx) of any kind (default: the shipped ones)")  # fmt: skip
     add("--host", default=HOST, help="address to listen on (default %(default)s: this machine)")

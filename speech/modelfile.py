@@ -94,6 +94,9 @@ MASK_FEATURES = ("real", "imaginary", "magnitude")
 # that find no version assume Keras 1 and transpose convolution kernels.
 _FILE_ATTRIBUTES = {"keras_version": "3.0.0", "backend": "tensorflow"}
 
+#: Frames that a 'mask' network is believed to take at once, to tell shapes from chance.
+_MAX_CONTEXT = 99
+
 _LAYER_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
 
 
@@ -145,6 +148,18 @@ class ModelFile:
         return sum(array.size for layer in self.layers for array in layer.weights.values())
 
     @property
+    def kind(self) -> str:
+        """What goes in and comes out (see the module): what ``speech_meta`` says.
+
+        A file that says nothing is known by the shapes of its kernels, if they are those of a
+        'waveform' or a 'mask' network; else ''.
+        """
+        stated = self.meta.get("kind")
+        if not stated:
+            return kind_of_shapes(self.layers)
+        return stated if isinstance(stated, str) else _show(stated)
+
+    @property
     def is_chain(self) -> bool:
         """Whether each layer reads the one before it and nothing else."""
         return is_chain(self.layers)
@@ -157,6 +172,31 @@ class ModelFile:
         """
         with refusals(self.path):
             return require_chain(self.layers, what)
+
+
+def kind_of_shapes(layers: Sequence[LayerSpec]) -> str:
+    """Returns the kind that the shapes of the kernels tell.
+
+    'waveform': from a convolution of one channel to a convolution to one channel. 'mask': Dense
+    layers from an odd number of frames of 513 bins to 513 bins, a logistic function last. '':
+    anything else.
+    """
+    from speech.stft import DEFAULT
+
+    kernels = [layer.weights["kernel"] for layer in layers if "kernel" in layer.weights]
+    if not kernels:
+        return ""
+    first, last = kernels[0], kernels[-1]
+    if first.ndim == last.ndim == 3:
+        return "waveform" if first.shape[1] == last.shape[2] == 1 else ""
+    if any(kernel.ndim != 2 for kernel in kernels):
+        return ""
+    context, rest = divmod(first.shape[0], DEFAULT.num_bins)
+    fits = not rest and context % 2 and context <= _MAX_CONTEXT
+    if not fits or last.shape[1] != DEFAULT.num_bins:
+        return ""
+    final = next(layer for layer in reversed(layers) if layer.class_name != "Dropout")
+    return "mask" if final.config.get("activation") == "sigmoid" else ""
 
 
 # --------------------------------------------------------------------------------------------
@@ -320,9 +360,9 @@ def a_pair(check: Check) -> Check:
 
     def checked(value: Any) -> list[Any]:
         values = value if isinstance(value, list) else [value, value]
+        if len(values) != 2:
+            values = [None]  # whose refusal says what is expected
         try:
-            if len(values) != 2:
-                raise ValueError(check.__doc__)
             return [check(item) for item in values]
         except ValueError as error:
             raise ValueError(f"a list of two, each {error}") from None
@@ -1089,31 +1129,43 @@ def write_model_file(
             weights = {key: np.asarray(layer.weights[key]) for key in shapes}
             for key, shape in shapes.items():
                 _check_array(weights[key], shape, f"{layer.name}/{key}")
-            if weights:
-                arrays[layer.name] = weights
+            arrays[layer.name] = weights
     with atomic_path(path) as temporary:
-        temporary.write_bytes(_hdf5_image(config_text, text_of_meta, arrays))
+        temporary.write_bytes(
+            _hdf5_image(config_text, text_of_meta, arrays, lean=not is_chain(layers))
+        )
 
 
 def _hdf5_image(
-    config_text: str, text_of_meta: str, arrays: Mapping[str, Mapping[str, np.ndarray]]
+    config_text: str,
+    text_of_meta: str,
+    arrays: Mapping[str, Mapping[str, np.ndarray]],
+    *,
+    lean: bool,
 ) -> bytes:
-    """Returns the bytes of a model file, from the weights by layer and name.
+    """Returns the bytes of a model file.
 
-    By default HDF5 takes 2.8 kB for the two groups of a layer. A list of links instead of a symbol
-    table (any HDF5 since 1.8 reads both), and room for structures asked for as it is needed,
-    leave half.
+    By default HDF5 takes 2.8 kB for the two groups of a layer, which is as much as the weights of a
+    layer of a small network with skips. A list of links instead of a symbol table (any HDF5 since
+    1.8 reads both), room for structures asked for as it is needed, and no groups for layers
+    without weights leave a third. Chains, which have few layers, are written as they always were.
+
+    Args:
+        config_text: The ``model_config`` attribute.
+        text_of_meta: The ``speech_meta`` attribute.
+        arrays: Layer name -> its weights by name.
+        lean: Whether to save these bytes.
     """
     import h5py
 
-    lean = h5py.h5p.create(h5py.h5p.GROUP_CREATE)
-    lean.set_link_creation_order(h5py.h5p.CRT_ORDER_TRACKED)
-
-    def group_of(parent: Any, name: str) -> Any:
-        return h5py.Group(h5py.h5g.create(parent.id, name.encode(), gcpl=lean))
-
+    options: dict[str, Any] = {"driver": "core", "backing_store": False}
+    if lean:
+        arrays = {name: weights for name, weights in arrays.items() if weights}
+        options["meta_block_size"] = 1
+        as_links = h5py.h5p.create(h5py.h5p.GROUP_CREATE)
+        as_links.set_link_creation_order(h5py.h5p.CRT_ORDER_TRACKED)
     # In memory: on a full disk HDF5 can neither write nor close a file, and crashes.
-    with h5py.File("model.h5", "w", driver="core", backing_store=False, meta_block_size=1) as file:
+    with h5py.File("model.h5", "w", **options) as file:
         file.attrs.update(_FILE_ATTRIBUTES)
         file.attrs["model_config"] = config_text
         file.attrs[META_ATTRIBUTE] = text_of_meta
@@ -1121,11 +1173,13 @@ def _hdf5_image(
         groups.attrs.update(_FILE_ATTRIBUTES)
         groups.attrs["layer_names"] = _bytes_array(arrays)
         for name, weights in arrays.items():
-            group = group_of(groups, name)
+            if lean:
+                for path in (name, f"{name}/{name}"):
+                    h5py.h5g.create(groups.id, path.encode(), gcpl=as_links)
+            group = groups.require_group(name)
             group.attrs["weight_names"] = _bytes_array(f"{name}/{key}" for key in weights)
-            inner = group_of(group, name)
             for key, array in weights.items():
-                inner[key] = array
+                group[f"{name}/{key}"] = array
         file.flush()
         return file.id.get_file_image()
 

@@ -53,7 +53,8 @@ def test_rooms_import_only_what_they_may(path):
 
 @pytest.mark.parametrize(
     "module",
-    ["speech.audio", "speech.augment", "speech.corpus", "speech.demo", "speech.doctor",
+    ["speech.audio", "speech.augment", "speech.corpus", "speech.data.prefetch", "speech.demo",
+     "speech.doctor",
      "speech.enhance", "speech.fcn", "speech.losses", "speech.mixing", "speech.modelfile",
      "speech.net.folding", "speech.network", "speech.opencorpus", "speech.options",
      "speech.prepare", "speech.tensorboard", "speech.train", "speech.training.config",
