@@ -101,7 +101,9 @@ def add_training_options(
         text = f"{paper} [{_in_recipes(RECIPES, name, paper)}]"
         if other is None:
             return text
-        same = {recipe.get(name, "no") for recipe in other.values()}
+        same = {recipe[name] for recipe in other.values() if name in recipe}
+        if not same:
+            return f"{text} (fcn)"
         return f"fcn {text}, tf " + (
             f"[{_in_recipes(other, name, 'no')}]" if len(same) > 1 else _shown(same.pop())
         )

@@ -331,8 +331,20 @@ def test_a_budget_ends_the_run_and_its_share_is_the_progress(clocked, tmp_path):
     assert (folder / "history.csv").read_text().startswith("epoch,hours,steps,training_loss,")
 
 
+@pytest.fixture
+def heard():
+    """Signals have their usual handlers, also where a shell has put the tests in background."""
+    usual = {signal.SIGTERM: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
+    before = {number: signal.signal(number, handler) for number, handler in usual.items()}
+    yield usual
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_leaves_an_averaged_model_and_the_same_command_goes_on(clocked, tmp_path, number):
+def test_a_signal_leaves_an_averaged_model_and_the_same_command_goes_on(
+    clocked, tmp_path, heard, number
+):
     whole = clocked("whole").run()
     clocked.steps = 0
     stopped = clocked("run", at_step=(3, lambda _: os.kill(os.getpid(), number)))
@@ -340,7 +352,7 @@ def test_a_signal_leaves_an_averaged_model_and_the_same_command_goes_on(clocked,
         stopped.run()
     if number == signal.SIGTERM:
         assert end.value.code == 143
-    assert signal.getsignal(number) not in (None, signal.SIG_IGN)
+    assert signal.getsignal(number) == heard[number]
     folder = tmp_path / "run"
     model, meta = load_model_and_meta(folder / "model.h5")  # before the first validation
     assert same_weights(model.get_weights(), stopped.state.average)
@@ -351,7 +363,7 @@ def test_a_signal_leaves_an_averaged_model_and_the_same_command_goes_on(clocked,
     assert same_weights(again.average, whole.average)
 
 
-def test_a_signal_in_a_validation_ends_it(clocked):
+def test_a_signal_in_a_validation_ends_it(clocked, heard):
     whole = clocked("whole").run()
     clocked.steps = 0
     stopped = clocked()
@@ -368,6 +380,12 @@ def test_a_signal_in_a_validation_ends_it(clocked):
     again = clocked().run()
     assert without_times(again.history) == without_times(whole.history)
     assert same_weights(again.average, whole.average)
+
+
+def test_a_signal_that_is_ignored_stays_ignored(clocked, heard):
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    trainer = clocked(at_step=(3, lambda _: os.kill(os.getpid(), signal.SIGINT)))
+    assert trainer.run().history[-1]["steps"] == 18
 
 
 def test_a_kill_leaves_what_the_last_checkpoint_saw(clocked, tmp_path):

@@ -217,8 +217,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--workers", type=natural_number, metavar="N",
         help="processes that mix for tf (default: 1, on a GPU more; 0 for a thread)")  # fmt: skip
     add("--tensorboard", nargs="?", type=Path, const=False, metavar="DIR",
-        help="log errors and learning rate for TensorBoard (default DIR: OUT/tensorboard); needs "
-        "pip install tensorboard")  # fmt: skip
+        help="log errors, and the learning rate, for TensorBoard (default DIR: OUT/tensorboard); "
+        "needs pip install tensorboard")  # fmt: skip
     add("--json", **cli.JSON)
 
 
