@@ -15,6 +15,7 @@ setup(
     python_requires=">=3.11",
     packages=[
         "speech",
+        "speech.data",
         "speech.kernels",
         "speech.minicorpus",
         "speech.net",

@@ -1,10 +1,10 @@
 """Corpora: which utterances, noises and noisy/clean pairs a folder holds, and how they are split.
 
-Four sources become the same lists: a TIMIT tree, any other tree of audio files, the layout of the
-original script (``<noise>/<speaker>/<dB>/<name>.wav`` beside one clean folder, SPEC 1), and the
-corpus bundled with this package. Lists are sorted, and noisy and clean are matched by name, never
-by position. Nothing is chosen by a global random state: every draw follows from a seed and from
-the names involved, so that adding a file leaves the others as they were.
+All sources become the same lists: a TIMIT tree, LibriSpeech and VCTK, any other tree of audio
+files, the layout of the original script (``<noise>/<speaker>/<dB>/<name>.wav`` beside one clean
+folder, SPEC 1), and the corpus bundled with this package. Lists are sorted, and noisy and clean are
+matched by name, never by position. Nothing is chosen by a global random state: every draw follows
+from a seed and from the names involved, so that adding a file leaves the others as they were.
 """
 
 from __future__ import annotations
@@ -34,6 +34,11 @@ SPLITS = ("TRAIN", "TEST")
 NOISE_TRAIN_SHARE = 0.8
 
 UNKNOWN = "unknown"
+
+#: LibriSpeech's ``speaker-chapter-utterance``, its parts, and VCTK's ``speaker_utterance[_mic]``.
+_LIBRISPEECH_NAME = re.compile(r"(\d+)-\d+-\d+")
+_LIBRISPEECH_PART = re.compile(r"(train|dev|test)-(clean|other)(-\d+)?")
+_VCTK_NAME = re.compile(r"((p\d+|s5)_\d+)(?:_mic(\d))?")
 
 _MINICORPUS = Path(__file__).parent / "minicorpus"
 _NUM_LISTED = 5  # skipped files named one by one
@@ -175,7 +180,12 @@ def find_speech(
     id ``SPEAKER_NAME`` and gender from the first letter of the speaker id, all in upper case, so
     that both spellings of the corpus give the same ids and hence the same mixtures. ``root`` is
     the folder that holds TRAIN and TEST, or one above it when that one is named TIMIT or data.
-    In any other tree the id is the relative path joined with '_' and the speaker the parent folder.
+
+    Elsewhere, file names of LibriSpeech (``1034-121119-0000``, in its own folders or in any others)
+    and of VCTK (``p225_001`` or ``p225_001_mic1`` in a folder ``p225``) are ids, which say the
+    speaker. Of VCTK's two microphones the second is left out where the first is there.
+    LibriSpeech's folders dev-* and test-* are the split TEST. For all other files the id is the
+    relative path joined with '_' and the speaker is the parent folder.
 
     Args:
         root: Folder of the corpus, upper or lower case, any format `read_audio` takes.
@@ -193,12 +203,17 @@ def find_speech(
     folders = _split_folders(_corpus_base(root))
     if split is None and not folders:
         utterances = [_utterance(path, root, "") for path in _find_once(root)]
+    elif not folders and (parts := _librispeech_parts(root)):
+        utterances = [item for item in parts if item.split == _checked_split(split)]
+        if not utterances:
+            raise ValueError(f"{root}: holds no LibriSpeech folder for {split}; add one")
     else:
         utterances = [
             _utterance(path, folder, name)
             for name, folder in _choose_split(folders, split, root).items()
             for path in _find_once(folder)
         ]
+    utterances = _one_microphone(utterances, root)
     if skip_sa:
         utterances = [
             item for item in utterances if not (item.dialect and _is_sa(audio_stem(item.path)))
@@ -210,9 +225,61 @@ def find_speech(
     return utterances
 
 
+def find_speech_trees(
+    roots: Sequence[str | os.PathLike], split: str | None = None, skip_sa: bool = False
+) -> list[Utterance]:
+    """Finds the clean utterances of several corpora as if they were one.
+
+    A tree without splits is all for training. Where a tree has an id or a speaker that an earlier
+    one has, all of its ids and speakers begin with the name of its folder: speakers of two
+    trees are never taken for one.
+
+    Args:
+        roots: Folders, at least one; each as in `find_speech`.
+        split: 'TRAIN', 'TEST' or None for both; at least one tree must have it.
+        skip_sa: See `find_speech`.
+
+    Returns:
+        Utterances sorted by id. Those of a single tree are the same as without others.
+
+    Raises:
+        ValueError: As `find_speech`; or a folder is given twice, or lies in another one.
+    """
+    roots = [Path(root) for root in roots]
+    if not roots:
+        raise ValueError("no folders of speech; give at least one")
+    places = [root.resolve() for root in roots]
+    for (root, place), (other, outer) in itertools.permutations(zip(roots, places, strict=True), 2):
+        if place.is_relative_to(outer):
+            raise ValueError(f"{root} is {other} or lies in it; give each folder of speech once")
+    chosen = _checked_split(split)
+    used = [root for root in roots if chosen != "TEST" or has_splits(root)]
+    found: list[Utterance] = []
+    ids: set[str] = set()
+    speakers: set[str] = set()
+    for root in used or roots:
+        whole = chosen == "TRAIN" and not has_splits(root)
+        tree = find_speech(root, None if whole else chosen, skip_sa)
+        prefix, number = "", 1
+        while any(
+            prefix + item.id in ids or prefix + item.speaker in speakers for item in tree
+        ):  # fmt: skip
+            name = root.resolve().name
+            prefix = f"{name}_" if number == 1 else f"{name}{number}_"
+            number += 1
+        tree = [
+            replace(item, id=prefix + item.id, speaker=prefix + item.speaker) for item in tree
+        ]  # fmt: skip
+        ids.update(item.id for item in tree)
+        speakers.update(item.speaker for item in tree)
+        found += tree
+    return sorted(found, key=lambda utterance: utterance.id)
+
+
 def has_splits(root: str | os.PathLike) -> bool:
-    """Tells whether a corpus has TRAIN or TEST folders (so that a split can be asked for)."""
-    return bool(_split_folders(_corpus_base(Path(root))))
+    """Tells whether a split can be asked for: TRAIN or TEST folders, or LibriSpeech's parts."""
+    root = Path(root)
+    return bool(_split_folders(_corpus_base(root))) or bool(_part_folders(root))
 
 
 def find_noise(root: str | os.PathLike, split: str | None = None) -> list[Noise]:
@@ -547,12 +614,56 @@ def _relative_path(noise: str, speaker: str, snr_db: float, name: str) -> Path:
 
 def _utterance(path: Path, base: Path, split: str) -> Utterance:
     folders, stem = path.relative_to(base).parent.parts, audio_stem(path)
+    if match := _LIBRISPEECH_NAME.fullmatch(stem):
+        parts = [part for name in path.parts[:-1] if (part := _LIBRISPEECH_PART.fullmatch(name))]
+        split = split or (parts and ("TRAIN" if parts[-1][1] == "train" else "TEST")) or ""
+        return Utterance(stem, path, match[1], split=split)
+    match = _VCTK_NAME.fullmatch(stem)
+    if match and match[2] == path.parent.name and not split:
+        return Utterance(match[1], path, match[2])
     if split and len(folders) == 2:
         dialect, speaker = (name.upper() for name in folders)
         gender = speaker[0] if speaker[0] in "FM" else ""
         return Utterance(f"{speaker}_{stem.upper()}", path, speaker, gender, dialect, split)
     speaker = folders[-1] if folders else UNKNOWN
     return Utterance("_".join((*folders, stem)), path, speaker, split=split)
+
+
+def _part_folders(root: Path) -> list[Path]:
+    """Returns the parts of LibriSpeech in a folder, or in a folder of that name in it."""
+    if not root.is_dir():
+        return []
+    inner = root / "LibriSpeech"
+    return [
+        path
+        for path in sorted((inner if inner.is_dir() else root).iterdir())
+        if path.is_dir() and _LIBRISPEECH_PART.fullmatch(path.name)
+    ]
+
+
+def _librispeech_parts(root: Path) -> list[Utterance]:
+    return [
+        _utterance(path, folder, "")
+        for folder in _part_folders(root)
+        for path in find_audio(folder)
+    ]
+
+
+def _one_microphone(utterances: list[Utterance], root: Path) -> list[Utterance]:
+    """Leaves out the second microphone of VCTK where the first one is there."""
+    seen: dict[str, Utterance] = {}
+    second = []
+    for item in utterances:
+        match = _VCTK_NAME.fullmatch(audio_stem(item.path))
+        if match and match[3] == "2" and item.id == match[1]:
+            second.append(item)
+        else:
+            seen.setdefault(item.id, item)
+    left_out = [item for item in second if item.id in seen]
+    if left_out:
+        _logger.info("%s: %d recordings of a second microphone left out", root, len(left_out))
+    dropped = {item.path for item in left_out}
+    return [item for item in utterances if item.path not in dropped]
 
 
 def _is_sa(stem: str) -> bool:

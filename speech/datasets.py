@@ -72,7 +72,8 @@ def load_data(options: argparse.Namespace, test_folder: Path) -> Data:
         ValueError: A folder is missing, empty or of another shape; premixed folders can't be
             augmented.
     """
-    from speech.pipeline import AudioCache, MixtureSource
+    from speech.data.cache import AudioCache
+    from speech.pipeline import MixtureSource
 
     changes = augmentation(options)
     if options.train_noisy is not None:
@@ -83,7 +84,7 @@ def load_data(options: argparse.Namespace, test_folder: Path) -> Data:
         noise = {split: corpus.bundled_noise(split) for split in corpus.SPLITS}
     else:
         speech = {
-            split: corpus.find_speech(options.timit, split, options.skip_sa)
+            split: corpus.find_speech_trees(options.timit, split, options.skip_sa)
             for split in corpus.SPLITS
         }
         noise = {split: corpus.find_noise(options.noise, split) for split in corpus.SPLITS}
@@ -96,6 +97,7 @@ def load_data(options: argparse.Namespace, test_folder: Path) -> Data:
     )
     test = _write_test_set(plans, test_folder, options.jobs)
     cache = AudioCache()
+    where = "bundled corpus" if bundled else ", ".join(map(str, options.timit))
     return Data(
         MixtureSource(
             train,
@@ -108,7 +110,7 @@ def load_data(options: argparse.Namespace, test_folder: Path) -> Data:
         MixtureSource(validation, noise["TRAIN"], options.snr, cache=cache),
         max(len(validation), _MIN_VALIDATION_ITEMS),
         test,
-        f"{'bundled corpus' if bundled else options.timit}: {len(train)} training, "
+        f"{where}: {len(train)} training, "
         f"{len(validation)} validation and {len(speech['TEST'])} test utterances, "
         f"{len(noise['TRAIN'])} noises, {len(test)} test mixtures",
     )
@@ -146,7 +148,7 @@ def _load_pairs(options: argparse.Namespace, changes: Augmentation) -> Data:
     if Augmentation(**mixing) != Augmentation():
         raise ValueError(
             "premixed folders are taken as they are: of the augmentations only --gain works with "
-            "them; with --recipe best give --timit and --noise"
+            "them; with --recipe best give --speech and --noise"
         )
     pairs = corpus.drop_low_snr(corpus.find_pairs(options.train_noisy, options.train_clean))
     if not pairs:

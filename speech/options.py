@@ -61,8 +61,9 @@ _AUGMENTATIONS = tuple(field.name for field in fields(Augmentation))
 def add_data_options(parser: argparse.ArgumentParser) -> None:
     """Adds the options that say what to train and test on."""
     add = parser.add_argument_group("data").add_argument
-    add("--timit", type=Path, metavar="DIR", help="TIMIT, or any tree with TRAIN and TEST")
-    add("--noise", type=Path, metavar="DIR", help="noise recordings (to mix with --timit)")
+    add("--speech", "--timit", type=Path, nargs="+", metavar="DIR", dest="timit",
+        help="TIMIT, or any trees of speech; one without TRAIN and TEST trains whole")  # fmt: skip
+    add("--noise", type=Path, metavar="DIR", help="noise recordings (to mix with --speech)")
     add("--train-noisy", type=Path, metavar="DIR",
         help="noisy files: <noise>/<speaker>/<dB>/<name>.wav")  # fmt: skip
     add("--train-clean", type=Path, metavar="DIR", help="clean files (of the same names)")
@@ -72,12 +73,12 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
         help="SNRs to mix at (default -5 0 5 10 15); premixed folders have theirs")  # fmt: skip
     add("--snr-range", type=decibels, nargs=2, metavar=("LOW", "HIGH"),
         help="draw training SNRs from this range; --snr still validates and tests")  # fmt: skip
-    add("--skip-sa", action="store_true", help="leave out TIMIT's SA sentences (with --timit)")
+    add("--skip-sa", action="store_true", help="leave out TIMIT's SA sentences (with --speech)")
     add("--split", choices=("disjoint", "original"), default="disjoint",
         help="validation split; 'original' is the published one, with its leak")  # fmt: skip
     add("--num-test", type=natural_number, metavar="N",
         help=f"test files a noise and SNR, 0 for all (default: premixed folders whole, "
-        f"{NUM_TEST} with --timit, {BUNDLED_NUM_TEST} bundled)")  # fmt: skip
+        f"{NUM_TEST} with --speech, {BUNDLED_NUM_TEST} bundled)")  # fmt: skip
 
 
 def add_training_options(parser: argparse.ArgumentParser, epochs_flag: str = "--epochs") -> None:
@@ -142,10 +143,12 @@ def add_training_options(parser: argparse.ArgumentParser, epochs_flag: str = "--
         help=f"probability of a room (needs pyroomacoustics): {values('rooms')}")  # fmt: skip
 
 
-def check_corpus(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
-    """Exits with code 2 if only one of ``--timit`` and ``--noise`` is given."""
+def check_corpus(
+    parser: argparse.ArgumentParser, options: argparse.Namespace, flag: str = "--timit"
+) -> None:
+    """Exits with code 2 if only one of ``--timit`` (called ``flag``) and ``--noise`` is given."""
     if (options.timit is None) != (options.noise is None):
-        parser.error("--timit and --noise go together")
+        parser.error(f"{flag} and --noise go together")
 
 
 def check_data_options(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
@@ -153,9 +156,9 @@ def check_data_options(parser: argparse.ArgumentParser, options: argparse.Namesp
     paired = [options.train_noisy, options.train_clean, options.test_noisy, options.test_clean]
     if any(paired) and not all(paired):
         parser.error("--train-noisy, --train-clean, --test-noisy and --test-clean go together")
-    check_corpus(parser, options)
+    check_corpus(parser, options, "--speech")
     if options.timit and any(paired):
-        parser.error("give --timit and --noise, or the four noisy and clean folders, not both")
+        parser.error("give --speech and --noise, or the four noisy and clean folders, not both")
     if options.split == "original" and not any(paired):
         parser.error("--split original is for the four noisy and clean folders")
     if any(paired) and (options.snr or options.snr_range or options.skip_sa):
@@ -171,7 +174,7 @@ def check_data_options(parser: argparse.ArgumentParser, options: argparse.Namesp
 def data_folders(options: argparse.Namespace) -> list[Path | None]:
     """Returns the folders of `add_data_options`; None for those not given."""
     return [
-        options.timit, options.noise, options.train_noisy, options.train_clean,
+        *(options.timit or [None]), options.noise, options.train_noisy, options.train_clean,
         options.test_noisy, options.test_clean,
     ]  # fmt: skip
 
