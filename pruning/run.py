@@ -175,6 +175,7 @@ def _remove_filters(
     from pruning import surgery
     from pruning.schedule import fine_tune
     from pruning.sparsity import kept_channels
+    from speech.net.taps import taps_of
 
     asked = options.remove_filters
     theta = options.theta
@@ -186,10 +187,7 @@ def _remove_filters(
         bound = max(exact.border_bound.values(), default=0.0)
         print(f"exact       {free} filters change nothing (at the ends at most {bound:.3g})")
     stages = options.stages if retraining is not None else 1
-    widths = {
-        layer.name: layer.weights["kernel"].shape[-1]
-        for layer in surgery.kernel_layers(layers)[:-1]
-    }
+    widths = surgery.widths(layers)
     for stage in range(1, stages + 1):
         if asked == BY_THETA:
             chosen = surgery.filters_for_theta(layers, theta)
@@ -201,7 +199,7 @@ def _remove_filters(
         if retraining is not None and stage < stages:
             layers = retraining.run(f"filters-{stage}", layers, None, stage)
     masks = {
-        layer.name: kept_channels(layer.weights["kernel"])
+        layer.name: kept_channels(taps_of(layer))
         for layer in surgery.kernel_layers(layers)
     }
     if retraining is not None:
