@@ -20,6 +20,7 @@ setup(
         "speech.minicorpus",
         "speech.net",
         "speech.opencorpus",
+        "speech.training",
         "eval",
         "pruning",
         "quantization",
@@ -101,6 +102,7 @@ setup(
         "console_scripts": [
             "timit-fcn-mse=timit_fcn_mse:main",
             "speech-prepare=speech.prepare:main",
+            "speech-train=speech.train:main",
             "speech-enhance=speech.enhance:main",
             "speech-demo=speech.demo:main",
             "speech-weights=speech.weights:main",

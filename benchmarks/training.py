@@ -120,7 +120,7 @@ def _share_of_waiting(num_steps: int = 60) -> tuple[float, int]:
     from speech.fcn import build_fcn
     from speech.pipeline import MixtureSource, TrainingData
     from speech.training.config import TrainingConfig
-from speech.training.trainer import Trainer
+    from speech.training.trainer import Trainer
 
     source = MixtureSource(
         corpus.bundled_speech("TRAIN"), corpus.bundled_noise("TRAIN"), [-5, 0, 5, 10, 15]

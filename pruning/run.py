@@ -231,12 +231,12 @@ def print_report(before: Layers, after: Layers, report: Callable) -> None:
 def _load_retraining(options: argparse.Namespace, work: Path) -> tuple[Retraining, list[Any]]:
     from pruning.schedule import Retraining
     from speech.datasets import load_data, training_parts
-    from speech.options import training_config
+    from speech.options import augmentation, training_config
 
     config = training_config(options)
     data = load_data(options, work / "test")
     print(f"data        {data.description}")
-    training, validation = training_parts(data, config, options)
+    training, validation = training_parts(data, config, augmentation(options).gain_db)
 
     def on_epoch(label: str, row: dict[str, float]) -> None:
         print(

@@ -318,14 +318,14 @@ def _printer(label: str) -> Any:
 def _load_training(options: argparse.Namespace) -> tuple[Any, Any, Any, list[Any]]:
     from speech.datasets import load_data, training_parts
     from speech.device import select_devices
-    from speech.options import training_config
+    from speech.options import augmentation, training_config
 
     select_devices(options.gpu, several=options.method != "tfmot")
     config = training_config(options)
     # A folder that is held: another run's test set must not get in between.
     data = load_data(options, (options.work or options.out) / "test")
     print(f"data        {data.description}")
-    return *training_parts(data, config, options), config, data.test
+    return *training_parts(data, config, augmentation(options).gain_db), config, data.test
 
 
 def _run_name(options: argparse.Namespace, layers: Layers) -> str:

@@ -150,7 +150,11 @@ class ModelFile:
         return is_chain(self.layers)
 
     def require_chain(self, what: str) -> tuple[LayerSpec, ...]:
-        """Returns the layers of a chain; see ``require_chain``, whose message gets the path."""
+        """Returns the layers of a chain over time; see the function of this name.
+
+        Raises:
+            ModelFileError: The network is another one; the message names the file.
+        """
         with refusals(self.path):
             return require_chain(self.layers, what)
 
@@ -186,14 +190,15 @@ def is_chain(layers: Sequence[LayerSpec]) -> bool:
 
 
 def require_chain(layers: Sequence[LayerSpec], what: str) -> tuple[LayerSpec, ...]:
-    """Returns the layers of a chain, for what cannot deal with another graph.
+    """Returns the layers of a chain over time, for what cannot deal with another network yet.
 
     Args:
         layers: Any network.
         what: Who needs a chain, the subject of the message, such as 'the export to ONNX'.
 
     Raises:
-        ModelFileError: A layer reads something else than the one before it.
+        ModelFileError: A layer reads something else than the one before it, or the input has an
+            axis of bands beside time and channels.
     """
     layer = _first_off_chain(layers)
     if layer is not None:
@@ -201,6 +206,12 @@ def require_chain(layers: Sequence[LayerSpec], what: str) -> tuple[LayerSpec, ..
         raise ModelFileError(
             f"layer {layer.name!r} ({layer.class_name}) reads {reads}; {what} takes chains only, "
             "in which each layer reads the one before it"
+        )
+    shape = layers[0].config.get("batch_shape", []) if layers else []
+    if len(shape) > 3:
+        raise ModelFileError(
+            f"the input has the shape {_show(shape)}; {what} takes networks over "
+            "(batch, time, channels) or (batch, channels) only"
         )
     return tuple(layers)
 
@@ -1075,13 +1086,34 @@ def write_model_file(
                     f"{_where(layer)} has the weights {sorted(layer.weights)}, expected "
                     f"{sorted(shapes)}"
                 )
-            arrays[layer.name] = {key: np.asarray(layer.weights[key]) for key in shapes}
+            weights = {key: np.asarray(layer.weights[key]) for key in shapes}
             for key, shape in shapes.items():
-                _check_array(arrays[layer.name][key], shape, f"{layer.name}/{key}")
+                _check_array(weights[key], shape, f"{layer.name}/{key}")
+            if weights:
+                arrays[layer.name] = weights
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(_hdf5_image(config_text, text_of_meta, arrays))
+
+
+def _hdf5_image(
+    config_text: str, text_of_meta: str, arrays: Mapping[str, Mapping[str, np.ndarray]]
+) -> bytes:
+    """Returns the bytes of a model file, from the weights by layer and name.
+
+    By default HDF5 takes 2.8 kB for the two groups of a layer. A list of links instead of a symbol
+    table (any HDF5 since 1.8 reads both), and room for structures asked for as it is needed,
+    leave half.
+    """
     import h5py
 
-    # In memory first: on a full disk HDF5 can neither write nor close a file, and crashes.
-    with h5py.File(path.name, "w", driver="core", backing_store=False) as file:
+    lean = h5py.h5p.create(h5py.h5p.GROUP_CREATE)
+    lean.set_link_creation_order(h5py.h5p.CRT_ORDER_TRACKED)
+
+    def group_of(parent: Any, name: str) -> Any:
+        return h5py.Group(h5py.h5g.create(parent.id, name.encode(), gcpl=lean))
+
+    # In memory: on a full disk HDF5 can neither write nor close a file, and crashes.
+    with h5py.File("model.h5", "w", driver="core", backing_store=False, meta_block_size=1) as file:
         file.attrs.update(_FILE_ATTRIBUTES)
         file.attrs["model_config"] = config_text
         file.attrs[META_ATTRIBUTE] = text_of_meta
@@ -1089,14 +1121,13 @@ def write_model_file(
         groups.attrs.update(_FILE_ATTRIBUTES)
         groups.attrs["layer_names"] = _bytes_array(arrays)
         for name, weights in arrays.items():
-            group = groups.create_group(name)
+            group = group_of(groups, name)
             group.attrs["weight_names"] = _bytes_array(f"{name}/{key}" for key in weights)
+            inner = group_of(group, name)
             for key, array in weights.items():
-                group[f"{name}/{key}"] = array
+                inner[key] = array
         file.flush()
-        image = file.id.get_file_image()
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(image)
+        return file.id.get_file_image()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -40,11 +40,12 @@ from speech.conv import TrainingModel
 from speech.distribution import EveryNth, Machines, Replicas, Share, local_devices
 from speech.files import held, write_json, write_npz, write_text
 from speech.losses import find_loss
-from speech.net.files import save_model
 from speech.pipeline import Batch, Batches, TrainingData, data_fingerprint, prefetched
 from speech.runinfo import run_info
 from speech.training.config import TrainingConfig, TrainingError
+from speech.training.pieces import PieceData
 from speech.training.reestimate import has_statistics, reestimate
+from speech.weights import save_model
 
 _LOGGER = logging.getLogger("speech")
 
@@ -125,8 +126,8 @@ class Trainer:
     def __init__(
         self,
         network: keras.Model,
-        training: TrainingData,
-        validation: TrainingData,
+        training: TrainingData | PieceData,
+        validation: TrainingData | PieceData,
         config: TrainingConfig,
         out: Path,
         *,
@@ -270,8 +271,11 @@ class Trainer:
     def _batches(self) -> Generator[Batch | Share]:
         """Yields the batches of the run from where it stands, pass after pass, without end."""
         first = self.state.batch
+        if isinstance(self.training, PieceData):
+            yield from self.training.at_epoch(self.state.epoch).stream(first, self._replicas)
         for epoch in itertools.count(self.state.epoch):
             data = self.training.at_epoch(epoch)
+            assert isinstance(data, TrainingData)
             batches: Batches[Batch | Share] = data
             if self._replicas is not None:
                 batches = self._replicas.shares(data)
