@@ -10,12 +10,14 @@ Dense layers but the last.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from speech.modelfile import linked, output_shapes
 from speech.net.taps import as_taps, for_kernel, has_kernel, taps_of
 
 if TYPE_CHECKING:
@@ -101,7 +103,8 @@ def masks_for_share(
     """Prunes a share of the channels, the most redundant ones.
 
     S_j(k) takes only as many values as a kernel has taps. Among equals the weaker channel goes
-    first, by its mean absolute weight relative to M_j, so that the share is met to the channel.
+    first, by its mean absolute weight relative to M_j, so that the share is met to the channel. The
+    single weights of Dense layers have S = 1 or 0: where there are such, they go first.
 
     Args:
         layers: The network.
@@ -250,6 +253,7 @@ class LayerReport:
         pruned: How many of them are zero.
         weights: Number of weights in the kernel.
         weights_left: How many of them stand in channels that are kept.
+        times: How often each weight is used for one sample, or one frame of spectra.
     """
 
     name: str
@@ -257,18 +261,37 @@ class LayerReport:
     pruned: int
     weights: int
     weights_left: int
+    times: int = 1
 
 
 def report(layers: Sequence[LayerSpec]) -> list[LayerReport]:
     """Returns one row a layer with a kernel, by its zeros."""
     rows = []
+    times = _times_per_frame(layers) if works_on_spectra(layers) else {}
     for layer in prunable_layers(layers, keep_last=False):
         kernel = taps_of(layer)
         kept = kept_channels(kernel)
         num_kept = int(kept.sum())
         rows.append(
             LayerReport(
-                layer.name, kept.size, kept.size - num_kept, kernel.size, num_kept * len(kernel)
+                layer.name, kept.size, kept.size - num_kept, kernel.size, num_kept * len(kernel),
+                times.get(layer.name, 1),
             )
-        )
+        )  # fmt: skip
     return rows
+
+
+def works_on_spectra(layers: Sequence[LayerSpec]) -> bool:
+    """Returns whether a network takes frames with bands and channels, not samples or vectors."""
+    return len(layers[0].config["batch_shape"]) == 4
+
+
+def _times_per_frame(layers: Sequence[LayerSpec]) -> dict[str, int]:
+    """Returns in how many bands, or for a Dense over bands channels, each kernel is at work."""
+    shapes = output_shapes(layers)
+    found = {}
+    for layer in linked(layers):
+        is_up = layer.class_name == "Conv2DTranspose"
+        shape = shapes[layer.inputs[0] if is_up else layer.name] if layer.inputs else ()
+        found[layer.name] = math.prod(size for size in shape[:-1] if size is not None)
+    return found

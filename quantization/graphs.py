@@ -23,7 +23,7 @@ from speech.net.taps import has_kernel, taps_of
 from speech.net.timefrequency import compress, features
 from speech.stft import stft
 
-#: Layers that `run` and `gradients` know.
+#: Layers that `forward` and `gradients` know.
 KNOWN = frozenset(
     ("InputLayer", "Conv2D", "Conv2DTranspose", "Dense", "BatchNormalization", "Activation",
      "Dropout", "LeakyReLU", "Permute", "ZeroPadding2D", "Add", "Concatenate")
@@ -79,19 +79,19 @@ def is_known(layers: Layers) -> bool:
     )
 
 
-def run(layers: Layers, features: np.ndarray) -> np.ndarray:
-    """Returns the output of a network, float32 [frames, bins, 2], for one input."""
-    return _forward(linked(layers), features, keep=False)[layers[-1].name]
-
-
 def estimate(layers: Layers, spectrum: Spectrum) -> np.ndarray:
     """Returns the compressed spectrum that a network makes of a noisy one, complex64."""
-    mask = np.ascontiguousarray(run(layers, spectrum.features))
-    return mask.view(np.complex64)[..., 0] * spectrum.noisy
+    mask = forward(layers, spectrum.features, keep=False)[layers[-1].name]
+    return _as_complex(mask) * spectrum.noisy
 
 
-def _forward(layers: Layers, features: np.ndarray, *, keep: bool) -> Tensors:
-    """Returns the outputs of all layers, or of the last one alone."""
+def _as_complex(pairs: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(pairs).view(np.complex64)[..., 0]
+
+
+def forward(layers: Layers, features: np.ndarray, *, keep: bool = True) -> Tensors:
+    """Returns the outputs of all layers for one input; without ``keep`` those of the last alone."""
+    layers = linked(layers)
     left = Counter(name for layer in layers for name in layer.inputs)
     outputs = {layers[0].name: features}
     for layer in layers[1:]:
@@ -268,18 +268,18 @@ def _gradients(
 # What quantization needs
 
 
-def gradients(layers: Layers, spectrum: Spectrum, upstream: np.ndarray) -> Tensors:
+def gradients(layers: Layers, outputs: Tensors, upstream: np.ndarray) -> Tensors:
     """Returns the gradient of the outputs of each kernel, before their activation.
 
     Args:
-        layers: The network, linked.
-        spectrum: Its input.
+        layers: The network.
+        outputs: Of all its layers (`forward`).
         upstream: float32 [frames, bins, 2], the gradient of the network's output.
 
     Returns:
         Layer with a kernel -> float32, the shape of `linear`.
     """
-    outputs = _forward(layers, spectrum.features, keep=True)
+    layers = linked(layers)
     above: dict[str, np.ndarray] = {layers[-1].name: upstream}
     found = {}
     for layer in reversed(layers[1:]):
@@ -298,20 +298,9 @@ def gradients(layers: Layers, spectrum: Spectrum, upstream: np.ndarray) -> Tenso
     return found
 
 
-@dataclass(frozen=True)
-class Sensitivity:
-    """How much an error of a kernel's output adds to that of the network's.
-
-    The factor from the power of the first to the power of the second, relative to the power of the
-    network's output: the mean square of the gradient of random projections of the output.
-
-    Attributes:
-        places: Per signal, float32 [frames, bands]: the factor, summed over filters.
-        filters: float64 [out], each filter's share of it; their mean is 1.
-    """
-
-    places: tuple[np.ndarray, ...]
-    filters: np.ndarray
+#: Per signal, float32 [frames, bands] of a kernel's output: the factor from the power of an error
+#: there to that of the error of the network's output, relative to its power, summed over filters.
+Sensitivity = tuple[np.ndarray, ...]
 
 
 def sensitivities(
@@ -319,36 +308,31 @@ def sensitivities(
 ) -> dict[str, Sensitivity]:
     """Returns how much each place of each kernel's output matters to the estimate.
 
+    The mean square of the gradient of random projections of the estimate.
+
     Args:
         layers: The network.
         spectra: Its inputs.
         probes: Projections per signal.
         seed: Of the projections.
     """
-    layers = linked(layers)
     rng = np.random.default_rng(seed)
-    places: dict[str, list[np.ndarray]] = {}
-    filters: dict[str, np.ndarray] = {}
+    found: dict[str, list[np.ndarray]] = {}
     for spectrum in spectra:
-        output = estimate(layers, spectrum)
+        outputs = forward(layers, spectrum.features)
+        output = _as_complex(outputs[layers[-1].name]) * spectrum.noisy
         scale = np.float32(1 / (probes * max(float(np.vdot(output, output).real), 1e-30)))
         totals: Tensors = {}
         for _ in range(probes):
             signs = rng.choice(np.array([-1, 1], np.float32), size=(*output.shape, 2))
-            upstream = signs.view(np.complex64)[..., 0] * spectrum.noisy.conj()
+            upstream = _as_complex(signs) * spectrum.noisy.conj()
             upstream = upstream.view(np.float32).reshape(*output.shape, 2)
-            for name, gradient in gradients(layers, spectrum, upstream).items():
-                squares = np.square(gradient) * scale
+            for name, gradient in gradients(layers, outputs, upstream).items():
+                squares = np.square(gradient).sum(axis=2) * scale
                 totals[name] = totals[name] + squares if name in totals else squares
         for name, squares in totals.items():
-            places.setdefault(name, []).append(squares.sum(axis=2))
-            filters[name] = filters.get(name, 0.0) + squares.sum(axis=(0, 1), dtype=np.float64)
-    return {
-        name: Sensitivity(
-            tuple(found), filters[name] / max(float(filters[name].mean()), 1e-300)
-        )
-        for name, found in places.items()
-    }
+            found.setdefault(name, []).append(squares)
+    return {name: tuple(places) for name, places in found.items()}
 
 
 @dataclass(frozen=True)
@@ -388,7 +372,7 @@ def statistics(
     rows, num_out = taps_of(layer).shape[0] * signals[0].shape[2], wanted[0].shape[2]
     inputs, targets = np.zeros((rows, rows)), np.zeros((rows, num_out))
     sum_input, sum_target, total = np.zeros(rows), np.zeros(num_out), 0.0
-    for signal, outputs, places in zip(signals, wanted, sensitivity.places, strict=True):
+    for signal, outputs, places in zip(signals, wanted, sensitivity, strict=True):
         weight = places.reshape(-1, 1)
         own = patches(layer, signal).reshape(-1, rows)
         outputs = outputs.reshape(-1, num_out)

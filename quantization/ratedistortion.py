@@ -210,8 +210,7 @@ def _quantize_graph(
         while True:
             if layer.weights["kernel"].any():
                 kept = _kept_weights(layer) & kept_of.get(layer.name, True)
-                importance = found[layer.name].filters**settings.filter_scaling
-                layer = _quantize_layer(layer, statistics, kept, importance, lam, settings)
+                layer = _quantize_layer(layer, statistics, kept, lam, settings)
             done[layer.name] = layer
             layer, statistics = walking.send(layer)
     except StopIteration:
@@ -228,7 +227,6 @@ def _quantize_layer(
     layer: LayerSpec,
     found: graphs.Statistics,
     kept: np.ndarray,
-    importance: np.ndarray,
     lam: float,
     settings: RateDistortion,
 ) -> LayerSpec:
@@ -239,7 +237,6 @@ def _quantize_layer(
     statistics = Statistics(found.inputs, found.targets)
     wanted = taps.reshape(-1, taps.shape[2]).astype(np.float64)
     problem = _weighed(statistics, wanted, kept.reshape(shape), settings)
-    problem = replace(problem, importance=importance.astype(np.float32))
     values, indices = _solve(problem, lam, settings)
     kernel = round_centroids(values, settings.centroids)[indices].reshape(taps.shape)
     layer = with_taps(layer, kernel + np.float32(0))
@@ -299,13 +296,11 @@ class _Problem:
         wanted: float [taps, in, filters].
         kept: bool [taps, in, filters]; the others are zero.
         correlation: float64 [taps x in, taps x in]; None for the unit matrix.
-        importance: float32 [filters], what the errors of each count, in the mean 1; or 1.
     """
 
     wanted: np.ndarray
     kept: np.ndarray
     correlation: np.ndarray | None
-    importance: np.ndarray | np.float32 = np.float32(1)
 
     def with_channels(self, scales: np.ndarray) -> _Problem:
         """Returns the same problem, inputs multiplied by scales [in]."""
@@ -415,7 +410,6 @@ def _solve(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns a codebook float64 [k] and indices int [taps, in, filters]."""
     wanted, kept = problem.wanted.astype(np.float32), problem.kept
-    importance = np.broadcast_to(problem.importance, wanted.shape[2])
     correlation = factor = None
     if problem.correlation is not None:
         correlation = problem.correlation.astype(np.float32)
@@ -432,11 +426,11 @@ def _solve(
     for _ in range(settings.passes):
         if correlation is not None and factor is not None:
             coder = _Costs(values, indices, kept, lam)
-            indices = _with_feedback(wanted, kept, factor, coder, importance)
+            indices = _with_feedback(wanted, kept, factor, coder)
             for _ in range(settings.sweeps):
                 coder = _Costs(values, indices, kept, lam)
-                indices = _one_by_one(wanted, kept, correlation, coder, indices, importance)
-            values, indices = _moved_centroids(correlation, targets, values, indices, importance)
+                indices = _one_by_one(wanted, kept, correlation, coder, indices)
+            values, indices = _moved_centroids(correlation, targets, values, indices)
         else:
             coder = _Costs(values, indices, kept, lam)
             indices = _apart(wanted, kept, coder)
@@ -487,11 +481,7 @@ class _Costs:
 
 
 def _with_feedback(
-    wanted: np.ndarray,
-    kept: np.ndarray,
-    factor: np.ndarray,
-    costs: _Costs,
-    importance: np.ndarray,
+    wanted: np.ndarray, kept: np.ndarray, factor: np.ndarray, costs: _Costs
 ) -> np.ndarray:
     """Decides weights in order; those to come make up for the error of each.
 
@@ -500,7 +490,6 @@ def _with_feedback(
         kept: bool [taps, in, filters].
         factor: float32, of ``_feedback_factor``.
         costs: Codebook and code lengths.
-        importance: float32 [filters].
 
     Returns:
         Indices int [taps, in, filters].
@@ -515,8 +504,7 @@ def _with_feedback(
         rate = costs.now().reshape(channels, filters, -1)
         errors = np.empty((channels, filters), np.float32)
         for channel, row in enumerate(range(start, stop)):
-            counts = weight[row] * importance[:, None]
-            cost = np.square(left[row][:, None] - costs.values) * counts + rate[channel]
+            cost = np.square(left[row][:, None] - costs.values) * weight[row] + rate[channel]
             chosen = np.where(kept[tap, channel], cost.argmin(axis=1), costs.zero)
             indices[tap, channel] = chosen
             error = errors[channel] = (left[row] - costs.values[chosen]) / factor[row, row]
@@ -532,7 +520,6 @@ def _one_by_one(
     correlation: np.ndarray,
     costs: _Costs,
     indices: np.ndarray,
-    importance: np.ndarray,
 ) -> np.ndarray:
     """Decides each weight again, given all others; the shapes are those of ``_with_feedback``."""
     taps, channels, filters = wanted.shape
@@ -546,8 +533,7 @@ def _one_by_one(
             weight = correlation[row, row]
             old = costs.values[indices[tap, channel]]
             best = old + slope[row] / weight
-            counts = weight * importance[:, None]
-            cost = np.square(best[:, None] - costs.values) * counts + rate[channel]
+            cost = np.square(best[:, None] - costs.values) * weight + rate[channel]
             chosen = np.where(kept[tap, channel], cost.argmin(axis=1), costs.zero)
             change = costs.values[chosen] - old
             if change.any():
@@ -570,11 +556,7 @@ def _apart(wanted: np.ndarray, kept: np.ndarray, costs: _Costs) -> np.ndarray:
 
 
 def _moved_centroids(
-    correlation: np.ndarray,
-    targets: np.ndarray,
-    values: np.ndarray,
-    indices: np.ndarray,
-    importance: np.ndarray,
+    correlation: np.ndarray, targets: np.ndarray, values: np.ndarray, indices: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns the codebook of the least error, zero apart, and the indices into it.
 
@@ -583,15 +565,14 @@ def _moved_centroids(
         targets: float32 [taps x in, filters], R times the wanted weights.
         values: float64 [k].
         indices: int [taps, in, filters].
-        importance: float32 [filters].
     """
     k, filters = len(values), indices.shape[2]
     matrix, right = np.zeros((k, k)), np.zeros(k)
     for filter_ in range(filters):
         own = indices[:, :, filter_].ravel()
         ones = (own[:, None] == np.arange(k)).astype(np.float32)
-        matrix += importance[filter_] * (ones.T @ (correlation @ ones))
-        right += importance[filter_] * np.bincount(own, targets[:, filter_], k)
+        matrix += ones.T @ (correlation @ ones)
+        right += np.bincount(own, targets[:, filter_], k)
     zero = int(np.abs(values).argmin())
     used = [place for place in np.unique(indices) if place != zero]
     part = matrix[np.ix_(used, used)]
