@@ -4,11 +4,12 @@ The STFT of the mixture is computed once for all experts over spectra, each expe
 all this block by block: the numbers are those of the whole signal. Experts over samples are run
 first, as wholes.
 
-A mask's estimate has the scale of the mixture. The output of an expert over samples has a scale of
-its own (a network that is given the signal divided by its maximum has to lose it), which SDR does
-not mind but the squared error of eq. (10) does. It is therefore multiplied by the gain with which
-it fits the mixture best, <x, s> / <s, s>: where noise and speech are uncorrelated, that is the
-level the speech has in the mixture. With ``fit=False``, as in the paper, it is taken as it comes.
+The estimate of a mask has the scale of the mixture. The output of a waveform network, or of another
+tool, has its own (a network that is given the signal divided by its maximum has to lose it), which
+SDR does not mind but the squared error of eq. (10) does. It is therefore multiplied by the gain
+with which it fits the mixture best, <x, s> / <s, s>: where noise and speech are uncorrelated, that
+is the level the speech has in the mixture. With ``fit=False``, as in the paper, it is taken as it
+comes.
 """
 
 from __future__ import annotations
@@ -25,7 +26,6 @@ import numpy as np
 
 from mnn import blocks
 from mnn.blocks import (
-    Synthesis,
     frame_blocks,
     frame_energies,
     magnitude_frames,
@@ -46,7 +46,7 @@ from mnn.selection import (
     rebuilt_difference,
 )
 from speech.cli import one_line
-from speech.stft import StftConfig
+from speech.stft import StftConfig, Synthesis
 
 #: Signals longer than this (17 minutes) wait in nameless files, so that many experts fit in memory.
 MAX_MEMORY_SAMPLES = 1 << 24
@@ -186,7 +186,8 @@ class Arbiter:
             hearing.reason = one_line(error)
         else:
             run.signal = _room(num_samples)
-            gain = 1.0 if expert.is_spectral or not self.fit else fitting_gain(scene.noisy, signal)
+            fit = self.fit and not expert.keeps_level
+            gain = fitting_gain(scene.noisy, signal) if fit else 1.0
             np.multiply(signal, np.float32(gain), out=run.signal)
         hearing.seconds = time.perf_counter() - started
         return run

@@ -1,7 +1,7 @@
-"""Spectra of a signal block by block and back, so that an hour needs no more memory than a minute.
+"""Spectra of a signal block by block, so that an hour needs no more memory than a minute.
 
 What comes out is what `speech.stft` gives for the whole signal: a block of spectra is cut from the
-samples that its frames meet, and synthesised blocks are added where they overlap.
+samples that its frames meet. The way back is `speech.stft.Synthesis`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import numpy as np
 import scipy.fft
 
-from speech.stft import StftConfig, analysis_window, istft
+from speech.stft import StftConfig, analysis_window
 
 #: Frames a block: 65 s at 16 kHz, 17 MB of spectra.
 BLOCK_FRAMES = 4096
@@ -120,38 +120,3 @@ def _segment(signal: np.ndarray, start: int, stop: int, config: StftConfig) -> n
     segment = signal[max(first, 0) : min(last, len(signal))]
     missing = max(-first, 0), max(last - len(signal), 0)
     return np.pad(segment, missing) if any(missing) else segment
-
-
-class Synthesis:
-    """The inverse STFT of blocks that come one after the other.
-
-    Args:
-        num_samples: Length of the signal.
-        config: That of the spectra.
-    """
-
-    def __init__(self, num_samples: int, config: StftConfig) -> None:
-        self._num_samples, self._config = num_samples, config
-        self._overlap = config.frame - config.hop
-        self._position = -self._overlap
-        self._tail: np.ndarray | None = None
-
-    def add(self, spectra: np.ndarray) -> np.ndarray:
-        """Takes the next frames, complex [num_frames, num_bins].
-
-        Returns:
-            The samples that are now complete, float [num_finished]; after the last frame, all
-            results one after the other are ``istft`` of all spectra.
-        """
-        config = self._config
-        beyond = self._overlap // config.hop
-        length = config.hop * (len(spectra) - 1) + config.frame
-        segment = istft(np.pad(spectra, ((beyond, beyond), (0, 0))), length, config)
-        if self._tail is not None:
-            segment[: self._overlap] += self._tail
-        finished = length - self._overlap
-        self._tail = segment[finished:]
-        first = max(0, -self._position)
-        last = min(finished, self._num_samples - self._position)
-        self._position += finished
-        return segment[first : max(last, first)]

@@ -1,20 +1,20 @@
 """Experts of any kind under one roof: what each takes, and how it is run.
 
-=========== ============================================== ====================================
-kind        what it is                                     what it gives
-=========== ============================================== ====================================
-mask        Dense network over spectra, .h5 or .icse       a mask, times the mixture's spectrum
-magnitude   likewise                                       |speech|, with the mixture's phase
-waveform    network over samples, .h5 or .icse             samples
-onnx        network over samples, .onnx (extra ``[onnx]``) samples
-folder      files that any other tool has made             samples
-=========== ============================================== ====================================
+============ ============================================== ====================================
+kind         what it is                                     what it gives
+============ ============================================== ====================================
+mask         Dense network over spectra, .h5 or .icse       a mask, times the mixture's spectrum
+magnitude    likewise                                       |speech|, with the mixture's phase
+waveform     network over samples, .h5 or .icse             samples
+complex_mask network over time and frequency, .h5 or .icse  samples, at the level of the mixture
+onnx         network over samples, .onnx (extra ``[onnx]``) samples
+folder       files that any other tool has made             samples
+============ ============================================== ====================================
 
-The ``kind`` in the ``speech_meta`` of a model file says which it is. Without one, convolutions from
-one channel to one channel are taken for a waveform model, and a Dense network from an odd number
-of frames of 513 bins to 513 bins that ends in the logistic function for a mask; anything else is
-asked about. Samples are at 16 kHz. A network over samples is given the signal divided by its
-maximum, as `speech.enhance` does.
+The ``kind`` in the ``speech_meta`` of a model file says which it is, or else the shapes of its
+kernels do (`speech.modelfile.ModelFile.kind`); where they leave it open, the user is asked. Samples
+are at 16 kHz. A network over samples is given the signal divided by its maximum, as
+`speech.enhance` does. A complex mask has an STFT of its own, so the pool only meets its samples.
 """
 
 from __future__ import annotations
@@ -29,22 +29,19 @@ from typing import Any
 
 import numpy as np
 
-from mnn.blocks import Synthesis, frame_blocks, stft_frames
+from mnn.blocks import frame_blocks, stft_frames
 from mnn.features import Conventions, conventions_of, network_input, scaled_magnitudes
 from mnn.layers import DenseNetwork
 from speech.audio import SAMPLE_RATE_HZ, read_multichannel, resample
 from speech.enhance import Enhancer
 from speech.files import sha256_of
-from speech.modelfile import ModelFile, read_model_file
-from speech.stft import DEFAULT
+from speech.modelfile import COMPLEX_MASK, ModelFile, read_model_file
+from speech.stft import DEFAULT, Synthesis
 
 SPECTRAL_KINDS = ("mask", "magnitude")
 
 #: A file of another tool may be so much longer or shorter at 16 kHz: resampling rounds.
 LENGTH_TOLERANCE_SAMPLES = 16
-
-#: A wider context than any model has, to tell shapes from chance.
-_MAX_CONTEXT = 99
 
 
 @dataclass(frozen=True)
@@ -83,6 +80,11 @@ class Expert:
     def is_spectral(self) -> bool:
         """Whether it takes spectra, so that one STFT serves it and others."""
         return self.conventions is not None
+
+    @property
+    def keeps_level(self) -> bool:
+        """Whether the estimate has the level that the speech has in the mixture."""
+        return self.is_spectral or self.kind == COMPLEX_MASK
 
     @property
     def halo(self) -> int:
@@ -143,14 +145,16 @@ def open_expert(path: str | os.PathLike, name: str | None = None) -> Expert:
     if path.suffix.lower() == ".onnx":
         return _onnx_expert(path, name)
     file = read_model_file(path)
-    kind = file.meta.get("kind") or _kind_of_shapes(file)
+    kind = file.kind
+    if not kind:
+        raise _question(file)
     if kind in SPECTRAL_KINDS:
         return _spectral_expert(file, kind, name)
     if kind == "autoencoder":
         raise ValueError(f"{path}: is an autoencoder, which judges experts; give it as --dae")
     # The file is read again: an Enhancer is made of a path.
     enhancer = Enhancer(path)
-    return Expert(name, "waveform", path, file.sha256, None, _samples_of(enhancer))
+    return Expert(name, kind, path, file.sha256, None, _samples_of(enhancer))
 
 
 def open_pool(
@@ -264,35 +268,15 @@ def _bare(path: Path) -> str:
     return (path.parent / audio_stem(path)).as_posix().lower()
 
 
-def _kind_of_shapes(file: ModelFile) -> str:
-    """Tells from the shapes what a model without a ``kind`` is.
-
-    Raises:
-        ValueError: It is not clear; the message asks.
-    """
+def _question(file: ModelFile) -> ValueError:
+    """Returns the error for a model that does not tell what it is; the message asks."""
     kernels = [layer.weights["kernel"] for layer in file.layers if "kernel" in layer.weights]
-    if kernels and all(kernel.ndim == 3 for kernel in kernels):
-        if kernels[0].shape[1] == 1 and kernels[-1].shape[2] == 1:
-            return "waveform"
-    elif kernels and all(kernel.ndim == 2 for kernel in kernels):
-        context, rest = divmod(kernels[0].shape[0], DEFAULT.num_bins)
-        fits = not rest and context % 2 and context <= _MAX_CONTEXT
-        if fits and kernels[-1].shape[1] == DEFAULT.num_bins:
-            if _last_activation(file) == "sigmoid":
-                return "mask"
     shapes = f"{kernels[0].shape} to {kernels[-1].shape}" if kernels else "none"
-    raise ValueError(
+    return ValueError(
         f"{file.path}: what does it take and give? Its speech_meta names no kind, and its kernels, "
-        f"{shapes}, leave it open; write kind (waveform, mask or magnitude), and for spectra stft, "
-        "context and input_scale, into its speech_meta (speech.weights.save_model)"
+        f"{shapes}, leave it open; write kind (waveform, complex_mask, mask or magnitude), and for "
+        "spectra stft, context and input_scale, into its speech_meta (speech.weights.save_model)"
     )
-
-
-def _last_activation(file: ModelFile) -> str:
-    for layer in reversed(file.layers):
-        if layer.class_name != "Dropout":
-            return str(layer.config.get("activation", "linear"))
-    return "linear"
 
 
 def _spectral_expert(file: ModelFile, kind: str, name: str) -> Expert:

@@ -68,8 +68,14 @@ def select_file(selector: Selector, source: Path, relative: Path, target: Path) 
     """
     import numpy as np
 
-    from speech.audio import SAMPLE_RATE_HZ, read_multichannel, resample, write_audio
-    from speech.enhance import fit_length, writable_subtype
+    from speech.audio import (
+        SAMPLE_RATE_HZ,
+        fit_length,
+        read_multichannel,
+        resample,
+        write_audio,
+    )
+    from speech.enhance import writable_subtype
 
     audio = read_multichannel(source)
     samples = audio.samples

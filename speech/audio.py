@@ -10,11 +10,12 @@ instead of a shorter signal.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -150,6 +151,58 @@ def resample(samples: np.ndarray, from_hz: int, to_hz: int) -> np.ndarray:
     return soxr.resample(samples, from_hz, to_hz, quality="VHQ")
 
 
+class StreamResampler:
+    """Resamples a signal that comes block by block, as `resample` does the whole.
+
+    Args:
+        from_hz: Rate of the signal.
+        to_hz: Rate to return.
+        num_channels: Of the signal.
+    """
+
+    def __init__(self, from_hz: int, to_hz: int, num_channels: int) -> None:
+        self._rates_hz = from_hz, to_hz
+        self._num_in = self._num_out = 0
+        self._stream = None
+        if from_hz != to_hz:
+            import soxr
+
+            self._stream = soxr.ResampleStream(
+                from_hz, to_hz, num_channels, dtype="float32", quality="VHQ"
+            )
+        self._num_channels = num_channels
+
+    def push(self, samples: np.ndarray) -> np.ndarray:
+        """Takes the next float32 [any number, num_channels]; returns what is finished, likewise."""
+        if self._stream is None:
+            return samples
+        found = self._stream.resample_chunk(np.ascontiguousarray(samples))
+        self._num_in += len(samples)
+        self._num_out += len(found)
+        return found
+
+    def finish(self) -> np.ndarray:
+        """Ends the signal and returns the rest; `resample` gives as many samples in all."""
+        rest = np.zeros((0, self._num_channels), np.float32)
+        if self._stream is None:
+            return rest
+        rest = self._stream.resample_chunk(rest, last=True)
+        from_hz, to_hz = self._rates_hz
+        left = resampled_length(self._num_in, from_hz, to_hz) - self._num_out
+        return fit_length(rest, max(left, 0))
+
+
+def resampled_length(num_samples: int, from_hz: int, to_hz: int) -> int:
+    """Returns the number of samples that `resample` makes of ``num_samples``."""
+    return (2 * num_samples * to_hz + from_hz) // (2 * from_hz)
+
+
+def fit_length(samples: np.ndarray, num_samples: int) -> np.ndarray:
+    """Cuts samples, or fills them up with zeros, along the first axis."""
+    missing = max(num_samples - len(samples), 0)
+    return np.pad(samples[:num_samples], [(0, missing)] + [(0, 0)] * (samples.ndim - 1))
+
+
 def describe_conversion(
     source_rate_hz: int, source_channels: int, sample_rate_hz: int = SAMPLE_RATE_HZ
 ) -> str:
@@ -182,22 +235,47 @@ def write_audio(
             the format does not have, NaN or infinite samples.
         OSError: The disk is full.
     """
+    path, samples = Path(path), np.asarray(samples)
+    if samples.dtype.kind != "f" or not samples.ndim:
+        raise ValueError(
+            f"{path}: samples must be float [num_samples] or [num_samples, num_channels], "
+            f"received shape {samples.shape} of {samples.dtype}"
+        )
+    num_channels = 1 if samples.ndim == 1 else samples.shape[1]
+    write_blocks(path, [samples], num_channels, sample_rate_hz, subtype)
+
+
+def write_blocks(
+    path: str | os.PathLike,
+    blocks: Iterable[np.ndarray],
+    num_channels: int,
+    sample_rate_hz: int = SAMPLE_RATE_HZ,
+    subtype: str = "FLOAT",
+) -> None:
+    """Writes blocks of samples to a file as `write_audio` does, as they come.
+
+    Args:
+        path: The file; its ending chooses the format.
+        blocks: float [any number, num_channels], one after the other; if iterating over them
+            raises, nothing is written.
+        num_channels: Of the file.
+        sample_rate_hz: Rate of the samples.
+        subtype: libsndfile's name of the sample format.
+
+    Raises:
+        ValueError: As `write_audio`.
+        OSError: The disk is full.
+    """
     import soundfile
 
-    path, samples = Path(path), np.asarray(samples)
+    path = Path(path)
     audio_format = FORMATS.get(path.suffix.lower())
     if audio_format is None:
         raise ValueError(f"{path}: cannot write {path.suffix!r}; use one of {', '.join(FORMATS)}")
     if not soundfile.check_format(audio_format, subtype):
         choices = ", ".join(soundfile.available_subtypes(audio_format))
         raise ValueError(f"{path}: {audio_format} has no subtype {subtype!r}; use one of {choices}")
-    if samples.dtype.kind != "f" or not samples.ndim:
-        raise ValueError(
-            f"{path}: samples must be float [num_samples] or [num_samples, num_channels], "
-            f"received shape {samples.shape} of {samples.dtype}"
-        )
     num_clipped = 0
-    num_channels = 1 if samples.ndim == 1 else samples.shape[1]
     refused = (
         f"{path}: cannot be written as {audio_format} ({num_channels} channels, "
         f"{sample_rate_hz} Hz, {subtype}): "
@@ -213,9 +291,7 @@ def write_audio(
             with soundfile.SoundFile(
                 temporary, "w", sample_rate_hz, num_channels, subtype, format=audio_format
             ) as file:
-                # By blocks: libsndfile's Vorbis encoder crashes on a long signal in one piece.
-                for start in range(0, len(samples), _BLOCK_FRAMES):
-                    block = samples[start : start + _BLOCK_FRAMES]
+                for block in _in_pieces(blocks):
                     if not np.isfinite(block).all():
                         raise ValueError(
                             f"{path}: not written, the samples hold a NaN or an infinity"
@@ -231,6 +307,13 @@ def write_audio(
             _clear_time_stamp(temporary)
     if num_clipped and subtype not in ("FLOAT", "DOUBLE"):
         _logger.warning("%s: %d samples beyond full scale were clipped", path, num_clipped)
+
+
+def _in_pieces(blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    """Cuts blocks: libsndfile's Vorbis encoder crashes on a long signal in one piece."""
+    for block in blocks:
+        for start in range(0, len(block), _BLOCK_FRAMES):
+            yield block[start : start + _BLOCK_FRAMES]
 
 
 def find_audio(folder: str | os.PathLike) -> list[Path]:
@@ -264,6 +347,25 @@ def find_audio(folder: str | os.PathLike) -> list[Path]:
     return sorted(found)
 
 
+def require_signal(signal: np.ndarray) -> np.ndarray:
+    """Returns one channel as float32 or float64 [num_samples]; whole numbers become float32.
+
+    Raises:
+        ValueError: It has another shape or type, or holds a NaN or an infinity.
+    """
+    signal = np.asarray(signal)
+    if signal.ndim != 1 or signal.dtype.kind not in "fiu":
+        raise ValueError(
+            f"signal must be [num_samples] of real numbers, received shape {signal.shape} of "
+            f"{signal.dtype}"
+        )
+    if signal.dtype not in (np.float32, np.float64):
+        signal = signal.astype(np.float32)
+    if not np.isfinite(signal).all():
+        raise ValueError("signal holds a NaN or an infinity; repair it first")
+    return signal
+
+
 def is_silent(samples: np.ndarray) -> bool:
     """Tells whether every sample is exactly zero (or there is none)."""
     return not np.any(samples)
@@ -277,30 +379,92 @@ def peak_normalize(samples: np.ndarray) -> np.ndarray:
     return samples.copy() if is_silent(samples) else samples / np.max(np.abs(samples))
 
 
-def _decode(path: Path, *, downmix: bool) -> Audio:
-    """Reads and checks a whole file at its own rate, averaging the channels block by block."""
+@dataclass(frozen=True, eq=False)
+class AudioReader:
+    """A file that is read block by block.
+
+    Attributes:
+        path: The file.
+        sample_rate_hz: Its rate.
+        num_channels: Its channels.
+        num_samples: Samples of each channel, by the header; `blocks` gives so many or raises.
+        subtype: libsndfile's name of its sample format.
+    """
+
+    path: Path
+    sample_rate_hz: int
+    num_channels: int
+    num_samples: int
+    subtype: str
+    _file: soundfile.SoundFile
+
+    def blocks(self) -> Iterator[np.ndarray]:
+        """Yields float32 [block, num_channels] to the end, once.
+
+        Reading by blocks bounds what is allocated by what is really there.
+
+        Raises:
+            AudioError: The file holds no sample, fewer than it says, a NaN or an infinity. Whatever
+                came before is not to be used.
+        """
+        num_read = num_bad = 0
+        num_frames = max(1, _BLOCK_VALUES // self.num_channels)
+        while True:
+            with _decoding(self.path):
+                block = self._file.read(num_frames, dtype="float32", always_2d=True)
+            if not len(block):
+                break
+            num_read += len(block)
+            num_bad += block.size - int(np.count_nonzero(np.isfinite(block)))
+            if not num_bad:  # else the rest is only counted
+                yield block
+        if not num_read:
+            raise AudioError(f"{self.path}: holds no samples; remove it")
+        if num_read < self.num_samples:
+            raise AudioError(
+                f"{self.path}: truncated, {num_read} of {self.num_samples} samples are there; "
+                "copy or convert the file again"
+            )
+        if num_bad:
+            raise AudioError(
+                f"{self.path}: {num_bad} samples are NaN or infinite; repair or remove the file"
+            )
+
+
+@contextlib.contextmanager
+def open_audio(path: str | os.PathLike) -> Iterator[AudioReader]:
+    """Opens a file to be read block by block, every channel at its own rate.
+
+    Yields:
+        The reader; it can be used inside the block only.
+
+    Raises:
+        AudioError: As `read_audio`; what is wrong with samples is found when they are read.
+    """
+    import soundfile
+
+    path = Path(path)
+    with _decoding(path):
+        _check_header(path)
+        file = soundfile.SoundFile(str(path))
+    with file:
+        if not MIN_RATE_HZ <= file.samplerate <= MAX_RATE_HZ:
+            raise AudioError(
+                f"{path}: damaged header, it claims a rate of {file.samplerate} Hz; "
+                "convert the file again"
+            )
+        # No more are decoded than the header says: soundfile stops there.
+        _check_amount(path, file.frames * file.channels)
+        yield AudioReader(path, file.samplerate, file.channels, file.frames, file.subtype, file)
+
+
+@contextlib.contextmanager
+def _decoding(path: Path) -> Iterator[None]:
+    """Turns what libsndfile and the system say into `AudioError`."""
     import soundfile
 
     try:
-        _check_header(path)
-        with soundfile.SoundFile(str(path)) as file:
-            if not MIN_RATE_HZ <= file.samplerate <= MAX_RATE_HZ:
-                raise AudioError(
-                    f"{path}: damaged header, it claims a rate of {file.samplerate} Hz; "
-                    "convert the file again"
-                )
-            # No more are decoded than the header says: soundfile stops there.
-            _check_amount(path, file.frames * file.channels)
-            blocks = [_average(block) if downmix else block for block in _blocks(file)]
-            num_read = sum(len(block) for block in blocks)
-            if not num_read:
-                raise AudioError(f"{path}: holds no samples; remove it")
-            if num_read < file.frames:
-                raise AudioError(
-                    f"{path}: truncated, {num_read} of {file.frames} samples are there; "
-                    "copy or convert the file again"
-                )
-            rate_hz, channels, subtype = file.samplerate, file.channels, file.subtype
+        yield
     except soundfile.LibsndfileError as error:
         raise AudioError(
             f"{path}: cannot be decoded as audio ({error.error_string.strip(' .')}); "
@@ -309,29 +473,21 @@ def _decode(path: Path, *, downmix: bool) -> Audio:
     except OSError as error:
         reason = error.strerror or type(error).__name__
         raise AudioError(f"{path}: cannot be read ({reason}); check the path") from None
-    num_bad = sum(block.size - int(np.count_nonzero(np.isfinite(block))) for block in blocks)
-    if num_bad:
-        raise AudioError(
-            f"{path}: {num_bad} samples are NaN or infinite; repair or remove the file"
-        )
-    samples = np.empty((num_read, *blocks[0].shape[1:]), np.float32)
+
+
+def _decode(path: Path, *, downmix: bool) -> Audio:
+    """Reads and checks a whole file at its own rate, averaging the channels block by block."""
+    with open_audio(path) as reader:
+        blocks = [_average(block) if downmix else block for block in reader.blocks()]
+    samples = np.empty((reader.num_samples, *blocks[0].shape[1:]), np.float32)
     blocks.reverse()
     place = 0
     while blocks:  # each block is freed as soon as it is copied
         block = blocks.pop()
         samples[place : place + len(block)] = block
         place += len(block)
-    return Audio(samples, rate_hz, rate_hz, channels, subtype, path)
-
-
-def _blocks(file: soundfile.SoundFile) -> Iterator[np.ndarray]:
-    """Yields float32 [block, num_channels] to the end, never trusting the claimed length.
-
-    Reading by blocks bounds what is allocated by what is really there.
-    """
-    num_frames = max(1, _BLOCK_VALUES // file.channels)
-    while len(block := file.read(num_frames, dtype="float32", always_2d=True)):
-        yield block
+    rate_hz = reader.sample_rate_hz
+    return Audio(samples, rate_hz, rate_hz, reader.num_channels, reader.subtype, path)
 
 
 def _check_amount(path: Path, num_values: int) -> None:
@@ -346,8 +502,7 @@ def _check_amount(path: Path, num_values: int) -> None:
 
 def _average(block: np.ndarray) -> np.ndarray:
     """Averages [num_samples, num_channels] over the channels, in float64, to float32."""
-    with np.errstate(invalid="ignore"):  # inf - inf: the caller reports what is not finite
-        return block.mean(axis=1, dtype=np.float64).astype(np.float32)
+    return block.mean(axis=1, dtype=np.float64).astype(np.float32)
 
 
 def _check_header(path: Path) -> None:

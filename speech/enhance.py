@@ -1,4 +1,4 @@
-"""Enhances files, folders or arrays with any waveform model.
+"""Enhances files, folders or arrays with a waveform model, or one over time and frequency.
 
 ::
 
@@ -7,16 +7,22 @@
 
 Any rate and number of channels goes in; the same rate, channels, length, format and folder tree
 come out. Each channel is resampled to the model's 16 kHz and enhanced by itself, so nothing above
-8 kHz is left. As in training, the network is given the signal divided by its own maximum; its
-output is scaled so that its peak is the input's, or ``--peak``.
+8 kHz is left. The file says what kind of network it holds (`speech.modelfile.ModelFile.kind`):
 
-Long files. The network normalises over the whole utterance, so a file can't be cut without
-changing the result. Up to ``WHOLE_SECONDS`` a file is enhanced whole. A longer one is cut into
-blocks of ``BLOCK_SECONDS``, each normalised by itself, as utterances are in training; neighbours
-overlap by ``FADE_SECONDS`` and are cross-faded. The output of a block has no scale of its own: it
-is multiplied by the gain that fits it best, in the least-squares sense, to its noisy input. That
-keeps a block of mere noise from being blown up to the level of the noise. Memory stays bounded,
-and the command says which way was taken; ``--whole`` enforces the first.
+* 'complex_mask' (``speech.net.enhancer``): the output has the level that the mask gives, unless
+  ``--peak`` says another. A file is read, enhanced and written as a stream: memory does not grow
+  with its length, and the result is that of the whole. Where an integer format would clip, all
+  channels are turned down by one factor, which is said.
+* 'waveform': as in training, the network is given the signal divided by its own maximum; its
+  output is scaled so that its peak is the input's, or ``--peak``.
+
+Long files and waveform models. Such a network normalises over the whole utterance, so a file can't
+be cut without changing the result. Up to ``WHOLE_SECONDS`` it is enhanced whole. A longer one is
+cut into blocks of ``BLOCK_SECONDS``, each normalised by itself, as utterances are in training;
+neighbours overlap by ``FADE_SECONDS`` and are cross-faded. The output of a block has no scale of
+its own: it is multiplied by the gain that fits it best, in the least-squares sense, to its noisy
+input. That keeps a block of mere noise from being blown up to the level of the noise. Memory stays
+bounded, and the command says which way was taken; ``--whole`` enforces the first.
 """
 
 from __future__ import annotations
@@ -36,7 +42,9 @@ from speech import cli
 if TYPE_CHECKING:
     import numpy as np
 
+    from speech.audio import AudioReader
     from speech.modelfile import ModelFile
+    from speech.net.enhancer import MaskEnhancer
 
 #: The model that is used when none is named.
 DEFAULT_MODEL = Path(__file__).resolve().parent.parent / "models" / "fcn.h5"
@@ -45,9 +53,11 @@ WHOLE_SECONDS = 120.0
 BLOCK_SECONDS = 60.0
 FADE_SECONDS = 0.5
 
+_WAITING_SAMPLES = 1 << 16
+
 
 class Enhancer:
-    """A waveform model ready to run: on the C kernels where they are, on Keras elsewhere.
+    """A model ready to run: on the C kernels where they are, on Keras elsewhere.
 
     Args:
         path: An .h5 or .icse model file, possibly from a stranger.
@@ -55,32 +65,42 @@ class Enhancer:
     Attributes:
         file: The model file as it was read.
         engine: 'c' or 'keras': what runs it.
+        mask: What runs a network of the kind 'complex_mask'; None for a waveform model.
 
     Raises:
-        ValueError: The file is refused, or is not a waveform model at 16 kHz.
+        ValueError: The file is refused, or no network of these kinds at 16 kHz.
     """
+
+    mask: MaskEnhancer | None = None
 
     def __init__(self, path: str | os.PathLike = DEFAULT_MODEL) -> None:
         from speech.audio import SAMPLE_RATE_HZ
-        from speech.modelfile import read_model_file
+        from speech.modelfile import COMPLEX_MASK, kind_of_shapes, read_model_file
 
         self.path = Path(path)
         self.file = read_model_file(path)
-        kind = self.file.meta.get("kind", "waveform")
-        rate_hz = self.file.meta.get("sample_rate_hz", SAMPLE_RATE_HZ)
-        if kind != "waveform" or not _is_waveform(self.file):
+        kind = self.file.kind
+        is_waveform = kind == "waveform" and kind_of_shapes(self.file.layers) == kind
+        if kind != COMPLEX_MASK and not is_waveform:
             raise ValueError(
-                f"{path}: is no waveform model (samples in, samples out); kind {kind!r} cannot "
-                "enhance a file by itself"
+                f"{path}: is no waveform model (samples in, samples out) and no {COMPLEX_MASK}; "
+                f"kind {kind!r} cannot enhance a file by itself"
             )
+        rate_hz = self.file.meta.get("sample_rate_hz", SAMPLE_RATE_HZ)
         if rate_hz != SAMPLE_RATE_HZ:
             raise ValueError(
                 f"{path}: trained at {rate_hz} Hz; only {SAMPLE_RATE_HZ} Hz is supported"
             )
-        self.engine, self._run = _runner(self.file)
+        if kind == COMPLEX_MASK:
+            from speech.net.enhancer import MaskEnhancer
+
+            self.mask = MaskEnhancer(self.file)
+            self.engine = self.mask.engine
+        else:
+            self.engine, self._run = _runner(self.file)
 
     def __call__(self, signal: np.ndarray, threads: int | None = None) -> np.ndarray:
-        """Runs the network on a whole signal divided by its maximum.
+        """Runs the network on a whole signal; a waveform model gets it divided by its maximum.
 
         Args:
             signal: float [num_samples] at 16 kHz.
@@ -95,9 +115,11 @@ class Enhancer:
         """
         import numpy as np
 
-        from speech.audio import is_silent, peak_normalize
+        from speech.audio import is_silent, peak_normalize, require_signal
 
-        signal = _checked(signal)
+        signal = require_signal(signal)
+        if self.mask is not None:
+            return self.mask(signal, threads)
         if is_silent(signal):
             return np.zeros(len(signal), np.float32)
         output = self._run(peak_normalize(signal).astype(np.float32), threads)
@@ -113,12 +135,13 @@ class Enhancer:
         whole: bool = False,
         threads: int | None = None,
     ) -> np.ndarray:
-        """Enhances one channel of any length, in blocks if it is long (see the module).
+        """Enhances one channel of any length (see the module).
 
         Args:
             signal: float [num_samples] at 16 kHz.
-            peak: max |x| of the result; None for that of ``signal``.
-            whole: Never cut into blocks, whatever the memory.
+            peak: max |x| of the result; None for that of ``signal``, or, with a complex mask, what
+                comes out.
+            whole: Never cut into blocks, whatever the memory; a complex mask gives the same anyway.
             threads: Of the C kernels; default: all cores.
 
         Returns:
@@ -127,15 +150,17 @@ class Enhancer:
         Raises:
             ValueError: As `Enhancer.__call__`, or the peak is no positive number.
         """
-        from speech.audio import SAMPLE_RATE_HZ
+        from speech.audio import SAMPLE_RATE_HZ, require_signal
 
-        signal = _checked(signal)
+        signal = require_signal(signal)
         if peak is not None and not 0 < peak < math.inf:
             raise ValueError(f"peak is {peak}; give a positive number, such as 1")
-        if whole or len(signal) <= WHOLE_SECONDS * SAMPLE_RATE_HZ:
+        if self.mask is not None or whole or len(signal) <= WHOLE_SECONDS * SAMPLE_RATE_HZ:
             output = self(signal, threads)
         else:
             output = self._in_blocks(signal, threads)
+        if peak is None and self.mask is not None:
+            return output
         target = _peak_of(signal) if peak is None else peak
         return output * _gain(target, _peak_of(output))
 
@@ -178,31 +203,6 @@ def blocks(num_samples: int, size: int, overlap: int) -> Iterator[tuple[int, int
     yield start, num_samples
 
 
-def _checked(signal: np.ndarray) -> np.ndarray:
-    """Returns a signal as float32 or float64 [num_samples]; raises ValueError if it can't be."""
-    import numpy as np
-
-    signal = np.asarray(signal)
-    if signal.ndim != 1 or signal.dtype.kind not in "fiu":
-        raise ValueError(
-            f"signal must be [num_samples] of real numbers, received shape {signal.shape} of "
-            f"{signal.dtype}"
-        )
-    if signal.dtype not in (np.float32, np.float64):
-        signal = signal.astype(np.float32)
-    if not np.isfinite(signal).all():
-        raise ValueError("signal holds a NaN or an infinity; repair it first")
-    return signal
-
-
-def _is_waveform(file: ModelFile) -> bool:
-    weighted = [layer for layer in file.layers if "kernel" in layer.weights]
-    if not weighted:
-        return False
-    first, last = weighted[0].weights["kernel"], weighted[-1].weights["kernel"]
-    return first.ndim == 3 and first.shape[1] == 1 and last.ndim == 3 and last.shape[2] == 1
-
-
 def _runner(file: ModelFile) -> tuple[str, Callable[[np.ndarray, int | None], np.ndarray]]:
     """Returns what runs a network on float32 [num_samples] with some threads, and its name."""
     from speech import blockconv
@@ -213,37 +213,10 @@ def _runner(file: ModelFile) -> tuple[str, Callable[[np.ndarray, int | None], np
     if found is not None and blockconv.is_available():
         network = InferenceNetwork(found[0], parameters_of(file.layers), tanh=found[1])
         return "c", lambda signal, threads: network(signal, threads)[:, 0]
-    return "keras", _keras_runner(file)
+    from speech.net.keras_models import keras_function
 
-
-def _keras_runner(file: ModelFile) -> Callable[[np.ndarray, int | None], np.ndarray]:
-    import numpy as np
-
-    from speech.device import quiet_start
-
-    with quiet_start():
-        import keras
-
-    from speech.weights import build_model
-
-    model = build_model(file.layers)
-    if keras.backend.backend() == "tensorflow":
-        import tensorflow as tf
-
-        # One graph for every length.
-        call = tf.function(
-            lambda x: model(x, training=False),
-            input_signature=[tf.TensorSpec([None, None, 1], tf.float32)],
-        )
-    else:
-
-        def call(x):
-            return model(x, training=False)
-
-    def run(signal: np.ndarray, threads: int | None) -> np.ndarray:
-        return np.array(keras.ops.convert_to_numpy(call(signal[None, :, None]))[0, :, 0])
-
-    return run
+    function = keras_function(file.layers)
+    return "keras", lambda signal, threads: function(signal[None, :, None])[0, :, 0]
 
 
 @dataclass
@@ -251,7 +224,8 @@ class Report:
     """What a run did.
 
     Attributes:
-        files: One row a file: input, output, seconds of audio, way ('whole' or 'blocks').
+        files: One row per file: input, output, seconds of audio, way ('whole', 'blocks' or
+            'stream'), and, where an integer format would have clipped, turned_down_db.
         skipped: (input, reason).
         seconds: Wall time without reading the model.
     """
@@ -285,8 +259,16 @@ def enhance_file(
     """
     import numpy as np
 
-    from speech.audio import SAMPLE_RATE_HZ, read_multichannel, resample, write_audio
+    from speech.audio import (
+        SAMPLE_RATE_HZ,
+        fit_length,
+        read_multichannel,
+        resample,
+        write_audio,
+    )
 
+    if enhancer.mask is not None:
+        return _stream_file(enhancer.mask, source, target, peak, threads)
     audio = read_multichannel(source)
     samples = audio.samples  # overwritten channel by channel: long files are large
     for channel in range(samples.shape[1]):
@@ -295,7 +277,7 @@ def enhance_file(
         at_16k = resample(noisy, audio.source_rate_hz, SAMPLE_RATE_HZ)
         del noisy
         if not len(at_16k):
-            raise ValueError(f"{source}: too short, nothing is left at {SAMPLE_RATE_HZ} Hz")
+            raise _too_short(source)
         enhanced = resample(
             enhancer.enhance(at_16k, whole=whole, threads=threads),
             SAMPLE_RATE_HZ,
@@ -308,14 +290,120 @@ def enhance_file(
         samples *= _gain(peak, max(_peak_of(samples[:, c]) for c in range(samples.shape[1])))
     write_audio(target, samples, audio.source_rate_hz, writable_subtype(target, audio.subtype))
     seconds = len(samples) / audio.source_rate_hz
+    way = "whole" if whole or seconds <= WHOLE_SECONDS else "blocks"
+    return _row(source, target, audio.source_rate_hz, samples.shape, way)
+
+
+def _row(
+    source: Path, target: Path, rate_hz: int, shape: tuple[int, ...], way: str
+) -> dict[str, Any]:
     return {
         "input": str(source),
         "output": str(target),
-        "sample_rate_hz": audio.source_rate_hz,
-        "channels": samples.shape[1],
-        "audio_seconds": seconds,
-        "way": "whole" if whole or seconds <= WHOLE_SECONDS else "blocks",
+        "sample_rate_hz": rate_hz,
+        "channels": shape[1],
+        "audio_seconds": shape[0] / rate_hz,
+        "way": way,
     }
+
+
+def _too_short(source: Path) -> ValueError:
+    from speech.audio import SAMPLE_RATE_HZ
+
+    return ValueError(f"{source}: too short, nothing is left at {SAMPLE_RATE_HZ} Hz")
+
+
+def _stream_file(
+    mask: MaskEnhancer, source: Path, target: Path, peak: float | None, threads: int | None
+) -> dict[str, Any]:
+    """Enhances a file of any length in constant memory; see `enhance_file`."""
+    from speech.audio import SAMPLE_RATE_HZ, open_audio, resampled_length, write_blocks
+
+    with open_audio(source) as reader:
+        rate_hz, shape = reader.sample_rate_hz, (reader.num_samples, reader.num_channels)
+        subtype = writable_subtype(target, reader.subtype)
+        # Of a file without samples the reader says so.
+        if shape[0] and not resampled_length(shape[0], rate_hz, SAMPLE_RATE_HZ):
+            raise _too_short(source)
+        row = _row(source, target, rate_hz, shape, "stream")
+        blocks = _fitted(_enhanced(mask, reader, threads), shape[0])
+        if peak is not None or subtype not in ("FLOAT", "DOUBLE"):
+            blocks = _levelled(blocks, target.parent, row, peak)
+        write_blocks(target, blocks, shape[1], rate_hz, subtype)
+    return row
+
+
+def _enhanced(mask: MaskEnhancer, reader: AudioReader, threads: int | None) -> Iterator[np.ndarray]:
+    """Yields enhanced float32 [any number, num_channels] at the rate of the file."""
+    import numpy as np
+
+    from speech.audio import SAMPLE_RATE_HZ, StreamResampler
+
+    num_channels = reader.num_channels
+    down = StreamResampler(reader.sample_rate_hz, SAMPLE_RATE_HZ, num_channels)
+    up = StreamResampler(SAMPLE_RATE_HZ, reader.sample_rate_hz, num_channels)
+    streams = [mask.stream(threads) for _ in range(num_channels)]
+
+    def pushed(block: np.ndarray) -> np.ndarray:
+        parts = [
+            stream.push(np.ascontiguousarray(column))
+            for stream, column in zip(streams, block.T, strict=True)
+        ]
+        return up.push(np.stack(parts, axis=1))
+
+    for block in reader.blocks():
+        yield pushed(down.push(block))
+    yield pushed(down.finish())
+    yield up.push(np.stack([stream.finish() for stream in streams], axis=1))
+    yield up.finish()
+
+
+def _fitted(blocks: Iterator[np.ndarray], num_samples: int) -> Iterator[np.ndarray]:
+    """Cuts blocks off, or adds one, so that they have ``num_samples`` in all.
+
+    Rounding in two resamplings may differ by a sample.
+    """
+    from speech.audio import fit_length
+
+    left, last = num_samples, None
+    for last in blocks:
+        yield last[:left]
+        left -= min(len(last), left)
+    if left and last is not None:
+        yield fit_length(last[:0], left)
+
+
+def _levelled(
+    blocks: Iterator[np.ndarray], folder: Path, row: dict[str, Any], peak: float | None
+) -> Iterator[np.ndarray]:
+    """Yields blocks times one factor, which is known once all are there; they wait in a file.
+
+    Args:
+        blocks: float32 [any number, num_channels].
+        folder: Where there is room for a file.
+        row: Gets ``turned_down_db`` where ``peak`` is None and the peak is beyond full scale.
+        peak: max |x| to give; None to only keep it within full scale.
+    """
+    import tempfile
+
+    import numpy as np
+
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder) as file:
+        highest = 0.0
+        for block in blocks:
+            highest = max(highest, float(np.max(np.abs(block), initial=0.0)))
+            file.write(np.ascontiguousarray(block).data)
+        gain = np.float32(1.0)
+        if peak is not None:
+            gain = _gain(peak, highest)
+        elif highest > 1.0:
+            gain = np.float32((1 - 1e-6) / highest)
+            row["turned_down_db"] = round(20 * math.log10(highest), 3)
+        file.seek(0)
+        num_channels = row["channels"]
+        while data := file.read(4 * num_channels * _WAITING_SAMPLES):
+            yield np.frombuffer(data, np.float32).reshape(-1, num_channels) * gain
 
 
 def enhance_all(
@@ -434,15 +522,6 @@ def _gain(wanted: float, highest: float) -> np.float32:
     return np.float32(wanted / highest if highest > 1e-20 else 1.0)
 
 
-def fit_length(signal: np.ndarray, num_samples: int) -> np.ndarray:
-    """Cuts or fills up to a length: rounding in the two resamplings may differ by a sample."""
-    import numpy as np
-
-    if len(signal) >= num_samples:
-        return signal[:num_samples]
-    return np.pad(signal, (0, num_samples - len(signal)))
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
     options = _parser().parse_args(argv)
@@ -464,13 +543,24 @@ def _run(options: argparse.Namespace) -> int:
     ways = [row["way"] for row in report.files]
     audio_seconds = report.audio_seconds
     print(f"model     {enhancer.file.path} (sha256 {enhancer.file.sha256[:12]}, {enhancer.engine})")
+    if enhancer.mask is not None:
+        from speech.net.reach import MaskSummary
+
+        print(f"network   {MaskSummary.of(enhancer.file)}")
     print(f"files     {len(report.files)} enhanced, {len(report.skipped)} skipped")
     if report.files:
-        print(f"way       {ways.count('whole')} whole, {ways.count('blocks')} in blocks of "
-              f"{BLOCK_SECONDS:g} s with cross-fades of {FADE_SECONDS:g} s")  # fmt: skip
+        if enhancer.mask is not None:
+            print(f"way       {len(ways)} as streams: the result of the whole in constant memory")
+        else:
+            print(f"way       {ways.count('whole')} whole, {ways.count('blocks')} in blocks of "
+                  f"{BLOCK_SECONDS:g} s with cross-fades of {FADE_SECONDS:g} s")  # fmt: skip
         print(f"audio     {audio_seconds:.1f} s in {report.seconds:.1f} s, real-time factor "
               f"{report.seconds / max(audio_seconds, 1e-9):.4f}")  # fmt: skip
         print(f"written   {report.files[0]['output'] if len(jobs) == 1 else options.out}")
+    for row in report.files:
+        if "turned_down_db" in row:
+            print(f"{row['output']}: turned down by {row['turned_down_db']:.1f} dB, its format "
+                  "would have clipped", file=sys.stderr)  # fmt: skip
     for _, reason in report.skipped:
         print(f"skipped: {reason}", file=sys.stderr)
     if options.json:
@@ -496,7 +586,8 @@ def _parser() -> argparse.ArgumentParser:
         **cli.examples(
             "python -m speech.enhance noisy.wav -o clean.wav",
             "python -m speech.enhance recordings/ -o enhanced/ --model models/fcn_small.icse",
-            note="Long files are enhanced in cross-faded blocks, unless --whole says otherwise.",
+            note="Waveform models (fcn) enhance long files in cross-faded blocks, unless --whole "
+            "says otherwise; models over time and frequency give the same for any length.",
         ),
     )
     add = parser.add_argument
@@ -505,8 +596,11 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--model", type=Path, default=DEFAULT_MODEL, metavar="FILE", help="model (default: shipped)"
     )
-    add("--peak", type=peak, metavar="P", help="max |x| of the output (default: the input's)")
-    add("--whole", action="store_true", help="never cut into blocks (memory grows with length)")
+    add("--peak", type=peak, metavar="P",
+        help="max |x| of the output (default: the input's; with a model over time and frequency "
+        "what it gives)")  # fmt: skip
+    add("--whole", action="store_true",
+        help="never cut into blocks (memory grows with length; for waveform models)")  # fmt: skip
     add("--json", **cli.JSON)
     return parser
 

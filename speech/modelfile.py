@@ -94,6 +94,9 @@ MASK_FEATURES = ("real", "imaginary", "magnitude")
 # that find no version assume Keras 1 and transpose convolution kernels.
 _FILE_ATTRIBUTES = {"keras_version": "3.0.0", "backend": "tensorflow"}
 
+#: Frames that a 'mask' network is believed to take at once, to tell shapes from chance.
+_MAX_CONTEXT = 99
+
 _LAYER_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
 
 
@@ -145,6 +148,18 @@ class ModelFile:
         return sum(array.size for layer in self.layers for array in layer.weights.values())
 
     @property
+    def kind(self) -> str:
+        """What goes in and comes out (see the module): what ``speech_meta`` says.
+
+        A file that says nothing is known by the shapes of its kernels, if they are those of a
+        'waveform' or a 'mask' network; else ''.
+        """
+        stated = self.meta.get("kind")
+        if not stated:
+            return kind_of_shapes(self.layers)
+        return stated if isinstance(stated, str) else _show(stated)
+
+    @property
     def is_chain(self) -> bool:
         """Whether each layer reads the one before it and nothing else."""
         return is_chain(self.layers)
@@ -157,6 +172,31 @@ class ModelFile:
         """
         with refusals(self.path):
             return require_chain(self.layers, what)
+
+
+def kind_of_shapes(layers: Sequence[LayerSpec]) -> str:
+    """Returns the kind that the shapes of the kernels tell.
+
+    'waveform': from a convolution of one channel to a convolution to one channel. 'mask': Dense
+    layers from an odd number of frames of 513 bins to 513 bins, a logistic function last. '':
+    anything else.
+    """
+    from speech.stft import DEFAULT
+
+    kernels = [layer.weights["kernel"] for layer in layers if "kernel" in layer.weights]
+    if not kernels:
+        return ""
+    first, last = kernels[0], kernels[-1]
+    if first.ndim == last.ndim == 3:
+        return "waveform" if first.shape[1] == last.shape[2] == 1 else ""
+    if any(kernel.ndim != 2 for kernel in kernels):
+        return ""
+    context, rest = divmod(first.shape[0], DEFAULT.num_bins)
+    fits = not rest and context % 2 and context <= _MAX_CONTEXT
+    if not fits or last.shape[1] != DEFAULT.num_bins:
+        return ""
+    final = next(layer for layer in reversed(layers) if layer.class_name != "Dropout")
+    return "mask" if final.config.get("activation") == "sigmoid" else ""
 
 
 # --------------------------------------------------------------------------------------------

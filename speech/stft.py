@@ -104,8 +104,21 @@ def stft(signal: np.ndarray, config: StftConfig = DEFAULT) -> np.ndarray:
     total = (config.num_frames(len(signal)) - 1) * config.hop + config.frame
     padded = np.zeros(total, signal.dtype)
     padded[overlap : overlap + len(signal)] = signal
-    frames = np.lib.stride_tricks.sliding_window_view(padded, config.frame)[:: config.hop]
-    return scipy.fft.rfft(frames * analysis_window(config, signal.dtype), axis=-1)
+    return whole_frames(padded, config)
+
+
+def whole_frames(samples: np.ndarray, config: StftConfig = DEFAULT) -> np.ndarray:
+    """Returns the spectra of the frames that lie inside a piece of signal, the first at its start.
+
+    Args:
+        samples: float32 or float64 [at least config.frame].
+        config: Frames and window.
+
+    Returns:
+        complex [1 + (num_samples - config.frame) // config.hop, num_bins].
+    """
+    frames = np.lib.stride_tricks.sliding_window_view(samples, config.frame)[:: config.hop]
+    return scipy.fft.rfft(frames * analysis_window(config, samples.dtype), axis=-1)
 
 
 def istft(spectra: np.ndarray, num_samples: int, config: StftConfig = DEFAULT) -> np.ndarray:
@@ -139,6 +152,44 @@ def istft(spectra: np.ndarray, num_samples: int, config: StftConfig = DEFAULT) -
         blocks[block : block + len(frames)] += parts[:, block]
     overlap = config.frame - config.hop
     return blocks.reshape(-1)[overlap : overlap + num_samples].copy()
+
+
+class Synthesis:
+    """The inverse STFT of blocks that come one after the other.
+
+    Args:
+        num_samples: Length of the signal; None if it is not known yet: what is beyond it has to be
+            cut off.
+        config: That of the spectra.
+    """
+
+    def __init__(self, num_samples: int | None, config: StftConfig = DEFAULT) -> None:
+        self._num_samples, self._config = num_samples, config
+        self._overlap = config.frame - config.hop
+        self._position = -self._overlap
+        self._tail: np.ndarray | None = None
+
+    def add(self, spectra: np.ndarray) -> np.ndarray:
+        """Takes the next frames, complex [num_frames, num_bins].
+
+        Returns:
+            The samples that are now complete, float [num_finished]; after the last frame, all
+            results one after the other are ``istft`` of all spectra.
+        """
+        config = self._config
+        beyond = self._overlap // config.hop
+        length = config.hop * (len(spectra) - 1) + config.frame
+        segment = istft(np.pad(spectra, ((beyond, beyond), (0, 0))), length, config)
+        if self._tail is not None:
+            segment[: self._overlap] += self._tail
+        finished = length - self._overlap
+        self._tail = segment[finished:]
+        first = max(0, -self._position)
+        last = finished
+        if self._num_samples is not None:
+            last = min(finished, self._num_samples - self._position)
+        self._position += finished
+        return segment[first : max(last, first)]
 
 
 def magnitudes(spectra: np.ndarray) -> np.ndarray:

@@ -9,7 +9,7 @@ from mnn.arbiter import Arbiter, fitting_gain
 from mnn.dae import Autoencoder
 from mnn.pool import Place, open_expert
 from mnn.selection import SCORINGS, costs, needs_of, pick, segment_bounds, segment_sums
-from speech.stft import DEFAULT, istft, stft
+from speech.stft import DEFAULT, Synthesis, istft, stft
 from tests.conftest import make_speech
 from tests.mnn_files import write_dae, write_fcn, write_mask
 from tests.reference import selection_oracle
@@ -167,7 +167,7 @@ def test_blocks_are_exact(dae, experts, noisy, monkeypatch, metric):
 def test_block_transforms_are_the_whole_ones(rng, num_samples, size):
     signal = rng.standard_normal(num_samples)
     expected = stft(signal)
-    synthesis, parts = blocks.Synthesis(num_samples, DEFAULT), []
+    synthesis, parts = Synthesis(num_samples, DEFAULT), []
     for start, stop in blocks.frame_blocks(len(expected), size):
         found = blocks.stft_frames(signal, start, stop, DEFAULT)
         assert_allclose(found, expected[start:stop], rtol=0, atol=1e-12)

@@ -32,6 +32,7 @@ LANES = 8
     8
 )
 _ACTIVATIONS = {"linear": 0, "silu": 1, "swish": 1}
+_MAX_TAPS = 64  # MOST_SEGMENTS in tape.c
 
 #: class name, layer name, Keras config, names of the layers it reads
 Layer = tuple[str, str, dict[str, Any], Sequence[str]]
@@ -136,11 +137,16 @@ class _Reader:
     def nodes(self) -> tuple[Node, ...]:
         for class_name, name, config, inputs in self._layers:
             read = getattr(self, f"_{class_name.lower()}", None)
-            _require(read is not None and config.get("data_format") in (None, "channels_last"))
+            if read is None:
+                raise _NotUnderstoodError
+            _require(config.get("data_format") in (None, "channels_last"))
             _require(all(source in self._values for source in inputs))
+            known = len(self._nodes)
             value = read(name, config, [self._values[source] for source in inputs])
             self._values[name] = value
-            if self._readers.get(name, 0) == 1 and not value.swapped:
+            # A layer that only passes a value on does not hide who else reads it.
+            was_single = value.node >= known or value.node in self._single
+            if was_single and self._readers.get(name, 0) == 1 and not value.swapped:
                 self._single.add(value.node)
             else:
                 self._single.discard(value.node)
@@ -148,6 +154,10 @@ class _Reader:
         _require(last == _Value(len(self._nodes) - 1))
         inner = self._nodes[:-1]
         _require(not any(node.split for node in inner) and len(inner) > 1)
+        _require(all(node.taps <= _MAX_TAPS for node in self._nodes))
+        # The channels of the input are not filled up to whole vectors; convolutions know it.
+        for node in self._nodes:
+            _require(node.kind == "conv" or 0 not in node.inputs)
         return tuple(self._nodes)
 
     def _add_node(self, node: Node) -> _Value:
@@ -212,7 +222,7 @@ class _Reader:
         (taps, width), (stride_t, stride) = _pair(config["kernel_size"]), _pair(config["strides"])
         _require(taps == 1 and stride_t == 1 and config["padding"] == "same")
         _require(width == 2 * stride and stride % 2 == 0)
-        _require(_pair(config["dilation_rate"]) == (1, 1))
+        _require(_pair(config.get("dilation_rate", 1)) == (1, 1))
         _require(not config.get("output_padding") and config.get("activation") in (None, "linear"))
         (node,) = self._plain(values)
         source = self._nodes[node]
@@ -445,7 +455,7 @@ def _to_keras(node: Node, running: np.ndarray, shape: tuple[int, ...]) -> np.nda
 
 
 class Tape:
-    """A network ready to run on batches of one shape.
+    """A network ready to run on batches of one shape, without gradients also on smaller ones.
 
     Args:
         nodes: Of `read_layers`.
@@ -709,22 +719,36 @@ class Tape:
         """Runs a batch.
 
         Args:
-            inputs: float32 [pieces, frames, bands, channels].
+            inputs: float32 [pieces, frames, bands, channels]; of a tape without gradients, pieces
+                and frames may be fewer than the tape has room for.
             weights: Of each layer; read when it is called, so they may change in between.
 
         Returns:
             float32 [pieces, frames, bands, channels], new memory.
+
+        Raises:
+            ValueError: The shape of the inputs is another.
         """
-        first = self._values[0].array
+        first, source = self._values[0].array, self.nodes[0]
         assert first is not None
-        first[:] = np.asarray(inputs, np.float32).reshape(self.pieces, -1)
+        pieces, frames, *rest = np.shape(inputs)
+        fits = pieces <= self.pieces and frames <= self.frames
+        if self.gradients:
+            fits = (pieces, frames) == (self.pieces, self.frames)
+        if not fits or rest != [source.bands, source.channels]:
+            raise ValueError(
+                f"inputs have the shape {np.shape(inputs)}, expected "
+                f"{(self.pieces, self.frames, source.bands, source.channels)}"
+            )
+        flat = np.asarray(inputs, np.float32).reshape(pieces, -1)
+        first[:pieces, : flat.shape[1]] = flat
         self._fill(weights)
         starts = {phase: index for index, phase in self._starts.items()}
         for phase in range(self._forward_phases):
             if phase in starts:
                 self._normalize(self.nodes[starts[phase]], weights)
-            _run(self._records[phase], self.pieces, self.frames, self.threads)
-        return self._output()
+            _run(self._records[phase], pieces, frames, min(self.threads, pieces))
+        return self._output(pieces, frames)
 
     def backward(self, gradient: np.ndarray, weights: Weights) -> dict[str, dict[str, np.ndarray]]:
         """Returns the gradients of all trained weights, summed over the batch.
@@ -746,13 +770,14 @@ class Tape:
                 result[node.name] = self._weight_gradients(node, weights)
         return result
 
-    def _output(self) -> np.ndarray:
+    def _output(self, pieces: int, frames: int) -> np.ndarray:
         node, memory = self.nodes[-1], self._values[-1].array
         assert memory is not None
-        out = memory.reshape(self.pieces, self.frames, node.bands, -1)[..., : node.channels]
+        own = memory[:pieces].reshape(pieces, self.frames, node.bands, -1)[:, :frames]
+        out = own[..., : node.channels]
         if not node.split:
             return out.copy()
-        bins = out.reshape(self.pieces, self.frames, node.bands * node.split, -1)
+        bins = out.reshape(pieces, frames, node.bands * node.split, -1)
         return bins[:, :, node.split // 2 : -(node.split // 2)].copy()
 
     def _take_upstream(self, gradient: np.ndarray) -> None:
