@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeGuard
 
 import numpy as np
 
@@ -70,6 +71,11 @@ def spectra_of(signals: Sequence[np.ndarray], conventions: MaskConventions) -> l
         noisy = compress(bins, conventions.power)
         found.append(Spectrum(features(noisy).astype(np.float32), noisy))
     return found
+
+
+def are_spectra(signals: Sequence[Any]) -> TypeGuard[Sequence[Spectrum]]:
+    """Returns whether signals are what this module takes."""
+    return bool(signals) and isinstance(signals[0], Spectrum)
 
 
 def is_known(layers: Layers) -> bool:
@@ -428,3 +434,17 @@ def walk(
             left[source] -= 1
             if not left[source]:
                 del original[source], changed[source]
+
+
+def unchanged(
+    layers: Layers, spectra: Sequence[Spectrum]
+) -> Iterator[tuple[LayerSpec, Statistics]]:
+    """Yields each layer with a kernel, with its statistics in the network as it is."""
+    walking = walk(layers, spectra, sensitivities(layers, spectra))
+    try:
+        layer, found = next(walking)
+        while True:
+            yield layer, found
+            layer, found = walking.send(layer)
+    except StopIteration:
+        return

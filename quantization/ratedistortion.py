@@ -41,7 +41,7 @@ import scipy.linalg
 from quantization import graphs
 from quantization.calibration import Stage, Statistics, sensitivities, stages_of, walk
 from quantization.kmeans import clustered_layers, round_centroids, with_kernel
-from speech.compact import fitted_contexts
+from speech.compact import as_matrix, fitted_contexts, flat_contexts
 from speech.modelfile import LayerSpec, is_chain
 from speech.net.taps import taps_of, with_taps
 
@@ -58,6 +58,8 @@ _DAMPING = 1e-3
 _TARGET_DAMPING = 1e-4
 _TARGET_ITERATIONS = 100
 _MAX_CHANNEL_SCALE = 16.0
+#: What a value of a small codebook takes in the file, and until the coder knows how often it occurs.
+_BOOK_BITS = {"fp32": 36.0, "fp16": 20.0, "int8": 12.0}
 #: Strength of the prior in the counts of a context.
 _PRIOR = 4.0
 
@@ -128,11 +130,11 @@ def quantize(
     found = clustered_layers(layers)
     if not found:
         raise ValueError("the model has no convolution or matrix to cluster")
-    if signals and isinstance(signals[0], graphs.Spectrum) and graphs.is_known(layers):
+    if graphs.are_spectra(signals):
         result = _quantize_graph(layers, settings, signals, original or layers)
     else:
         kept = {
-            layer.name: np.asarray(layer.weights["kernel"].any(axis=0))
+            layer.name: np.asarray(as_matrix(layer.weights["kernel"]).any(axis=0))
             for layer in clustered_layers(original)
         } if original is not None else {}  # fmt: skip
         stages = stages_of(layers)
@@ -163,7 +165,9 @@ def _quantize_chain(
     walking = walk(stages, signals)
     stage, found = next(walking)
     for index, parts in enumerate(factors):
-        kept = np.asarray(stage.kernel.any(axis=0) & kept_of.get(stage.name, True))
+        kept = stage.kernel.any(axis=0)
+        if stage.name in kept_of:
+            kept = kept & kept_of[stage.name].reshape(kept.shape)
         scales = _filter_scales(stage, parts, settings)
         problem = _problem(stage, found, kept, scales, settings)
         channels = np.ones(stage.kernel.shape[1])
@@ -237,6 +241,7 @@ def _quantize_layer(
     statistics = Statistics(found.inputs, found.targets)
     wanted = taps.reshape(-1, taps.shape[2]).astype(np.float64)
     problem = _weighed(statistics, wanted, kept.reshape(shape), settings)
+    problem = replace(problem, book_bits=_BOOK_BITS[settings.centroids])
     values, indices = _solve(problem, lam, settings)
     kernel = round_centroids(values, settings.centroids)[indices].reshape(taps.shape)
     layer = with_taps(layer, kernel + np.float32(0))
@@ -259,11 +264,11 @@ def _quantize_apart(
             result.append(layer)
             continue
         kernel = layer.weights["kernel"]
-        rows = len(kernel)
-        kept = kernel.any(axis=0) & kept_of.get(layer.name, True)
+        matrix = as_matrix(kernel)
+        kept = matrix.any(axis=0) & kept_of.get(layer.name, True)
         power = float(np.square(kernel, dtype=np.float64).sum()) * len(chosen)
-        weights = kernel.reshape(rows, 1, -1) / math.sqrt(power)
-        problem = _Problem(weights, np.broadcast_to(kept.reshape(1, -1), weights.shape), None)
+        weights = matrix[:, np.newaxis] / math.sqrt(power)
+        problem = _Problem(weights, np.broadcast_to(kept, weights.shape), None)
         values, indices = _solve(problem, lam, settings)
         book = round_centroids(values * math.sqrt(power), settings.centroids)
         result.append(with_kernel(layer, book[indices].reshape(kernel.shape) + np.float32(0)))
@@ -296,11 +301,14 @@ class _Problem:
         wanted: float [taps, in, filters].
         kept: bool [taps, in, filters]; the others are zero.
         correlation: float64 [taps x in, taps x in]; None for the unit matrix.
+        book_bits: Bits that each value of the codebook takes. 0 if they don't count beside those of
+            the weights; else the kernel is small, and its indices are coded without contexts.
     """
 
     wanted: np.ndarray
     kept: np.ndarray
     correlation: np.ndarray | None
+    book_bits: float = 0.0
 
     def with_channels(self, scales: np.ndarray) -> _Problem:
         """Returns the same problem, inputs multiplied by scales [in]."""
@@ -425,10 +433,10 @@ def _solve(
         targets = correlation @ wanted.reshape(-1, wanted.shape[2])
     for _ in range(settings.passes):
         if correlation is not None and factor is not None:
-            coder = _Costs(values, indices, kept, lam)
+            coder = _Costs(values, indices, kept, lam, problem.book_bits)
             indices = _with_feedback(wanted, kept, factor, coder)
             for _ in range(settings.sweeps):
-                coder = _Costs(values, indices, kept, lam)
+                coder = _Costs(values, indices, kept, lam, problem.book_bits)
                 indices = _one_by_one(wanted, kept, correlation, coder, indices)
             values, indices = _moved_centroids(correlation, targets, values, indices)
         else:
@@ -446,15 +454,24 @@ class _Costs:
         indices: int [taps, in, filters], whose statistics count.
         kept: bool [taps, in, filters]; columns of which nothing is kept are not coded.
         lam: What a bit costs.
+        book_bits: Of `_Problem`.
     """
 
     def __init__(
-        self, values: np.ndarray, indices: np.ndarray, kept: np.ndarray, lam: float
+        self,
+        values: np.ndarray,
+        indices: np.ndarray,
+        kept: np.ndarray,
+        lam: float,
+        book_bits: float = 0.0,
     ) -> None:
         self.values = values.astype(np.float32)
         self.zero = int(np.abs(values).argmin())
         rows = indices.reshape(len(indices), -1)[:, kept.any(axis=0).ravel()]
-        self._contexts = fitted_contexts(self.values, rows)
+        if book_bits:
+            self._contexts = flat_contexts(self.values)
+        else:
+            self._contexts = fitted_contexts(self.values, rows)
         counts = np.zeros(self._contexts.counts.shape)
         self.restart(rows.shape[1])
         for row in rows:
@@ -463,7 +480,9 @@ class _Costs:
         common = counts.sum(axis=0) + 0.5
         prior = _PRIOR * common / common.sum()
         lengths = -np.log2((counts + prior) / (counts.sum(axis=1, keepdims=True) + _PRIOR))
-        self.bits = float((counts * lengths).sum())
+        if book_bits:  # shared by the weights of a value: a rare one is not worth its place
+            own = counts.sum(axis=0)
+            lengths += np.where(np.arange(len(own)) == self.zero, 0.0, book_bits / (own + 1))
         self._table = (lam * lengths).astype(np.float32)
 
     def restart(self, num_columns: int) -> None:
