@@ -57,6 +57,9 @@ STATISTICS_BATCHES = 16
 #: A run with a budget validates less often where that would take a larger share of its time.
 _VALIDATION_SHARE = 0.1
 
+#: Steps before a validation, unless its time is asked for.
+_MIN_STEPS = 10
+
 #: Settings of a run that may change when it is taken up.
 _FREE = ("epochs", "hours", "validate_minutes", "conv")
 _DEFAULTS = asdict(TrainingConfig())
@@ -253,8 +256,14 @@ class Trainer:
         state, budget = self.state, self.config.budget_seconds
         if budget is None:
             return state.batch >= len(self.training)
+        if not state.num_items or state.used_seconds >= budget:
+            return state.num_items > 0
+        # The first steps of a call are slow: what they need is built.
+        soon = self.config.validate_minutes is None and (
+            state.num_items < _MIN_STEPS * self.training.batch_size
+        )
         wait = max(self.config.validate_seconds, self._validation_seconds / _VALIDATION_SHARE)
-        return state.num_items > 0 and (state.used_seconds >= budget or state.seconds >= wait)
+        return state.seconds >= wait and not soon
 
     def _now(self) -> float:
         """Returns the seconds of the whole run, by the clock of this machine."""
@@ -504,9 +513,9 @@ class Trainer:
         # The step of a finite error may have spoilt them; the next error would tell.
         if not all(np.isfinite(array).all() for array in self.network.get_weights()):
             self._diverged("weights became infinite or NaN", f"step {self.state.batch}")
+        self._save_checkpoint()
         if self.config.hours is not None:
             self._save_models(exact)
-        self._save_checkpoint()
 
     def _save_models(self, exact: bool = True) -> None:
         state, timed = self.state, self.config.hours is not None
