@@ -16,7 +16,7 @@ import struct
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -33,8 +33,12 @@ _PCM, _FLOAT, _EXTENSIBLE = 1, 3, 0xFFFE  # tags of WAV
 #: Tags that are appended to sounds: no samples.
 _TAGS = (b"TAG", b"ID3", b"APETAGEX", b"LYRICSBEGIN")
 #: Sizes that programs write into a pipe, in place of one that they can't know yet: within 64 KiB
-#: of 2^31 and 2^32, as the size of the header is often added or taken away.
-_PIPE_SIZES = ((1 << 31) - (1 << 16), (1 << 31) + (1 << 16)), ((1 << 32) - (1 << 16), 1 << 32)
+#: of 2^31, 2^32 and 2^64, as the size of the header is often added or taken away.
+_PIPE_SIZES = (
+    range((1 << 31) - (1 << 16), (1 << 31) + (1 << 16)),
+    range((1 << 32) - (1 << 16), 1 << 32),
+    range((1 << 64) - (1 << 16), 1 << 64),
+)
 _W64_DATA = b"data\xf3\xac\xd3\x11\x8c\xd1\x00\xc0O\x8e\xdb\x8a"
 #: MPEG's view is longer than the file by this factor, more than rates of bits differ.
 _STRETCH = 1000
@@ -80,12 +84,12 @@ class View(io.RawIOBase):
             libsndfile stops at a length that it estimates from there.
     """
 
-    def __init__(self, stream: BinaryIO, header: Header) -> None:
+    def __init__(self, stream: io.BufferedReader, header: Header) -> None:
         self._stream, self._header = stream, header
         self._size = os.fstat(stream.fileno()).st_size - header.start
         self.seek(0)
 
-    def readinto(self, buffer) -> int:
+    def readinto(self, buffer: Any) -> int:
         """Reads as files do, with the patches applied."""
         place = self.tell()
         count = self._stream.readinto(buffer)
@@ -150,7 +154,9 @@ def inspect(path: Path) -> Header:
         if magic in _OTHERS:
             return Header()
         if magic.startswith(_ID3) or path.suffix.lower() in MPEG_SUFFIXES:
-            return _of_mpeg(stream, path, num_bytes)
+            header = _of_mpeg(stream, path, num_bytes)
+            if header is not None:
+                return header
     raise AudioError(
         f"{path}: cannot be decoded as audio (no known format); convert it to WAV or FLAC"
     )
@@ -233,7 +239,7 @@ class _Samples:
 
 
 def _is_of_a_pipe(num_bytes: int) -> bool:
-    return any(low <= num_bytes <= high for low, high in _PIPE_SIZES) or num_bytes >= 1 << 62
+    return any(num_bytes in sizes for sizes in _PIPE_SIZES)
 
 
 def _riff_followers(order: str) -> Callable[[BinaryIO, int, int], bool]:
@@ -285,8 +291,7 @@ def _of_riff(stream: BinaryIO, path: Path, file_bytes: int) -> Header:
             if is_aiff and num_bytes < more:
                 found = _Samples(body - 4, order + "I", body + more, 0, more, followers, others)
             if wide_at and num_bytes == (1 << 32) - 1:
-                num = -1 if wide >= 1 << 63 else wide
-                found = _Samples(wide_at, "<Q", body, num, 0, followers)
+                found = _Samples(wide_at, "<Q", body, wide, 0, followers)
             header = found.compared(stream, path, file_bytes)
             if room is None:
                 return header
@@ -483,10 +488,13 @@ _MPEG_BITS = {
 }
 
 
-def _of_mpeg(stream: BinaryIO, path: Path, file_bytes: int) -> Header:
+def _of_mpeg(stream: BinaryIO, path: Path, file_bytes: int) -> Header | None:
     """MPEG: a first frame may hold a table with the number of frames (Xing, Info); else nothing.
 
     A table that is older than the file, which happens when files are joined, is left out.
+
+    Returns:
+        What is to be known; None if no frame is found where the first should be.
 
     Raises:
         AudioError: The table counts more bytes than there are.
@@ -502,7 +510,7 @@ def _of_mpeg(stream: BinaryIO, path: Path, file_bytes: int) -> Header:
         None,
     )  # fmt: skip
     if place is None:
-        return Header(is_mpeg=True)
+        return None
     frame, start = frame[place:], start + place
     table = next((at for at in (36, 21, 13) if frame[at : at + 4] in (b"Xing", b"Info")), None)
     if table is None or len(frame) < table + 16:
