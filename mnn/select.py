@@ -323,13 +323,13 @@ def _bundled_clips(out: Path) -> Path:
 
 
 def _check_usage(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
-    from speech.audio import FORMATS
+    from speech.audio import is_audio_name
 
     asked = options.experts is not None
     # Inputs may follow --experts, which takes all it can get.
     for name in ("experts", "selector_experts"):
         given = getattr(options, name) or []
-        audio = [p for p in given if p.is_dir() or p.suffix.lower() in {*FORMATS, ".mp3"}]
+        audio = [p for p in given if p.is_dir() or is_audio_name(p)]
         options.inputs += audio
         setattr(options, name, [path for path in given if path not in audio])
     if asked and not options.experts and not options.candidates:

@@ -13,7 +13,9 @@ samples that are there are read, which is announced as a warning.
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
+import mimetypes
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -34,7 +36,7 @@ if TYPE_CHECKING:
 #: The rate of every model of this project, as in both papers.
 SAMPLE_RATE_HZ = 16000
 
-#: File endings looked for in folders, and the libsndfile format each is written as.
+#: File endings that can be written, and the libsndfile format of each.
 FORMATS = {
     ".wav": "WAV",
     ".flac": "FLAC",
@@ -42,8 +44,40 @@ FORMATS = {
     ".nist": "NIST",
     ".aiff": "AIFF",
     ".aif": "AIFF",
+    ".aifc": "AIFF",
     ".ogg": "OGG",
+    ".oga": "OGG",
+    ".wave": "WAV",
+    ".w64": "W64",
+    ".caf": "CAF",
+    ".au": "AU",
+    ".snd": "AU",
 }
+
+#: Further endings of what libsndfile reads; its own names of formats are endings too.
+_ALIASES = {
+    "IRCAM": (".sf",),
+    "MP3": headers.MPEG_SUFFIXES,
+    "OGG": (".opus",),
+    "SVX": (".8svx", ".iff"),
+    "WAV": (".bwf",),
+}
+#: Formats of libsndfile that hold no recordings, or that any bytes would pass for.
+_NO_RECORDINGS = frozenset(["HTK", "MAT4", "MAT5", "MPC2K", "RAW", "SD2", "SDS", "WAVEX", "XI"])
+#: Endings of sounds that libsndfile does not read and Python's list of types does not know.
+_OTHER_SOUNDS = (
+    ".ac3",
+    ".amr",
+    ".ape",
+    ".dts",
+    ".m4a",
+    ".m4b",
+    ".mka",
+    ".mkv",
+    ".spx",
+    ".wma",
+    ".wv",
+)
 
 #: Rates outside this range are taken for a damaged header. The lower bound also keeps a lying
 #: header from turning a small file into a huge one by resampling.
@@ -89,8 +123,9 @@ def read_audio(path: str | os.PathLike, sample_rate_hz: int = SAMPLE_RATE_HZ) ->
     """Reads a file as one channel at one rate (SPEC 1: 16 kHz mono, channels averaged).
 
     Args:
-        path: WAV, FLAC, uncompressed NIST SPHERE (TIMIT's own ``.WAV``), AIFF, Ogg, Wave64, CAF,
-            AU. The format is told by the content, not by the ending; only MP3 needs its own.
+        path: WAV, FLAC, uncompressed NIST SPHERE (TIMIT's own ``.WAV``), AIFF, Ogg, Opus, Wave64,
+            CAF, AU, MP3 and the like. The format is told by the content, not by the ending; only
+            MP3 needs its own.
         sample_rate_hz: Rate to return; other rates are resampled with soxr at quality VHQ. A
             signal of n samples comes out round(n * sample_rate_hz / source_rate_hz) long.
 
@@ -311,11 +346,41 @@ def _in_pieces(blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
             yield block[start : start + _BLOCK_FRAMES]
 
 
-def find_audio(folder: str | os.PathLike) -> list[Path]:
+@functools.cache
+def readable_suffixes() -> tuple[str, ...]:
+    """Returns the endings, in lower case, of what this libsndfile reads; '.wav' is the first."""
+    import soundfile
+
+    names = soundfile.available_formats().keys() - _NO_RECORDINGS
+    found = {f".{name.lower()}" for name in names}
+    found |= {suffix for suffix, name in FORMATS.items() if name in names}
+    found |= {suffix for name in names for suffix in _ALIASES.get(name, ())}
+    return tuple(sorted(found, key=lambda suffix: (suffix != ".wav", suffix)))
+
+
+def is_audio_name(path: str | os.PathLike) -> bool:
+    """Tells whether a file has the ending of a format that can be read."""
+    return Path(path).suffix.lower() in readable_suffixes()
+
+
+def _is_other_sound(path: Path) -> bool:
+    """Tells whether a file has the ending of a sound or film that can't be read."""
+    suffix = path.suffix.lower()
+    kind = mimetypes.MimeTypes().guess_type(f"x{suffix}")[0] or ""
+    return suffix in _OTHER_SOUNDS or kind.startswith(("audio/", "video/"))
+
+
+def find_audio(folder: str | os.PathLike, *, unreadable: bool = False) -> list[Path]:
     """Returns the audio files below a folder, sorted by path.
 
-    Endings count in upper and lower case; hidden files and folders (macOS writes ``._x.wav``
-    beside ``x.wav``) do not count. Links to folders are followed, each real folder once.
+    Endings count in upper and lower case (see `readable_suffixes`); hidden files and folders (macOS
+    writes ``._x.wav`` beside ``x.wav``) do not count. Links to folders are followed, each real
+    folder once.
+
+    Args:
+        folder: Where to look.
+        unreadable: Also return sounds whose format can't be read, for callers that list what they
+            fail to read. By default they are named in an announcement.
 
     Raises:
         ValueError: The folder is missing or holds no audio file.
@@ -324,7 +389,7 @@ def find_audio(folder: str | os.PathLike) -> list[Path]:
     if not folder.is_dir():
         what = "not a folder" if folder.exists() else "no such folder"
         raise ValueError(f"{folder}: {what}; give the folder that holds the audio files")
-    found, visited = [], set()
+    found, others, visited = [], [], set()
     for parent, folders, names in os.walk(folder, followlinks=True, onerror=_raise):
         real_parent = os.path.realpath(parent)
         folders[:] = [name for name in folders if not name.startswith(".")]
@@ -332,14 +397,24 @@ def find_audio(folder: str | os.PathLike) -> list[Path]:
             folders.clear()
             continue
         visited.add(real_parent)
-        found += [
-            Path(parent, name)
-            for name in names
-            if not name.startswith(".") and Path(name).suffix.lower() in FORMATS
-        ]
-    if not found:
-        raise ValueError(f"{folder}: no audio file found; looked for {', '.join(FORMATS)}")
-    return sorted(found)
+        for path in (Path(parent, name) for name in names if not name.startswith(".")):
+            if is_audio_name(path):
+                found.append(path)
+            elif _is_other_sound(path):
+                others.append(path)
+    if others and not unreadable:
+        few = ", ".join(str(path.relative_to(folder)) for path in sorted(others)[:3])
+        left_out = f"{len(others)} files that libsndfile does not read ({few}"
+        left_out += ", ...)" if others[3:] else ")"
+        if found and folder not in _told:
+            _told.add(folder)
+            _logger.warning("%s: left out %s; convert them to WAV or FLAC", folder, left_out)
+    if not found and not (others and unreadable):
+        looked = f"looked for {', '.join(readable_suffixes())}"
+        if others:
+            looked = f"there are {left_out}; convert them to WAV or FLAC"
+        raise ValueError(f"{folder}: no audio file found; {looked}")
+    return sorted([*found, *others] if unreadable else found)
 
 
 def require_signal(signal: np.ndarray) -> np.ndarray:

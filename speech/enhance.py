@@ -467,7 +467,8 @@ def plan_outputs(inputs: Sequence[Path], out: Path) -> list[tuple[Path, Path]]:
         if item.is_dir():
             # With several folders each keeps its own name.
             base = out if len(inputs) == 1 else out / item.resolve().name
-            jobs += [(path, base / _writable(path.relative_to(item))) for path in find_audio(item)]
+            paths = [path.relative_to(item) for path in find_audio(item, unreadable=True)]
+            jobs += [(item / path, base / name) for path, name in _names(paths).items()]
         elif item.exists():
             jobs.append((item, out if to_file and not out.is_dir() else out / _writable(item.name)))
         else:
@@ -487,8 +488,20 @@ def plan_outputs(inputs: Sequence[Path], out: Path) -> list[tuple[Path, Path]]:
     return jobs
 
 
+def _names(paths: Sequence[Path]) -> dict[Path, Path]:
+    """Returns the name to write for each of a tree: of x.wav and x.mp3, that of x.mp3.wav too."""
+    names = {path: path for path in paths if _writable(path) == path}
+    taken = set(names)
+    for path in paths:
+        if path not in names:
+            name = _writable(path)
+            names[path] = path.with_name(f"{path.name}.wav") if name in taken else name
+            taken.add(names[path])
+    return {path: names[path] for path in paths}
+
+
 def _writable(path: Path | str) -> Path:
-    """Returns the name to write: endings that only name a container we read become .wav."""
+    """Returns the name to write: endings that can only be read become .wav."""
     from speech.audio import FORMATS
 
     path = Path(path)

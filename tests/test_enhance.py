@@ -144,6 +144,24 @@ def test_a_folder_keeps_its_tree_and_bad_files_are_listed(model_path, tmp_path, 
     assert len(json.loads(summary.read_text())["skipped"]) == 3
 
 
+def test_a_folder_of_many_formats(model_path, tmp_path, rng, capsys):
+    """What can be read is enhanced, in its own format if that can be written; names differ."""
+    folder = tmp_path / "in"
+    for name in ("x.wav", "x.mp3", "x.caf", "y.opus", "z.au", "z.MP3", "v.w64", "u.oga"):
+        write_as = {"opus": ("OGG", "OPUS"), "mp3": ("MP3", None), "oga": ("OGG", None)}
+        ending = name[2:].lower()
+        audio_format, subtype = write_as.get(ending, (ending.upper(), "PCM_16"))
+        folder.mkdir(exist_ok=True)
+        soundfile.write(folder / name, make_speech(rng, 4000), 16000, subtype, format=audio_format)
+    (folder / "w.m4a").write_bytes(b"\0\0\0\x20ftypM4A " + bytes(99))
+    (folder / "note.txt").write_text("no sound")
+    assert main([str(folder), "-o", str(tmp_path / "out"), "--model", str(model_path)]) == 0
+    written = {path.name for path in (tmp_path / "out").iterdir()}
+    assert written == {"x.wav", "x.mp3.wav", "x.caf", "y.wav", "z.au", "z.wav", "v.w64", "u.oga"}
+    output = capsys.readouterr()
+    assert "8 enhanced, 1 skipped" in output.out and "w.m4a: cannot be decoded" in output.err
+
+
 def bad_inputs(tmp_path):
     tmp_path.joinpath("text.wav").write_text("not audio")
     tmp_path.joinpath("cut.h5").write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(50))

@@ -290,3 +290,47 @@ def test_sizes_that_disagree_are_refused_in_one_line(data, reason, samples, tmp_
 def test_silence_lies_at_both_ends(tmp_path):
     (tmp_path / "x.wav").write_bytes(container(np.zeros(500), 4, 24))
     assert not read_multichannel(tmp_path / "x.wav").samples.any()
+
+
+def some_formats(samples, folder):
+    """Writes a file of each ending that can be read and written by libsndfile; their names."""
+    names = set()
+    for suffix in audio.readable_suffixes():
+        name = audio.FORMATS.get(suffix, suffix[1:].upper())
+        aliases = [key for key, value in audio._ALIASES.items() if suffix in value]
+        audio_format = (aliases or [name])[0]
+        subtype = {"MP3": "MPEG_LAYER_III", "OGG": "OPUS" if suffix == ".opus" else "VORBIS"}
+        subtype |= {"WVE": "ALAW"}
+        rate_hz = 8000 if audio_format == "WVE" else 16000
+        path = folder / f"of{suffix[1:]}{suffix.upper() if len(names) % 2 else suffix}"
+        soundfile.write(
+            path, samples, rate_hz, subtype.get(audio_format, "PCM_16"), format=audio_format
+        )
+        names.add(path.name)
+    return names
+
+
+def test_a_folder_gives_all_that_the_library_reads(samples, tmp_path):
+    names = some_formats(samples, tmp_path)
+    assert names >= {"ofwav.wav"} and len(names) > 20
+    assert {path.name for path in audio.find_audio(tmp_path)} == names
+    for name in names:
+        found = read_audio(tmp_path / name)
+        assert abs(len(found.samples) * found.source_rate_hz / 16000 - NUM_SAMPLES) < 1200, name
+        assert np.abs(found.samples).max() == pytest.approx(0.52, abs=0.1), name
+
+
+def test_sounds_that_the_library_does_not_read_are_listed(samples, tmp_path, caplog):
+    others = ["a.m4a", "b.WMA", "c.mp4", "sub/d.aac", "e.amr"]
+    (tmp_path / "sub").mkdir()
+    for name in others:
+        (tmp_path / name).write_bytes(b"\0\0\0\x20ftypM4A " + bytes(99))
+    (tmp_path / "note.txt").write_text("no sound")
+    with pytest.raises(ValueError, match=r"no audio file found; there are 5 files .*a\.m4a"):
+        audio.find_audio(tmp_path)
+    soundfile.write(tmp_path / "x.wav", samples, 16000)
+    with caplog.at_level(logging.WARNING, logger="speech"):
+        for _ in range(2):
+            assert [path.name for path in audio.find_audio(tmp_path)] == ["x.wav"]
+    assert len(caplog.messages) == 1 and "left out 5 files" in caplog.text
+    assert len(audio.find_audio(tmp_path, unreadable=True)) == 6

@@ -20,10 +20,10 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-#: How files start that libsndfile is given. Its readers of rarer formats are little tested, and
-#: some of them take any bytes.
+#: How files start that libsndfile is given; some of its readers would take any bytes.
 _RIFF = (b"RIFF", b"RIFX", b"RF64", b"FORM")
-_OTHERS = (b"fLaC", b"OggS", b"NIST", b"riff", b"caff", b".snd", b"dns.")
+_OTHERS = (b"OggS", b"Crea", b"2BIT", b" paf", b"fap ", b"PVF1", b"ALaw")
+_IRCAM = re.compile(rb"\x64\xa3[\x00-\x09]\x00|\x00[\x00-\x09]\xa3\x64")
 #: MPEG has no start of its own: it goes by name, or by the tag that players write before it.
 MPEG_SUFFIXES = (".mp3", ".mp2", ".mp1", ".mpga")
 _ID3 = b"ID3"
@@ -151,7 +151,7 @@ def inspect(path: Path) -> Header:
         if magic in (b"riff", b"caff", b".snd", b"dns."):
             samples = {b"riff": _in_w64, b"caff": _in_caf}.get(magic, _in_au)(stream)
             return Header() if samples is None else samples.compared(stream, path, num_bytes)
-        if magic in _OTHERS:
+        if magic in _OTHERS or _IRCAM.fullmatch(magic):
             return Header()
         if magic.startswith(_ID3) or path.suffix.lower() in MPEG_SUFFIXES:
             header = _of_mpeg(stream, path, num_bytes)
