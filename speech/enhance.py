@@ -579,8 +579,12 @@ def _fitting(output: np.ndarray, noisy: np.ndarray) -> np.ndarray:
     """
     import numpy as np
 
-    energy = float(np.dot(output, output))
-    return output * np.float32(float(np.dot(noisy, output)) / energy if energy else 1.0)
+    highest, at_most = _peak_of(output), _peak_of(noisy)
+    if not highest or not at_most:
+        return output
+    unit = output / highest  # neither too large nor too small to be squared
+    gain = float(np.dot(noisy / at_most, unit)) / float(np.dot(unit, unit))
+    return unit * np.float32(gain * at_most)
 
 
 def _peak_of(signal: np.ndarray) -> float:

@@ -242,6 +242,13 @@ def test_noise_does_not_change_the_level_of_the_speech(snr_db, in_blocks, monkey
     assert abs(speech_level_db(clean, enhanced)) < 1.0
 
 
+@pytest.mark.parametrize("scale", [1e-36, 1e-20, 1e30])
+def test_any_level_that_a_float_has_is_fitted(scale, enhancer, rng):
+    signal = make_speech(rng, 4000).astype(np.float32)
+    expected = enhancer.enhance(signal)
+    assert_allclose(enhancer.enhance(signal * np.float32(scale)) / scale, expected, atol=1e-4)
+
+
 def test_a_network_that_turns_the_sign_is_no_silence(enhancer, rng):
     signal = make_speech(rng, 4000)
     output = enhancer(signal)
