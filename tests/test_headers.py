@@ -261,14 +261,14 @@ def test_an_ogg_whose_end_is_missing_is_said_and_two_in_one_are_refused(
         read_audio(path)
 
 
-def container(values, size, bits, order="<", *, extensible=False, block=None):
+def container(values, size, bits, order="<", *, extensible=False, block=None, rate=None):
     """Returns a WAV of whole numbers as they are, in so many bytes each."""
     unsigned = np.asarray(values, np.int64) % (1 << 8 * size)
     byte_order = range(size) if order == "<" else range(size)[::-1]
     data = np.stack([unsigned >> 8 * n & 255 for n in byte_order], axis=1).astype("u1").tobytes()
     block = size if block is None else block
     tag, bits_told = (0xFFFE, 8 * size) if extensible else (1, bits)
-    fmt = struct.pack(order + "2H2I2H", tag, 1, 16000, 16000 * block, block, bits_told)
+    fmt = struct.pack(order + "2H2I2H", tag, 1, 16000, rate or 16000 * block, block, bits_told)
     if extensible:
         guid = b"\1\0\0\0\0\0\x10\0\x80\0\0\xaa\0\x38\x9b\x71"
         fmt += struct.pack("<HHI", 22, bits, 4) + guid
@@ -323,6 +323,27 @@ def test_sizes_that_disagree_are_refused_in_one_line(data, reason, samples, tmp_
     with pytest.raises(AudioError, match=reason) as caught:
         read_multichannel(path)
     assert str(caught.value).startswith(f"{path}: ") and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("size", "block"), [(2, 1), (2, 4), (2, 3), (3, 4), (3, 1), (2, 8)])
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_a_block_size_that_bits_and_bytes_per_second_prove_wrong(
+    size, block, order, samples, tmp_path
+):
+    values = np.asarray(samples, np.int64) << 8 * size - 16
+    values[::2] += size > 2
+    path = tmp_path / "x.wav"
+    path.write_bytes(container(values, size, 8 * size, order, block=block, rate=16000 * size))
+    expected = values / 2.0 ** (8 * size - 1)
+    assert_allclose(read_multichannel(path).samples[:, 0], expected, rtol=0, atol=1e-7)
+
+
+def test_the_other_order_of_bytes(samples, tmp_path):
+    truth = np.asarray(samples, np.int64) << 8 | 1
+    for name, values in (("low", truth % (1 << 24)), ("sign", truth), ("high", truth << 8)):
+        (tmp_path / f"{name}.wav").write_bytes(container(values, 4, 24, ">"))
+        found = read_multichannel(tmp_path / f"{name}.wav").samples[:, 0]
+        assert_allclose(found, truth / 2.0**23, rtol=0, atol=1e-7, err_msg=name)
 
 
 def test_silence_lies_at_both_ends(tmp_path):

@@ -295,7 +295,7 @@ def _of_riff(stream: BinaryIO, path: Path, file_bytes: int) -> Header:
     is_aiff = top[:4] == b"FORM"
     followers = _riff_followers(order)
     wide_at = wide = 0
-    room: tuple[int, int] | None = None
+    room: tuple[int, int, int] | None = None
     bits_at = 0
     others: tuple[tuple[int, str, int], ...] = ()
     for _ in range(_MAX_CHUNKS):
@@ -317,6 +317,9 @@ def _of_riff(stream: BinaryIO, path: Path, file_bytes: int) -> Header:
                 return header
             end = file_bytes if header.word else min(body + found.num_bytes, file_bytes)
             shift = _shift_of(stream, path, body, end, order, *room)
+            if shift is None:
+                block = bits_at - 2, struct.pack(order + "H", room[2])
+                return replace(header, patches=(*header.patches, block))
             # libsndfile goes by the bits, or guesses.
             bits = bits_at, struct.pack(order + "H", 8 * room[0])
             return replace(header, patches=(*header.patches, bits), shift=shift)
@@ -334,19 +337,23 @@ def _of_riff(stream: BinaryIO, path: Path, file_bytes: int) -> Header:
     return Header()
 
 
-def _room_of(chunk: bytes, order: str, path: Path) -> tuple[int, int] | None:
+def _room_of(chunk: bytes, order: str, path: Path) -> tuple[int, int, int] | None:
     """Checks the sizes of a WAV's samples, of which libsndfile believes only some.
 
     Returns:
-        Bytes and bits of a sample, if it has more room than it needs; else None.
+        Bytes and bits of a sample, if it has more room than it needs, and the block that would
+        leave it none, if that is what the bytes per second say, or 0; else None.
 
     Raises:
         AudioError: The sizes disagree.
     """
     if len(chunk) < 16:
         return None
-    tag, channels, _, _, block, bits = struct.unpack(order + "2H2I2H", chunk[:16])
+    tag, channels, rate_hz, bytes_per_s, block, bits = struct.unpack(order + "2H2I2H", chunk[:16])
     valid = bits
+    packed = channels * -(-bits // 8)
+    if tag == _EXTENSIBLE or bytes_per_s != rate_hz * packed:
+        packed = 0
     if tag == _EXTENSIBLE and len(chunk) >= 26:
         own, _, tag = struct.unpack(order + "HIH", chunk[18:26])
         valid = own if 0 < own <= bits else bits
@@ -358,17 +365,27 @@ def _room_of(chunk: bytes, order: str, path: Path) -> tuple[int, int] | None:
         return None  # libsndfile refuses it, or goes by the bits
     size, odd = divmod(block, channels)
     if odd or 8 * size < bits or (tag == _FLOAT and 8 * size != bits) or (tag == _PCM and size > 4):
+        if packed:
+            return None  # libsndfile goes by the bits
         raise AudioError(
             f"{path}: damaged header, it claims {bits} bits a sample, {channels} channels and "
             f"blocks of {block} bytes, which disagree; convert the file again"
         )
-    return (size, valid) if tag == _PCM and valid < 8 * size and size > 1 else None
+    has_room = tag == _PCM and valid < 8 * size and size > 1
+    return (size, valid, packed) if has_room else None
 
 
 def _shift_of(
-    stream: BinaryIO, path: Path, start: int, end: int, order: str, size: int, bits: int
-) -> int:
-    """Returns by how many bits samples lie too low in their bytes.
+    stream: BinaryIO,
+    path: Path,
+    start: int,
+    end: int,
+    order: str,
+    size: int,
+    bits: int,
+    packed: int,
+) -> int | None:
+    """Returns by how many bits samples lie too low in their bytes; None if they have no room.
 
     By the standard they fill the highest bits, and the lowest are zero.
 
@@ -404,6 +421,8 @@ def _shift_of(
         return 0
     if not high and (low or (plain and sign)):
         return spare
+    if low and packed:
+        return None
     raise AudioError(
         f"{path}: its header claims {bits} bits in {size} bytes, but its samples "
         + ("use all bits" if low else "may be those of either end")
