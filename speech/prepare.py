@@ -468,7 +468,7 @@ def _check_target(out: Path, plans: Sequence[Any], force: bool) -> None:
     if strange:
         raise ValueError(
             f"{out}: holds {len(strange)} files that this command would not replace, "
-            f"such as {min(strange)}; delete the folder first"
+            f"such as {min(strange)}; choose another --out"
         )
 
 
