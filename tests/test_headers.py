@@ -89,6 +89,15 @@ def test_sizes_that_are_none_give_the_samples_that_are_there(
         assert reader.num_samples == NUM_SAMPLES
 
 
+def test_a_recording_that_starts_in_silence_is_no_empty_one(samples, tmp_path, caplog):
+    silent = np.concatenate([np.zeros(40000, np.int16), samples])
+    path = tmp_path / "x.wav"
+    path.write_bytes(patched(content(silent), (40, little(0)), (4, little(0))))
+    found, words = read_with_words(path, caplog)
+    assert_array_equal(found, silent)
+    assert len(words) == 1
+
+
 def chunk(name, body):
     return name + little(len(body)) + body
 

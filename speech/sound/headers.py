@@ -250,7 +250,8 @@ class _Samples:
             return False
         stream.seek(end)
         head = stream.read(1 << 16).lstrip(b"\0")
-        if not head or head.startswith(_TAGS):
+        # Behind samples, zeros fill a file up; without any, they are those of a silent start.
+        if (not head and self.num_bytes) or head.startswith(_TAGS):
             return False
         rest = file_bytes - end
         return (
