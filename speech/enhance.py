@@ -46,8 +46,11 @@ if TYPE_CHECKING:
     from speech.modelfile import ModelFile
     from speech.net.enhancer import MaskEnhancer
 
+_MODELS = Path(__file__).resolve().parent.parent / "models"
 #: The model that is used when none is named.
-DEFAULT_MODEL = Path(__file__).resolve().parent.parent / "models" / "fcn.h5"
+DEFAULT_MODEL = _MODELS / "denoise.icse"
+#: The papers' network, on which their tables stand.
+BASELINE_MODEL = _MODELS / "fcn.h5"
 
 WHOLE_SECONDS = 120.0
 BLOCK_SECONDS = 60.0
