@@ -16,7 +16,7 @@ import logging
 import math
 import os
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,7 +24,10 @@ from typing import TypeVar
 
 import numpy as np
 
-from speech.audio import FORMATS, find_audio, read_audio
+from speech.audio import find_audio, read_audio
+from speech.data import pairing
+from speech.data.pairing import audio_stem
+from speech.data.pairing import parse_snr_folder as parse_snr_folder
 from speech.mixing import Mixture, draw_offset, loop_or_crop, mix_at_snr
 
 SPLITS = ("TRAIN", "TEST")
@@ -33,7 +36,7 @@ SPLITS = ("TRAIN", "TEST")
 #: TRAIN and TEST sub-folders. MNN, experiment 1, also tests on "other parts of the same noises".
 NOISE_TRAIN_SHARE = 0.8
 
-UNKNOWN = "unknown"
+UNKNOWN = pairing.UNKNOWN
 
 #: LibriSpeech's ``speaker-chapter-utterance``, its parts, and VCTK's ``speaker_utterance[_mic]``.
 _LIBRISPEECH_NAME = re.compile(r"(\d+)-\d+-\d+")
@@ -111,6 +114,19 @@ class Pair:
 
 
 @dataclass(frozen=True)
+class Matches:
+    """What a folder of noisy files and one of clean files give.
+
+    Attributes:
+        pairs: Those that belong together.
+        unpaired: Noisy files without a clean partner, and why each has none.
+    """
+
+    pairs: list[Pair]
+    unpaired: list[tuple[Path, str]]
+
+
+@dataclass(frozen=True)
 class MixturePlan:
     """One mixture to make: everything but the samples.
 
@@ -161,14 +177,6 @@ def snr_folder(snr_db: float) -> str:
         return UNKNOWN
     digits = f"{snr_db:.4f}".rstrip("0").rstrip(".")
     return "0db" if digits == "-0" else f"{digits}db"
-
-
-def parse_snr_folder(name: str) -> float | None:
-    """Returns the SNR in dB a folder name says ('-5db', '0dB', '2.5db'); None if it says none."""
-    if name == UNKNOWN:
-        return math.nan
-    match = re.fullmatch(r"([+-]?\d+(?:\.\d+)?) ?db", name, re.IGNORECASE)
-    return float(match[1]) if match else None
 
 
 def find_speech(
@@ -318,48 +326,128 @@ def find_noise(root: str | os.PathLike, split: str | None = None) -> list[Noise]
     return noises
 
 
-def find_pairs(noisy_root: str | os.PathLike, clean_root: str | os.PathLike) -> list[Pair]:
-    """Finds noisy files and their clean partners in the layout of the original script (SPEC 1).
-
-    Noisy files stand at ``<noise>/<speaker>/<dB>/<name>``. The levels are read from the file
-    upwards, so a tree may lack the upper ones (noise 'unknown') or the dB folder (SNR NaN), and
-    folders above the noise are joined to its name. The clean partner is ``<clean>/<name>``, or
-    ``<speaker>/<name>`` anywhere below, or the only file of that name anywhere below; endings
-    and upper or lower case may differ.
+def find_pairs(
+    noisy_root: str | os.PathLike, clean_root: str | os.PathLike, pair_by: str | None = None
+) -> list[Pair]:
+    """Finds noisy files and their clean partners by the rule of `speech.data.pairing`.
 
     Noisy files without a partner are skipped; a warning counts them and lists the first.
+
+    Args:
+        noisy_root: Folder of the noisy files.
+        clean_root: Folder of the clean files.
+        pair_by: See `find_matches`.
 
     Returns:
         Pairs sorted by noise, SNR, speaker and name.
 
     Raises:
-        ValueError: A folder is missing or empty, no noisy file has a clean partner, or two noisy
-            files differ in their ending only.
+        ValueError: As `find_matches`.
+    """
+    found = find_matches(noisy_root, clean_root, pair_by)
+    if found.unpaired:
+        reasons = Counter(reason for _, reason in found.unpaired)
+        _logger.warning(
+            "%d noisy files without one clean partner in %s were skipped (%s): %s",
+            len(found.unpaired), clean_root,
+            "; ".join(f"{count}: {reason}" for reason, count in reasons.items()),
+            listed(str(path) for path, _ in found.unpaired),
+        )  # fmt: skip
+    return found.pairs
+
+
+def find_matches(
+    noisy_root: str | os.PathLike,
+    clean_root: str | os.PathLike,
+    pair_by: str | None = None,
+    apart: Iterable[str | os.PathLike] = (),
+) -> Matches:
+    """Finds noisy files and their clean partners, and names those without one.
+
+    The rule is that of `speech.data.pairing`. Converted copies (``x.WAV.wav`` and ``x_rif.wav``
+    beside ``x.WAV``) are taken once. Where one of the two folders lies in the other, its files are
+    left out of the other, which is announced, as are folders of the noisy tree that are named
+    ``clean``.
+
+    Args:
+        noisy_root: Folder of the noisy files.
+        clean_root: Folder of the clean files.
+        pair_by: Regular expression; what it finds in the names of a noisy and of a clean file must
+            be equal, instead of their names.
+        apart: More folders whose files are no noisy ones.
+
+    Returns:
+        Pairs sorted by noise, SNR, speaker and name, and the noisy files without a partner.
+
+    Raises:
+        ValueError: A folder is missing or empty, both are the same, no noisy file has a clean
+            partner, or two noisy files differ in their ending only.
     """
     noisy_root, clean_root = Path(noisy_root), Path(clean_root)
-    noisy_paths, partners = _find_once(noisy_root), _index_clean(clean_root)
-    pairs, skipped = [], []
-    for path in noisy_paths:
-        noise, speaker, snr_db = _parse_levels(path.relative_to(noisy_root).parent.parts)
-        name = audio_stem(path)
-        for key in (f"/{name}", f"{speaker}/{name}", name):
-            if len(candidates := partners.get(key.lower(), [])) == 1:
-                pairs.append(Pair(path, candidates[0], noise, speaker, snr_db, name))
-                break
-        else:
-            skipped.append(path)
-    if skipped:
-        _logger.warning(
-            "%d noisy files without one clean partner in %s were skipped: %s",
-            len(skipped), clean_root, listed(str(path) for path in skipped),
-        )  # fmt: skip
-    if not pairs:
+    noisy, clean = find_audio(noisy_root), find_audio(clean_root)
+    if noisy_root.resolve() == clean_root.resolve():
         raise ValueError(
-            f"{noisy_root}: none of {len(skipped)} noisy files has a clean partner of the same "
-            f"name in {clean_root}, e.g. {skipped[0].name}; check the two folders"
+            f"{noisy_root}: noisy and clean are the same folder, and no file is paired with itself;"
+            " give the folder of the noisy files and that of the clean ones"
+        )
+    noisy = _outside(noisy, noisy_root, [clean_root, *map(Path, apart)])
+    clean = _outside(clean, clean_root, [noisy_root])
+    named_clean = [path for path in noisy if _is_named_clean(path.relative_to(noisy_root))]
+    if named_clean and len(named_clean) < len(noisy):
+        _logger.warning(
+            "%s: %d files below folders named clean are no noisy ones and left out: %s",
+            noisy_root, len(named_clean), listed(map(str, named_clean)),
+        )  # fmt: skip
+        noisy = sorted({*noisy} - {*named_clean})
+    copied = pairing.copies(noisy)
+    if copied:
+        _logger.info("%s: %d converted copies left out", noisy_root, len(copied))
+        noisy = [path for path in noisy if path not in copied]
+    matches = pairing.match(
+        [path.relative_to(noisy_root) for path in noisy],
+        [path.relative_to(clean_root) for path in clean],
+        pair_by,
+        lambda one, other: os.path.samefile(noisy[one], clean[other]),
+    )
+    pairs, unpaired = [], []
+    for path, match in zip(noisy, matches, strict=True):
+        if match.clean is None:
+            unpaired.append((path, match.reason))
+            continue
+        name = audio_stem(path)
+        partner = clean[match.clean]
+        pairs.append(Pair(path, partner, match.noise, match.speaker, match.snr_db, name))
+    if not pairs:
+        path, reason = unpaired[0]
+        raise ValueError(
+            f"{noisy_root}: none of {len(unpaired)} noisy files has a clean partner of the same "
+            f"name in {clean_root}, e.g. {path.relative_to(noisy_root)}: {reason}; check the two "
+            "folders, or pair by a part of the names (--pair-by)"
         )
     _require_unique((str(pair.relative_path), pair.noisy_path) for pair in pairs)
-    return sorted(pairs, key=_pair_order)
+    return Matches(sorted(pairs, key=_pair_order), unpaired)
+
+
+def _outside(paths: list[Path], root: Path, others: Sequence[Path]) -> list[Path]:
+    """Leaves out the files of other folders that lie in a folder, and says so."""
+    for other in others:
+        real, inner = root.resolve(), other.resolve()
+        if inner == real or not inner.is_relative_to(real):
+            continue
+        kept = [path for path in paths if not path.resolve().is_relative_to(inner)]
+        if len(kept) < len(paths):
+            _logger.warning(
+                "%d files in %s, which lies in %s, are left out of the latter",
+                len(paths) - len(kept), other, root,
+            )  # fmt: skip
+        paths = kept
+    if not paths:
+        raise ValueError(f"{root}: all of its files belong to a folder in it; name another folder")
+    return paths
+
+
+def _is_named_clean(path: Path) -> bool:
+    return any(re.fullmatch(r"clean([-_ ].*)?", name.lower()) for name in path.parent.parts)
 
 
 def bundled_speech(split: str | None = None) -> list[Utterance]:
@@ -587,14 +675,6 @@ def load_noise(noise: Noise) -> tuple[np.ndarray, int]:
     return usable, first
 
 
-def audio_stem(path: str | os.PathLike) -> str:
-    """Returns a file name without its audio endings: 'SA1' of 'SA1.WAV' and of 'SA1.WAV.wav'."""
-    name = Path(path)
-    while name.suffix.lower() in FORMATS:
-        name = name.with_suffix("")
-    return name.name
-
-
 def listed(words: Iterable[str]) -> str:
     """Joins the first few words and counts the others."""
     words = list(words)
@@ -701,37 +781,15 @@ def _checked_split(split: str | None) -> str | None:
 
 
 def _find_once(folder: Path) -> list[Path]:
-    """Finds audio, taking one of ``x.WAV`` and ``x.WAV.wav``, which some copies of TIMIT hold."""
-    first: dict[Path, Path] = {}
+    """Finds audio without converted copies, which some distributions of TIMIT hold."""
     paths = find_audio(folder)
-    for path in sorted(paths, key=lambda path: (len(path.name), path)):
-        whole = path.with_suffix("") if audio_stem(path) != path.stem else path
-        first.setdefault(whole, path)
-    if len(first) < len(paths):
-        count = len(paths) - len(first)
-        _logger.info("%s: %d converted copies (x.WAV.wav beside x.WAV) left out", folder, count)
-    return sorted(first.values())
-
-
-def _index_clean(root: Path) -> dict[str, list[Path]]:
-    """Maps lower-case '/name' (top level), 'speaker/name' and 'name' to the files they may mean."""
-    index = defaultdict(list)
-    for path in _find_once(root):
-        folders, name = path.relative_to(root).parent.parts, audio_stem(path).lower()
-        index[name].append(path)
-        index[f"{folders[-1].lower()}/{name}" if folders else f"/{name}"].append(path)
-    return index
-
-
-def _parse_levels(folders: tuple[str, ...]) -> tuple[str, str, float]:
-    """Reads (noise, speaker, snr_db) off the folders above a noisy file."""
-    levels, snr_db = list(folders), None
-    if levels:
-        snr_db = parse_snr_folder(levels[-1])
-    if snr_db is not None:
-        levels.pop()
-    speaker = levels.pop() if levels else UNKNOWN
-    return "_".join(levels) or UNKNOWN, speaker, math.nan if snr_db is None else snr_db
+    copied = pairing.copies(paths)
+    if copied:
+        _logger.info(
+            "%s: %d converted copies (x.WAV.wav or x_rif.wav beside x.WAV) left out",
+            folder, len(copied),
+        )  # fmt: skip
+    return [path for path in paths if path not in copied]
 
 
 def _pair_order(pair: Pair) -> tuple[str, float, str, str, Path]:
