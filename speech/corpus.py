@@ -41,6 +41,9 @@ UNKNOWN = pairing.UNKNOWN
 #: LibriSpeech's ``speaker-chapter-utterance``, its parts, and VCTK's ``speaker_utterance[_mic]``.
 _LIBRISPEECH_NAME = re.compile(r"(\d+)-\d+-\d+")
 _LIBRISPEECH_PART = re.compile(r"(train|dev|test)-(clean|other)(-\d+)?")
+#: A file of DEMAND and other recordings by several microphones.
+_CHANNEL = re.compile(r"(ch|channel|mic)[-_ ]?\d{1,2}", re.IGNORECASE)
+_TIMIT_SPEAKER = re.compile(r"[FM][A-Z]{3}\d", re.IGNORECASE)
 _VCTK_NAME = re.compile(r"((p\d+|s5)_\d+)(?:_mic(\d))?")
 
 _MINICORPUS = Path(__file__).parent / "minicorpus"
@@ -184,7 +187,8 @@ def find_speech(
 ) -> list[Utterance]:
     """Finds the clean utterances of a corpus.
 
-    Below folders named TRAIN and TEST, files at ``<dialect>/<speaker>/<name>`` are read as TIMIT:
+    Below folders named TRAIN and TEST, files at ``<dialect>/<speaker>/<name>`` are read as TIMIT,
+    as are those at ``<speaker>/<name>`` where the speaker has a name of TIMIT, such as FCJF0:
     id ``SPEAKER_NAME`` and gender from the first letter of the speaker id, all in upper case, so
     that both spellings of the corpus give the same ids and hence the same mixtures. ``root`` is
     the folder that holds TRAIN and TEST, or one above it when that one is named TIMIT or data.
@@ -198,7 +202,8 @@ def find_speech(
     Args:
         root: Folder of the corpus, upper or lower case, any format `read_audio` takes.
         split: 'TRAIN', 'TEST' or None for both.
-        skip_sa: Leave out TIMIT's SA sentences, which every speaker reads.
+        skip_sa: Leave out TIMIT's SA sentences, which every speaker reads: files named SA1 or
+            FCJF0_SA1, in any folder.
 
     Returns:
         Utterances sorted by id.
@@ -223,9 +228,7 @@ def find_speech(
         ]
     utterances = _one_microphone(utterances, root)
     if skip_sa:
-        utterances = [
-            item for item in utterances if not (item.dialect and _is_sa(audio_stem(item.path)))
-        ]
+        utterances = [item for item in utterances if not _is_sa(item.path)]
         if not utterances:
             raise ValueError(f"{root}: holds SA sentences only; do not skip them")
     utterances.sort(key=lambda utterance: utterance.id)
@@ -291,6 +294,10 @@ def find_noise(root: str | os.PathLike, split: str | None = None) -> list[Noise]
     file is split in time: its first 80 % are for training and its last 20 % for testing, which
     is announced.
 
+    A noise is named like its file. Where files are named by channel (``DKITCHEN/ch01.wav`` of
+    DEMAND), the folder is the noise, and its first channel is taken, which is announced. Other
+    files that share a name have their folder's name before it.
+
     Args:
         root: Folder of noise recordings.
         split: 'TRAIN', 'TEST' or None for all of everything.
@@ -320,10 +327,37 @@ def find_noise(root: str | os.PathLike, split: str | None = None) -> list[Noise]
                 "%s: no TRAIN and TEST folders; %s uses %.0f to %.0f %% of each noise file",
                 root, chosen, 100 * start, 100 * stop,
             )  # fmt: skip
-    noises = [Noise(audio_stem(path), path, start, stop) for path in paths]
+    names = _noise_names(paths, root)
+    noises = [Noise(name, path, start, stop) for path, name in names.items()]
     noises.sort(key=lambda noise: noise.name)
     _require_unique((noise.name, noise.path) for noise in noises)
     return noises
+
+
+def _noise_names(paths: Sequence[Path], root: Path) -> dict[Path, str]:
+    """Names noises by their files, or by their folders where files do not tell them apart."""
+    bases = {root, *_split_folders(root).values()}
+    names: dict[Path, str] = {}
+    channels: dict[Path, list[Path]] = defaultdict(list)
+    for path in paths:
+        if _CHANNEL.fullmatch(audio_stem(path)) and path.parent not in bases:
+            channels[path.parent].append(path)
+        else:
+            names[path] = audio_stem(path)
+    counts = Counter(names.values())
+    for path, name in names.items():
+        if counts[name] > 1 and path.parent not in bases:
+            names[path] = f"{path.parent.name}_{name}"
+    for folder, own in channels.items():
+        first = min(own, key=lambda path: (int(re.sub(r"\D", "", audio_stem(path))), path.name))
+        names[first] = folder.name
+    num_left_out = sum(len(own) - 1 for own in channels.values())
+    if num_left_out:
+        _logger.info(
+            "%s: %d more channels of the same noises left out; the first of each folder is used",
+            root, num_left_out,
+        )  # fmt: skip
+    return names
 
 
 def find_pairs(
@@ -695,8 +729,12 @@ def _utterance(path: Path, base: Path, split: str) -> Utterance:
     match = _VCTK_NAME.fullmatch(stem)
     if match and match[2] == path.parent.name and not split:
         return Utterance(match[1], path, match[2])
-    if split and len(folders) == 2:
-        dialect, speaker = (name.upper() for name in folders)
+    if split and (
+        len(folders) == 2 or (len(folders) == 1 and _TIMIT_SPEAKER.fullmatch(folders[0]))
+    ):
+        dialect, speaker = "", folders[-1].upper()
+        if len(folders) == 2:
+            dialect = folders[0].upper()
         gender = speaker[0] if speaker[0] in "FM" else ""
         return Utterance(f"{speaker}_{stem.upper()}", path, speaker, gender, dialect, split)
     speaker = folders[-1] if folders else UNKNOWN
@@ -740,8 +778,11 @@ def _one_microphone(utterances: list[Utterance], root: Path) -> list[Utterance]:
     return [item for item in utterances if item.path not in dropped]
 
 
-def _is_sa(stem: str) -> bool:
-    return re.fullmatch(r"SA\d+", stem, re.IGNORECASE) is not None
+def _is_sa(path: Path) -> bool:
+    """Whether a name is that of an SA sentence, with or without its speaker before it."""
+    return (
+        re.fullmatch(r"([FM][A-Z]{3}\d[-_])?SA\d+(_RIFF?)?", audio_stem(path).upper()) is not None
+    )
 
 
 def _corpus_base(root: Path) -> Path:
