@@ -216,15 +216,17 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m eval.run",
         description="Score models or folders of enhanced files by noise and SNR. Without "
-        "arguments: the default model and the FCN on the bundled test set, in two minutes. The same command "
-        "resumes.",
+        "arguments: the default model and the FCN on the bundled test set, in two minutes. The "
+        "same command resumes.",
         **cli.examples(
             "python -m eval.run",
             "python -m eval.run --model mine=mine.h5 --model fcn=models/fcn.h5 --baseline fcn",
             "python -m eval.run --clean clean/ --noisy noisy/ --enhanced other=enhanced/",
         ),
     )
-    what = parser.add_argument_group("what to score (default: the default model and the FCN, bundled test set)")
+    what = parser.add_argument_group(
+        "what to score (default: the shipped denoise and fcn, bundled test set)"
+    )
     add = what.add_argument
     add("--clean", type=Path, metavar="DIR", help="clean files")
     add("--noisy", type=Path, metavar="DIR", help="noisy files: "
