@@ -454,7 +454,9 @@ def open_audio(path: str | os.PathLike) -> Iterator[AudioReader]:
                 "convert the file again"
             )
         # No more are decoded than the header says: soundfile stops there.
-        _check_amount(path, file.frames * file.channels)
+        # Every reader may resample; at a low rate that makes many samples of few.
+        rate_hz = max(file.samplerate, SAMPLE_RATE_HZ)
+        _check_amount(path, file.frames * file.channels * rate_hz // file.samplerate)
         yield AudioReader(path, file.samplerate, file.channels, file.frames, file.subtype, file)
 
 
