@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import subprocess
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -154,7 +152,6 @@ def run_recorded(
         ValueError: It failed; the message is the last line that it wrote to stderr.
     """
     record.unlink(missing_ok=True)
-    path = os.pathsep.join([str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     with contextlib.ExitStack() as stack:
         # With a log both streams go there, in the order in which they were written.
         streams: dict[str, Any] = {"capture_output": True}
@@ -163,9 +160,9 @@ def run_recorded(
             stream = stack.enter_context(open(log, "w", encoding="utf-8"))
             streams = {"stdout": stream, "stderr": subprocess.STDOUT}
         done = (run or subprocess.run)(
-            [sys.executable, "-m", *command],
+            cli.python_command("-m", *command),
             stdin=subprocess.DEVNULL, text=True, errors="replace", cwd=cwd,
-            env={**os.environ, "PYTHONPATH": path}, **streams,
+            env=cli.python_environment(), **streams,
         )  # fmt: skip
     if done.returncode:
         text = log.read_text(encoding="utf-8", errors="replace") if log else done.stderr

@@ -43,6 +43,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
+from speech import cli
 from speech.files import write_npz
 from speech.modelfile import LayerSpec
 from speech.net.taps import for_kernel, has_kernel, taps_of
@@ -517,7 +518,7 @@ class Worker:
 
     def __init__(self) -> None:
         self._notes = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the process
-        command = [sys.executable, "-c", "from quantization.tfmot_worker import serve; serve()"]
+        command = cli.python_command("-c", "from quantization.tfmot_worker import serve; serve()")
         self._process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
@@ -574,10 +575,9 @@ def _environment() -> dict[str, str]:
     """Returns the environment of the process: our modules, our GPUs, none of our Keras."""
     environment = {
         name: value
-        for name, value in os.environ.items()
+        for name, value in cli.python_environment().items()
         if name not in ("TF_USE_LEGACY_KERAS", "KERAS_BACKEND")
     }
-    environment["PYTHONPATH"] = os.pathsep.join(os.path.abspath(folder) for folder in sys.path)
     environment.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     if "tensorflow" in sys.modules:
         import tensorflow as tf
