@@ -20,6 +20,7 @@ setup(
         "speech.minicorpus",
         "speech.net",
         "speech.opencorpus",
+        "speech.sound",
         "speech.training",
         "eval",
         "pruning",

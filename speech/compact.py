@@ -305,7 +305,7 @@ def _pack_kernel(kernel: np.ndarray, coder: _Coder) -> bytes:
         return shortest
     candidates = [(CODED, fitted_contexts(values, indices))]
     if coder.flat and len(values) > 1 and indices.size <= MAX_FLAT_INDICES:
-        candidates.append((CODED_FLAT, _Flat(_levels(values))))
+        candidates.append((CODED_FLAT, flat_contexts(values)))
     before = best = coder.mark()
     for coding, contexts in candidates:
         coder.back_to(before)
@@ -494,6 +494,15 @@ def fitted_contexts(values: np.ndarray, indices: np.ndarray) -> _Contexts:
     """
     levels = _levels(values)
     return _Contexts(levels, *_fitted(levels, indices))
+
+
+def flat_contexts(values: np.ndarray) -> _Contexts:
+    """Returns the one context that the coder may choose for a small kernel.
+
+    Args:
+        values: float32 [k], a codebook, ascending.
+    """
+    return _Flat(_levels(values))
 
 
 class _Coder:

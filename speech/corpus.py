@@ -24,7 +24,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from speech.audio import FORMATS, find_audio, read_audio
+from speech.audio import find_audio, is_audio_name, read_audio
 from speech.mixing import Mixture, draw_offset, loop_or_crop, mix_at_snr
 
 SPLITS = ("TRAIN", "TEST")
@@ -590,7 +590,7 @@ def load_noise(noise: Noise) -> tuple[np.ndarray, int]:
 def audio_stem(path: str | os.PathLike) -> str:
     """Returns a file name without its audio endings: 'SA1' of 'SA1.WAV' and of 'SA1.WAV.wav'."""
     name = Path(path)
-    while name.suffix.lower() in FORMATS:
+    while is_audio_name(name):
         name = name.with_suffix("")
     return name.name
 

@@ -394,7 +394,7 @@ def _an_input_shape(value: Any) -> list[int | None]:
 
 
 def _permuted_axes(value: Any) -> list[int]:
-    if isinstance(value, list) and all(type(axis) is int for axis in value):
+    if isinstance(value, list) and len(value) <= 3 and all(type(axis) is int for axis in value):
         if sorted(value) == [*range(1, len(value) + 1)]:
             return value
     raise ValueError("the axes behind the batch in another order, such as [1, 3, 2]")

@@ -235,6 +235,12 @@ class TrainingData(keras.utils.PyDataset):
         other._skipped = self._skipped
         return other
 
+    def with_seed(self, seed: int) -> TrainingData:
+        """Returns the same data, drawn by another seed, at the first epoch."""
+        other = self.at_epoch(0)
+        other.seed = seed
+        return other
+
     def __len__(self) -> int:
         """Returns the number of batches of an epoch."""
         return -(-self.num_items // self.batch_size)

@@ -84,7 +84,7 @@ class PairPieces:
         self._source = PairSource(pairs)
         self.num_samples = num_samples
         self.batch_size = batch_size
-        self._seed = seed
+        self.seed = seed
         self._level_range_dbfs = level_range_dbfs
         self._skipped: set[str] = set()
 
@@ -104,7 +104,7 @@ class PairPieces:
         Raises:
             ValueError: None of fifty draws gave a pair that can be used.
         """
-        rng = np.random.default_rng([self._seed, 3, position])
+        rng = np.random.default_rng([self.seed, 3, position])
         parts: list[tuple[np.ndarray, np.ndarray]] = []
         missing, reason = self.num_samples, None
         for _ in range(_MAX_JOINED):
@@ -142,7 +142,7 @@ class PairPieces:
         low, high = self._level_range_dbfs
         return [
             *self._source.description(),
-            f"pieces {self.num_samples} {self.batch_size} {self._seed}",
+            f"pieces {self.num_samples} {self.batch_size} {self.seed}",
             f"level {low:g} to {high:g} dBFS",
         ]
 

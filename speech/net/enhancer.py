@@ -50,6 +50,9 @@ _BYTES = 192 << 20
 #: A network that needs more than this for the shortest chunk is refused.
 _MAX_BYTES = 1 << 30
 
+#: Squares of spectra of louder signals may not fit in float32.
+_MAX_SAMPLE = 1e15
+
 
 class MaskEnhancer:
     """A network of the kind 'complex_mask', ready to run. Several Python threads may share it.
@@ -189,7 +192,13 @@ class MaskStream:
 
     def push(self, samples: np.ndarray) -> np.ndarray:
         """Takes the next samples, float [any number], and returns those that are finished."""
-        samples = require_signal(samples).astype(np.float32, copy=False)
+        samples = require_signal(samples)
+        highest = float(np.max(np.abs(samples), initial=0.0))
+        if highest > _MAX_SAMPLE:
+            raise ValueError(
+                f"signal reaches {highest:.3g}, expected full scale at 1, at most {_MAX_SAMPLE:g}"
+            )
+        samples = samples.astype(np.float32, copy=False)
         self._num_samples += len(samples)
         self._append(samples)
         stft = self._enhancer.conventions.stft
@@ -238,8 +247,8 @@ class MaskStream:
             context = np.concatenate([self._past, compress(spectra[:, :-1], power)])
             mask = enhancer.masks(context, len(self._past), self._shape)
             spectra[:, :-1] = expand(mask * context[len(self._past) :], power)
-        spectra[:, -1] = 0
-        output = self._synthesis.add(spectra)
+            spectra[:, -1] = 0
+            output = self._synthesis.add(spectra)
         if not np.isfinite(output).all():
             raise ValueError(f"{enhancer.path}: the network's output holds a NaN or an infinity")
         self._num_frames += count

@@ -336,7 +336,7 @@ def request(options: argparse.Namespace) -> Request:
         init=options.init,
         augmentation=Augmentation() if tf else Augmentation(**augmented),
         snr_range_db=None if tf else settings.get("snr_range"),
-        mixing=_mixing(options) if tf else MixingConfig(),
+        mixing=mixing_config(options) if tf else MixingConfig(),
         workers=options.workers,
         gpu=options.gpu,
         tensorboard=tensorboard,
@@ -344,12 +344,16 @@ def request(options: argparse.Namespace) -> Request:
     )
 
 
-def _mixing(options: argparse.Namespace) -> MixingConfig:
-    """Returns the settings of the mixing; no rooms by default where they can't be simulated."""
+def mixing_config(options: argparse.Namespace) -> MixingConfig:
+    """Returns the settings of the mixing; no rooms by default where they can't be simulated.
+
+    Raises:
+        ValueError: A value makes no sense.
+    """
     asked = {
         setting: value
         for name, setting in _MIXING.items()
-        if (value := getattr(options, name)) is not None
+        if (value := getattr(options, name, None)) is not None
     }
     if importlib.util.find_spec("pyroomacoustics") is None:
         asked.setdefault("room_share", 0.0)

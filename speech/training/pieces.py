@@ -6,6 +6,7 @@ For networks that keep the level of what they hear: noisy and clean have one com
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -25,6 +26,7 @@ class Pieces(Protocol):
 
     batch_size: int
     num_samples: int
+    seed: int
 
     def batch(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """Returns noisy and clean, float32 [batch_size, num_samples] each."""
@@ -71,6 +73,12 @@ class PieceData:
     def at_epoch(self, epoch: int) -> PieceData:
         """Returns the same data at another epoch."""
         return PieceData(self.source, num_items=self.num_items, workers=self._workers, epoch=epoch)
+
+    def with_seed(self, seed: int) -> PieceData:
+        """Returns the same data, drawn by another seed; audio in memory is shared."""
+        source = copy.copy(self.source)
+        source.seed = 2 * seed  # odd ones are those of validation
+        return PieceData(source, num_items=self.num_items, workers=self._workers)
 
     def __len__(self) -> int:
         """Returns the number of batches of an epoch."""

@@ -132,7 +132,7 @@ def skips(folder):
                 "inbound_nodes": [graph_files.nodes(*(names * 16)[-16:])],
             })  # fmt: skip
             names.append(name)
-        layers["join"]["inbound_nodes"] = [graph_files.nodes(names[-1], "pad")]
+        layers["join"]["inbound_nodes"] = [graph_files.nodes(names[-1], "sum", "pad")]
 
     def long_cycle(config, layers):
         circle = []
