@@ -251,15 +251,31 @@ def _runner(
     if found is not None and fits and blockconv.is_available():
         network = InferenceNetwork(found[0], parameters, tanh=found[1])
         return "c", lambda signal, threads: network(signal, threads)[:, 0], network.num_bytes
+    from speech.modelfile import frames_more, refusals
     from speech.net.keras_models import keras_function
     from speech.net.memory import keras_bytes
 
     function = keras_function(file.layers)
-    return (
-        "keras",
-        lambda signal, threads: function(signal[None, :, None])[0, :, 0],
-        lambda num_samples: keras_bytes(file.layers, num_samples),
-    )
+    with refusals(file.path):
+        lost = -frames_more(file.layers)
+
+    def run(signal: np.ndarray, threads: int | None) -> np.ndarray:
+        if len(signal) <= lost:
+            raise ValueError(
+                f"{file.path}: needs more than {lost} samples at a time, as it has no padding; "
+                f"received {len(signal)}"
+            )
+        return _centred(function(signal[None, :, None])[0, :, 0], len(signal))
+
+    return "keras", run, lambda num_samples: keras_bytes(file.layers, num_samples)
+
+
+def _centred(output: np.ndarray, num_samples: int) -> np.ndarray:
+    """Puts zeros before and behind what a network without padding gives."""
+    import numpy as np
+
+    missing = num_samples - len(output)
+    return np.pad(output, (missing // 2, missing - missing // 2)) if missing else output
 
 
 @dataclass
