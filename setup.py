@@ -15,10 +15,13 @@ setup(
     python_requires=">=3.11",
     packages=[
         "speech",
+        "speech.data",
         "speech.kernels",
         "speech.minicorpus",
         "speech.net",
         "speech.opencorpus",
+        "speech.sound",
+        "speech.training",
         "eval",
         "pruning",
         "quantization",
@@ -100,6 +103,7 @@ setup(
         "console_scripts": [
             "timit-fcn-mse=timit_fcn_mse:main",
             "speech-prepare=speech.prepare:main",
+            "speech-train=speech.train:main",
             "speech-enhance=speech.enhance:main",
             "speech-demo=speech.demo:main",
             "speech-weights=speech.weights:main",

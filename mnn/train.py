@@ -184,7 +184,9 @@ def _network(options: argparse.Namespace, kind: str) -> tuple[Any, Any, dict[str
 
 
 def _source(options: argparse.Namespace) -> str:
-    return "bundled corpus" if is_bundled(options) else str(options.timit or options.train_noisy)
+    if is_bundled(options):
+        return "bundled corpus"
+    return ", ".join(map(str, options.timit or [options.train_noisy]))
 
 
 def _find_data(options: argparse.Namespace) -> _Parts:
@@ -203,7 +205,7 @@ def _find_data(options: argparse.Namespace) -> _Parts:
     utterances = (
         corpus.bundled_speech("TRAIN")
         if bundled
-        else corpus.find_speech(options.timit, "TRAIN", options.skip_sa)
+        else corpus.find_speech_trees(options.timit, "TRAIN", options.skip_sa)
     )
     speakers, each = (None, None) if bundled else PAPER_SPEAKERS[options.what]
     parts = data.choose_speakers(

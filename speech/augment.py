@@ -128,12 +128,31 @@ def change_noise(noise: np.ndarray, num_samples: int, gains_db: np.ndarray) -> n
     Returns:
         [num_samples].
     """
-    spectrum = scipy.fft.rfft(noise)
+    return filter_and_resample(noise, num_samples, _curve(num_samples // 2 + 1, gains_db))
+
+
+def filter_and_resample(
+    signal: np.ndarray, num_samples: int, gains: np.ndarray | float
+) -> np.ndarray:
+    """Filters and resamples a signal in one transform, without delay; it wraps around at its ends.
+
+    Args:
+        signal: [any number of samples]: more than ``num_samples`` become faster and higher.
+        num_samples: Length to return.
+        gains: Factors of the bins from 0 Hz to half the sample rate of the result,
+            [num_samples // 2 + 1], real or complex; or one for all of them.
+
+    Returns:
+        [num_samples], of the dtype of ``signal``.
+    """
+    spectrum = scipy.fft.rfft(signal)
     num_bins = num_samples // 2 + 1
     changed = np.zeros(num_bins, spectrum.dtype)
     shared = min(num_bins, len(spectrum))
-    curve = _curve(num_bins, gains_db)[:shared] * (num_samples / len(noise))
-    changed[:shared] = spectrum[:shared] * curve.astype(noise.dtype)
+    curve = gains[:shared] if isinstance(gains, np.ndarray) else gains
+    curve = curve * (num_samples / len(signal))
+    dtype = spectrum.dtype if np.iscomplexobj(curve) else signal.dtype
+    changed[:shared] = spectrum[:shared] * np.asarray(curve).astype(dtype)
     return scipy.fft.irfft(changed, num_samples, overwrite_x=True)
 
 

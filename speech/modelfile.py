@@ -165,7 +165,11 @@ class ModelFile:
         return is_chain(self.layers)
 
     def require_chain(self, what: str) -> tuple[LayerSpec, ...]:
-        """Returns the layers of a chain; see ``require_chain``, whose message gets the path."""
+        """Returns the layers of a chain over time; see the function of this name.
+
+        Raises:
+            ModelFileError: The network is another one; the message names the file.
+        """
         with refusals(self.path):
             return require_chain(self.layers, what)
 
@@ -226,14 +230,15 @@ def is_chain(layers: Sequence[LayerSpec]) -> bool:
 
 
 def require_chain(layers: Sequence[LayerSpec], what: str) -> tuple[LayerSpec, ...]:
-    """Returns the layers of a chain, for what cannot deal with another graph.
+    """Returns the layers of a chain over time, for what cannot deal with another network yet.
 
     Args:
         layers: Any network.
         what: Who needs a chain, the subject of the message, such as 'the export to ONNX'.
 
     Raises:
-        ModelFileError: A layer reads something else than the one before it.
+        ModelFileError: A layer reads something else than the one before it, or the input has an
+            axis of bands beside time and channels.
     """
     layer = _first_off_chain(layers)
     if layer is not None:
@@ -241,6 +246,12 @@ def require_chain(layers: Sequence[LayerSpec], what: str) -> tuple[LayerSpec, ..
         raise ModelFileError(
             f"layer {layer.name!r} ({layer.class_name}) reads {reads}; {what} takes chains only, "
             "in which each layer reads the one before it"
+        )
+    shape = layers[0].config.get("batch_shape", []) if layers else []
+    if len(shape) > 3:
+        raise ModelFileError(
+            f"the input has the shape {_show(shape)}; {what} takes networks over "
+            "(batch, time, channels) or (batch, channels) only"
         )
     return tuple(layers)
 
@@ -349,9 +360,9 @@ def a_pair(check: Check) -> Check:
 
     def checked(value: Any) -> list[Any]:
         values = value if isinstance(value, list) else [value, value]
+        if len(values) != 2:
+            values = [None]  # whose refusal says what is expected
         try:
-            if len(values) != 2:
-                raise ValueError(check.__doc__)
             return [check(item) for item in values]
         except ValueError as error:
             raise ValueError(f"a list of two, each {error}") from None
@@ -383,7 +394,7 @@ def _an_input_shape(value: Any) -> list[int | None]:
 
 
 def _permuted_axes(value: Any) -> list[int]:
-    if isinstance(value, list) and all(type(axis) is int for axis in value):
+    if isinstance(value, list) and len(value) <= 3 and all(type(axis) is int for axis in value):
         if sorted(value) == [*range(1, len(value) + 1)]:
             return value
     raise ValueError("the axes behind the batch in another order, such as [1, 3, 2]")
@@ -1115,13 +1126,46 @@ def write_model_file(
                     f"{_where(layer)} has the weights {sorted(layer.weights)}, expected "
                     f"{sorted(shapes)}"
                 )
-            arrays[layer.name] = {key: np.asarray(layer.weights[key]) for key in shapes}
+            weights = {key: np.asarray(layer.weights[key]) for key in shapes}
             for key, shape in shapes.items():
-                _check_array(arrays[layer.name][key], shape, f"{layer.name}/{key}")
+                _check_array(weights[key], shape, f"{layer.name}/{key}")
+            arrays[layer.name] = weights
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(
+            _hdf5_image(config_text, text_of_meta, arrays, lean=not is_chain(layers))
+        )
+
+
+def _hdf5_image(
+    config_text: str,
+    text_of_meta: str,
+    arrays: Mapping[str, Mapping[str, np.ndarray]],
+    *,
+    lean: bool,
+) -> bytes:
+    """Returns the bytes of a model file.
+
+    By default HDF5 takes 2.8 kB for the two groups of a layer, which is as much as the weights of a
+    layer of a small network with skips. A list of links instead of a symbol table (any HDF5 since
+    1.8 reads both), room for structures asked for as it is needed, and no groups for layers
+    without weights leave a third. Chains, which have few layers, are written as they always were.
+
+    Args:
+        config_text: The ``model_config`` attribute.
+        text_of_meta: The ``speech_meta`` attribute.
+        arrays: Layer name -> its weights by name.
+        lean: Whether to save these bytes.
+    """
     import h5py
 
-    # In memory first: on a full disk HDF5 can neither write nor close a file, and crashes.
-    with h5py.File(path.name, "w", driver="core", backing_store=False) as file:
+    options: dict[str, Any] = {"driver": "core", "backing_store": False}
+    if lean:
+        arrays = {name: weights for name, weights in arrays.items() if weights}
+        options["meta_block_size"] = 1
+        as_links = h5py.h5p.create(h5py.h5p.GROUP_CREATE)
+        as_links.set_link_creation_order(h5py.h5p.CRT_ORDER_TRACKED)
+    # In memory: on a full disk HDF5 can neither write nor close a file, and crashes.
+    with h5py.File("model.h5", "w", **options) as file:
         file.attrs.update(_FILE_ATTRIBUTES)
         file.attrs["model_config"] = config_text
         file.attrs[META_ATTRIBUTE] = text_of_meta
@@ -1129,14 +1173,15 @@ def write_model_file(
         groups.attrs.update(_FILE_ATTRIBUTES)
         groups.attrs["layer_names"] = _bytes_array(arrays)
         for name, weights in arrays.items():
-            group = groups.create_group(name)
+            if lean:
+                for path in (name, f"{name}/{name}"):
+                    h5py.h5g.create(groups.id, path.encode(), gcpl=as_links)
+            group = groups.require_group(name)
             group.attrs["weight_names"] = _bytes_array(f"{name}/{key}" for key in weights)
             for key, array in weights.items():
                 group[f"{name}/{key}"] = array
         file.flush()
-        image = file.id.get_file_image()
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(image)
+        return file.id.get_file_image()
 
 
 @dataclasses.dataclass(frozen=True)

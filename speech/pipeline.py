@@ -15,9 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import threading
-from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,15 +25,13 @@ import keras
 import numpy as np
 
 from speech import augment
-from speech.audio import SAMPLE_RATE_HZ, peak_normalize, read_audio
+from speech.audio import peak_normalize
 from speech.augment import Augmentation, checked_range
-from speech.corpus import Noise, Pair, Utterance, load_noise
+from speech.corpus import Noise, Utterance, load_noise
+from speech.data.cache import AudioCache, expand
 from speech.mixing import draw_segment, mix_at_snr
 
 _LOGGER = logging.getLogger("speech")
-
-#: Decoded audio is kept in memory up to this size, then the oldest goes.
-CACHE_BYTES = 2 << 30
 
 #: An utterance that cannot be mixed (silent) is replaced by the next one, at most so many times.
 _MAX_REPLACEMENTS = 20
@@ -45,7 +41,15 @@ B = TypeVar("B")
 B_co = TypeVar("B_co", covariant=True)
 
 
-class Source(Protocol):
+class Described(Protocol):
+    """Something that data come from."""
+
+    def description(self) -> list[str]:
+        """Returns in lines what the items are made of: the same lines, the same data."""
+        ...
+
+
+class Source(Described, Protocol):
     """Something that yields noisy and clean utterances."""
 
     def __len__(self) -> int:
@@ -55,48 +59,6 @@ class Source(Protocol):
     def item(self, index: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """Returns noisy and clean, float [num_samples] each; draws from ``rng`` alone."""
         ...
-
-    def description(self) -> list[str]:
-        """Returns in lines what the items are made of: the same lines, the same data."""
-        ...
-
-
-class PairSource:
-    """Premixed pairs of files, as in the published data layout."""
-
-    def __init__(self, pairs: Sequence[Pair]) -> None:
-        """Takes at least one pair."""
-        if not pairs:
-            raise ValueError("no noisy/clean pairs to train on; check the folders")
-        self._pairs = list(pairs)
-        self._cache = AudioCache()
-
-    def __len__(self) -> int:
-        """Returns the number of pairs."""
-        return len(self._pairs)
-
-    def item(self, index: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """Returns noisy and clean of one pair, float32 [num_samples]; ``rng`` is not used.
-
-        Raises:
-            ValueError: The two lengths differ.
-        """
-        pair = self._pairs[index]
-        noisy, clean = self._cache.read(pair.noisy_path), self._cache.read(pair.clean_path)
-        if len(noisy) != len(clean):
-            raise ValueError(
-                f"{pair.noisy_path}: {len(noisy)} samples, but its clean file {pair.clean_path} "
-                f"has {len(clean)}; noisy and clean must be aligned sample for sample"
-            )
-        return noisy, clean
-
-    def description(self) -> list[str]:
-        """Returns a line a pair: its place in the tree, its clean file, and both sizes."""
-        return [
-            f"{pair.relative_path.as_posix()} {_size(pair.noisy_path)} "
-            f"{pair.clean_path.name} {_size(pair.clean_path)}"
-            for pair in self._pairs
-        ]
 
 
 class MixtureSource:
@@ -273,6 +235,12 @@ class TrainingData(keras.utils.PyDataset):
         other._skipped = self._skipped
         return other
 
+    def with_seed(self, seed: int) -> TrainingData:
+        """Returns the same data, drawn by another seed, at the first epoch."""
+        other = self.at_epoch(0)
+        other.seed = seed
+        return other
+
     def __len__(self) -> int:
         """Returns the number of batches of an epoch."""
         return -(-self.num_items // self.batch_size)
@@ -383,7 +351,7 @@ def prefetched(data: Batches[B], first: int = 0, depth: int = 4) -> Iterator[B]:
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def data_fingerprint(source: Source) -> str:
+def data_fingerprint(source: Described) -> str:
     """Returns a SHA-256 over a source's description: tells data sets apart."""
     lines = "\n".join(sorted(source.description()))
     return hashlib.sha256(lines.encode("utf-8", "surrogateescape")).hexdigest()
@@ -391,52 +359,3 @@ def data_fingerprint(source: Source) -> str:
 
 def _size(path: Path) -> int:
     return path.stat().st_size
-
-
-class AudioCache:
-    """Keeps decoded audio in memory up to a size; safe to use from several threads.
-
-    What was recorded in 16 bits is kept in 16 bits: see `compact`.
-    """
-
-    def __init__(self, max_bytes: int = CACHE_BYTES) -> None:
-        self._max_bytes = max_bytes
-        self._items: OrderedDict[Hashable, np.ndarray] = OrderedDict()
-        self._num_bytes = 0
-        self._lock = threading.Lock()
-
-    def read(self, path: Path) -> np.ndarray:
-        """Returns a file's samples, float32 [num_samples] at 16 kHz."""
-        return expand(self.get(path, lambda: read_audio(path, SAMPLE_RATE_HZ).samples))
-
-    def get(self, key: Hashable, load: Callable[[], np.ndarray]) -> np.ndarray:
-        """Returns what is kept under ``key``, or loads it; `expand` makes it float32."""
-        with self._lock:
-            if key in self._items:
-                self._items.move_to_end(key)
-                return self._items[key]
-        value = compact(load())
-        with self._lock:
-            if key not in self._items:
-                self._items[key] = value
-                self._num_bytes += value.nbytes
-            while self._num_bytes > self._max_bytes and len(self._items) > 1:
-                _, old = self._items.popitem(last=False)
-                self._num_bytes -= old.nbytes
-        return value
-
-
-def compact(samples: np.ndarray) -> np.ndarray:
-    """Returns float32 samples as int16 if that loses nothing, else as they are."""
-    scaled = samples * np.float32(32768)
-    if not (np.abs(scaled) <= 32767).all():  # NaN is not, either
-        return samples
-    integers = scaled.astype(np.int16)
-    return integers if np.array_equal(integers, scaled) else samples
-
-
-def expand(samples: np.ndarray) -> np.ndarray:
-    """Returns what `compact` was given, float32 [num_samples]."""
-    if samples.dtype != np.int16:
-        return samples
-    return samples * np.float32(1 / 32768)

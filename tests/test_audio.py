@@ -140,7 +140,7 @@ def corrupt_files(folder, rng) -> dict[str, str]:
         "channels.sph": (sphere_header(4000, num_channels=0) + good.tobytes(), "cannot be decoded"),
         "endless.sph": (sphere_header(2**31) + good.tobytes(), "truncated"),
         "nonsense.sph": (b"NIST_1A\n   10x4\n" + bytes(2000), "cannot be decoded"),
-        "endless.wav": (wav[:40] + struct.pack("<I", 2**32 - 2) + wav[44:], "truncated"),
+        "endless.wav": (wav[:40] + struct.pack("<I", 2**30) + wav[44:], "truncated"),
         "endless.flac": (bytes(endless_flac), "cannot be decoded|truncated"),
         "channels.wav": (wav[:22] + bytes(2) + wav[24:], "cannot be decoded"),
         "rate0.wav": (wav[:24] + bytes(4) + wav[28:], "cannot be decoded"),

@@ -245,6 +245,7 @@ MEANINGS_DIFFER = {
     "--split": "speech.prepare: TRAIN or TEST; training: how validation is split off",
     "--models": "see above",
     "--dask": "what is done there: mixing, or scoring",
+    "--optimizer": "speech.train: the default follows from the network",
     "--batch-size": "utterances for the FCN, frames for the networks over frames",
 }
 

@@ -80,13 +80,13 @@ def test_shipped_models_the_pool_and_one_s_own_are_offered(server):
     offer = json.loads(body)
     assert status == 200 and headers["Content-Type"] == "application/json"
     names = [label.split(" ")[0] for label in offer["choices"]]
-    assert names[:4] == ["mine.h5", "tf.h5", "fcn.h5", "the"]
+    assert names[:5] == ["mine.h5", "tf.h5", "denoise.icse", "the", "fcn.h5"]
     assert "the best of a pool" in offer["choices"][3]
     assert {"fcn_small.icse", "fcn_pp22_k16.icse"} < set(names)
     for choice in server.demo.choices:
         if choice.module == "speech.enhance":
             assert Enhancer(choice.options[1])
-    assert "(1,266 kB)" in offer["choices"][2]
+    assert "(1,266 kB)" in offer["choices"][4]
     assert len(offer["clips"]) == 8 and offer["max_bytes"] == 8_000_000
     for noise in offer["clips"][:2]:
         status, _, clip = ask(server, "GET", f"/clip?noise={noise}")
@@ -130,7 +130,7 @@ def test_the_command_that_is_shown_makes_the_same(server, tmp_path, rng):
     (tmp_path / "clip.wav").write_bytes(content)
     command = result["command"].split()
     assert command[:3] == ["python", "-m", "speech.enhance"]
-    assert command[-1] == str(Path("models", "fcn.h5"))
+    assert command[-1] == str(Path("models", "denoise.icse"))
     command[0], command[-1] = sys.executable, str(ROOT / command[-1])
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, env=environment)

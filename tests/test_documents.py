@@ -62,6 +62,8 @@ LESS_WORK = {
     "--crop-seconds 0.3 --jobs 1",
     r"(python timit_fcn_mse\.py|.*--(retrain|finetune-epochs)\b)(?!.*--train-noisy)": "--snr 5",
     r"python timit_fcn_mse\.py": "--epochs 1",
+    r"python -m speech\.train": "--hours 0.002 --batch-size 2 --crop-seconds 0.3",
+    r"python -m speech\.train(?!.*--init)": "--size small",
     r"python -m pruning\.run .*--retrain": "--stages 1 --retrain-epochs 1 --final-epochs 1 "
     "--no-score",
     r"python -m quantization\.run .*--finetune-epochs": "--finetune-epochs 1",

@@ -401,6 +401,12 @@ def test_bundled_voices_keep_their_split():
     assert {"FBE0", "FEL0", "MDA0", "MRU0"} <= speakers_of("TEST")
 
 
+def test_speakers_of_the_test_stay_and_their_languages_are_not_taken_from_volunteers():
+    assert speakers_of("TEST") == {"FBE0", "FEL0", "FUK0", "MDA0", "MLT0", "MRU0"}
+    files = [name for voice in BOOK["speakers"].values() for name in voice["files"]]
+    assert not [name for name in files if re.search(r"klettres/(uk|lt|da|be|el)/", name)]
+
+
 def test_no_recording_can_be_of_two_speakers():
     patterns = [
         (voice["package"], pattern)

@@ -7,16 +7,14 @@ import soundfile
 from speech.audio import read_audio
 from speech.augment import Augmentation
 from speech.corpus import Pair, find_noise, find_speech
+from speech.data.cache import AudioCache, compact, expand
+from speech.data.pairs import PairSource
 from speech.mixing import measure_snr_db
 from speech.pipeline import (
-    AudioCache,
     MixtureSource,
-    PairSource,
     TrainingData,
     collate,
-    compact,
     data_fingerprint,
-    expand,
     prefetched,
 )
 

@@ -40,19 +40,25 @@ from speech.conv import TrainingModel
 from speech.distribution import EveryNth, Machines, Replicas, Share, local_devices
 from speech.files import held, write_json, write_npz, write_text
 from speech.losses import find_loss
-from speech.net.files import save_model
 from speech.pipeline import Batch, Batches, TrainingData, data_fingerprint, prefetched
 from speech.runinfo import run_info
 from speech.training.config import TrainingConfig, TrainingError
+from speech.training.pieces import PieceData
 from speech.training.reestimate import has_statistics, reestimate
+from speech.weights import save_model
 
 _LOGGER = logging.getLogger("speech")
 
-#: Batches of which averaged weights get the statistics of their normalisations.
-STATISTICS_BATCHES = 8
+#: Batches of which averaged weights get the statistics of their normalisations. Measured on a tiny
+#: network and 2000 steps: the validation error is 0.509 with averaged statistics, 0.502 to 0.504
+#: with those of 8, 16 or 32 batches.
+STATISTICS_BATCHES = 16
 
 #: A run with a budget validates less often where that would take a larger share of its time.
 _VALIDATION_SHARE = 0.1
+
+#: Steps before a validation, unless its time is asked for.
+_MIN_STEPS = 10
 
 #: Settings of a run that may change when it is taken up.
 _FREE = ("epochs", "hours", "validate_minutes", "conv")
@@ -125,8 +131,8 @@ class Trainer:
     def __init__(
         self,
         network: keras.Model,
-        training: TrainingData,
-        validation: TrainingData,
+        training: TrainingData | PieceData,
+        validation: TrainingData | PieceData,
         config: TrainingConfig,
         out: Path,
         *,
@@ -230,9 +236,6 @@ class Trainer:
                 while not self._is_done():
                     row = self._epoch(batches)
                     self._share_state()  # machines of another kind round in another way
-                    trained = self.state.used_seconds
-                    self._tick()
-                    self._validation_seconds = self.state.used_seconds - trained
                     if on_epoch is not None:
                         on_epoch(row)
         if self.config.hours is not None:
@@ -253,8 +256,14 @@ class Trainer:
         state, budget = self.state, self.config.budget_seconds
         if budget is None:
             return state.batch >= len(self.training)
+        if not state.num_items or state.used_seconds >= budget:
+            return state.num_items > 0
+        # The first steps of a call are slow: what they need is built.
+        soon = self.config.validate_minutes is None and (
+            state.num_items < _MIN_STEPS * self.training.batch_size
+        )
         wait = max(self.config.validate_seconds, self._validation_seconds / _VALIDATION_SHARE)
-        return state.num_items > 0 and (state.used_seconds >= budget or state.seconds >= wait)
+        return state.seconds >= wait and not soon
 
     def _now(self) -> float:
         """Returns the seconds of the whole run, by the clock of this machine."""
@@ -270,8 +279,11 @@ class Trainer:
     def _batches(self) -> Generator[Batch | Share]:
         """Yields the batches of the run from where it stands, pass after pass, without end."""
         first = self.state.batch
+        if isinstance(self.training, PieceData):
+            yield from self.training.at_epoch(self.state.epoch).stream(first, self._replicas)
         for epoch in itertools.count(self.state.epoch):
             data = self.training.at_epoch(epoch)
+            assert isinstance(data, TrainingData)
             batches: Batches[Batch | Share] = data
             if self._replicas is not None:
                 batches = self._replicas.shares(data)
@@ -314,7 +326,7 @@ class Trainer:
             if self._signal is not None:
                 self._stop()
             if self.writes and time.monotonic() - written > self.checkpoint_seconds:
-                self._save_progress()
+                self._save_progress(exact=False)
                 written = time.monotonic()
         bar.close()
         try:
@@ -343,6 +355,10 @@ class Trainer:
         state.num_items, state.loss_sum, state.seconds = 0, 0.0, 0.0
         if self.writes:
             self._save_models()
+        trained = state.used_seconds
+        self._tick()
+        self._validation_seconds = state.used_seconds - trained
+        if self.writes:
             self._save_checkpoint()
         return row
 
@@ -444,13 +460,18 @@ class Trainer:
         return self._statistics_batches
 
     @contextlib.contextmanager
-    def _averaged(self) -> Iterator[None]:
-        """Puts the average of the weights, if there is one, into the network for a while."""
+    def _averaged(self, exact: bool = True) -> Iterator[None]:
+        """Puts the average of the weights, if there is one, into the network for a while.
+
+        Args:
+            exact: With statistics of its own; else with the average of those of the steps, which
+                takes no time.
+        """
         if self.state.average is None:
             yield
             return
         current = [np.array(array) for array in self.network.get_weights()]
-        self.network.set_weights(self._averaged_weights())
+        self.network.set_weights(self._averaged_weights() if exact else self.state.average)
         try:
             yield
         finally:
@@ -468,7 +489,9 @@ class Trainer:
                 raise KeyboardInterrupt
             self._signal = number
 
-        before = {number: signal.signal(number, ask) for number in _ENDINGS}
+        # What is ignored stays ignored: Ctrl-C, in the background of a shell.
+        heard = [x for x in _ENDINGS if signal.getsignal(x) is not signal.SIG_IGN]
+        before = {number: signal.signal(number, ask) for number in heard}
         try:
             yield
         finally:
@@ -478,23 +501,23 @@ class Trainer:
     def _stop(self) -> NoReturn:
         """Ends the run as a signal has asked, all its files written."""
         if self.writes:
-            self._save_progress()
+            self._save_progress(exact=True)
             _LOGGER.info("%s: stopped; the same command goes on from here", self.out)
         number, self._signal = self._signal, None
         if number == signal.SIGTERM:
             raise SystemExit(128 + number)
         raise KeyboardInterrupt
 
-    def _save_progress(self) -> None:
+    def _save_progress(self, exact: bool) -> None:
         """Writes the checkpoint between validations; with a budget, the model as well."""
         # The step of a finite error may have spoilt them; the next error would tell.
         if not all(np.isfinite(array).all() for array in self.network.get_weights()):
             self._diverged("weights became infinite or NaN", f"step {self.state.batch}")
-        if self.config.hours is not None:
-            self._save_models()
         self._save_checkpoint()
+        if self.config.hours is not None:
+            self._save_models(exact)
 
-    def _save_models(self) -> None:
+    def _save_models(self, exact: bool = True) -> None:
         state, timed = self.state, self.config.hours is not None
         done: dict[str, Any] = {
             "epochs_done": state.epoch,
@@ -514,7 +537,7 @@ class Trainer:
                 "data_sha256": self._fingerprint["data"],
             },
         }
-        with self._averaged():
+        with self._averaged(exact):
             save_model(self.network, self.out / ("model.h5" if timed else "last.h5"), meta)
         if not timed:
             current = self.network.get_weights()
@@ -673,5 +696,5 @@ def _optimizer(config: TrainingConfig) -> keras.optimizers.Optimizer:
     optimizer = keras.optimizers.AdamW(
         config.learning_rate, weight_decay=config.weight_decay, **settings
     )
-    optimizer.exclude_from_weight_decay(var_names=[r"(^|/)(bias|beta|gamma)$"])
+    optimizer.exclude_from_weight_decay(var_names=[r"(^|/)(bias|beta|gamma)(:0)?$"])
     return optimizer

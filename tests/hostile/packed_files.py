@@ -8,6 +8,7 @@ import numpy as np
 
 from benchmarks.mutation import deflated, sealed, sections_of
 from speech import compact
+from tests import graph_files
 from tests.test_compact import META, clustered
 
 SAMPLED = 300
@@ -138,6 +139,60 @@ def bombs(folder):
     ])  # fmt: skip
 
 
+def skips(folder):
+    """Headers whose graphs are none, or whose shapes do not fit; conventions that are missing."""
+    whole = compact.pack(graph_files.small_graph(), graph_files.META)
+    _, *sections = sections_of(whole)
+    header = json.loads(zlib.decompress(bytes(sections_of(whole)[0]), -15))
+    place = {entry[1]["name"]: index for index, entry in enumerate(header["layers"])}
+
+    def spoil(change):
+        spoilt = json.loads(json.dumps(header))
+        change(spoilt)
+        text = json.dumps(spoilt, separators=(",", ":")).encode()
+        return sealed([deflated(text), *sections], whole[-4:])
+
+    def steps(name, value):
+        return spoil(lambda h: h["layers"][place[name]].insert(2, value))
+
+    def adds(count, inputs):
+        def change(h):
+            for index in range(count):
+                h["layers"].insert(place["join"], ["Add", {"name": f"a{index}"}, inputs])
+
+        return spoil(change)
+
+    def settings(layer, **changes):
+        return spoil(lambda h: h["layers"][place[layer]][1].update(changes))
+
+    yield from numbered([
+        *((f"steps {value!r:.30}", steps("time", value)) for value in (
+            [], [0], [-1], [6], [1 << 40], [True], [1.0], ["pad"], [None], [[1]], 1, None, "1",
+            {"1": 1}, [1, 1])),
+        *((f"{count} inputs", steps("sum", [1] * count)) for count in (17, 50_000)),
+        ("input reads", steps("features", [1])),
+        ("skip of other channels", steps("sum", [10, 1])),
+        ("skip of another time", steps("sum", [6, 1])),
+        ("skip of one", steps("sum", [1])),
+        ("layer nobody reads", steps("sum", [7, 7])),
+        ("an entry of four", spoil(lambda h: h["layers"][3].extend([[1], [1]]))),
+        ("an entry of one", spoil(lambda h: h["layers"][3].pop())),
+        ("name twice", settings("act", name="norm")),
+        ("name of a list", settings("act", name=["norm"])),
+        ("a thousand adds", adds(1000, [1, 1])),
+        ("900 adds and a skip too far", adds(900, [1, 910])),
+        ("permuted time", settings("in", dims=[2, 3, 1])),
+        ("padding without end", settings("pad", padding=[[65_536, 65_536], [65_536, 65_536]])),
+        ("padding of time only", settings("pad", padding=[[6, 0], [0, 0]])),
+        ("stride over time", settings("encoder", strides=[2, 2])),
+        ("kernel of 512 MiB", settings("time", kernel_size=[8192, 1024], padding="same")),
+        *((f"no {key}", spoil(lambda h, key=key: h["meta"].pop(key)))
+          for key in ("stft", "power", "features", "sample_rate_hz")),
+        ("power of 2", spoil(lambda h: h["meta"].update(power=2))),
+        ("frame of 64", spoil(lambda h: h["meta"]["stft"].update(frame=64))),
+    ])  # fmt: skip
+
+
 def nested(depth):
     value = {}
     for _ in range(depth):
@@ -158,4 +213,4 @@ def rows(count):
     return sealed([deflated(text), b"", kernel, kernel, kernel], struct.pack("<I", zlib.crc32(b"")))
 
 
-FAMILIES = {family.__name__: family for family in (flipped, truncated, forged, bombs)}
+FAMILIES = {family.__name__: family for family in (flipped, truncated, forged, skips, bombs)}

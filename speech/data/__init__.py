@@ -1,0 +1,1 @@
+"""Training data; may import audio, mixing and corpora, not networks or training."""
