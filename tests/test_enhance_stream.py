@@ -217,6 +217,22 @@ def test_elsewhere_keras_runs_on_the_backend_that_was_chosen(backend, model, tmp
     assert_allclose(found, expected, rtol=0, atol=1e-5)
 
 
+def test_plain_keras_does_the_same_in_the_lines_that_the_guide_shows(
+    model, tmp_path, rng, monkeypatch
+):
+    text = (ROOT / "docs" / "network.md").read_text("utf-8")
+    code = re.search(r"<!-- plain Keras -->\n```python\n(.*?)```", text, re.DOTALL)[1]
+    monkeypatch.chdir(tmp_path)
+    for num_samples in (1, 256, 5000):
+        noisy = make_speech(rng, num_samples).astype(np.float32)
+        write(tmp_path / "noisy.wav", noisy)
+        (tmp_path / "tf.h5").write_bytes(model.read_bytes())
+        found = {}
+        exec(code, found)
+        expected = Enhancer(model).enhance(noisy)
+        assert_allclose(found["clean"], expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+
+
 # --------------------------------------------------------------------------------------------
 # Models that are no good
 
