@@ -246,7 +246,7 @@ def audio_pairs(run: Run) -> dict[str, corpus.Pair]:
             f"the noisy and clean files of {run.title} were not found; name their folders with "
             "--noisy and --clean"
         )
-    pairs = corpus.find_pairs(run.noisy, run.clean)
+    pairs = corpus.find_pairs(run.noisy, run.clean, _option(run, "--pair-by"))
     return {pair.relative_path.as_posix(): pair for pair in pairs}
 
 
@@ -285,21 +285,21 @@ def _read_history(path: Path) -> list[dict[str, float]]:
 
 def _test_folders(run: Run, noisy: str, clean: str) -> tuple[Path | None, Path | None]:
     """Returns the folders that the command named, or those that the run has made."""
-    named = [_option(run, noisy), _option(run, clean)]
-    if all(path is not None and path.is_dir() for path in named):
+    named = [Path(path) for name in (noisy, clean) if (path := _option(run, name))]
+    if len(named) == 2 and all(path.is_dir() for path in named):
         return named[0], named[1]
     made = [run.folder / "test" / name for name in ("noisy", "clean")]
     return (made[0], made[1]) if all(path.is_dir() for path in made) else (None, None)
 
 
-def _option(run: Run, name: str) -> Path | None:
-    """Returns the path that the recorded command gives to an option."""
+def _option(run: Run, name: str) -> str | None:
+    """Returns the value that the recorded command gives to an option."""
     words = [str(word) for word in run.info.get("command") or []]
     for place, word in enumerate(words):
         if word == name and place + 1 < len(words):
-            return Path(words[place + 1])
+            return words[place + 1]
         if word.startswith(name + "="):
-            return Path(word.partition("=")[2])
+            return word.partition("=")[2]
     return None
 
 

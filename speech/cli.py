@@ -12,6 +12,7 @@ import errno
 import logging
 import math
 import os
+import re
 import signal
 import sys
 import warnings
@@ -142,6 +143,26 @@ def finite_number(text: str) -> float:
     if not math.isfinite(value):
         raise ValueError
     return value
+
+
+def pattern(text: str) -> str:
+    """Parses a regular expression that a name may be searched with."""
+    try:
+        re.compile(text)
+    except (re.error, RecursionError, OverflowError) as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is no regular expression: {error}") from None
+    if not text:
+        raise argparse.ArgumentTypeError("the pattern is empty; give one such as 'fileid_(\\d+)'")
+    return text
+
+
+#: Of commands that pair noisy and clean files.
+PAIR_BY: dict[str, Any] = {
+    "type": pattern,
+    "metavar": "PATTERN",
+    "help": "pair noisy and clean files by what this regular expression finds in their names, such "
+    "as 'fileid_(\\d+)' (default: by path and name)",
+}
 
 
 def decibels(text: str) -> float:
