@@ -20,6 +20,7 @@ are at 16 kHz. A network over samples is given the signal divided by its maximum
 from __future__ import annotations
 
 import os
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -265,7 +266,8 @@ def folder_expert(name: str, folder: Path) -> Expert:
 def _bare(path: Path) -> str:
     from speech.corpus import audio_stem
 
-    return (path.parent / audio_stem(path)).as_posix().lower()
+    # Some systems write an accent as a character of its own.
+    return unicodedata.normalize("NFC", (path.parent / audio_stem(path)).as_posix()).lower()
 
 
 def _question(file: ModelFile) -> ValueError:

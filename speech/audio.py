@@ -319,7 +319,7 @@ def write_blocks(
     with atomic_path(path) as temporary:
         try:
             with soundfile.SoundFile(
-                temporary, "w", sample_rate_hz, num_channels, subtype, format=audio_format
+                _name_of(temporary), "w", sample_rate_hz, num_channels, subtype, format=audio_format
             ) as file:
                 for block in _in_pieces(blocks):
                     if not np.isfinite(block).all():
@@ -556,6 +556,11 @@ def _decoded(path: Path, file: soundfile.SoundFile, num_samples: int) -> Iterato
         yield block
 
 
+def _name_of(path: Path) -> str | bytes:
+    """Returns a name as soundfile takes it, which need not be text."""
+    return str(path) if os.name == "nt" else os.fsencode(path)
+
+
 @contextlib.contextmanager
 def _opened(path: Path, header: Header) -> Iterator[soundfile.SoundFile]:
     """Opens a file as its header was inspected, to be read forward only."""
@@ -569,8 +574,7 @@ def _opened(path: Path, header: Header) -> Iterator[soundfile.SoundFile]:
     with contextlib.ExitStack() as stack:
         with _decoding(path):
             if header.is_plain:
-                # Names need not be text.
-                file = Forward(str(path) if os.name == "nt" else os.fsencode(path))
+                file = Forward(_name_of(path))
             else:
                 stream = stack.enter_context(open(path, "rb"))
                 file = Forward(headers.View(stream, header))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import errno
+import io
 import logging
 import math
 import os
@@ -85,6 +86,10 @@ def _open_standard_streams() -> None:
     for name in ("stdin", "stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w"))
+    # Names of files may hold what the terminal can't show, or bytes that are no text at all.
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def means_no_room(error: BaseException) -> TypeGuard[OSError]:
@@ -108,7 +113,14 @@ def one_line(error: BaseException) -> str:
         text = f"not enough memory ({error})" if str(error) else "not enough memory"
     else:
         text = str(error) or type(error).__name__
-    return " ".join(text.split())
+    return shown(" ".join(text.split()))
+
+
+def shown(text: str) -> str:
+    """Returns text, such as the name of a file, with escapes for what can't be shown."""
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape").decode() for char in text
+    )
 
 
 def log_to_stderr(level: int = logging.INFO) -> None:

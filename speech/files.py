@@ -215,16 +215,19 @@ def end_line(path: str | os.PathLike) -> None:
 
 
 def append_text(path: str | os.PathLike, text: str) -> None:
-    """Adds ``text`` as UTF-8 to the end of a file, which a kill in the middle can cut."""
+    """Adds ``text`` as UTF-8 to the end of a file, which a kill in the middle can cut.
+
+    Bytes of a name that are no text are written as escapes.
+    """
     path = Path(path)
-    with _naming(path), path.open("a", encoding="utf-8") as stream:
+    with _naming(path), path.open("a", encoding="utf-8", errors="backslashreplace") as stream:
         stream.write(text)
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:
-    """Writes ``text`` as UTF-8 to ``path``, whole or not at all."""
+    """Writes ``text`` as UTF-8 to ``path``, whole or not at all; see `append_text`."""
     with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def write_json(path: str | os.PathLike, value: Any) -> None:
