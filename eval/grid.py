@@ -9,7 +9,6 @@ SHA-256 of what it started from: a model is made again only if one of them is an
 from __future__ import annotations
 
 import contextlib
-import json
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from typing import Any
 
 from eval.sweep import Point
 from speech import cli
+from speech.base import schema
 from speech.files import sha256_of, write_json
 
 _ROOT = Path(__file__).resolve().parent.parent
@@ -122,9 +122,9 @@ def is_done(record: Path, wanted: Mapping[str, Any], results: Sequence[Path]) ->
         results: Files or folders.
     """
     try:
-        found = json.loads(record.read_text(encoding="utf-8"))
+        found = schema.read(record, dict[str, Any])
         same = all(found[key] == value for key, value in wanted.items())
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError):
         return False
     return same and all(path.exists() for path in results)
 

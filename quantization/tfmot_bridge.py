@@ -35,7 +35,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -44,8 +43,9 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 
 from speech import cli
-from speech.files import write_npz
-from speech.modelfile import LayerSpec
+from speech.base import schema
+from speech.files import read_npz, write_npz
+from speech.modelfile import MAX_LAYERS, LayerSpec
 from speech.net.taps import for_kernel, has_kernel, taps_of
 
 if TYPE_CHECKING:
@@ -406,28 +406,38 @@ class _Run:
         if self.checkpoint is None or not self.checkpoint.exists():
             return
         try:
-            with open(self.checkpoint, "rb") as stream, np.load(stream, allow_pickle=False) as file:
-                arrays = dict(file)
-            stored = json.loads(arrays.pop("run").tobytes())
-            fingerprint, self.epoch = stored["fingerprint"], int(stored["epoch"])
-            self.best_loss = -math.inf if stored["best_loss"] is None else stored["best_loss"]
+            arrays = read_npz(self.checkpoint)
+            stored = schema.parse(arrays.pop("run").tobytes(), _Stored)
+            if not 0 <= stored.num_layers <= MAX_LAYERS or stored.epoch < 0:
+                raise ValueError(f"{stored.num_layers} layers, {stored.epoch} epochs")
+            self.epoch = stored.epoch
+            self.best_loss = -math.inf if stored.best_loss is None else stored.best_loss
             self.state = [arrays.pop(f"state_{i}") for i in range(_count(arrays, "state_"))]
-            self.best = [{} for _ in range(int(stored["num_layers"]))]
+            self.best = [{} for _ in range(stored.num_layers)]
             for key, array in arrays.items():
                 _, index, name = key.split("_", 2)
                 self.best[int(index)][name] = array
-        except (
-            OSError, EOFError, RuntimeError, ValueError, LookupError, TypeError, zipfile.BadZipFile,
-        ) as error:  # fmt: skip
+        except (OSError, ValueError, LookupError) as error:
             raise ValueError(
-                f"{self.checkpoint}: not a readable checkpoint ({error}); delete it to start anew"
+                f"{self.checkpoint}: not a readable checkpoint ({schema.shown(error)}); delete it "
+                "to start anew"
             ) from None
-        if fingerprint != self.fingerprint:
+        if stored.fingerprint != self.fingerprint:
             raise ValueError(
                 f"{self.checkpoint} is of a run with another network, data or setting; choose "
                 "another folder, or delete the file"
             )
         _LOGGER.info("going on with %s: epoch %d of %d", self.checkpoint, self.epoch, self.epochs)
+
+
+@dataclass
+class _Stored:
+    """What stands in a checkpoint beside the arrays."""
+
+    fingerprint: Any
+    epoch: int
+    best_loss: int | float | None
+    num_layers: int
 
 
 def _count(arrays: Mapping[str, np.ndarray], prefix: str) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from speech import corpus
 from speech.augment import Augmentation
+from speech.base import schema
 from speech.files import write_json
 from speech.options import BUNDLED_NUM_TEST, NUM_TEST, augmentation, resolved
 from speech.prepare import write_mixtures
@@ -264,6 +264,15 @@ def _split_pairs(data: DataOptions, pairs: list[Any]) -> tuple[list[Any], list[A
     return corpus.split_utterances(pairs, seed=data.seed)
 
 
+@dataclass
+class _Plan:
+    """plan.json of a test set: what it was made of, its files, and what could not be made."""
+
+    plan: list[str]
+    written: list[str]
+    skipped: list[str]
+
+
 def _write_test_set(plans: Sequence[Any], folder: Path, num_jobs: int) -> list[Any]:
     """Writes the test mixtures, unless an earlier run of the same plan did."""
     wanted = sorted(
@@ -274,10 +283,10 @@ def _write_test_set(plans: Sequence[Any], folder: Path, num_jobs: int) -> list[A
     )
     record = folder / "plan.json"
     try:
-        kept = json.loads(record.read_text(encoding="utf-8"))
-        written, skipped = kept["written"], kept["skipped"]
-        complete = kept["plan"] == wanted and all((folder / path).is_file() for path in written)
-    except (OSError, ValueError, KeyError, TypeError):
+        kept = schema.read(record, _Plan)
+        written, skipped = kept.written, kept.skipped
+        complete = kept.plan == wanted and all((folder / path).is_file() for path in written)
+    except (OSError, ValueError):
         complete = False
     if not complete:
         record.unlink(missing_ok=True)
