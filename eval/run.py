@@ -2,7 +2,7 @@
 
 ::
 
-    python -m eval.run                                       # the shipped model, bundled test set
+    python -m eval.run                                       # the shipped models, bundled test set
     python -m eval.run --model a=a.h5 --model b=b.icse       # two models, bundled test set
     python -m eval.run --clean C --noisy N --enhanced wiener=W --model fcn=fcn.h5 --out results
 
@@ -177,7 +177,7 @@ def _report(
 
 def _check_usage(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
     from eval.tables import PUBLISHED_COLUMNS
-    from speech.enhance import DEFAULT_MODEL
+    from speech.enhance import BASELINE_MODEL, DEFAULT_MODEL
 
     if (options.clean is None) != (options.noisy is None):
         parser.error("--clean and --noisy go together")
@@ -186,7 +186,7 @@ def _check_usage(parser: argparse.ArgumentParser, options: argparse.Namespace) -
     if options.num_test and options.noisy is not None:
         parser.error("--num-test is for the bundled test set")
     if options.noisy is None and not options.model:
-        options.model = [("fcn", DEFAULT_MODEL)]
+        options.model = [("denoise", DEFAULT_MODEL), ("fcn", BASELINE_MODEL)]
     names = [name for name, _ in options.enhanced + options.model]
     for name in names:
         if not re.fullmatch(r"[\w+-][\w.+-]*", name) or name in ("noisy", "all"):
@@ -216,15 +216,17 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m eval.run",
         description="Score models or folders of enhanced files by noise and SNR. Without "
-        "arguments: the shipped model on the bundled test set, in two minutes. The same command "
-        "resumes.",
+        "arguments: the default model and the FCN on the bundled test set, in two minutes. The "
+        "same command resumes.",
         **cli.examples(
             "python -m eval.run",
             "python -m eval.run --model mine=mine.h5 --model fcn=models/fcn.h5 --baseline fcn",
             "python -m eval.run --clean clean/ --noisy noisy/ --enhanced other=enhanced/",
         ),
     )
-    what = parser.add_argument_group("what to score (default: the shipped model, bundled test set)")
+    what = parser.add_argument_group(
+        "what to score (default: the shipped denoise and fcn, bundled test set)"
+    )
     add = what.add_argument
     add("--clean", type=Path, metavar="DIR", help="clean files")
     add("--noisy", type=Path, metavar="DIR", help="noisy files: "

@@ -305,17 +305,9 @@ def _spectral_expert(file: ModelFile, kind: str, name: str) -> Expert:
 
 def _keras_frames(file: ModelFile) -> Callable[[np.ndarray], np.ndarray]:
     """Runs a network over frames, [num_frames, num_inputs], of layers that `mnn.layers` lacks."""
-    from speech.device import quiet_start
+    from speech.net.keras_models import keras_function
 
-    with quiet_start():
-        import keras
-
-    from speech.weights import build_model
-
-    model = build_model(file.layers)
-    return lambda frames: np.array(
-        keras.ops.convert_to_numpy(model(frames, training=False)), np.float32
-    )
+    return keras_function(file.layers)
 
 
 def _samples_of(enhancer: Enhancer) -> Callable[[np.ndarray, Place], np.ndarray]:

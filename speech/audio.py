@@ -522,8 +522,10 @@ def open_audio(path: str | os.PathLike) -> Iterator[AudioReader]:
         if header.is_mpeg or num_samples >= _UNKNOWN_LENGTH:
             num_samples = _count(path, file)
             file = stack.enter_context(_opened(path, header))
-        # No more are decoded than that.
-        _check_amount(path, num_samples * num_channels)
+        # No more are decoded than that. Every reader may resample; at a low rate that makes many
+        # samples of few.
+        highest_hz = max(rate_hz, SAMPLE_RATE_HZ)
+        _check_amount(path, num_samples * num_channels * highest_hz // rate_hz)
         if header.word and path not in _told:
             _told.add(path)
             _logger.warning(
@@ -537,7 +539,8 @@ def _count(path: Path, file: soundfile.SoundFile) -> int:
     num_samples = 0
     for block in _decoded(path, file, _UNKNOWN_LENGTH):
         num_samples += len(block)
-        _check_amount(path, num_samples * file.channels)
+        highest_hz = max(file.samplerate, SAMPLE_RATE_HZ)
+        _check_amount(path, num_samples * file.channels * highest_hz // file.samplerate)
     return num_samples
 
 

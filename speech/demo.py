@@ -45,7 +45,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 from speech import cli
 from speech.cli import natural_number
-from speech.enhance import DEFAULT_MODEL, Enhancer
+from speech.enhance import BASELINE_MODEL, DEFAULT_MODEL, Enhancer
 
 if TYPE_CHECKING:
     import numpy as np
@@ -272,7 +272,8 @@ class Demo:
     def _run(self, command: Sequence[str], folder: Path) -> None:
         """Runs one of our commands; raises ValueError with its last words if it fails."""
         self._child = subprocess.Popen(
-            [sys.executable, "-m", *command], cwd=_ROOT, stdin=subprocess.DEVNULL,
+            cli.python_command("-m", *command),
+            cwd=_ROOT, env=cli.python_environment(), stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors="replace",
         )  # fmt: skip
         _, said = self._child.communicate()
@@ -299,10 +300,10 @@ def _model(path: Path) -> Choice:
 
 
 def _shipped_models() -> list[Path]:
-    """Returns the models that are shipped to enhance with, the default and the small one first."""
-    first = [DEFAULT_MODEL, DEFAULT_MODEL.with_name("fcn_small.icse")]
-    found = [p for p in DEFAULT_MODEL.parent.glob("fcn*") if p.suffix in (".h5", ".icse")]
-    return sorted({DEFAULT_MODEL, *found}, key=lambda path: (path not in first, path))
+    """Returns the models that are shipped to enhance with, the default first, then the FCN."""
+    first = [DEFAULT_MODEL, BASELINE_MODEL, BASELINE_MODEL.with_name("fcn_small.icse")]
+    found = [p for p in BASELINE_MODEL.parent.glob("fcn*") if p.suffix in (".h5", ".icse")]
+    return [*first, *sorted(set(found) - set(first))]
 
 
 def _safe(name: str) -> str:

@@ -761,6 +761,22 @@ def output_shapes(layers: Iterable[LayerSpec]) -> dict[str, tuple[int | None, ..
     }
 
 
+def values_of(layers: Iterable[LayerSpec], num_frames: int) -> list[int]:
+    """Returns how many values each layer gives for one signal, in the order of computation.
+
+    Args:
+        layers: Layers that pass the exam.
+        num_frames: Length of the signal, if the network has an axis of time.
+    """
+    return [
+        math.prod(
+            max(num_frames + axis.more, 0) if isinstance(axis, Frames) else axis or 1
+            for axis in shape[1:]
+        )
+        for _, _, shape in _examine(model_config_of(layers))
+    ]
+
+
 def frames_more(layers: Iterable[LayerSpec]) -> int:
     """Returns how many frames longer a network's output is than its input.
 

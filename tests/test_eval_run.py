@@ -199,9 +199,10 @@ def test_without_arguments_the_shipped_model_is_scored(tmp_path, monkeypatch, ca
     assert "SI-SSNRI" in out
     assert "0 of 2 files could not be scored" in out
     summary = json.loads((tmp_path / "eval" / "summary.json").read_text())
-    assert [system["name"] for system in summary["systems"]] == ["noisy", "fcn"]
+    assert [system["name"] for system in summary["systems"]] == ["noisy", "denoise", "fcn"]
     groups = {g["system"]: g for g in summary["summary"] if g["noise"] == g["snr_db"] == "all"}
-    assert groups["fcn"]["pesq_wb"] > groups["noisy"]["pesq_wb"]
+    for model in ("denoise", "fcn"):
+        assert groups[model]["pesq_wb"] > groups["noisy"]["pesq_wb"]
     assert list(summary["metrics"]) == list(scoring.METRICS)
 
 
