@@ -406,10 +406,10 @@ def test_sounds_that_the_library_does_not_read_are_listed(samples, tmp_path, cap
     assert len(audio.find_audio(tmp_path, unreadable=True)) == 6
 
 
-@pytest.mark.parametrize("folder", ["speech", "eval", "mnn"])
-def test_no_message_about_a_recording_advises_removing_it(folder):
-    """Checkpoints and results of a run may be deleted, to begin anew."""
-    for path in (Path(__file__).parent.parent / folder).rglob("*.py"):
-        for line in path.read_text(encoding="utf-8").splitlines():
-            if re.search(r"(remove|delete) (it|the (file|recording|folder)|them)\b.*\"", line):
-                assert re.search(r"checkpoint|anew|--out|build elsewhere", line), f"{path}: {line}"
+@pytest.mark.parametrize(
+    "name", ["audio", "sound/headers", "mixing", "corpus", "enhance", "prepare", "data/mixtures"]
+)
+def test_no_message_about_a_recording_advises_removing_it(name):
+    text = (Path(__file__).parent.parent / "speech" / f"{name}.py").read_text(encoding="utf-8")
+    for line in text.splitlines():
+        assert not re.search(r"(remove|delete) (it|the (file|recording|folder)|them)\b.*\"", line)
