@@ -5,6 +5,7 @@ import json
 import time
 import zipfile
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from eval import grid, systems
 from eval.scoring import ScoreCache
 from speech.base import schema
 from speech.files import read_npz, write_npz
+from speech.prepare import COLUMNS, _Journal
 
 ARRAYS = {
     "a": np.arange(6, dtype="f4").reshape(2, 3),
@@ -180,6 +182,30 @@ def test_odd_lines_of_journals_count_as_cut(tmp_path):
     path.write_text("\n".join([*ODD_LINES, made, made[:20]]))
     with systems._Made(path, "m") as known:
         assert known._made == {"a": "x"}
+
+
+def test_odd_lines_of_a_preparation_are_mixed_again(tmp_path):
+    path = tmp_path / "journal"
+    (tmp_path / "x").write_bytes(b"")
+    plan = SimpleNamespace(utterance=SimpleNamespace(id="u", path=tmp_path / "x"),
+                           noise=SimpleNamespace(path=tmp_path / "x"))  # fmt: skip
+    run, sources = _Journal(path, [], "PCM_16")._run, _Journal(path, [], "PCM_16")._digest([plan])
+    row = ["x"] * len(COLUMNS)
+    good = {"utterance": "u", "sources": sources, "converted_from": [16000, 1], "skipped": [],
+            "rows": [row]}  # fmt: skip
+
+    def read(**changes):
+        lines = [run, *ODD_LINES, json.dumps(good | changes), json.dumps(good)[:50]]
+        path.write_text("\n".join(lines) + "\n")
+        return _Journal(path, [], "PCM_16").get([plan], tmp_path)
+
+    assert read().rows == [dict(zip(COLUMNS, row, strict=True))]
+    for changes in (
+        {"rows": 5}, {"rows": [5]}, {"rows": [[]]}, {"rows": [["x"]]}, {"rows": [row + ["x"]]},
+        {"rows": [[5] * len(COLUMNS)]}, {"rows": [[["x"]] * len(COLUMNS)]}, {"skipped": [["a"]]},
+        {"converted_from": []}, {"converted_from": ["a", "b"]}, {"sources": None}, {"utterance": 1},
+    ):  # fmt: skip
+        assert read(**changes) is None, changes
 
 
 @pytest.mark.parametrize("text", [*ODD_LINES, '{"command": 1}'])
