@@ -17,6 +17,7 @@ from eval.scoring import ScoreCache
 from speech.base import schema
 from speech.files import read_npz, write_npz
 from speech.prepare import COLUMNS, _Journal
+from speech.sounds import read_manifest
 
 ARRAYS = {
     "a": np.arange(6, dtype="f4").reshape(2, 3),
@@ -214,3 +215,29 @@ def test_an_odd_record_of_a_run_is_none(text, tmp_path):
     assert not grid.is_done(tmp_path / "run.json", {"command": ["x"]}, [])
     (tmp_path / "run.json").write_text('{"command": ["x"]}')
     assert grid.is_done(tmp_path / "run.json", {"command": ["x"]}, [])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "x",
+        f"{'0' * 63}  a.flac",
+        f"{'0' * 64} a.flac",
+        f"{'0' * 64}  ../a.flac",
+        f"{'0' * 64}  /etc/passwd",
+        f"{'0' * 64}  a//b",
+        f"{'0' * 64}  ",
+        "\x1b[2J" * 1000,
+        "\udcff",
+    ],
+)
+def test_manifests_name_files_below_their_folder(text, tmp_path):
+    path = tmp_path / "MANIFEST.sha256"
+    good = f"{'a' * 64}  speech/a b.flac\n"
+    path.write_text(good)
+    assert read_manifest(path) == {"speech/a b.flac": "a" * 64}
+    path.write_bytes((good + text).encode("utf-8", "surrogateescape"))
+    with pytest.raises(ValueError, match="line 2 is .* expected a SHA-256, two spaces") as caught:
+        read_manifest(path)
+    said = str(caught.value)
+    assert said.startswith(f"{path}: ") and said.isprintable() and len(said) < 400
