@@ -51,6 +51,7 @@ PACKAGES = {
     "pystoi": "0.4.1",
     "constriction": "0.5",
     "kmeans1d": "0.5",
+    "msgspec": "0.19",
 }
 _NAMED = ("tensorflow", "keras", "numpy")
 
