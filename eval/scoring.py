@@ -7,6 +7,7 @@ Dask cluster (`speech.cluster`).
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import functools
 import io
@@ -29,6 +30,11 @@ NOISY = "noisy"
 
 #: What `score_all` computes unless told otherwise.
 DEFAULT_METRICS = ("pesq_wb", "pesq_nb", "stoi")
+
+
+#: A file whose scoring takes longer has gone astray: so many seconds, and one per so many bytes.
+LIMIT_S = 600.0
+_SCORED_BYTES_PER_S = 10_000.0
 
 
 @dataclass(frozen=True)
@@ -185,11 +191,20 @@ def _absolute(task: Task) -> Task:
     )
 
 
+def _limit_s(task: Task) -> float:
+    """Returns after how many seconds scoring a file has gone astray: far more than it ever took."""
+    num_bytes = 0
+    for path in (task.reference, task.estimate):
+        with contextlib.suppress(OSError):
+            num_bytes += path.stat().st_size
+    return LIMIT_S + num_bytes / _SCORED_BYTES_PER_S
+
+
 def _score_isolated(task: Task, metrics: Sequence[str], convert: bool) -> dict[str, Score]:
     from eval.isolation import ProcessDied, run_isolated
 
     try:
-        return run_isolated(score, task, metrics, convert)
+        return run_isolated(score, task, metrics, convert, limit_s=_limit_s(task))
     except ProcessDied as error:
         return dict.fromkeys(metrics, Score(math.nan, str(error)))
 

@@ -263,6 +263,7 @@ def read_npz(path: str | os.PathLike | BinaryIO) -> dict[str, np.ndarray]:
         ValueError: It is no such file, damaged, or compressed; the message does not name it.
     """
     with contextlib.ExitStack() as stack:
+        stream: BinaryIO
         if isinstance(path, str | os.PathLike):
             stream = stack.enter_context(open(path, "rb"))
         else:

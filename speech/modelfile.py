@@ -761,20 +761,20 @@ def output_shapes(layers: Iterable[LayerSpec]) -> dict[str, tuple[int | None, ..
     }
 
 
-def values_of(layers: Iterable[LayerSpec], num_frames: int) -> list[int]:
-    """Returns how many values each layer gives for one signal, in the order of computation.
+def shapes_for(layers: Iterable[LayerSpec], num_frames: int) -> dict[str, tuple[int, ...]]:
+    """Returns the shape of each layer's output for one signal, in the order of computation.
 
     Args:
         layers: Layers that pass the exam.
         num_frames: Length of the signal, if the network has an axis of time.
     """
-    return [
-        math.prod(
+    return {
+        layer.name: tuple(
             max(num_frames + axis.more, 0) if isinstance(axis, Frames) else axis or 1
             for axis in shape[1:]
         )
-        for _, _, shape in _examine(model_config_of(layers))
-    ]
+        for layer, _, shape in _examine(model_config_of(layers))
+    }
 
 
 def frames_more(layers: Iterable[LayerSpec]) -> int:

@@ -252,7 +252,7 @@ class _Journal:
             for row in rows
         ):  # fmt: skip
             return None
-        if not all((out / row[key]).is_file() for row in rows for key in ("noisy", "clean")):
+        if not all((out / str(row[key])).is_file() for row in rows for key in ("noisy", "clean")):
             return None
         return Report(rows, entry.skipped, Counter({entry.converted_from: 1}))
 

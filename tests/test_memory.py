@@ -56,6 +56,15 @@ def test_bytes_are_those_of_the_layers_side_by_side():
     assert ten > 4 * widest
 
 
+def test_what_a_convolution_pads_is_counted():
+    """8,192 taps that lie 1,024 apart span eight million samples, whatever the signal's length."""
+    layers = chain(3, taps=8192, dilation_rate=1024)
+    span = 100 + 1024 * 8191
+    assert memory.keras_bytes(layers, 100) == 4 * (3 * span + 100 * (1 + 3))
+    near = chain(3, taps=9)
+    assert memory.keras_bytes(near, 100) == 4 * 100 * (1 + 3)
+
+
 def test_a_wide_network_gets_short_blocks(tmp_path, monkeypatch, rng):
     monkeypatch.setattr(enhance, "WHOLE_SECONDS", 3.0)
     monkeypatch.setattr(enhance, "BLOCK_SECONDS", 2.5)

@@ -5,6 +5,7 @@ import json
 import time
 import zipfile
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,6 +16,8 @@ from eval import grid, systems
 from eval.scoring import ScoreCache
 from speech.base import schema
 from speech.files import read_npz, write_npz
+from speech.prepare import COLUMNS, _Journal
+from speech.sounds import read_manifest
 
 ARRAYS = {
     "a": np.arange(6, dtype="f4").reshape(2, 3),
@@ -182,9 +185,59 @@ def test_odd_lines_of_journals_count_as_cut(tmp_path):
         assert known._made == {"a": "x"}
 
 
+def test_odd_lines_of_a_preparation_are_mixed_again(tmp_path):
+    path = tmp_path / "journal"
+    (tmp_path / "x").write_bytes(b"")
+    plan = SimpleNamespace(utterance=SimpleNamespace(id="u", path=tmp_path / "x"),
+                           noise=SimpleNamespace(path=tmp_path / "x"))  # fmt: skip
+    run, sources = _Journal(path, [], "PCM_16")._run, _Journal(path, [], "PCM_16")._digest([plan])
+    row = ["x"] * len(COLUMNS)
+    good = {"utterance": "u", "sources": sources, "converted_from": [16000, 1], "skipped": [],
+            "rows": [row]}  # fmt: skip
+
+    def read(**changes):
+        lines = [run, *ODD_LINES, json.dumps(good | changes), json.dumps(good)[:50]]
+        path.write_text("\n".join(lines) + "\n")
+        return _Journal(path, [], "PCM_16").get([plan], tmp_path)
+
+    assert read().rows == [dict(zip(COLUMNS, row, strict=True))]
+    for changes in (
+        {"rows": 5}, {"rows": [5]}, {"rows": [[]]}, {"rows": [["x"]]}, {"rows": [row + ["x"]]},
+        {"rows": [[5] * len(COLUMNS)]}, {"rows": [[["x"]] * len(COLUMNS)]}, {"skipped": [["a"]]},
+        {"converted_from": []}, {"converted_from": ["a", "b"]}, {"sources": None}, {"utterance": 1},
+    ):  # fmt: skip
+        assert read(**changes) is None, changes
+
+
 @pytest.mark.parametrize("text", [*ODD_LINES, '{"command": 1}'])
 def test_an_odd_record_of_a_run_is_none(text, tmp_path):
     (tmp_path / "run.json").write_text(text)
     assert not grid.is_done(tmp_path / "run.json", {"command": ["x"]}, [])
     (tmp_path / "run.json").write_text('{"command": ["x"]}')
     assert grid.is_done(tmp_path / "run.json", {"command": ["x"]}, [])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "x",
+        f"{'0' * 63}  a.flac",
+        f"{'0' * 64} a.flac",
+        f"{'0' * 64}  ../a.flac",
+        f"{'0' * 64}  /etc/passwd",
+        f"{'0' * 64}  a//b",
+        f"{'0' * 64}  ",
+        "\x1b[2J" * 1000,
+        "\udcff",
+    ],
+)
+def test_manifests_name_files_below_their_folder(text, tmp_path):
+    path = tmp_path / "MANIFEST.sha256"
+    good = f"{'a' * 64}  speech/a b.flac\n"
+    path.write_text(good)
+    assert read_manifest(path) == {"speech/a b.flac": "a" * 64}
+    path.write_bytes((good + text).encode("utf-8", "surrogateescape"))
+    with pytest.raises(ValueError, match="line 2 is .* expected a SHA-256, two spaces") as caught:
+        read_manifest(path)
+    said = str(caught.value)
+    assert said.startswith(f"{path}: ") and said.isprintable() and len(said) < 400

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
-from speech.modelfile import LayerSpec, is_chain, values_of
+from speech.modelfile import LayerSpec, is_chain, linked, shapes_for
 
 #: Bytes that the tensors of a network may take at a time, on any engine.
 MAX_BYTES = 480 << 20
@@ -24,12 +24,32 @@ def keras_bytes(layers: Iterable[LayerSpec], num_frames: int) -> int:
         num_frames: Length of the signal: frames or samples; 1 for a network without time.
 
     Returns:
-        Of a chain, the largest pair of a layer's input and output; else of all outputs.
+        Of a chain, the largest pair of a layer's input and output; else of all outputs. A
+        convolution holds its input once more, padded, if it pads it far.
     """
-    layers = tuple(layers)
-    counts = values_of(layers, num_frames)
+    layers = linked(layers)
+    shapes = shapes_for(layers, num_frames)
+    counts = [math.prod(shape) for shape in shapes.values()]
+    padded = max((_padded(layer, shapes[layer.inputs[0]]) for layer in layers[1:]), default=0)
     pairs = [sum(pair) for pair in zip(counts, counts[1:], strict=False)]
-    return 4 * (max(pairs, default=0) if is_chain(layers) else sum(counts))
+    return 4 * (padded + (max(pairs, default=0) if is_chain(layers) else sum(counts)))
+
+
+def _padded(layer: LayerSpec, shape: tuple[int, ...]) -> int:
+    """Returns the values of a convolution's input of a shape with what it pads; 0 if little."""
+    if layer.config.get("padding") != "same" or "kernel_size" not in layer.config:
+        return 0
+    *axes, channels = shape
+    sizes, dilations = (
+        [value] if isinstance(value, int) else value
+        for value in (layer.config["kernel_size"], layer.config.get("dilation_rate", [1, 1]))
+    )
+    spans = [
+        axis + dilation * (size - 1)
+        for axis, size, dilation in zip(axes, sizes, dilations, strict=False)
+    ]
+    padded = math.prod(spans) * channels
+    return padded if padded > 2 * math.prod(shape) else 0
 
 
 def too_large(num_bytes: int, what: str) -> str:

@@ -21,7 +21,15 @@ import numpy as np
 from speech import cli, files
 from speech.base import schema
 from speech.opencorpus import g722, noises, packages, recipe, report, voices
-from speech.sounds import SAMPLE_RATE_HZ, condition, lay_out_keys, manifest_of, to_int16, write_flac
+from speech.sounds import (
+    SAMPLE_RATE_HZ,
+    condition,
+    lay_out_keys,
+    manifest_of,
+    read_manifest,
+    to_int16,
+    write_flac,
+)
 
 MANIFEST = "MANIFEST.sha256"
 STATE = ".state"
@@ -406,10 +414,10 @@ def _write_papers(
 def _is_whole(out: Path) -> bool:
     """Tells whether the files that ``MANIFEST`` names are there with their sums."""
     try:
-        lines = (out / MANIFEST).read_text(encoding="utf-8").splitlines()
-    except OSError:
+        named = read_manifest(out / MANIFEST)
+    except (OSError, ValueError):
         return False
-    named = (line.split("  ", 1) for line in lines)
     return all(
-        (out / name).is_file() and files.sha256_of(out / name) == sum_ for sum_, name in named
+        (out / name).is_file() and files.sha256_of(out / name) == sum_
+        for name, sum_ in named.items()
     )
