@@ -156,8 +156,8 @@ def test_a_folder_keeps_its_tree_and_bad_files_are_listed(model, tmp_path, rng, 
     assert not soundfile.read(tmp_path / "out" / "b" / "silent.wav")[0].any()
     output = capsys.readouterr()
     assert "3 enhanced, 5 skipped" in output.out
-    assert "nan.wav: 2 samples are NaN or infinite; repair or remove the file" in output.err
-    assert "none.wav: holds no samples; remove it" in output.err
+    assert "nan.wav: 2 samples are NaN or infinite; convert the file again" in output.err
+    assert "none.wav: holds no samples; record or copy it again" in output.err
     assert "fast.wav: too short, nothing is left at 16000 Hz" in output.err
     assert "cut.flac" in output.err and "text.wav: cannot be decoded" in output.err
 
