@@ -15,6 +15,7 @@ setup(
     python_requires=">=3.11",
     packages=[
         "speech",
+        "speech.base",
         "speech.data",
         "speech.kernels",
         "speech.minicorpus",
@@ -62,6 +63,7 @@ setup(
         "pystoi>=0.4.1",
         "constriction>=0.5,<0.6",
         "kmeans1d>=0.5",
+        "msgspec>=0.19",
     ],
     extras_require={
         "test": [

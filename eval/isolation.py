@@ -23,7 +23,7 @@ import threading
 from collections.abc import Callable
 from typing import IO, Any, TypeVar
 
-from speech.cli import without_ctrl_c
+from speech.cli import python_command, python_environment, without_ctrl_c
 
 T = TypeVar("T")
 
@@ -78,9 +78,8 @@ atexit.register(close_idle)
 
 
 def _start() -> subprocess.Popen:
-    path = os.pathsep.join(os.path.abspath(folder) for folder in sys.path)
-    environment = os.environ | dict.fromkeys(ONE_THREAD, "1") | {"PYTHONPATH": path}
-    command = [sys.executable, "-c", "from eval.isolation import serve; serve()"]
+    environment = python_environment(**dict.fromkeys(ONE_THREAD, "1"))
+    command = python_command("-c", "from eval.isolation import serve; serve()")
     pipe = subprocess.PIPE
     with without_ctrl_c():
         return subprocess.Popen(command, stdin=pipe, stdout=pipe, env=environment)

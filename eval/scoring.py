@@ -7,7 +7,6 @@ Dask cluster (`speech.cluster`).
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import functools
 import io
@@ -22,6 +21,7 @@ import numpy as np
 
 from eval.metrics import METRICS, OK, SAMPLE_RATE_HZ, Score, cut_alike
 from eval.statistics import mean_and_std, paired_differences
+from speech.base import schema
 from speech.cluster import Cluster, Failed
 
 OVERALL = "all"
@@ -206,6 +206,14 @@ def _row(task: Task, metrics: Sequence[str], scores: dict[str, Score]) -> dict[s
     }
 
 
+@dataclass
+class _Scores:
+    """A line of a `ScoreCache`: value and status by metric and version."""
+
+    key: str
+    scores: dict[str, tuple[int | float | None, str]]
+
+
 class ScoreCache:
     """Scores on disk, found again by the content of the files and the version of the metric.
 
@@ -220,13 +228,11 @@ class ScoreCache:
         from speech.files import end_line
 
         self._path = path
-        self._known: dict[str, dict[str, list[Any]]] = {}
+        self._known: dict[str, dict[str, tuple[int | float | None, str]]] = {}
         if path is not None and path.exists():
             end_line(path)
-            for line in path.read_text(encoding="utf-8").splitlines():
-                with contextlib.suppress(ValueError, KeyError, AttributeError):  # cut by a kill
-                    entry = json.loads(line)
-                    self._known.setdefault(entry["key"], {}).update(entry["scores"])
+            for entry in schema.lines(path, _Scores):
+                self._known.setdefault(entry.key, {}).update(entry.scores)
 
     def get(self, task: Task, metrics: Sequence[str], convert: bool) -> dict[str, Score]:
         """Returns those of the metrics that are known."""
@@ -250,10 +256,10 @@ class ScoreCache:
         if key is None:
             return
         entries = {
-            f"{name} {METRICS[name].version}": [
+            f"{name} {METRICS[name].version}": (
                 score.value if math.isfinite(score.value) else None,
                 score.status,
-            ]
+            )
             for name, score in scores.items()
         }
         self._known.setdefault(key, {}).update(entries)

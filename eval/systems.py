@@ -19,6 +19,7 @@ from typing import Any
 
 from eval.scoring import NOISY, Task
 from speech import cli, corpus
+from speech.base import schema
 
 _logger = logging.getLogger("speech")
 
@@ -196,6 +197,15 @@ def _enhance(enhancer: Any, pair: Any, target: Path, convert: bool) -> None:
     write_audio(target, enhancer.enhance(noisy, peak=1.0, threads=1))
 
 
+@dataclass
+class _Line:
+    """A line of `_Made`; no hash while a file is being made anew."""
+
+    file: str
+    noisy_sha256: str | None
+    model_sha256: str
+
+
 class _Made:
     """Which files an earlier run made, by the hashes of what they were made from.
 
@@ -212,11 +222,9 @@ class _Made:
         from speech.files import write_text
 
         with contextlib.suppress(FileNotFoundError):
-            for line in self._path.read_text(encoding="utf-8", errors="replace").splitlines():
-                with contextlib.suppress(ValueError, KeyError, TypeError):
-                    entry = json.loads(line)
-                    if entry["model_sha256"] == self._model:
-                        self._made[entry["file"]] = entry["noisy_sha256"]
+            for entry in schema.lines(self._path, _Line):
+                if entry.model_sha256 == self._model:
+                    self._made[entry.file] = entry.noisy_sha256
         self._made = {name: digest for name, digest in self._made.items() if digest}
         write_text(self._path, "".join(map(self._line, self._made)))
         return self

@@ -569,6 +569,30 @@ def drop_low_snr(
     return [pair for pair in pairs if pair.snr_db not in excluded_db]
 
 
+def training_pairs(
+    noisy_root: str | os.PathLike,
+    clean_root: str | os.PathLike,
+    pair_by: str | None = None,
+    *,
+    keep_low_snr: bool = False,
+) -> tuple[list[Pair], str]:
+    """Finds pairs to train on, without those of `drop_low_snr` unless these are kept.
+
+    Returns:
+        The pairs, and a sentence on those left out, '' if none are.
+
+    Raises:
+        ValueError: As `find_pairs`; or none are left.
+    """
+    found = find_pairs(noisy_root, clean_root, pair_by)
+    kept = found if keep_low_snr else drop_low_snr(found)
+    num_left_out = len(found) - len(kept)
+    what = f"{num_left_out} of {len(found)} training pairs are left out, at -15 and -10 dB"
+    if not kept:
+        raise ValueError(f"{noisy_root}: {what}: none remain; --keep-low-snr trains on them")
+    return kept, f"{what}; --keep-low-snr trains on them too" if num_left_out else ""
+
+
 def plan_mixtures(
     utterances: Sequence[Utterance],
     noises: Sequence[Noise],

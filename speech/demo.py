@@ -272,7 +272,8 @@ class Demo:
     def _run(self, command: Sequence[str], folder: Path) -> None:
         """Runs one of our commands; raises ValueError with its last words if it fails."""
         self._child = subprocess.Popen(
-            [sys.executable, "-m", *command], cwd=_ROOT, stdin=subprocess.DEVNULL,
+            cli.python_command("-m", *command),
+            cwd=_ROOT, env=cli.python_environment(), stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors="replace",
         )  # fmt: skip
         _, said = self._child.communicate()

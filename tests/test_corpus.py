@@ -29,6 +29,7 @@ from speech.corpus import (
     snr_folder,
     split_pairs_original,
     split_utterances,
+    training_pairs,
 )
 from tests.conftest import make_noises, make_speech, make_timit
 from tests.reference import mixing_oracle
@@ -452,6 +453,22 @@ def test_low_snr_is_dropped():
     items = [pairs_of(1, snr_db=snr_db)[0] for snr_db in (-15, -10, -5, math.nan)]
     assert drop_low_snr(items) == items[2:]
     assert drop_low_snr(items, excluded_db=()) == items
+
+
+def test_low_snr_that_is_left_out_is_counted_and_can_be_kept(tmp_path):
+    names = [f"babble/S1/{snr_db}db/u{n}.wav" for snr_db in (-15, -10, 0) for n in range(2)]
+    touch(tmp_path / "noisy", *names)
+    touch(tmp_path / "clean", "u0.wav", "u1.wav")
+    folders = tmp_path / "noisy", tmp_path / "clean"
+    pairs, left_out = training_pairs(*folders)
+    assert [pair.snr_db for pair in pairs] == [0, 0]
+    assert left_out.startswith("4 of 6 training pairs are left out, at -15 and -10 dB")
+    pairs, left_out = training_pairs(*folders, keep_low_snr=True)
+    assert (len(pairs), left_out) == (6, "")
+    for name in names[-2:]:
+        (tmp_path / "noisy" / name).unlink()
+    with pytest.raises(ValueError, match="4 of 4 .* none remain; --keep-low-snr"):
+        training_pairs(*folders)
 
 
 # --- mixtures ---------------------------------------------------------------------------------

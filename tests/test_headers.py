@@ -223,6 +223,44 @@ def test_an_mp3_cut_in_half_is_said_where_its_table_proves_it(tmp_path):
     assert 25000 < len(read_audio(path).samples) < 35000
 
 
+def test_an_mp3_is_read_under_any_name(tmp_path):
+    (tmp_path / "x.wav").write_bytes(mpeg(0.3 * np.random.default_rng(1).normal(size=8000)))
+    assert len(read_audio(tmp_path / "x.wav").samples) == 8000
+
+
+@pytest.mark.parametrize("size", [0, 0xFFFFFFFF])
+def test_chunks_behind_samples_of_unknown_number_are_left_out(size, samples, tmp_path, caplog):
+    path = tmp_path / "x.wav"
+    rest = chunk(b"LIST", b"INFOISFT\x0e\0\0\0Lavf58.29.100\0") + chunk(b"cue ", bytes(28))
+    path.write_bytes(patched(content(samples) + rest, (40, little(size))))
+    found, words = read_with_words(path, caplog)
+    assert_array_equal(found, samples)
+    assert len(words) == 1
+
+
+@pytest.mark.parametrize("subtype", ["VORBIS", "OPUS"])
+def test_an_ogg_whose_end_is_missing_is_said_and_two_in_one_are_refused(
+    subtype, samples, tmp_path, caplog
+):
+    noise = 0.2 * np.random.default_rng(0).normal(size=80000)
+    whole = content(noise, "OGG", subtype)
+    path = tmp_path / "x.ogg"
+    path.write_bytes(whole)
+    assert read_with_words(path, caplog)[1] == []
+    pages = [at for at in range(len(whole)) if whole[at : at + 4] == b"OggS"]
+    path.write_bytes(whole[: pages[-1] + 100])
+    try:
+        found, words = read_with_words(path, caplog)
+    except AudioError as error:
+        assert subtype == "OPUS" and "malformed" in str(error)
+    else:
+        assert 16000 < len(found) < 80000
+        assert len(words) == 1 and "its last page is missing" in words[0]
+    path.write_bytes(whole + whole)
+    with pytest.raises(AudioError, match="several recordings one after the other"):
+        read_audio(path)
+
+
 def container(values, size, bits, order="<", *, extensible=False, block=None):
     """Returns a WAV of whole numbers as they are, in so many bytes each."""
     unsigned = np.asarray(values, np.int64) % (1 << 8 * size)

@@ -22,9 +22,10 @@ import numpy as np
 
 #: How files start that libsndfile is given; some of its readers would take any bytes.
 _RIFF = (b"RIFF", b"RIFX", b"RF64", b"FORM")
-_OTHERS = (b"OggS", b"Crea", b"2BIT", b" paf", b"fap ", b"PVF1", b"ALaw")
+_OTHERS = (b"Crea", b"2BIT", b" paf", b"fap ", b"PVF1", b"ALaw")
 _IRCAM = re.compile(rb"\x64\xa3[\x00-\x09]\x00|\x00[\x00-\x09]\xa3\x64")
-#: MPEG has no start of its own: it goes by name, or by the tag that players write before it.
+#: MPEG has no start of its own: it goes by name, by the tag that players write before it, or by
+#: its first two frames.
 MPEG_SUFFIXES = (".mp3", ".mp2", ".mp1", ".mpga")
 _ID3 = b"ID3"
 
@@ -32,6 +33,8 @@ _MAX_CHUNKS = 1000
 _PCM, _FLOAT, _EXTENSIBLE = 1, 3, 0xFFFE  # tags of WAV
 #: Tags that are appended to sounds: no samples.
 _TAGS = (b"TAG", b"ID3", b"APETAGEX", b"LYRICSBEGIN")
+#: Chunks that follow the samples of WAV and AIFF files.
+_CHUNKS = re.compile(rb"LIST|id3 |ID3 |bext|iXML|cue |smpl|NAME|ANNO|AUTH|MARK|JUNK|PAD ")
 #: Sizes that programs write into a pipe, in place of one that they can't know yet: within 64 KiB
 #: of 2^31, 2^32 and 2^64, as the size of the header is often added or taken away.
 _PIPE_SIZES = (
@@ -148,12 +151,16 @@ def inspect(path: Path) -> Header:
             return _of_sphere(stream, path, num_bytes)
         if magic == b"fLaC":
             return _of_flac(stream)
+        if magic == b"OggS":
+            return _of_ogg(stream, path)
         if magic in (b"riff", b"caff", b".snd", b"dns."):
             samples = {b"riff": _in_w64, b"caff": _in_caf}.get(magic, _in_au)(stream)
             return Header() if samples is None else samples.compared(stream, path, num_bytes)
         if magic in _OTHERS or _IRCAM.fullmatch(magic):
             return Header()
-        if magic.startswith(_ID3) or path.suffix.lower() in MPEG_SUFFIXES:
+        named = magic.startswith(_ID3) or path.suffix.lower() in MPEG_SUFFIXES
+        if named or _starts_as_mpeg(stream):
+            stream.seek(0)
             header = _of_mpeg(stream, path, num_bytes)
             if header is not None:
                 return header
@@ -209,6 +216,7 @@ class _Samples:
             word = "its header was never finished"
         else:
             word = f"its header says {-missing} bytes too few"
+        there -= self._following(stream, file_bytes)
         if there <= 0:
             return Header()
         patches = []
@@ -220,6 +228,18 @@ class _Samples:
             if value < 1 << 8 * struct.calcsize(code) - 1:
                 patches.append((offset, struct.pack(code, value)))
         return Header(tuple(patches), word=word)
+
+    def _following(self, stream: BinaryIO, file_bytes: int) -> int:
+        """Returns the bytes of chunks at the end of a file that does not say where they begin."""
+        if self.followers is None:
+            return 0
+        first = max(self.start, file_bytes - (1 << 16))
+        stream.seek(first)
+        for found in _CHUNKS.finditer(stream.read(1 << 16)):
+            place = first + found.start()
+            if self.followers(stream, place, file_bytes):
+                return file_bytes - place
+        return 0
 
     def _is_wrong(self, stream: BinaryIO, file_bytes: int) -> bool:
         """Returns whether what follows the samples is samples too."""
@@ -436,6 +456,35 @@ def _of_flac(stream: BinaryIO) -> Header:
     return Header(word="" if known else "its header holds no length")
 
 
+def _of_ogg(stream: BinaryIO, path: Path) -> Header:
+    """Ogg: pages, of which the first and the last of a stream are marked.
+
+    Raises:
+        AudioError: A second recording follows the first, which libsndfile leaves out.
+    """
+    is_past_start, flags = False, _OGG_LAST
+    while True:
+        head = stream.read(27)
+        if len(head) < 27 or head[:4] != b"OggS":
+            break
+        if head[5] & _OGG_FIRST and is_past_start:
+            raise AudioError(
+                f"{path}: several recordings one after the other, of which only the first can be "
+                "read; convert the file to WAV or FLAC"
+            )
+        is_past_start = is_past_start or not head[5] & _OGG_FIRST
+        sizes = stream.read(head[26])
+        body = stream.read(sum(sizes))
+        if len(body) < sum(sizes):
+            flags = 0
+            break
+        flags = head[5]
+    return Header(word="" if flags & _OGG_LAST else "its last page is missing")
+
+
+_OGG_FIRST, _OGG_LAST = 2, 4
+
+
 def _in_au(stream: BinaryIO) -> _Samples | None:
     code = "<I" if stream.read(4) == b"dns." else ">I"
     fields = stream.read(8)
@@ -533,6 +582,14 @@ def _of_mpeg(stream: BinaryIO, path: Path, file_bytes: int) -> Header | None:
             word="its header holds the length of a first part only",
         )  # fmt: skip
     return Header()
+
+
+def _starts_as_mpeg(stream: BinaryIO) -> bool:
+    """Returns whether a file, whatever its name, starts with two frames of MPEG."""
+    stream.seek(0)
+    size = _frame_bytes(stream.read(4))
+    stream.seek(size)
+    return size > 0 and _frame_bytes(stream.read(4)) > 0
 
 
 def _frame_bytes(head: bytes) -> int:
