@@ -20,6 +20,7 @@ setup(
         "speech.kernels",
         "speech.minicorpus",
         "speech.net",
+        "speech.net.kernels",
         "speech.opencorpus",
         "speech.sound",
         "speech.training",
@@ -32,6 +33,7 @@ setup(
     py_modules=["timit_fcn_mse"],
     package_data={
         "speech.kernels": ["*.c", "*.h"],
+        "speech.net.kernels": ["*.c"],
         "speech.minicorpus": [
             "ATTRIBUTION.md",
             "LICENSES/*",
