@@ -220,7 +220,7 @@ class _Chooser:
         pair_by: str | None,
     ) -> None:
         self._levels, self._names = levels, names
-        self._pattern = re.compile(pair_by) if pair_by is not None else None
+        self._pair_by = pair_by
         self._exact = {str(path): place for place, path in enumerate(paths)}
         self._same_path: dict[str, list[int]] = defaultdict(list)
         self._by_level: dict[tuple[str, str], list[int]] = defaultdict(list)
@@ -231,8 +231,8 @@ class _Chooser:
             if path in copied:
                 continue
             own = levels[place]
-            if self._pattern is not None:
-                if (key := _key_of(self._pattern, path)) is not None:
+            if pair_by is not None:
+                if (key := key_of(pair_by, path)) is not None:
                     self._by_key[key].append(place)
                 continue
             self._same_path[_bare_path(path)].append(place)
@@ -246,8 +246,8 @@ class _Chooser:
 
     def choose(self, path: PurePath, own: _Levels) -> tuple[int | None, str]:
         """Returns the position of the clean file, or None and why there is none."""
-        if self._pattern is not None:
-            return self._by_pattern(self._pattern, path, own)
+        if self._pair_by is not None:
+            return self._by_pattern(path, own)
         if str(path) in self._exact:
             return self._exact[str(path)], ""
         if len(same := self._same_path.get(_bare_path(path), [])) == 1:
@@ -270,10 +270,8 @@ class _Chooser:
             return fitting[0], ""
         return None, SEVERAL if fitting else ANOTHER
 
-    def _by_pattern(
-        self, pattern: re.Pattern[str], path: PurePath, own: _Levels
-    ) -> tuple[int | None, str]:
-        key = _key_of(pattern, path)
+    def _by_pattern(self, path: PurePath, own: _Levels) -> tuple[int | None, str]:
+        key = key_of(self._pair_by, path)
         if key is None:
             return None, NO_MATCH
         places = self._by_key.get(key, [])
@@ -562,9 +560,15 @@ def _is_noise(key: str) -> bool:
     return _NOISE.search(key) is not None
 
 
-def _key_of(pattern: re.Pattern[str], path: PurePath) -> tuple[str, ...] | None:
-    text = path.as_posix() if "/" in pattern.pattern else audio_stem(path)
-    found = pattern.search(text)
+def key_of(pair_by: str | None, path: PurePath) -> tuple[str, ...] | None:
+    """Returns what the pattern of ``pair_by`` finds in a relative path, None if it finds nothing.
+
+    That is what its groups find, or all of it without groups, in the file name without its ending;
+    a pattern with a slash is searched in the whole path.
+    """
+    if pair_by is None:
+        return None
+    found = re.search(pair_by, path.as_posix() if "/" in pair_by else audio_stem(path))
     if found is None:
         return None
     return tuple(part or "" for part in found.groups()) or (found[0],)
