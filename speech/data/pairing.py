@@ -492,8 +492,10 @@ def _labelled(
 ) -> list[Match]:
     """Adds noise, speaker and SNR, in as few words as make them unique."""
     repeated = _repeated_levels(levels)
+    tried: list[list[Match]] = []
     for num_words in range(3):
-        labelled = []
+        labelled: list[Match] = []
+        tried.append(labelled)
         for one, path, own in zip(found, paths, levels, strict=True):
             other = clean_levels[one.clean] if one.clean is not None else None
             noise, speaker = _noise_and_speaker(own, other, repeated, num_words > 0)
@@ -508,8 +510,8 @@ def _labelled(
             if one.clean is not None
         )
         if not counts or max(counts.values()) == 1:
-            break
-    return labelled
+            return labelled
+    return tried[0]
 
 
 def _repeated_levels(levels: Sequence[_Levels]) -> bool:
