@@ -379,15 +379,20 @@ def find_pairs(
         ValueError: As `find_matches`.
     """
     found = find_matches(noisy_root, clean_root, pair_by)
-    if found.unpaired:
-        reasons = Counter(reason for _, reason in found.unpaired)
+    warn_of_unpaired(found.unpaired, Path(clean_root))
+    return found.pairs
+
+
+def warn_of_unpaired(unpaired: Sequence[tuple[Path, str]], clean_root: Path) -> None:
+    """Counts noisy files without a partner in a warning, with the reasons and the first names."""
+    if unpaired:
+        reasons = Counter(reason for _, reason in unpaired)
         _logger.warning(
             "%d noisy files without one clean partner in %s were skipped (%s): %s",
-            len(found.unpaired), clean_root,
+            len(unpaired), clean_root,
             "; ".join(f"{count}: {reason}" for reason, count in reasons.items()),
-            listed(str(path) for path, _ in found.unpaired),
+            listed(str(path) for path, _ in unpaired),
         )  # fmt: skip
-    return found.pairs
 
 
 def find_matches(
@@ -408,7 +413,7 @@ def find_matches(
         clean_root: Folder of the clean files.
         pair_by: Regular expression; what it finds in the names of a noisy and of a clean file must
             be equal, instead of their names.
-        apart: More folders whose files are no noisy ones.
+        apart: More folders whose files are neither noisy nor clean ones.
 
     Returns:
         Pairs sorted by noise, SNR, speaker and name, and the noisy files without a partner.
@@ -425,7 +430,7 @@ def find_matches(
             " give the folder of the noisy files and that of the clean ones"
         )
     noisy = _outside(noisy, noisy_root, [clean_root, *map(Path, apart)])
-    clean = _outside(clean, clean_root, [noisy_root])
+    clean = _outside(clean, clean_root, [noisy_root, *map(Path, apart)])
     named_clean = [path for path in noisy if _is_named_clean(path.relative_to(noisy_root))]
     if named_clean and len(named_clean) < len(noisy):
         _logger.warning(

@@ -79,6 +79,24 @@ LAYOUTS = {
         ["s1/a.wav", "s2/a.wav"],
         {"mix_single/a.wav": "s1/a.wav"},
     ),
+    "wham, all of a part": (
+        ["mix_both/a.wav", "mix_clean/a.wav", "noise/a.wav", "s2/a.wav"],
+        ["a.wav"],
+        {"mix_both/a.wav": "a.wav"},
+    ),
+    "wham, two rates": (
+        ["wav16k/min/tt/mix_single/a.wav", "wav8k/min/tt/mix_both/a.wav"],
+        ["wav16k/min/tt/s1/a.wav", "wav8k/min/tt/s1/a.wav"],
+        {
+            "wav16k/min/tt/mix_single/a.wav": "wav16k/min/tt/s1/a.wav",
+            "wav8k/min/tt/mix_both/a.wav": "wav8k/min/tt/s1/a.wav",
+        },
+    ),
+    "dns challenge, noise beside": (
+        ["noisy/a.wav", "noise/a.wav"],
+        ["clean/a.wav", "noise/a.wav"],
+        {"noisy/a.wav": "clean/a.wav"},
+    ),
     "timit as cd": (
         ["babble/FCJF0/5dB/SA1.wav", "car/MABC0/-5dB/SA1.WAV"],
         ["TRAIN/DR1/FCJF0/SA1.WAV", "TRAIN/DR4/MABC0/SA1.WAV"],
@@ -331,6 +349,12 @@ def test_no_snr_levels(name):
         (["babble/FCJF0/5db/a.wav"], ["babble/FCJF0/5db/a.wav"], {("babble", "FCJF0", 5)}),
         (["f16/x/5db/a.wav", "m109/x/5db/a.wav"], ["a.wav"],
          {("f16", "x", 5), ("m109", "x", 5)}),
+        (["noisy_testset_wav/p232_001.wav"], ["clean_testset_wav/p232_001.wav"],
+         {("unknown", "unknown", None)}),
+        (["devel/isolated/m6dB/s1_b.wav"], ["devel/clean/s1_b.wav"],
+         {("unknown", "unknown", -6)}),
+        (["mix_both/a.wav", "mix_single/a.wav"], ["a.wav"],
+         {("mix_both", "unknown", None), ("mix_single", "unknown", None)}),
         (["0/19.wav"], ["0/19.wav"], {("unknown", "0", None)}),
     ],
 )  # fmt: skip

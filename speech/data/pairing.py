@@ -34,6 +34,7 @@ SEVERAL = "several clean files of that name"
 ANOTHER = "its speaker is another one than in the clean files"
 TWO_SPEAKERS = "speakers of two folders have one clean file of that name"
 ITSELF = "is its own clean file"
+NO_NOISY = "stands beside the noisy files: it is noise or a source of them"
 NO_MATCH = "the pattern of --pair-by is not found in it"
 
 _LARGEST_SNR_DB = 100.0  # a larger number is a date or an id
@@ -49,7 +50,7 @@ _DIALECT = re.compile(r"dr\d")
 _SPLITS = {
     "train": "train", "tr": "train", "training": "train", "test": "test", "tt": "test",
     "testing": "test", "dev": "dev", "cv": "dev", "val": "dev", "valid": "dev",
-    "validation": "dev", "eval": "eval",
+    "validation": "dev", "devel": "dev", "eval": "eval",
 }  # fmt: skip
 #: Words that say whether a folder holds noisy or clean files, and nothing about the utterance.
 _NOISY_WORDS = {"noisy", "isolated", "mix", "mixed", "mixture", "mixtures", "both", "single"}
@@ -65,7 +66,7 @@ _SPEAKER = re.compile(
     r"[fm][a-z]{3}\d|p\d{3}|\d{2,6}|(spk|speaker|id|reader|s|f|m|spkr)[_-]?\d+", re.ASCII
 )
 _NOISE = re.compile(
-    r"(?<![a-z])(?:f16|m109|airport|babble|baby|bird|brown|buccaneer|bus|cafe|cafeter|cafeteria|car"
+    r"[a-z]noise|(?<![a-z])(?:f16|m109|airport|babble|baby|bird|brown|buccaneer|bus|cafe|cafeter|cafeteria|car"
     r"|chatter|cockpit|construction|crowd|destroyer(?:engine|ops)|dishes|dkitchen|dliving|dwashing"
     r"|engine|exhibition|factory|fan|hfchannel|hum|keyboard|kitchen|leopard|machine|machinegun"
     r"|market|metro|music|nfield|noise|npark|nriver|office|ohallway|omeeting|ooffice|pcafeter"
@@ -100,14 +101,14 @@ class _Levels:
 
     Attributes:
         name: The file's name, without endings and marks of copies, in lower case.
-        texts: Levels that are no known ones, as written.
+        texts: Levels that are no known ones, as written; '' for those with words for roles.
         keys: The same, without words for roles, in lower case; none is empty.
         known: Kind -> value of dialect and split.
         snr_db: None where the path says none.
         is_mix: Whether a level says that the file is a mixture.
         is_single: Whether a level says that it is one of a single speaker.
-        is_noisy: Whether a level says that the file is noisy, or noise.
-        is_clean: Whether a level says that it is clean.
+        is_noisy: Whether a level says that the file is noisy.
+        is_noise: Whether a level says that it is noise, and none that it is noisy.
     """
 
     name: str
@@ -118,7 +119,7 @@ class _Levels:
     is_mix: bool = False
     is_single: bool = False
     is_noisy: bool = False
-    is_clean: bool = False
+    is_noise: bool = False
 
 
 def audio_stem(path: str | os.PathLike) -> str:
@@ -199,14 +200,18 @@ def match(
     levels = [_levels(path, *depths) for path in noisy_paths]
     chooser = _Chooser(clean_paths, clean_levels, names, pair_by)
     found = []
+    kinds = [own.is_mix for own in levels], [own.is_noisy for own in levels]
     for place, (path, own) in enumerate(zip(noisy_paths, levels, strict=True)):
+        if (any(kinds[0]) and not own.is_mix) or (any(kinds[1]) and own.is_noise):
+            found.append(Match(None, NO_NOISY))
+            continue
         chosen, reason = chooser.choose(path, own)
         if chosen is not None and is_same(place, chosen):
             chosen, reason = None, ITSELF
         found.append(Match(chosen, reason))
     if pair_by is None:
         _drop_claims_of_two(found, noisy_paths, levels, clean_paths, clean_levels)
-    return _labelled(found, levels, clean_levels)
+    return _labelled(found, noisy_paths, levels, clean_levels)
 
 
 class _Chooser:
@@ -220,7 +225,7 @@ class _Chooser:
         pair_by: str | None,
     ) -> None:
         self._levels, self._names = levels, names
-        self._pattern = re.compile(pair_by) if pair_by is not None else None
+        self._pair_by = pair_by
         self._exact = {str(path): place for place, path in enumerate(paths)}
         self._same_path: dict[str, list[int]] = defaultdict(list)
         self._by_level: dict[tuple[str, str], list[int]] = defaultdict(list)
@@ -231,8 +236,8 @@ class _Chooser:
             if path in copied:
                 continue
             own = levels[place]
-            if self._pattern is not None:
-                if (key := _key_of(self._pattern, path)) is not None:
+            if pair_by is not None:
+                if (key := key_of(pair_by, path)) is not None:
                     self._by_key[key].append(place)
                 continue
             self._same_path[_bare_path(path)].append(place)
@@ -246,8 +251,8 @@ class _Chooser:
 
     def choose(self, path: PurePath, own: _Levels) -> tuple[int | None, str]:
         """Returns the position of the clean file, or None and why there is none."""
-        if self._pattern is not None:
-            return self._by_pattern(self._pattern, path, own)
+        if self._pair_by is not None:
+            return self._by_pattern(path, own)
         if str(path) in self._exact:
             return self._exact[str(path)], ""
         if len(same := self._same_path.get(_bare_path(path), [])) == 1:
@@ -270,10 +275,8 @@ class _Chooser:
             return fitting[0], ""
         return None, SEVERAL if fitting else ANOTHER
 
-    def _by_pattern(
-        self, pattern: re.Pattern[str], path: PurePath, own: _Levels
-    ) -> tuple[int | None, str]:
-        key = _key_of(pattern, path)
+    def _by_pattern(self, path: PurePath, own: _Levels) -> tuple[int | None, str]:
+        key = key_of(self._pair_by, path)
         if key is None:
             return None, NO_MATCH
         places = self._by_key.get(key, [])
@@ -283,12 +286,13 @@ class _Chooser:
         return (fitting[0], "") if len(fitting) == 1 else (None, SEVERAL)
 
     def _score(self, own: _Levels, place: int) -> int | None:
-        """Returns how many levels agree if all of the clean file's do, otherwise None."""
+        """Returns how many levels agree if all that say something do, otherwise None."""
         other = self._levels[place]
         if not _agree(own, other):
             return None
-        needed = _needed(own, other)
-        return len(needed) if _is_subsequence(needed, own.keys) else None
+        if not _is_subsequence(_needed(own, other), own.keys):
+            return None
+        return sum(key in own.keys for key in other.keys)
 
     def _may_be(self, own: _Levels, place: int) -> bool:
         """Whether a clean file with levels that the noisy path lacks may still be the partner."""
@@ -311,7 +315,7 @@ class _Chooser:
 
 def _agree(own: _Levels, other: _Levels) -> bool:
     """Whether the known levels of a noisy and a clean path agree, where both have them."""
-    if other.is_noisy:
+    if other.is_noisy or other.is_noise:
         return False
     if any(own.known.get(kind, value) != value for kind, value in other.known.items()):
         return False
@@ -352,7 +356,7 @@ def _levels(
         snr_db = _snr_in_name(audio_stem(path))
     texts, keys, known = [], [], {}
     words: set[str] = set()
-    is_mix = is_single = has_noise = False
+    is_mix = is_single = is_noisy = has_noise = False
     for place, text in enumerate(folders):
         lower = _folded(text)
         if place == snr_place or lower == UNKNOWN:
@@ -370,16 +374,15 @@ def _levels(
             if not is_generic:
                 words |= roles
             if _MIX.fullmatch(lower):
-                is_mix, is_single = True, "single" in tokens
-            if said and not (roles and is_generic):
-                texts.append(text)
-                keys.append("_".join(said) if roles else lower)
-            elif said:
-                texts.append(text)
-                keys.append(lower)
+                is_noisy, is_mix, is_single = True, "clean" not in tokens, "single" in tokens
+            if said:
+                is_role = bool(roles) and not is_generic
+                texts.append("" if is_role else text)
+                keys.append("_".join(said) if is_role else lower)
+    is_noisy |= bool(words & {"noisy", "isolated"})
     return _Levels(
-        _bare(path), tuple(texts), tuple(keys), known, snr_db, is_mix, is_single,
-        has_noise or bool(words & {"noisy", "isolated"}) or is_mix, "clean" in words,
+        _bare(path), tuple(texts), tuple(keys), known, snr_db, is_mix, is_single, is_noisy,
+        has_noise and not is_noisy,
     )  # fmt: skip
 
 
@@ -482,25 +485,33 @@ def _ends_with_snr(path: PurePath, own: _Levels) -> bool:
 
 
 def _labelled(
-    found: Sequence[Match], levels: Sequence[_Levels], clean_levels: Sequence[_Levels]
+    found: Sequence[Match],
+    paths: Sequence[PurePath],
+    levels: Sequence[_Levels],
+    clean_levels: Sequence[_Levels],
 ) -> list[Match]:
-    """Adds noise, speaker and SNR, in short words if they are unique, otherwise in long ones."""
+    """Adds noise, speaker and SNR, in as few words as make them unique."""
     repeated = _repeated_levels(levels)
-    for is_long in (False, True):
-        labelled = []
-        for one, own in zip(found, levels, strict=True):
+    tried: list[list[Match]] = []
+    for num_words in range(3):
+        labelled: list[Match] = []
+        tried.append(labelled)
+        for one, path, own in zip(found, paths, levels, strict=True):
             other = clean_levels[one.clean] if one.clean is not None else None
-            noise, speaker = _noise_and_speaker(own, other, repeated, is_long)
+            noise, speaker = _noise_and_speaker(own, other, repeated, num_words > 0)
+            if num_words > 1:
+                words = [text for text in path.parent.parts if parse_snr_folder(text) is None]
+                noise = "_".join(words) or UNKNOWN
             snr_db = math.nan if own.snr_db is None else own.snr_db
             labelled.append(replace(one, noise=noise, speaker=speaker, snr_db=snr_db))
         counts = Counter(
-            (one.noise, one.speaker, one.snr_db, own.name)
+            (one.noise, one.speaker, str(one.snr_db), own.name)
             for one, own in zip(labelled, levels, strict=True)
             if one.clean is not None
         )
         if not counts or max(counts.values()) == 1:
-            break
-    return labelled
+            return labelled
+    return tried[0]
 
 
 def _repeated_levels(levels: Sequence[_Levels]) -> bool:
@@ -515,9 +526,11 @@ def _repeated_levels(levels: Sequence[_Levels]) -> bool:
 def _noise_and_speaker(
     own: _Levels, other: _Levels | None, repeated: bool, is_long: bool
 ) -> tuple[str, str]:
-    texts = dict(zip(own.keys, own.texts, strict=True))
-    shared = [key for key in own.keys if other is not None and key in other.keys]
-    left = [key for key in own.keys if key not in shared]
+    texts = {
+        key: text or key for key, text in zip(own.keys, own.texts, strict=True) if text or is_long
+    }
+    shared = [key for key in texts if other is not None and key in other.keys]
+    left = [key for key in texts if key not in shared]
     noises = [key for key in shared if _is_noise(key)]
     if noises:  # the clean tree has a folder for each noise, too
         left, shared = [*noises, *left], [key for key in shared if key not in noises]
@@ -562,9 +575,15 @@ def _is_noise(key: str) -> bool:
     return _NOISE.search(key) is not None
 
 
-def _key_of(pattern: re.Pattern[str], path: PurePath) -> tuple[str, ...] | None:
-    text = path.as_posix() if "/" in pattern.pattern else audio_stem(path)
-    found = pattern.search(text)
+def key_of(pair_by: str | None, path: PurePath) -> tuple[str, ...] | None:
+    """Returns what the pattern of ``pair_by`` finds in a relative path, None if it finds nothing.
+
+    That is what its groups find, or all of it without groups, in the file name without its ending;
+    a pattern with a slash is searched in the whole path.
+    """
+    if pair_by is None:
+        return None
+    found = re.search(pair_by, path.as_posix() if "/" in pair_by else audio_stem(path))
     if found is None:
         return None
     return tuple(part or "" for part in found.groups()) or (found[0],)
