@@ -15,11 +15,15 @@ setup(
     python_requires=">=3.11",
     packages=[
         "speech",
+        "speech.base",
         "speech.data",
         "speech.kernels",
         "speech.minicorpus",
         "speech.net",
+        "speech.net.kernels",
         "speech.opencorpus",
+        "speech.sound",
+        "speech.training",
         "eval",
         "pruning",
         "quantization",
@@ -29,6 +33,7 @@ setup(
     py_modules=["timit_fcn_mse"],
     package_data={
         "speech.kernels": ["*.c", "*.h"],
+        "speech.net.kernels": ["*.c"],
         "speech.minicorpus": [
             "ATTRIBUTION.md",
             "LICENSES/*",
@@ -58,6 +63,7 @@ setup(
         "pystoi>=0.4.1",
         "constriction>=0.5,<0.6",
         "kmeans1d>=0.5",
+        "msgspec>=0.19",
     ],
     extras_require={
         "test": [
@@ -101,6 +107,7 @@ setup(
         "console_scripts": [
             "timit-fcn-mse=timit_fcn_mse:main",
             "speech-prepare=speech.prepare:main",
+            "speech-train=speech.train:main",
             "speech-enhance=speech.enhance:main",
             "speech-demo=speech.demo:main",
             "speech-weights=speech.weights:main",

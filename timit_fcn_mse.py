@@ -80,6 +80,8 @@ def _help(task: Any, options: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory() as folder:
         data = load_data(options, Path(folder))
     print(f"data        {data.description}")
+    if data.left_out:
+        print(f"left out    {data.left_out}")
     _train(task, data, training_config(options), options)
     print(f"done        the rest is done by {task.addresses[0]}")
     return 0
@@ -98,6 +100,8 @@ def _lead(task: Any, options: argparse.Namespace) -> int:
     if not data.test:
         raise ValueError("no test files are left; check the test folders and --num-test")
     print(f"data        {data.description}")
+    if data.left_out and not options.eval_only:
+        print(f"left out    {data.left_out}")
     if not options.eval_only:
         _train(task, data, config, options)
     model_path = options.model or options.out / "model.h5"
@@ -108,83 +112,18 @@ def _lead(task: Any, options: argparse.Namespace) -> int:
 
 
 def _train(task: Any, data: Any, config: Any, options: argparse.Namespace) -> None:
-    from eval.plots import learning_curve
-    from speech.audio import SAMPLE_RATE_HZ
-    from speech.datasets import training_parts
     from speech.distribution import Machines
-    from speech.fcn import FCNConfig, build_fcn
-    from speech.files import write_text
-    from speech.losses import DESCRIPTIONS
-    from speech.training.trainer import Trainer
+    from speech.training.run import train_fcn
 
-    out = options.out
-    machines = None if task is None else Machines(task)
-    if options.init is None:
-        network = build_fcn(FCNConfig(num_filters=options.filters), seed=config.seed)
-    else:
-        network = _waveform_model(options.init)
-    training, validation = training_parts(data, config, options)
-    meta = {
-        "kind": "waveform",
-        "sample_rate_hz": SAMPLE_RATE_HZ,
-        "created_by": "timit_fcn_mse.py",
-        "recipe": recipe_of(options),
-        "augmentation": augmentation(options).description(),
-    }
-    trainer = Trainer(network, training, validation, config, out, meta=meta, machines=machines)
-    engine = "C kernels" if trainer.model.uses_c_kernels else "Keras convolutions"
-    print(
-        f"training    {len(training)} steps an epoch, {config.epochs} epochs, {engine}"
-        + (f", {trainer.num_devices} devices" if trainer.num_devices > 1 else ""),
-        flush=True,
-    )
-    if not trainer.writes:
-        trainer.run()
-        return
-
-    log = _tensorboard_log(data, config, options)
-
-    def draw() -> None:
-        label = DESCRIPTIONS[config.loss]
-        learning_curve(trainer.state.history, out / "learning_curve.png", f"FCN, {label}", label)
-
-    def report(row: dict[str, float]) -> None:
-        print(
-            f"epoch {row['epoch']:3d}/{config.epochs}  training {row['training_loss']:.5f}  "
-            f"validation {row['validation_loss']:.5f}  {row['seconds']:.1f} s",
-            flush=True,
-        )
-        draw()
-        if log is not None:
-            log.epoch(trainer.state.history)
-
-    out.mkdir(parents=True, exist_ok=True)
-    write_text(out / "model.json", network.to_json(indent=2) + "\n")
-    trainer.run(report)
-    draw()
-    if log is not None:
-        log.close(trainer.state.history)
-
-
-def _tensorboard_log(data: Any, config: Any, options: argparse.Namespace) -> Any:
-    """Returns what writes for TensorBoard, None if it was not asked for."""
-    if options.tensorboard is None:
-        return None
-    from speech.tensorboard import TensorBoardLog
-
-    folder = options.tensorboard or options.out / "tensorboard"
-    print(f"tensorboard {folder}")
-    return TensorBoardLog(folder, data.test, options.out / "last.h5", config.epochs)
-
-
-def _waveform_model(path: Path) -> Any:
-    """Loads the network whose weights start the run."""
-    from speech.weights import load_model_and_meta
-
-    network, meta = load_model_and_meta(path)
-    if meta.get("kind", "waveform") != "waveform" or network.output_shape != (None, None, 1):
-        raise ValueError(f"{path}: is not a network from waveform to waveform; choose another")
-    return network
+    folder = options.tensorboard
+    if folder is not None:
+        folder = folder or options.out / "tensorboard"
+    train_fcn(
+        data, config, augmentation(options), options.out,
+        recipe=recipe_of(options), created_by="timit_fcn_mse.py", num_filters=options.filters,
+        init=options.init, machines=None if task is None else Machines(task),
+        tensorboard=folder, clips=data.test,
+    )  # fmt: skip
 
 
 def _enhance_and_score(

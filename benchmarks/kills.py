@@ -60,9 +60,10 @@ TIMEOUT_S = 600.0
 #: Imported before the first fork, besides the commands: by all, and by those that train.
 _IMPORTS = ("eval.scoring", "eval.plots", "joblib", "matplotlib.figure", "soundfile", "soxr")
 _IMPORTS_OF_TRAINING = ("mnn.training", "pruning.schedule", "quantization.finetune",
-                        "quantization.plans", "speech.datasets", "speech.training",
+                        "quantization.plans", "speech.datasets", "speech.training.run",
                         "speech.weights")  # fmt: skip
-_TRAINING = {"timit_fcn_mse", "pruning.run", "quantization.run", "mnn.train", "mnn.experiments"}
+_TRAINING = {"timit_fcn_mse", "speech.train", "pruning.run", "quantization.run", "mnn.train",
+             "mnn.experiments"}  # fmt: skip
 
 _NOT_COMPARED = {"run.json", "results.json", "summary.json", "sweep.json", "checkpoint.npz",
                  "cache.jsonl", "made.jsonl"}  # fmt: skip
@@ -91,6 +92,14 @@ CASES = {
     "train": Case(
         "timit_fcn_mse",
         lambda data, out: [*_small(data, "--epochs", "6", "--filters", "4"), "--out", f"{out}/run"],
+    ),
+    "train-tf": Case(
+        "speech.train",
+        lambda data, out: [
+            "--network", "tf", "--size", "small", "--speech", f"{data}/speech",
+            "--noise", f"{data}/noise", "--gpu", "-1", "--batch-size", "2", "--num-train", "4",
+            "--crop-seconds", "0.3", "--epochs", "4", "--rooms", "0", "-o", f"{out}/run",
+        ],
     ),
     "prune": Case(
         "pruning.run",

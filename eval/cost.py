@@ -221,12 +221,17 @@ def cost_of(
         FileNotFoundError: There is no such file.
         ValueError: The file is refused, nothing in it has weights, or an argument makes no sense.
     """
-    from speech.modelfile import ModelFile, read_model_file
+    from speech.modelfile import ModelFile, read_model_file, require_chain
 
     if isinstance(source, str | os.PathLike):
         source = read_model_file(source)
     file = source if isinstance(source, ModelFile) else None
-    specs = tuple(source) if not isinstance(source, ModelFile) else source.layers
+    what = "the count of operations"
+    specs = (
+        source.require_chain(what)
+        if isinstance(source, ModelFile)
+        else require_chain(tuple(source), what)
+    )
     meta = file.meta if file else {}
     if codebook_size is not None and codebook_size < 2:
         raise ValueError(f"codebook_size is {codebook_size!r}, expected at least 2")

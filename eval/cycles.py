@@ -265,7 +265,7 @@ def _run(options: argparse.Namespace) -> int:
     array = Array(rows, cols, options.dataflow, folding)
     reports, all_equal = [], True
     for path in options.models:
-        layers = read_model_file(path).layers
+        layers = read_model_file(path).require_chain("the count of cycles")
         dense, sparse = (
             products(layers, options.samples, padding=options.padding, skip_zero_kernels=skip)
             for skip in (False, True)

@@ -18,6 +18,7 @@ from eval.runfiles import Run
 from eval.scoring import NOISY, OVERALL, format_snr
 from eval.testsets import TestSet
 from eval.views import Table
+from speech.pictures import learning_curve
 
 _TEMPLATES = Path(__file__).parent / "templates"
 
@@ -357,7 +358,7 @@ def _training(run: Run) -> Section:
     )
     section.pictures = [
         picture(
-            lambda: _with_legend_below(plots.learning_curve(run.history, loss="error")),
+            lambda: _with_legend_below(learning_curve(run.history, loss="error")),
             f"Learning curve: training error {run.history[0]['training_loss']:.5f} to "
             f"{run.history[-1]['training_loss']:.5f}, best validation error "
             f"{best['validation_loss']:.5f} in epoch {best['epoch']}.",

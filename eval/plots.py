@@ -19,13 +19,12 @@ import numpy as np
 
 from eval.metrics import METRICS
 from eval.statistics import bootstrap_interval
-from speech.files import atomic_path
+from speech.pictures import COLORS, new_figure, written
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 
 #: Of the labels that mark a point of ``score_against_size``.
@@ -51,48 +50,6 @@ FRAME_SAMPLES = 512
 HOP_SAMPLES = 128
 
 
-def learning_curve(
-    history: Sequence[dict[str, Any]],
-    path: Path | None = None,
-    title: str = "",
-    loss: str = "mean squared error",
-) -> Figure:
-    """Draws training and validation error against the epoch.
-
-    The axis is logarithmic unless an error is not positive, as SI-SDR is not.
-
-    Args:
-        history: Rows with 'epoch', 'training_loss' and 'validation_loss'.
-        path: Where to write it.
-        title: Above the picture.
-        loss: What the errors are.
-    """
-    from matplotlib.ticker import FormatStrFormatter, MaxNLocator
-
-    figure, axes = _figure(7, 4.2)
-    epochs = [row["epoch"] for row in history]
-    marker = "o" if len(epochs) < 40 else None
-    best = min(history, key=lambda row: row["validation_loss"])
-    lowest = f"validation (best {best['validation_loss']:.5f} in epoch {best['epoch']})"
-    for key, label, color in zip(
-        ("training_loss", "validation_loss"), ("training", lowest), COLORS, strict=False
-    ):
-        values = [row[key] for row in history]
-        axes.plot(epochs, values, marker=marker, markersize=3, label=label, color=color)
-    axes.axvline(best["epoch"], color="0.6", linestyle=":", linewidth=1)
-    if all(row[key] > 0 for row in history for key in ("training_loss", "validation_loss")):
-        axes.set_yscale("log")
-        for set_formatter in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
-            set_formatter(FormatStrFormatter("%.3g"))
-    axes.set_xlabel("epoch")
-    axes.set_ylabel(loss)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.grid(True, which="both", alpha=0.3)
-    axes.legend()
-    axes.set_title(title)
-    return _written(figure, path)
-
-
 def score_by_snr(
     rows: Sequence[Mapping[str, Any]], metric: str, path: Path | None = None, title: str = ""
 ) -> Figure:
@@ -116,7 +73,7 @@ def score_by_snr(
     systems = _names(rows, "system")
     snrs_db = sorted({row["snr_db"] for row in rows})
     gap = min(np.diff(snrs_db), default=5.0)
-    figure, axes = _figure(7, 4.5)
+    figure, axes = new_figure(7, 4.5)
     for index, (system, color, marker) in enumerate(_styles(systems)):
         groups = {
             snr: [r[metric] for r in rows if r["system"] == system and r["snr_db"] == snr]
@@ -145,7 +102,7 @@ def score_by_snr(
     axes.grid(True, alpha=0.3)
     axes.legend()
     axes.set_title(title)
-    return _written(figure, path)
+    return written(figure, path)
 
 
 def score_boxes(
@@ -168,7 +125,7 @@ def score_boxes(
     if not rows:
         raise ValueError(f"no row has a {metric!r}; nothing to draw")
     systems, noises = _names(rows, "system"), sorted(_names(rows, "noise"))
-    figure, axes = _figure(max(6.0, 1.6 + 0.35 * len(noises) * (len(systems) + 1)), 4.5)
+    figure, axes = new_figure(max(6.0, 1.6 + 0.35 * len(noises) * (len(systems) + 1)), 4.5)
     width = 0.8 / len(systems)
     handles = []
     for index, (system, color, _) in enumerate(_styles(systems)):
@@ -198,7 +155,7 @@ def score_boxes(
     axes.grid(True, axis="y", alpha=0.3)
     axes.legend(handles=handles)
     axes.set_title(title)
-    return _written(figure, path)
+    return written(figure, path)
 
 
 def score_against_size(
@@ -237,7 +194,7 @@ def score_against_size(
         raise ValueError(f"no point has both {metric!r} and {size!r}; nothing to draw")
     if min(point[size] for point in points) <= 0:
         raise ValueError(f"{size!r} is {min(p[size] for p in points)!r}, expected above 0")
-    figure, axes = _figure(7.5, 5)
+    figure, axes = new_figure(7.5, 5)
     for series, color, marker in _styles(_names(points, "series")):
         own = sorted((p for p in points if p["series"] == series), key=lambda p: p[size])
         sizes = [point[size] for point in own]
@@ -264,7 +221,7 @@ def score_against_size(
     if len(_names(points, "series")) > 1 or published:
         axes.legend(loc="lower right")
     axes.set_title(title)
-    return _written(figure, path)
+    return written(figure, path)
 
 
 def spectrogram_triptych(
@@ -304,7 +261,7 @@ def spectrogram_triptych(
         raise ValueError(f"range_db is {range_db!r}, expected above 0")
     levels_db = {name: spectrogram_db(signal) for name, signal in signals.items()}
     top_db = max(float(level.max()) for level in levels_db.values())
-    figure, all_axes = _figure(12, 3.8, ncols=3)
+    figure, all_axes = new_figure(12, 3.8, ncols=3)
     duration_s = len(noisy) / sample_rate_hz
     for axes, (name, level_db) in zip(all_axes, levels_db.items(), strict=True):
         image = axes.imshow(
@@ -317,7 +274,7 @@ def spectrogram_triptych(
     bar = figure.colorbar(image, ax=list(all_axes), pad=0.01)
     bar.set_label(f"level (dB re full scale), top {range_db:g} dB")
     figure.suptitle(title)
-    return _written(figure, path)
+    return written(figure, path)
 
 
 def spectrogram_db(signal: np.ndarray) -> np.ndarray:
@@ -394,28 +351,3 @@ def _label(metric: str) -> str:
     if known is None:
         return metric
     return f"{known.label} ({known.unit})" if known.unit == "dB" else known.label
-
-
-def _figure(width: float, height: float, ncols: int = 1) -> tuple[Figure, Any]:
-    # Not pyplot: no display, no global state, nothing to close.
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    axes = figure.subplots(ncols=ncols, sharey=ncols > 1)
-    return figure, axes
-
-
-def _written(figure: Figure, path: Path | None) -> Figure:
-    import matplotlib
-
-    if path is None:
-        return figure
-    path = Path(path)
-    # Matplotlib before 3.11 lays a figure out a little differently the second time: SVG first.
-    targets = [path] if path.suffix else [path.with_suffix(".svg"), path.with_suffix(".png")]
-    for target in targets:
-        # The same data give the same bytes: no date, no random ids in an SVG.
-        metadata = {"Date": None} if target.suffix == ".svg" else None
-        with atomic_path(target) as temporary, matplotlib.rc_context({"svg.hashsalt": "eval"}):
-            figure.savefig(temporary, dpi=130, metadata=metadata)
-    return figure

@@ -42,6 +42,7 @@ _ACTIVATIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "relu": lambda values: np.maximum(values, 0),
     "sigmoid": scipy.special.expit,
     "tanh": np.tanh,
+    "silu": lambda values: values * scipy.special.expit(values),
 }
 
 

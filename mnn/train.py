@@ -184,7 +184,9 @@ def _network(options: argparse.Namespace, kind: str) -> tuple[Any, Any, dict[str
 
 
 def _source(options: argparse.Namespace) -> str:
-    return "bundled corpus" if is_bundled(options) else str(options.timit or options.train_noisy)
+    if is_bundled(options):
+        return "bundled corpus"
+    return ", ".join(map(str, options.timit or [options.train_noisy]))
 
 
 def _find_data(options: argparse.Namespace) -> _Parts:
@@ -194,7 +196,14 @@ def _find_data(options: argparse.Namespace) -> _Parts:
 
     is_dae = options.what == "dae"
     if options.train_noisy is not None:
-        pairs = corpus.drop_low_snr(corpus.find_pairs(options.train_noisy, options.train_clean))
+        pairs, left_out = corpus.training_pairs(
+            options.train_noisy,
+            options.train_clean,
+            options.pair_by,
+            keep_low_snr=bool(options.keep_low_snr),
+        )
+        if left_out:
+            print(f"left out    {left_out}")
         pairs = data.matching(pairs, options.conditions)
         if is_dae:
             pairs = list({pair.clean_path: pair for pair in pairs}.values())
@@ -203,7 +212,7 @@ def _find_data(options: argparse.Namespace) -> _Parts:
     utterances = (
         corpus.bundled_speech("TRAIN")
         if bundled
-        else corpus.find_speech(options.timit, "TRAIN", options.skip_sa)
+        else corpus.find_speech_trees(options.timit, "TRAIN", options.skip_sa)
     )
     speakers, each = (None, None) if bundled else PAPER_SPEAKERS[options.what]
     parts = data.choose_speakers(

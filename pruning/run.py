@@ -25,11 +25,11 @@ from speech.options import (
     add_data_options,
     add_training_options,
     check_data_options,
-    train_on,
 )
 
 if TYPE_CHECKING:
     from pruning.schedule import Choice, Layers, Retraining
+    from speech.modelfile import ModelFile
 
 THETA = 0.65
 BY_THETA = "theta"
@@ -67,9 +67,8 @@ def _run(options: argparse.Namespace) -> int:
         return _prune(file, work, options)
 
 
-def _prune(file: Any, work: Path, options: argparse.Namespace) -> int:
+def _prune(file: ModelFile, work: Path, options: argparse.Namespace) -> int:
     from pruning.sparsity import masks_of_zeros, masks_to_json, report
-    from speech.datasets import check_trains_on_waveforms
     from speech.files import sha256_of
     from speech.modelfile import write_model_file
 
@@ -77,11 +76,12 @@ def _prune(file: Any, work: Path, options: argparse.Namespace) -> int:
     test: list[Any] = []
     if options.retrain:
         from speech.device import select_devices
+        from speech.training.continuing import check_trains
 
-        check_trains_on_waveforms(file)
-        train_on(options, file.meta, RETRAIN_LEARNING_RATE)
+        check_trains(file)
         select_devices(options.gpu, several=True)
-        retraining, test = _load_retraining(options, work)
+        retraining = _load_retraining(file, options, work)
+        test = retraining.how.test
     else:
         print("one-shot    no data given: nothing is retrained (--retrain uses the bundled corpus)")
         if options.score:
@@ -114,7 +114,7 @@ def _prune(file: Any, work: Path, options: argparse.Namespace) -> int:
     return 0
 
 
-def _say_what_it_was(file: Any) -> None:
+def _say_what_it_was(file: ModelFile) -> None:
     """Tells people when a model comes pruned or clustered: both are taken as they are."""
     from pruning.schedule import num_pruned
 
@@ -175,6 +175,7 @@ def _remove_filters(
     from pruning import surgery
     from pruning.schedule import fine_tune
     from pruning.sparsity import kept_channels
+    from speech.net.taps import taps_of
 
     asked = options.remove_filters
     theta = options.theta
@@ -186,10 +187,7 @@ def _remove_filters(
         bound = max(exact.border_bound.values(), default=0.0)
         print(f"exact       {free} filters change nothing (at the ends at most {bound:.3g})")
     stages = options.stages if retraining is not None else 1
-    widths = {
-        layer.name: layer.weights["kernel"].shape[-1]
-        for layer in surgery.kernel_layers(layers)[:-1]
-    }
+    widths = surgery.widths(layers)
     for stage in range(1, stages + 1):
         if asked == BY_THETA:
             chosen = surgery.filters_for_theta(layers, theta)
@@ -200,10 +198,7 @@ def _remove_filters(
         layers = surgery.remove_filters(layers, chosen).layers
         if retraining is not None and stage < stages:
             layers = retraining.run(f"filters-{stage}", layers, None, stage)
-    masks = {
-        layer.name: kept_channels(layer.weights["kernel"])
-        for layer in surgery.kernel_layers(layers)
-    }
+    masks = {layer.name: kept_channels(taps_of(layer)) for layer in surgery.kernel_layers(layers)}
     if retraining is not None:
         layers = fine_tune(layers, masks, retraining, options.final_epochs, stages)
     return layers, {"method": "filters", "share": asked, "theta": theta, "stages": stages}
@@ -211,6 +206,8 @@ def _remove_filters(
 
 def print_report(before: Layers, after: Layers, report: Callable) -> None:
     """Prints channels, parameters and operations per layer, before and after."""
+    from pruning.sparsity import works_on_spectra
+
     old, new = report(before), report(after)
     print(
         f"\n{'layer':<18}{'channels':>11}{'now':>11}{'zero':>11}{'%':>7}{'weights':>12}{'left':>12}"
@@ -227,18 +224,20 @@ def print_report(before: Layers, after: Layers, report: Callable) -> None:
         f"{'all':<18}{sum(row.channels for row in old):>11,}{channels:>11,}{pruned:>11,}"
         f"{100 * pruned / channels:>7.1f}{weights:>12,}{left:>12,}"
     )
-    print(f"\noperations  {2 * weights:,} -> {2 * left:,} FLOP a sample (zero kernels skipped)")
+    flop, flop_left = (
+        2 * sum(count * row.times for count, row in counted)
+        for counted in (((r.weights, r) for r in old), ((r.weights_left, r) for r in new))
+    )
+    unit = "per frame" if works_on_spectra(after) else "a sample"
+    print(f"\noperations  {flop:,} -> {flop_left:,} FLOP {unit} (zero kernels skipped)")
 
 
-def _load_retraining(options: argparse.Namespace, work: Path) -> tuple[Retraining, list[Any]]:
+def _load_retraining(file: ModelFile, options: argparse.Namespace, work: Path) -> Retraining:
     from pruning.schedule import Retraining
-    from speech.datasets import load_data, training_parts
-    from speech.options import training_config
+    from speech.training.continuing import continuation
 
-    config = training_config(options)
-    data = load_data(options, work / "test")
-    print(f"data        {data.description}")
-    training, validation = training_parts(data, config, options)
+    how = continuation(file, options, RETRAIN_LEARNING_RATE, work / "test")
+    print(f"data        {how.description}")
 
     def on_epoch(label: str, row: dict[str, float]) -> None:
         print(
@@ -247,7 +246,7 @@ def _load_retraining(options: argparse.Namespace, work: Path) -> tuple[Retrainin
             flush=True,
         )
 
-    return Retraining(training, validation, config, work, on_epoch), data.test
+    return Retraining(how, work, on_epoch)
 
 
 def _score(options: argparse.Namespace, test: list[Any], work: Path) -> Any:

@@ -17,10 +17,10 @@ import numpy as np
 
 from pruning.sparsity import Masks, apply_masks, report
 from speech.modelfile import LayerSpec, sha256_of_weights
+from speech.net.taps import for_kernel
 
 if TYPE_CHECKING:
-    from speech.pipeline import TrainingData
-    from speech.training.config import TrainingConfig
+    from speech.training.continuing import Continuation
 
 #: (layers) -> masks: which channels to prune now.
 Choice = Callable[[Sequence[LayerSpec]], Masks]
@@ -32,16 +32,12 @@ class Retraining:
     """How a network is trained on after something was taken from it.
 
     Attributes:
-        training: Data of a stage.
-        validation: Likewise.
-        config: ``epochs`` are those of one stage.
+        how: Data and settings of a stage; the ``epochs`` of its config are those of one stage.
         out: Folder of all stages.
         on_epoch: Called with the label of the stage and the row of each finished epoch.
     """
 
-    training: TrainingData
-    validation: TrainingData
-    config: TrainingConfig
+    how: Continuation
     out: Path
     on_epoch: Callable[[str, dict[str, float]], None] = lambda label, row: None
 
@@ -55,7 +51,7 @@ class Retraining:
             layers: The network as it enters the stage.
             masks: Channels to hold at zero; None to let them grow.
             stage: Number of the stage: each draws its own mixtures and crops.
-            changes: Settings of ``config`` that are others in this stage.
+            changes: Settings of the config that are others in this stage.
 
         Returns:
             The network with the smallest validation error.
@@ -67,16 +63,16 @@ class Retraining:
         if masks is not None:
             hold_at_zero(network, masks)
         start = sha256_of_weights(layers)  # another start is another run
-        config = replace(self.config, seed=self.config.seed + stage, init=start, **changes)
-        training = self.training.at_epoch(0)
-        training.seed = config.seed
+        seed = self.how.config.seed + stage
+        config = replace(self.how.config, seed=seed, init=start, **changes)
         trainer = Trainer(
             network,
-            training,
-            self.validation,
+            self.how.training.with_seed(seed),
+            self.how.validation,
             config,
             self.out / label,
-            meta={"kind": "waveform", "created_by": f"pruning, {label}"},
+            make_model=self.how.make_model,
+            meta={**self.how.meta, "created_by": f"pruning, {label}"},
         )
         trainer.run(lambda row: self.on_epoch(label, row))
         return layers_of(network)
@@ -93,7 +89,8 @@ def hold_at_zero(network: Any, masks: Mapping[str, np.ndarray]) -> None:
 
     for layer in network.layers:
         if layer.name in masks:
-            layer.kernel.constraint = HeldZeros(masks[layer.name])
+            mask = for_kernel(type(layer).__name__, masks[layer.name])
+            layer.kernel.constraint = HeldZeros(mask)
 
 
 def soft_prune(

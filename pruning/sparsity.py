@@ -1,18 +1,24 @@
 """Which channels of a layer are redundant: the sparsity criterion of the paper, in NumPy.
 
-Conventions: a layer's kernel is float [taps, in, out]; a Dense kernel [in, out] counts as one tap.
-The *channel* (k, j) is the kernel F_jk of filter j over input channel k. Masks are bool [in, out],
-True where a channel is kept. Masks and scores of a network go by layer name, and only hold the
-layers that may be pruned: all Conv1D and Dense layers but the last.
+Conventions: a layer's kernel is float [taps, in, out] (``speech.net.taps``): the taps of a Conv2D
+over time and bands are one row of L taps, and a Dense kernel [in, out] counts as one tap. The
+*channel* (k, j) is the kernel F_jk of filter j over input channel k; of a Dense layer it is one
+weight, whose S is 1 or 0. Masks are bool [in, out], True where a channel is kept. Masks and scores
+of a network go by layer name, and only hold the layers that may be pruned: all convolutions and
+Dense layers but the last.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
+
+from speech.modelfile import linked, output_shapes
+from speech.net.taps import as_taps, for_kernel, has_kernel, taps_of
 
 if TYPE_CHECKING:
     from speech.modelfile import LayerSpec
@@ -21,11 +27,6 @@ if TYPE_CHECKING:
 CRITERIA = ("sparsity", "magnitude", "random")
 
 Masks = dict[str, np.ndarray]
-
-
-def as_taps(kernel: np.ndarray) -> np.ndarray:
-    """Returns a kernel [taps, in, out] of Conv1D as it is, one [in, out] of Dense with one tap."""
-    return kernel[None] if kernel.ndim == 2 else kernel
 
 
 def mean_absolute_values(kernel: np.ndarray) -> np.ndarray:
@@ -41,7 +42,7 @@ def channel_sparsity(kernel: np.ndarray) -> np.ndarray:
         S_j(k) = 1/L sum_i [ |F_jk(i)| < M_j ]
 
     Args:
-        kernel: float [taps, in, out] or [in, out]; L is the number of taps.
+        kernel: float [..., in, out]; L is the number of all taps, 1 without such axes.
 
     Returns:
         float64 [in, out], from 0 to 1. A channel of zeros in a filter that has other weights
@@ -64,11 +65,6 @@ def kept_channels(kernel: np.ndarray) -> np.ndarray:
     return np.asarray(as_taps(kernel).any(axis=0))
 
 
-def has_kernel(layer: LayerSpec) -> bool:
-    """Returns whether a layer is a convolution or a matrix."""
-    return layer.class_name in ("Conv1D", "Dense")
-
-
 def prunable_layers(layers: Sequence[LayerSpec], keep_last: bool = True) -> list[LayerSpec]:
     """Returns the layers with kernels; the last, which the released model spares, unless asked."""
     found = [layer for layer in layers if has_kernel(layer)]
@@ -85,7 +81,7 @@ def masks_for_theta(layers: Sequence[LayerSpec], theta: float, *, keep_last: boo
         raise ValueError(f"theta is {theta:g}; give a number between 0 and 1, such as 0.65")
     masks = {}
     for layer in prunable_layers(layers, keep_last):
-        sparsity = channel_sparsity(layer.weights["kernel"])
+        sparsity = channel_sparsity(taps_of(layer))
         masks[layer.name] = sparsity <= theta
         if not masks[layer.name].any():
             raise ValueError(
@@ -107,7 +103,8 @@ def masks_for_share(
     """Prunes a share of the channels, the most redundant ones.
 
     S_j(k) takes only as many values as a kernel has taps. Among equals the weaker channel goes
-    first, by its mean absolute weight relative to M_j, so that the share is met to the channel.
+    first, by its mean absolute weight relative to M_j, so that the share is met to the channel. The
+    single weights of Dense layers have S = 1 or 0: where there are such, they go first.
 
     Args:
         layers: The network.
@@ -127,8 +124,7 @@ def masks_for_share(
         raise ValueError("the network has no layer that may be pruned")
     rng = np.random.default_rng(seed)
     redundancy = {
-        layer.name: channel_redundancy(layer.weights["kernel"], criterion, rng)
-        for layer in prunable
+        layer.name: channel_redundancy(taps_of(layer), criterion, rng) for layer in prunable
     }
     if per_layer:
         masks = {name: _drop_most(values, share) for name, values in redundancy.items()}
@@ -181,7 +177,7 @@ def theta_of(layers: Sequence[LayerSpec], masks: Mapping[str, np.ndarray]) -> fl
     1.0 if nothing is pruned.
     """
     values = [
-        channel_sparsity(layer.weights["kernel"])[~masks[layer.name]]
+        channel_sparsity(taps_of(layer))[~masks[layer.name]]
         for layer in layers
         if layer.name in masks
     ]
@@ -198,7 +194,11 @@ def apply_masks(
             layer,
             weights={
                 **layer.weights,
-                "kernel": np.where(masks[layer.name], layer.weights["kernel"], np.float32(0)),
+                "kernel": np.where(
+                    for_kernel(layer.class_name, masks[layer.name]),
+                    layer.weights["kernel"],
+                    np.float32(0),
+                ),
             },
         )
         if layer.name in masks
@@ -210,8 +210,7 @@ def apply_masks(
 def masks_of_zeros(layers: Sequence[LayerSpec], keep_last: bool = False) -> Masks:
     """Returns the masks found again from the channels that are zero."""
     return {
-        layer.name: kept_channels(layer.weights["kernel"])
-        for layer in prunable_layers(layers, keep_last)
+        layer.name: kept_channels(taps_of(layer)) for layer in prunable_layers(layers, keep_last)
     }
 
 
@@ -252,6 +251,7 @@ class LayerReport:
         pruned: How many of them are zero.
         weights: Number of weights in the kernel.
         weights_left: How many of them stand in channels that are kept.
+        times: How often each weight is used for one sample, or one frame of spectra.
     """
 
     name: str
@@ -259,18 +259,37 @@ class LayerReport:
     pruned: int
     weights: int
     weights_left: int
+    times: int = 1
 
 
 def report(layers: Sequence[LayerSpec]) -> list[LayerReport]:
     """Returns one row a layer with a kernel, by its zeros."""
     rows = []
+    times = _times_per_frame(layers) if works_on_spectra(layers) else {}
     for layer in prunable_layers(layers, keep_last=False):
-        kernel = as_taps(layer.weights["kernel"])
+        kernel = taps_of(layer)
         kept = kept_channels(kernel)
         num_kept = int(kept.sum())
         rows.append(
             LayerReport(
-                layer.name, kept.size, kept.size - num_kept, kernel.size, num_kept * len(kernel)
+                layer.name, kept.size, kept.size - num_kept, kernel.size, num_kept * len(kernel),
+                times.get(layer.name, 1),
             )
-        )
+        )  # fmt: skip
     return rows
+
+
+def works_on_spectra(layers: Sequence[LayerSpec]) -> bool:
+    """Returns whether a network takes frames with bands and channels, not samples or vectors."""
+    return len(layers[0].config["batch_shape"]) == 4
+
+
+def _times_per_frame(layers: Sequence[LayerSpec]) -> dict[str, int]:
+    """Returns in how many bands, or for a Dense over bands channels, each kernel is at work."""
+    shapes = output_shapes(layers)
+    found = {}
+    for layer in linked(layers):
+        is_up = layer.class_name == "Conv2DTranspose"
+        shape = shapes[layer.inputs[0] if is_up else layer.name] if layer.inputs else ()
+        found[layer.name] = math.prod(size for size in shape[:-1] if size is not None)
+    return found

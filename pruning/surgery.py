@@ -1,39 +1,43 @@
 """Takes whole filters out of a network: smaller tensors in the file, fewer products at run time.
 
-A network is a chain. A filter of a layer with a kernel goes with its bias, its part of the
-normalisation behind it and the input channel of the next layer that reads it.
+A filter of a layer with a kernel goes with its bias, its part of the normalisation behind it and
+the input channel of every layer that reads it.
+
+In a chain each layer stands for itself. In a graph channels may be tied: outputs that are added
+(skips, residuals) can only lose the same channel, all of them together. A set of tied channels
+(`channel_sets`) goes by the name of the first layer that makes them. Layers that treat each channel
+by itself pass the channels of a set on; a Dense layer that a Permute lets work on the bands mixes
+bands, and is one of them.
 
 What is removed without any change of the output:
 
 * A filter that nothing reads: all kernels over its channel are zero.
 * A filter of zeros. Its output is constant in time; what the layers behind it make of that
-  constant, c, is added to the next layer's bias as c times the sum of the kernels over it. With
-  'same' padding the next layer sees zeros, not c, beyond both ends of a signal, so its first and
-  last (taps - 1) / 2 outputs would differ by at most |c| sum |w| before its normalisation;
-  `Removal.border_bound` says by how much. It is 0 for Dense and 'valid' layers and for c = 0.
+  constant, c, is added to the biases of all readers as c times the sum of the kernels over it. That
+  is exact where c is the same in all bands and no padding with zeros stands in between; a filter
+  with another constant is kept, with one exception: with 'same' padding of a Conv1D the next layer
+  sees zeros, not c, beyond both ends of a signal, so its first and last (taps - 1) / 2 outputs
+  would differ by at most |c| sum |w| before its normalisation; `Removal.border_bound` says by how
+  much. It is 0 for Dense and 'valid' layers and for c = 0.
 
 Any other filter changes the output, and the network wants retraining.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
-from pruning.sparsity import (
-    as_taps,
-    channel_sparsity,
-    has_kernel,
-    kept_channels,
-    mean_absolute_values,
-    prunable_layers,
-)
-from speech.modelfile import LayerSpec
+from pruning.sparsity import channel_sparsity, kept_channels, prunable_layers
+from speech.modelfile import LayerSpec, linked
+from speech.net.taps import has_kernel, is_swapped, taps_of
 
-#: Layers that treat every channel by itself, so that one can be taken out.
+#: Layers without channels of their own, which treat every channel by itself.
 _CHANNELWISE = ("LeakyReLU", "ReLU", "Activation", "Dropout", "icse>ModifiedReLU")
+_NORMALIZATIONS = ("BatchNormalization", "GroupNormalization")
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +46,7 @@ class Removal:
 
     Attributes:
         layers: The smaller network.
-        removed: Layer name -> indices of the filters that were taken out.
+        removed: First layer of a set -> indices of the filters that were taken out.
         border_bound: Layer name -> largest change of an output of this layer, before its
             normalisation, near the ends of a signal, by constants that were folded into its bias.
     """
@@ -52,12 +56,46 @@ class Removal:
     border_bound: dict[str, float]
 
 
-@dataclass(frozen=True)
-class _Stage:
-    """A layer with a kernel and the layers behind it, up to the next kernel; places in the list."""
+@dataclass
+class ChannelSet:
+    """Channels that are removed from all layers of the set, or from none.
 
-    kernel: int
-    followers: tuple[int, ...]
+    Attributes:
+        size: Number of channels.
+        writers: Layers whose filters make the channels; more than one where outputs are added.
+        normalizations: Layers between them that have weights of their own for each channel.
+        carriers: Layers that pass the channels on and have none.
+        readers: Layers whose kernels read them.
+        is_end: Whether these are the input or the output of the network, which stay as they are.
+        reason: Why nothing can be removed otherwise; '' if it can.
+    """
+
+    size: int
+    writers: list[str] = field(default_factory=list)
+    normalizations: list[str] = field(default_factory=list)
+    carriers: list[str] = field(default_factory=list)
+    readers: list[str] = field(default_factory=list)
+    is_end: bool = False
+    reason: str = ""
+
+    @property
+    def name(self) -> str:
+        """The layer by which the set goes."""
+        return self.writers[0]
+
+
+def channel_sets(layers: Sequence[LayerSpec]) -> list[ChannelSet]:
+    """Returns the sets of tied channels whose filters may be removed, in the order of the layers.
+
+    Args:
+        layers: A network, a chain or a graph. The sets of its input and output are left out.
+    """
+    return [found for found in _all_sets(layers) if found.writers and not found.is_end]
+
+
+def widths(layers: Sequence[LayerSpec]) -> dict[str, int]:
+    """Returns the number of filters of each set that may lose some, by its first layer."""
+    return {found.name: found.size for found in channel_sets(layers)}
 
 
 def kernel_layers(layers: Sequence[LayerSpec]) -> list[LayerSpec]:
@@ -65,22 +103,111 @@ def kernel_layers(layers: Sequence[LayerSpec]) -> list[LayerSpec]:
     return prunable_layers(layers, keep_last=False)
 
 
+@dataclass(frozen=True, eq=False)
+class _Output:
+    """Where the channels of a layer's output are.
+
+    Attributes:
+        axis: Their axis, the batch being axis 0.
+        rank: Number of axes.
+        channels: The set they belong to.
+    """
+
+    axis: int
+    rank: int
+    channels: ChannelSet
+
+    @property
+    def is_last(self) -> bool:
+        return self.axis == self.rank - 1
+
+
+def _all_sets(layers: Sequence[LayerSpec]) -> list[ChannelSet]:
+    """Returns all sets of channels of a network."""
+    layers = linked(layers)
+    rank = len(layers[0].config["batch_shape"])
+    source = ChannelSet(layers[0].config["batch_shape"][-1], is_end=True)
+    outputs = {layers[0].name: _Output(rank - 1, rank, source)}
+    sets = [source]
+    for layer in layers[1:]:
+        read = [outputs[name] for name in layer.inputs]
+        if has_kernel(layer) and read[0].is_last:
+            read[0].channels.readers.append(layer.name)
+            made = ChannelSet(taps_of(layer).shape[2], [layer.name])
+            sets.append(made)
+            outputs[layer.name] = _Output(rank - 1, rank, made)
+            continue
+        for other in read[1:]:
+            _tie(read[0].channels, other.channels, sets, outputs)
+        channels = outputs[layer.inputs[0]].channels
+        is_scaled = layer.class_name in _NORMALIZATIONS and read[0].is_last
+        (channels.normalizations if is_scaled else channels.carriers).append(layer.name)
+        channels.reason = channels.reason or _obstacle(layer, read, channels.size)
+        axis = read[0].axis
+        if layer.class_name == "Permute":
+            axis = 1 + layer.config["dims"].index(axis)
+        outputs[layer.name] = _Output(axis, rank, channels)
+    outputs[layers[-1].name].channels.is_end = True
+    return sets
+
+
+def _tie(
+    one: ChannelSet, other: ChannelSet, sets: list[ChannelSet], outputs: dict[str, _Output]
+) -> None:
+    """Makes one set of two."""
+    if one is other:
+        return
+    first, second = sorted((one, other), key=sets.index)
+    for names in ("writers", "normalizations", "carriers", "readers"):
+        getattr(first, names).extend(getattr(second, names))
+    first.is_end |= second.is_end
+    first.reason = first.reason or second.reason
+    sets.remove(second)
+    for name, output in outputs.items():
+        if output.channels is second:
+            outputs[name] = replace(output, channels=first)
+
+
+def _obstacle(layer: LayerSpec, read: Sequence[_Output], size: int) -> str:
+    """Returns why no channel can be taken from in front of a layer, '' if it can."""
+    if layer.class_name == "GroupNormalization":
+        if layer.config["groups"] not in (-1, size) or not read[0].is_last:
+            return (
+                f"layer {layer.name} normalises groups of channels together: no filter in "
+                "front of it can be removed"
+            )
+        return ""
+    same_axis = all(output.axis == read[0].axis for output in read)
+    padded = layer.class_name == "ZeroPadding2D" and read[0].is_last
+    if (
+        padded
+        or (layer.class_name == "Add" and same_axis)
+        or layer.class_name in (*_CHANNELWISE, "BatchNormalization", "Permute", "Dense")
+    ):
+        return ""
+    return f"layer {layer.name} is a {layer.class_name}: no filter in front of it can be removed"
+
+
+# --------------------------------------------------------------------------------------------
+# Choosing
+
+
 def filter_redundancy(layers: Sequence[LayerSpec], theta: float = 0.65) -> dict[str, np.ndarray]:
     """Returns for each filter how redundant it is, by the channels of the paper.
 
     The share of redundant channels, S_j(k) > theta, among the filter's own and those that read
-    it in the next layer; among equals, by the mean of S over the same channels.
+    it; among equals, by the mean of S over the same channels. Of tied filters all channels count.
 
     Returns:
-        Layer name -> float64 [out]; layers but the last.
+        First layer of a set -> float64 [size]; sets but the output's.
     """
-    found = kernel_layers(layers)
-    sparsity = [_sparsity_with_zeros(layer.weights["kernel"]) for layer in found]
+    sparsity = {layer.name: _sparsity_with_zeros(taps_of(layer)) for layer in kernel_layers(layers)}
     result = {}
-    for layer, own, read in zip(found[:-1], sparsity[:-1], sparsity[1:], strict=True):
-        # Each channel of this filter: own is [in, out], read is [out, out of the next].
-        channels = np.concatenate([own, read.T])
-        result[layer.name] = (channels > theta).mean(axis=0) + 1e-3 * channels.mean(axis=0)
+    for found in channel_sets(layers):
+        # Each channel of this filter: own is [in, out], read is [out, out of the reader].
+        own = [sparsity[name] for name in found.writers]
+        channels = np.concatenate([*own, *(sparsity[name].T for name in found.readers)])
+        result[found.name] = (channels > theta).mean(axis=0) + 1e-3 * channels.mean(axis=0)
     return result
 
 
@@ -100,15 +227,14 @@ def choose_filters(
     """
     if not 0 <= share < 1:
         raise ValueError(f"the share of filters to remove is {share:g}; give 0 to less than 1")
-    widths = {layer.name: layer.weights["kernel"].shape[-1] for layer in kernel_layers(layers)}
-    goal = {name: width - round(share * width) for name, width in widths.items()}
+    goal = {name: width - round(share * width) for name, width in widths(layers).items()}
     return choose_down_to(layers, goal, theta)
 
 
 def choose_down_to(
     layers: Sequence[LayerSpec], goal: Mapping[str, int], theta: float = 0.65
 ) -> dict[str, np.ndarray]:
-    """Chooses the most redundant filters, so many that each layer is left with its goal."""
+    """Chooses the most redundant filters, so many that each set is left with its goal."""
     chosen = {}
     for name, values in filter_redundancy(layers, theta).items():
         count = max(len(values) - goal[name], 0)
@@ -133,18 +259,27 @@ def filters_for_theta(layers: Sequence[LayerSpec], theta: float) -> dict[str, np
 
 
 def removable_filters(layers: Sequence[LayerSpec]) -> dict[str, np.ndarray]:
-    """Returns the filters that can go without retraining: not read, or zero.
+    """Returns the filters that can go without retraining: not read, or constant and foldable.
 
-    One filter of a layer is kept in any case.
+    One filter of a set is kept in any case.
     """
-    found = kernel_layers(layers)
+    by_name = {layer.name: layer for layer in linked(layers)}
     result = {}
-    for layer, after in zip(found[:-1], found[1:], strict=True):
-        unread = ~kept_channels(after.weights["kernel"]).any(axis=1)
-        constant = mean_absolute_values(layer.weights["kernel"]) == 0
-        indices = np.flatnonzero(unread | constant)
-        result[layer.name] = indices[: layer.weights["kernel"].shape[-1] - 1]
+    for found in channel_sets(layers):
+        every = np.arange(found.size)
+        constants = _constants(by_name, found, every)
+        free = np.ones(found.size, bool)
+        for name in found.readers:
+            reader = by_name[name]
+            taps = taps_of(reader)
+            foldable = np.isfinite(_foldable(reader, constants[reader.inputs[0]]))
+            free &= foldable | ~taps.any(axis=(0, 2))
+        result[found.name] = np.flatnonzero(free)[: found.size - 1]
     return result
+
+
+# --------------------------------------------------------------------------------------------
+# Removing
 
 
 def remove_filters(
@@ -154,72 +289,77 @@ def remove_filters(
 
     Args:
         layers: The network, InputLayer first.
-        filters: Layer name -> indices of the filters to take out.
+        filters: First layer of a set (`channel_sets`) -> indices of the filters to take out.
 
     Raises:
-        ValueError: A layer is unknown, is the last one, would be left without filters, or is
-            followed by a layer that mixes channels, such as a normalisation over groups of them.
+        ValueError: A layer is unknown, makes the output, is tied to an earlier one, would be left
+            without filters, or is followed by a layer that mixes channels, such as a
+            normalisation over groups of them.
     """
-    layers = list(layers)
-    stages = _stages(layers)
-    names = [layers[stage.kernel].name for stage in stages]
-    unknown = sorted(set(filters) - set(names))
-    if unknown:
-        raise ValueError(f"there is no layer {unknown[0]!r} with filters; they are {names}")
-    removed, bounds = {}, {}
-    for index, stage in enumerate(stages):
-        name = names[index]
-        drop = np.unique(np.asarray(filters.get(name, ()), np.int64))
+    by_name = {layer.name: layer for layer in linked(layers)}
+    sets = [found for found in _all_sets(layers) if found.writers]
+    _check_names(filters, sets)
+    removed: dict[str, list[int]] = {}
+    bounds: dict[str, float] = {}
+    for found in sets:
+        drop = np.unique(np.asarray(filters.get(found.name, ()), np.int64))
         if not drop.size:
             continue
-        num_filters = layers[stage.kernel].weights["kernel"].shape[-1]
-        _check_filters(name, drop, num_filters, is_last=index == len(stages) - 1)
-        after = stages[index + 1].kernel
-        constants = _constant_outputs(layers, stage, drop)
-        layers[after], bound = _without_inputs(layers[after], drop, constants)
-        for place in (stage.kernel, *stage.followers):
-            layers[place] = _without_outputs(layers[place], drop, num_filters)
-        removed[name] = drop.tolist()
-        bounds[layers[after].name] = bound
-    return Removal(tuple(layers), removed, bounds)
-
-
-def _check_filters(name: str, drop: np.ndarray, num_filters: int, is_last: bool) -> None:
-    if is_last:
-        raise ValueError(f"layer {name} is the last: its filters are the output")
-    if drop[0] < 0 or drop[-1] >= num_filters:
-        raise ValueError(f"layer {name} has filters 0 to {num_filters - 1}, received {drop}")
-    if len(drop) == num_filters:
-        raise ValueError(f"layer {name} would be left without filters; remove fewer")
-
-
-def _stages(layers: Sequence[LayerSpec]) -> list[_Stage]:
-    places = [index for index, layer in enumerate(layers) if has_kernel(layer)]
-    ends = [*places[1:], len(layers)]
-    return [
-        _Stage(place, tuple(range(place + 1, end))) for place, end in zip(places, ends, strict=True)
-    ]
-
-
-def _without_outputs(layer: LayerSpec, drop: np.ndarray, num_filters: int) -> LayerSpec:
-    """Returns a layer without some of its output channels."""
-    weights = {name: np.delete(array, drop, axis=-1) for name, array in layer.weights.items()}
-    config = dict(layer.config)
-    if layer.class_name == "Conv1D":
-        config["filters"] = num_filters - len(drop)
-    elif layer.class_name == "Dense":
-        config["units"] = num_filters - len(drop)
-    elif layer.class_name == "GroupNormalization":
-        if config["groups"] not in (-1, num_filters):
-            raise ValueError(
-                f"layer {layer.name} normalises groups of channels together: no filter in "
-                "front of it can be removed"
+        _check_filters(found, drop)
+        constants = _constants(by_name, found, drop)
+        for name in found.readers:
+            by_name[name], bound = _without_inputs(
+                by_name[name], drop, constants[by_name[name].inputs[0]]
             )
+            bounds[name] = max(bound, bounds.get(name, 0.0))
+        for name in (*found.writers, *found.normalizations):
+            by_name[name] = _without_outputs(by_name[name], drop)
+        removed[found.name] = drop.tolist()
+    smaller = [replace(layer, **_parts(by_name[layer.name])) for layer in layers]
+    return Removal(tuple(smaller), removed, bounds)
+
+
+def _parts(layer: LayerSpec) -> dict[str, Any]:
+    return {"config": layer.config, "weights": layer.weights}
+
+
+def _check_names(filters: Iterable[str], sets: Sequence[ChannelSet]) -> None:
+    leader = {name: found.name for found in sets for name in found.writers}
+    for name in sorted(filters):
+        if name not in leader:
+            raise ValueError(f"there is no layer {name!r} with filters; they are {list(leader)}")
+        if leader[name] != name:
+            raise ValueError(
+                f"the outputs of layer {name} are added to those of {leader[name]}, so their "
+                f"filters go together; name {leader[name]}"
+            )
+
+
+def _check_filters(found: ChannelSet, drop: np.ndarray) -> None:
+    name = found.name
+    if found.is_end:
+        raise ValueError(f"layer {name} is the last: its filters are the output")
+    if drop[0] < 0 or drop[-1] >= found.size:
+        raise ValueError(f"layer {name} has filters 0 to {found.size - 1}, received {drop}")
+    if len(drop) == found.size:
+        raise ValueError(f"layer {name} would be left without filters; remove fewer")
+    if found.reason:
+        raise ValueError(found.reason)
+
+
+def _without_outputs(layer: LayerSpec, drop: np.ndarray) -> LayerSpec:
+    """Returns a layer that makes or scales fewer channels."""
+    axes = {"kernel": -2 if is_swapped(layer.class_name) else -1}
+    weights = {
+        name: np.delete(array, drop, axis=axes.get(name, -1))
+        for name, array in layer.weights.items()
+    }
+    config = dict(layer.config)
+    if layer.class_name == "GroupNormalization":
         config["groups"] = -1
-    elif layer.class_name != "BatchNormalization" and layer.class_name not in _CHANNELWISE:
-        raise ValueError(
-            f"layer {layer.name} is a {layer.class_name}: no filter in front of it can be removed"
-        )
+    for key in ("filters", "units"):
+        if key in config:
+            config[key] -= len(drop)
     return replace(layer, config=config, weights=weights)
 
 
@@ -231,20 +371,21 @@ def _without_inputs(
     Args:
         layer: A layer with a kernel.
         drop: Input channels.
-        constants: Value of each, NaN where it is not constant.
+        constants: Value of each, [bands, drop]; NaN where it is not constant.
 
     Returns:
         The layer, and the largest change of an output near the ends of a signal.
     """
     kernel = layer.weights["kernel"]
-    taps = as_taps(kernel).astype(np.float64)[:, drop]
-    constant = np.isfinite(constants) & (constants != 0)
-    values = np.where(constant, constants, 0.0)
-    weights = {**layer.weights, "kernel": np.delete(kernel, drop, axis=-2)}
+    taps = taps_of(layer).astype(np.float64)[:, drop]
+    values = _foldable(layer, constants)
+    values = np.where(np.isfinite(values), values, 0.0)
+    axis = -1 if is_swapped(layer.class_name) else -2
+    weights = {**layer.weights, "kernel": np.delete(kernel, drop, axis=axis)}
     config = dict(layer.config)
     folded = np.einsum("tio,i->o", taps, values)
     if folded.any():
-        bias = weights.get("bias", np.zeros(kernel.shape[-1], np.float32))
+        bias = weights.get("bias", np.zeros(taps.shape[2], np.float32))
         weights = {**weights, "bias": (bias + folded).astype(np.float32)}
         # Keras lists a kernel before its bias.
         weights = {name: weights[name] for name in ("kernel", "bias")}
@@ -254,37 +395,97 @@ def _without_inputs(
     return replace(layer, config=config, weights=weights), float(bound)
 
 
-def _constant_outputs(layers: Sequence[LayerSpec], stage: _Stage, drop: np.ndarray) -> np.ndarray:
-    """Returns what comes out behind the filters ``drop`` if that is constant, else NaN: [drop]."""
-    layer = layers[stage.kernel]
-    kernel = as_taps(layer.weights["kernel"])
-    bias = layer.weights.get("bias", np.zeros(kernel.shape[-1]))
-    values = np.where(kernel[..., drop].any(axis=(0, 1)), np.nan, bias[drop].astype(np.float64))
-    values = _activate(values, layer.config["activation"])
-    for place in stage.followers:
-        values = _pass_constant(layers[place], values, drop)
+# --------------------------------------------------------------------------------------------
+# Constants
+
+
+def _foldable(layer: LayerSpec, constants: np.ndarray) -> np.ndarray:
+    """Returns the constants that a layer's bias can stand for, NaN for all others: [channels].
+
+    Args:
+        layer: A layer with a kernel.
+        constants: [bands, channels] that reach it; NaN where a channel is not constant in time.
+    """
+    first = constants[0]
+    values = np.where((constants == first).all(axis=0), first, np.nan)
+    is_wide = len(taps_of(layer)) > 1 and layer.class_name != "Conv1D"
+    if layer.class_name == "Conv2DTranspose" or (is_wide and layer.config["padding"] == "same"):
+        return np.where(values == 0, 0.0, np.nan)
     return values
 
 
-def _pass_constant(layer: LayerSpec, values: np.ndarray, drop: np.ndarray) -> np.ndarray:
-    """Returns what a layer makes of channels that are constant in time."""
-    weights = {name: array[drop].astype(np.float64) for name, array in layer.weights.items()}
-    config = layer.config
+def _constants(
+    by_name: Mapping[str, LayerSpec], found: ChannelSet, channels: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Returns what is in channels of a set if that is constant in time, else NaN.
+
+    Args:
+        by_name: The network, linked, in order.
+        found: The set.
+        channels: Indices of the channels.
+
+    Returns:
+        Layer of the set -> float64 [bands, channels], with 1 band if all have the same.
+    """
+    values: dict[str, np.ndarray] = {}
+    scaled, others = set(found.normalizations), set(found.carriers)
+    for name, layer in by_name.items():
+        if name in found.writers:
+            values[name] = _written(layer, channels)[np.newaxis]
+        elif name in scaled:
+            own = {key: array[channels] for key, array in layer.weights.items()}
+            values[name] = _normalized(layer, own, values[layer.inputs[0]])
+        elif name in others and all(source in values for source in layer.inputs):
+            values[name] = _passed_on(layer, [values[source] for source in layer.inputs])
+    return values
+
+
+def _written(layer: LayerSpec, channels: np.ndarray) -> np.ndarray:
+    """Returns the output of filters of zeros, NaN for all others."""
+    taps = taps_of(layer)[..., channels]
+    bias = layer.weights.get("bias", np.zeros(taps_of(layer).shape[2]))
+    values = np.where(taps.any(axis=(0, 1)), np.nan, bias[channels].astype(np.float64))
+    return _activate(values, layer.config["activation"])
+
+
+def _normalized(
+    layer: LayerSpec, weights: Mapping[str, np.ndarray], values: np.ndarray
+) -> np.ndarray:
+    """Returns what a normalisation makes of constants; its weights broadcast to them."""
+    own = {name: array.astype(np.float64) for name, array in weights.items()}
     if layer.class_name == "GroupNormalization":  # nothing is left of a constant but beta
-        return np.where(np.isnan(values), np.nan, weights.get("beta", 0.0))
-    if layer.class_name == "BatchNormalization":
-        deviation = np.sqrt(weights["moving_variance"] + config["epsilon"])
-        values = (values - weights["moving_mean"]) / deviation
-        return values * weights.get("gamma", 1.0) + weights.get("beta", 0.0)
-    if layer.class_name == "LeakyReLU":
-        return np.where(values > 0, values, config["negative_slope"] * values)
-    if layer.class_name == "Activation":
-        return _activate(values, config["activation"])
-    if layer.class_name == "Dropout":
-        return values
-    if layer.class_name == "ReLU" and not config["threshold"]:
-        above = np.minimum(values, config["max_value"] or np.inf)
-        return np.where(values > 0, above, config["negative_slope"] * values)
+        return np.where(np.isnan(values), np.nan, own.get("beta", 0.0))
+    deviation = np.sqrt(own["moving_variance"] + layer.config["epsilon"])
+    values = (values - own["moving_mean"]) / deviation
+    return values * own.get("gamma", 1.0) + own.get("beta", 0.0)
+
+
+def _passed_on(layer: LayerSpec, inputs: Sequence[np.ndarray]) -> np.ndarray:
+    """Returns what a layer without weights for channels makes of constants [bands, channels]."""
+    values, config = inputs[0], layer.config
+    match layer.class_name:
+        case "Add":
+            return sum(inputs[1:], start=values)
+        case "Dropout" | "Permute":
+            return values
+        case "ZeroPadding2D":
+            grows = any(any(pair) for pair in config["padding"])
+            return np.where(values == 0, 0.0, np.nan) if grows else values
+        case "Dense":  # over bands
+            kernel = layer.weights["kernel"].astype(np.float64)
+            values = np.broadcast_to(values, (len(kernel), values.shape[1]))
+            mixed = kernel.T @ values + layer.weights.get("bias", np.zeros(1))[:, np.newaxis]
+            return _activate(mixed, config["activation"])
+        case "BatchNormalization":  # of bands
+            own = {key: array[:, np.newaxis] for key, array in layer.weights.items()}
+            return _normalized(layer, own, values)
+        case "LeakyReLU":
+            return np.where(values > 0, values, config["negative_slope"] * values)
+        case "Activation":
+            return _activate(values, config["activation"])
+        case "ReLU" if not config["threshold"]:
+            above = np.minimum(values, config["max_value"] or np.inf)
+            return np.where(values > 0, above, config["negative_slope"] * values)
     return np.full_like(values, np.nan)
 
 
@@ -296,4 +497,6 @@ def _activate(values: np.ndarray, activation: str | None) -> np.ndarray:
             return np.maximum(values, 0.0)
         case "sigmoid":
             return 1 / (1 + np.exp(-values))
+        case "silu":
+            return values / (1 + np.exp(-values))
     return values

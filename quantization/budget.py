@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from quantization import graphs
 from quantization.kmeans import (
     FORMATS,
     Codebooks,
@@ -29,8 +30,11 @@ from quantization.kmeans import (
 from quantization.ratedistortion import MAX_LAMBDA, RateDistortion
 from speech.compact import pack, unpack
 from speech.modelfile import LayerSpec
+from speech.net.taps import taps_of
 
 Layers = tuple[LayerSpec, ...]
+#: Inputs of a network: signals float32 [time, 1], or those of ``quantization.graphs``.
+Signals = Sequence[np.ndarray] | Sequence[graphs.Spectrum]
 
 #: From which ``choose_k`` chooses.
 K_CHOICES = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
@@ -157,7 +161,7 @@ class _Choice:
 def choose_k(
     layers: Sequence[LayerSpec],
     codebooks: Codebooks,
-    signals: Sequence[np.ndarray],
+    signals: Signals,
     target: int,
     size_of: Callable[[Layers], int],
     formats: Sequence[str] = FORMATS,
@@ -167,8 +171,8 @@ def choose_k(
     Args:
         layers: The network.
         codebooks: All other settings.
-        signals: Inputs to measure with, float32 [time, 1]. A network that is no chain of
-            convolutions is judged by its weights' own errors.
+        signals: Inputs to measure with, float32 [time, 1], or spectra for a network over time and
+            frequency. Without any, and for networks of other kinds, weights' own errors count.
         target: Bytes.
         size_of: Network -> bytes of its file.
         formats: Of centroids, from which to choose.
@@ -246,10 +250,10 @@ def _slope(one: _Choice, other: _Choice) -> float:
 
 
 def _choices(
-    layers: Layers, codebooks: Codebooks, signals: Sequence[np.ndarray], formats: Sequence[str]
+    layers: Layers, codebooks: Codebooks, signals: Signals, formats: Sequence[str]
 ) -> dict[str, list[_Choice]]:
     """Returns what each layer may become, with its bytes and its measured error."""
-    error_of = _error_measure(layers, signals)
+    error_of = _error_estimate(layers, signals) or _error_measure(layers, signals)
     chosen = clustered_layers(layers)
     if not chosen:
         raise ValueError("the model has no convolution or matrix to cluster")
@@ -298,11 +302,38 @@ def _most_k(layer: LayerSpec, per_sign: bool) -> int:
     return min(len(np.unique(values)) for values in signs)
 
 
-def _error_measure(
-    layers: Layers, signals: Sequence[np.ndarray]
-) -> Callable[[dict[str, np.ndarray]], float]:
+def _error_estimate(
+    layers: Layers, signals: Signals
+) -> Callable[[dict[str, np.ndarray]], float] | None:
+    """Returns what tells the error of one quantized kernel, in no time; None if nothing does.
+
+    A network over time and frequency has many layers; its statistics say what an error of one of
+    them does to the output, without running the network once for each.
+    """
+    if not graphs.are_spectra(signals):
+        return None
+    by_name = {layer.name: layer for layer in layers}
+    found = {
+        layer.name: statistics.inputs for layer, statistics in graphs.unchanged(layers, signals)
+    }
+
+    def error(changed: dict[str, np.ndarray]) -> float:
+        ((name, kernel),) = changed.items()
+        layer = by_name[name]
+        moved = taps_of(with_kernel(layer, kernel)) - taps_of(layer).astype(np.float64)
+        moved = moved.reshape(-1, moved.shape[2])
+        return float(np.einsum("rf,rf->", moved, found[name] @ moved))
+
+    return error
+
+
+def _error_measure(layers: Layers, signals: Signals) -> Callable[[dict[str, np.ndarray]], float]:
     """Returns what measures the error that quantized kernels make, by layer name."""
-    run = _runner(layers) if signals else None
+    run: Callable[[Layers, Any], np.ndarray] | None = None
+    if graphs.are_spectra(signals):
+        run = graphs.estimate
+    elif signals:
+        run = _runner(layers)
     kernels = {layer.name: layer.weights.get("kernel") for layer in layers}
     if run is None:
         powers = {n: np.square(k, dtype="f8").sum() for n, k in kernels.items() if k is not None}
@@ -322,6 +353,11 @@ def _error_measure(
         parts = []
         for signal, output in zip(signals, wanted, strict=True):
             result = run(changed, signal)
+            if graphs.are_spectra(signals):
+                power = float(np.vdot(output, output).real)
+                error = result - output
+                parts.append(float(np.vdot(error, error).real) / max(power, 1e-30))
+                continue
             # The best gain applied: the scale of an enhanced signal means nothing.
             powers = np.square(result).sum() * np.square(output).sum()
             parts.append(1 - np.sum(result * output) ** 2 / max(powers, 1e-30))

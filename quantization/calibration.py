@@ -22,7 +22,7 @@ from speech.network import ConvBlock, blocks_from_layers, parameters_of, split_p
 
 if TYPE_CHECKING:
     from speech.modelfile import LayerSpec
-    from speech.pipeline import TrainingData
+    from speech.pipeline import Batch, Batches
 
 #: Mixtures of the bundled corpus that are used without other data, and seconds of each.
 NUM_SIGNALS = 16
@@ -114,7 +114,7 @@ def bundled_signals(num_signals: int = NUM_SIGNALS, seconds: float = SECONDS) ->
 
 
 def signals_of(
-    data: TrainingData, num_signals: int = NUM_SIGNALS, seconds: float = SECONDS
+    data: Batches[Batch], num_signals: int = NUM_SIGNALS, seconds: float = SECONDS
 ) -> list[np.ndarray]:
     """Returns the first inputs of training data, float32 [time, 1], no longer than so."""
     from speech.audio import SAMPLE_RATE_HZ
@@ -122,8 +122,8 @@ def signals_of(
     most = round(seconds * SAMPLE_RATE_HZ)
     found: list[np.ndarray] = []
     for place in range(len(data)):
-        (noisy, lengths), *_ = data[place]
-        for one, length in zip(noisy, lengths, strict=True):
+        batch = data.batch(place)
+        for one, length in zip(batch.noisy, batch.lengths, strict=True):
             first = max(0, (int(length) - most) // 2)
             found.append(np.array(one[first : min(int(length), first + most)]))
             if len(found) == num_signals:

@@ -11,15 +11,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import keras
 import numpy as np
 
-from quantization.kmeans import clustered_layers
 from speech.constraints import HeldZeros
 from speech.modelfile import LayerSpec, sha256_of_weights
-from speech.training.config import TrainingConfig
+from speech.net.taps import has_kernel
+from speech.training.continuing import Continuation
 from speech.training.trainer import Trainer
 from speech.weights import build_model, layers_of
 
@@ -52,7 +51,7 @@ class TiedWeights(keras.constraints.Constraint):
 
 def constrain(network: keras.Model, layers: Sequence[LayerSpec], *, tied: bool) -> None:
     """Lets the optimizer hold zeros, and clusters together if ``tied``, after every step."""
-    kernels = {layer.name: layer.weights["kernel"] for layer in clustered_layers(layers)}
+    kernels = {layer.name: layer.weights["kernel"] for layer in layers if has_kernel(layer)}
     for layer in network.layers:
         if layer.name in kernels:
             kernel = kernels[layer.name]
@@ -61,9 +60,7 @@ def constrain(network: keras.Model, layers: Sequence[LayerSpec], *, tied: bool) 
 
 def fine_tune(
     layers: Sequence[LayerSpec],
-    training: Any,
-    validation: Any,
-    config: TrainingConfig,
+    how: Continuation,
     out: Path,
     *,
     held: Sequence[LayerSpec] | None = None,
@@ -73,9 +70,7 @@ def fine_tune(
 
     Args:
         layers: The network, clustered.
-        training: ``speech.pipeline.TrainingData``.
-        validation: Likewise.
-        config: Epochs, learning rate and so on.
+        how: Data and settings.
         out: Folder of the run.
         held: A network whose zeros stay zero while all other weights move; None: clusters stay
             clusters.
@@ -86,9 +81,10 @@ def fine_tune(
     """
     network = build_model(layers)
     constrain(network, layers if held is None else held, tied=held is None)
-    data = training.at_epoch(0)
-    data.seed = config.seed
-    config = replace(config, init=sha256_of_weights(layers))  # another start is another run
-    meta = {"kind": "waveform", "created_by": "python -m quantization.run, fine-tuning"}
-    Trainer(network, data, validation, config, out, meta=meta).run(on_epoch)
+    config = replace(how.config, init=sha256_of_weights(layers))  # another start is another run
+    meta = {**how.meta, "created_by": "python -m quantization.run, fine-tuning"}
+    Trainer(
+        network, how.training.with_seed(config.seed), how.validation, config, out,
+        make_model=how.make_model, meta=meta,
+    ).run(on_epoch)  # fmt: skip
     return layers_of(network)

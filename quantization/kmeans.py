@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from speech.net.taps import has_kernel
+
 if TYPE_CHECKING:
     from speech.modelfile import LayerSpec
 
@@ -267,12 +269,8 @@ def round_kernel(kernel: np.ndarray, how: str) -> np.ndarray:
 
 
 def clustered_layers(layers: Sequence[LayerSpec]) -> list[LayerSpec]:
-    """Returns the layers whose kernels get a codebook: every Conv1D and Dense with weights."""
-    return [
-        layer
-        for layer in layers
-        if layer.class_name in ("Conv1D", "Dense") and layer.weights["kernel"].any()
-    ]
+    """Returns the layers whose kernels get a codebook: all that have one with weights in it."""
+    return [layer for layer in layers if has_kernel(layer) and layer.weights["kernel"].any()]
 
 
 def cluster_layers(layers: Sequence[LayerSpec], codebooks: Codebooks) -> tuple[LayerSpec, ...]:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from quantization import budget, ratedistortion
+from quantization.budget import Signals
 from quantization.kmeans import (
     Codebooks,
     cluster_layers,
@@ -20,7 +21,7 @@ from quantization.kmeans import (
     with_kernel,
 )
 from quantization.ratedistortion import RateDistortion
-from speech.modelfile import LayerSpec
+from speech.modelfile import LayerSpec, is_chain
 
 Layers = tuple[LayerSpec, ...]
 
@@ -36,14 +37,14 @@ class ByK:
 
     Attributes:
         codebooks: How; with a target, what is not chosen.
-        signals: Inputs to measure with, if there is a target.
+        signals: Inputs to measure with, if there is a target (see ``quantization.budget``).
         target: Bytes; None for k as it is.
         formats: Of centroids, to choose from.
         size_of: Network -> bytes of its file.
     """
 
     codebooks: Codebooks
-    signals: Sequence[np.ndarray] = ()
+    signals: Signals = ()
     target: int | None = None
     formats: Sequence[str] = ()
     size_of: Callable[[Layers], int] | None = None
@@ -106,7 +107,7 @@ class ByLambda:
 
     how: RateDistortion
     original: Layers
-    signals: Sequence[np.ndarray]
+    signals: Signals
     target: int | None
     size_of: Callable[[Layers], int]
     _is_first: bool = True
@@ -145,10 +146,11 @@ class ByLambda:
 
 
 def _lambda_for(target: int, layers: Layers) -> float:
-    """Returns about the lambda that gives a file of so many bytes, as measured on our FCN."""
+    """Returns about the lambda that gives a file of so many bytes, as measured on our networks."""
     num_weights = sum(layer.weights["kernel"].size for layer in clustered_layers(layers))
     bits = max(8 * target / max(num_weights, 1), 1e-3)
-    return float(np.clip(0.003 * (0.79 / bits) ** 3.7, budget.MIN_LAMBDA, 0.1))
+    bits_at, power = (0.79, 3.7) if is_chain(layers) else (2.96, 4.7)
+    return float(np.clip(0.003 * (bits_at / bits) ** power, budget.MIN_LAMBDA, 0.1))
 
 
 def _say(lam: float, size: int) -> None:

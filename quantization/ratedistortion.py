@@ -38,10 +38,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 import scipy.linalg
 
+from quantization import graphs
 from quantization.calibration import Stage, Statistics, sensitivities, stages_of, walk
 from quantization.kmeans import clustered_layers, round_centroids, with_kernel
-from speech.compact import fitted_contexts
-from speech.modelfile import LayerSpec
+from speech.compact import as_matrix, fitted_contexts, flat_contexts
+from speech.modelfile import LayerSpec, is_chain
+from speech.net.taps import taps_of, with_taps
 
 #: How an error is weighed: by what it does to outputs, by its input's power, or not at all.
 WEIGHTINGS = ("correlation", "power", "plain")
@@ -56,6 +58,8 @@ _DAMPING = 1e-3
 _TARGET_DAMPING = 1e-4
 _TARGET_ITERATIONS = 100
 _MAX_CHANNEL_SCALE = 16.0
+#: Bits that a value of a small codebook takes in the file, and until its frequency is known.
+_BOOK_BITS = {"fp32": 36.0, "fp16": 20.0, "int8": 12.0}
 #: Strength of the prior in the counts of a context.
 _PRIOR = 4.0
 
@@ -107,7 +111,7 @@ def check_lambda(lam: float) -> None:
 def quantize(
     layers: Sequence[LayerSpec],
     settings: RateDistortion,
-    signals: Sequence[np.ndarray],
+    signals: Sequence[np.ndarray] | Sequence[graphs.Spectrum],
     *,
     original: Sequence[LayerSpec] | None = None,
 ) -> tuple[LayerSpec, ...]:
@@ -116,7 +120,8 @@ def quantize(
     Args:
         layers: The network.
         settings: How.
-        signals: What it is for, float32 [time, 1] each; see ``calibration.bundled_signals``.
+        signals: What it is for: float32 [time, 1] each, see ``calibration.bundled_signals``; for a
+            network over time and frequency ``graphs.spectra_of`` them.
         original: Network whose zero channels stay zero as well; None for ``layers``.
 
     Raises:
@@ -125,16 +130,22 @@ def quantize(
     found = clustered_layers(layers)
     if not found:
         raise ValueError("the model has no convolution or matrix to cluster")
-    kept = {
-        layer.name: np.asarray(layer.weights["kernel"].any(axis=0))
-        for layer in clustered_layers(original)
-    } if original is not None else {}  # fmt: skip
-    stages = stages_of(layers)
-    if stages is None or not signals:
-        result = _quantize_apart(layers, settings, kept)
+    if graphs.are_spectra(signals):
+        result = _quantize_graph(layers, settings, signals, original or layers)
     else:
-        result = _with_stages(layers, _quantize_chain(stages, settings, signals, kept))
+        kept = {
+            layer.name: np.asarray(as_matrix(layer.weights["kernel"]).any(axis=0))
+            for layer in clustered_layers(original)
+        } if original is not None else {}  # fmt: skip
+        stages = stages_of(layers)
+        if stages is None or not signals:
+            result = _quantize_apart(layers, settings, kept)
+        else:
+            waveforms = [np.asarray(signal) for signal in signals]
+            result = _with_stages(layers, _quantize_chain(stages, settings, waveforms, kept))
     gone = {layer.name for layer in found} - {layer.name for layer in clustered_layers(result)}
+    if not is_chain(layers) and found[-1].name not in gone:
+        gone = set()  # what goes past a layer in a residual or a skip still arrives
     if gone:
         raise ValueError(
             f"lambda {settings.lam:g} leaves nothing of layer {sorted(gone)[0]}; give a smaller one"
@@ -155,7 +166,9 @@ def _quantize_chain(
     walking = walk(stages, signals)
     stage, found = next(walking)
     for index, parts in enumerate(factors):
-        kept = np.asarray(stage.kernel.any(axis=0) & kept_of.get(stage.name, True))
+        kept: np.ndarray = np.asarray(stage.kernel.any(axis=0))
+        if stage.name in kept_of:
+            kept = np.asarray(kept & kept_of[stage.name].reshape(kept.shape))
         scales = _filter_scales(stage, parts, settings)
         problem = _problem(stage, found, kept, scales, settings)
         channels = np.ones(stage.kernel.shape[1])
@@ -185,6 +198,61 @@ def _quantize_chain(
     return done
 
 
+def _quantize_graph(
+    layers: Sequence[LayerSpec],
+    settings: RateDistortion,
+    spectra: Sequence[graphs.Spectrum],
+    original: Sequence[LayerSpec],
+) -> tuple[LayerSpec, ...]:
+    """Quantizes the kernels of a network over time and frequency, each behind those before it."""
+    found = graphs.sensitivities(layers, spectra)
+    kept_of = {layer.name: _kept_weights(layer) for layer in clustered_layers(original)}
+    lam = settings.lam / sum(layer.weights["kernel"].size for layer in clustered_layers(layers))
+    done: dict[str, LayerSpec] = {}
+    walking = graphs.walk(layers, spectra, found)
+    try:
+        layer, statistics = next(walking)
+        while True:
+            if layer.weights["kernel"].any():
+                kept = _kept_weights(layer) & kept_of.get(layer.name, True)
+                layer = _quantize_layer(layer, statistics, kept, lam, settings)
+            done[layer.name] = layer
+            layer, statistics = walking.send(layer)
+    except StopIteration:
+        return tuple(done.get(layer.name, layer) for layer in layers)
+
+
+def _kept_weights(layer: LayerSpec) -> np.ndarray:
+    """Returns which weights are in channels that are not all zero, bool [taps, in, out]."""
+    taps = taps_of(layer)
+    return np.broadcast_to(taps.any(axis=0), taps.shape)
+
+
+def _quantize_layer(
+    layer: LayerSpec,
+    found: graphs.Statistics,
+    kept: np.ndarray,
+    lam: float,
+    settings: RateDistortion,
+) -> LayerSpec:
+    """Quantizes a kernel; its bias makes up for the mean of the error."""
+    taps = taps_of(layer)
+    # The coder goes through a Dense kernel input by input.
+    shape = (taps.shape[1], 1, taps.shape[2]) if layer.class_name == "Dense" else taps.shape
+    statistics = Statistics(found.inputs, found.targets)
+    wanted = taps.reshape(-1, taps.shape[2]).astype(np.float64)
+    problem = _weighed(statistics, wanted, kept.reshape(shape), settings)
+    problem = replace(problem, book_bits=_BOOK_BITS[settings.centroids])
+    values, indices = _solve(problem, lam, settings)
+    kernel = round_centroids(values, settings.centroids)[indices].reshape(taps.shape)
+    layer = with_taps(layer, kernel + np.float32(0))
+    if "bias" in layer.weights and settings.weighting == "correlation":
+        error = found.mean_input @ kernel.reshape(wanted.shape).astype(np.float64)
+        bias = (found.mean_target - error).astype(np.float32)
+        layer = replace(layer, weights={**layer.weights, "bias": bias})
+    return layer
+
+
 def _quantize_apart(
     layers: Sequence[LayerSpec], settings: RateDistortion, kept_of: dict[str, np.ndarray]
 ) -> tuple[LayerSpec, ...]:
@@ -197,11 +265,11 @@ def _quantize_apart(
             result.append(layer)
             continue
         kernel = layer.weights["kernel"]
-        rows = len(kernel)
-        kept = kernel.any(axis=0) & kept_of.get(layer.name, True)
+        matrix = as_matrix(kernel)
+        kept = matrix.any(axis=0) & kept_of.get(layer.name, True)
         power = float(np.square(kernel, dtype=np.float64).sum()) * len(chosen)
-        weights = kernel.reshape(rows, 1, -1) / math.sqrt(power)
-        problem = _Problem(weights, kept.reshape(1, -1), None)
+        weights = matrix[:, np.newaxis] / math.sqrt(power)
+        problem = _Problem(weights, np.broadcast_to(kept, weights.shape), None)
         values, indices = _solve(problem, lam, settings)
         book = round_centroids(values * math.sqrt(power), settings.centroids)
         result.append(with_kernel(layer, book[indices].reshape(kernel.shape) + np.float32(0)))
@@ -232,13 +300,16 @@ class _Problem:
 
     Attributes:
         wanted: float [taps, in, filters].
-        kept: bool [in, filters]; the others are zero.
+        kept: bool [taps, in, filters]; the others are zero.
         correlation: float64 [taps x in, taps x in]; None for the unit matrix.
+        book_bits: Bits that each value of the codebook takes. 0 if they don't count beside those of
+            the weights; else the kernel is small, and its indices are coded without contexts.
     """
 
     wanted: np.ndarray
     kept: np.ndarray
     correlation: np.ndarray | None
+    book_bits: float = 0.0
 
     def with_channels(self, scales: np.ndarray) -> _Problem:
         """Returns the same problem, inputs multiplied by scales [in]."""
@@ -256,23 +327,45 @@ def _problem(
     settings: RateDistortion,
 ) -> _Problem:
     """Returns what is wanted of a stage, its filters multiplied by ``scales``."""
-    taps, channels, filters = stage.kernel.shape
+    start = stage.kernel.reshape(-1, stage.kernel.shape[2]) * scales
+    return _weighed(found, start, np.broadcast_to(kept, stage.kernel.shape), settings, scales)
+
+
+def _weighed(
+    found: Statistics,
+    start: np.ndarray,
+    kept: np.ndarray,
+    settings: RateDistortion,
+    scales: np.ndarray | float = 1.0,
+) -> _Problem:
+    """Returns the weights that are wanted and what their errors count, as settings say.
+
+    Args:
+        found: Of the layer.
+        start: float [taps x in, filters], the weights that there are, filters scaled.
+        kept: bool [taps, in, filters].
+        settings: How to weigh.
+        scales: Of the filters.
+    """
     correlation = found.inputs
     mean = float(np.trace(correlation)) / len(correlation)
-    start = stage.kernel.reshape(-1, filters) * scales
     if settings.weighting == "correlation":
-        every = np.broadcast_to(kept, stage.kernel.shape).reshape(-1, filters)
+        every = kept.reshape(start.shape)
         start = _fitted_weights(found, start, scales, every, _TARGET_DAMPING * mean)
     elif settings.weighting == "power":
         correlation = np.diag(np.diag(correlation))
     else:
         correlation = mean * np.eye(len(correlation))
     correlation = correlation + _DAMPING * max(mean, 1e-30) * np.eye(len(correlation))
-    return _Problem(start.reshape(taps, channels, filters), kept, correlation)
+    return _Problem(start.reshape(kept.shape), kept, correlation)
 
 
 def _fitted_weights(
-    found: Statistics, start: np.ndarray, scales: np.ndarray, kept: np.ndarray, damping: float
+    found: Statistics,
+    start: np.ndarray,
+    scales: np.ndarray | float,
+    kept: np.ndarray,
+    damping: float,
 ) -> np.ndarray:
     """Returns the weights that give the wanted outputs best, near ``start``.
 
@@ -341,10 +434,10 @@ def _solve(
         targets = correlation @ wanted.reshape(-1, wanted.shape[2])
     for _ in range(settings.passes):
         if correlation is not None and factor is not None:
-            coder = _Costs(values, indices, kept, lam)
+            coder = _Costs(values, indices, kept, lam, problem.book_bits)
             indices = _with_feedback(wanted, kept, factor, coder)
             for _ in range(settings.sweeps):
-                coder = _Costs(values, indices, kept, lam)
+                coder = _Costs(values, indices, kept, lam, problem.book_bits)
                 indices = _one_by_one(wanted, kept, correlation, coder, indices)
             values, indices = _moved_centroids(correlation, targets, values, indices)
         else:
@@ -360,17 +453,26 @@ class _Costs:
     Args:
         values: float64 [k], ascending, zero among them.
         indices: int [taps, in, filters], whose statistics count.
-        kept: bool [in, filters], the columns that are coded.
+        kept: bool [taps, in, filters]; columns of which nothing is kept are not coded.
         lam: What a bit costs.
+        book_bits: Of `_Problem`.
     """
 
     def __init__(
-        self, values: np.ndarray, indices: np.ndarray, kept: np.ndarray, lam: float
+        self,
+        values: np.ndarray,
+        indices: np.ndarray,
+        kept: np.ndarray,
+        lam: float,
+        book_bits: float = 0.0,
     ) -> None:
         self.values = values.astype(np.float32)
         self.zero = int(np.abs(values).argmin())
-        rows = indices.reshape(len(indices), -1)[:, kept.ravel()]
-        self._contexts = fitted_contexts(self.values, rows)
+        rows = indices.reshape(len(indices), -1)[:, kept.any(axis=0).ravel()]
+        if book_bits:
+            self._contexts = flat_contexts(self.values)
+        else:
+            self._contexts = fitted_contexts(self.values, rows)
         counts = np.zeros(self._contexts.counts.shape)
         self.restart(rows.shape[1])
         for row in rows:
@@ -379,7 +481,9 @@ class _Costs:
         common = counts.sum(axis=0) + 0.5
         prior = _PRIOR * common / common.sum()
         lengths = -np.log2((counts + prior) / (counts.sum(axis=1, keepdims=True) + _PRIOR))
-        self.bits = float((counts * lengths).sum())
+        if book_bits:  # shared by the weights of a value: a rare one is not worth its place
+            own = counts.sum(axis=0)
+            lengths += np.where(np.arange(len(own)) == self.zero, 0.0, book_bits / (own + 1))
         self._table = (lam * lengths).astype(np.float32)
 
     def restart(self, num_columns: int) -> None:
@@ -403,7 +507,7 @@ def _with_feedback(
 
     Args:
         wanted: float32 [taps, in, filters].
-        kept: bool [in, filters].
+        kept: bool [taps, in, filters].
         factor: float32, of ``_feedback_factor``.
         costs: Codebook and code lengths.
 
@@ -421,7 +525,7 @@ def _with_feedback(
         errors = np.empty((channels, filters), np.float32)
         for channel, row in enumerate(range(start, stop)):
             cost = np.square(left[row][:, None] - costs.values) * weight[row] + rate[channel]
-            chosen = np.where(kept[channel], cost.argmin(axis=1), costs.zero)
+            chosen = np.where(kept[tap, channel], cost.argmin(axis=1), costs.zero)
             indices[tap, channel] = chosen
             error = errors[channel] = (left[row] - costs.values[chosen]) / factor[row, row]
             left[row + 1 : stop] -= factor[row, row + 1 : stop, None] * error
@@ -450,7 +554,7 @@ def _one_by_one(
             old = costs.values[indices[tap, channel]]
             best = old + slope[row] / weight
             cost = np.square(best[:, None] - costs.values) * weight + rate[channel]
-            chosen = np.where(kept[channel], cost.argmin(axis=1), costs.zero)
+            chosen = np.where(kept[tap, channel], cost.argmin(axis=1), costs.zero)
             change = costs.values[chosen] - old
             if change.any():
                 slope -= correlation[row][:, None] * change
@@ -466,7 +570,7 @@ def _apart(wanted: np.ndarray, kept: np.ndarray, costs: _Costs) -> np.ndarray:
     for tap, row in enumerate(wanted):
         cost = np.square(row.reshape(-1, 1) - costs.values) + costs.now()
         chosen = cost.argmin(axis=1).reshape(row.shape)
-        indices[tap] = np.where(kept, chosen, costs.zero)
+        indices[tap] = np.where(kept[tap], chosen, costs.zero)
         costs.remember(indices[tap].ravel())
     return indices
 

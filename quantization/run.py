@@ -12,6 +12,9 @@ Written to ``-o DIR``: ``clustered.h5``, which any Keras opens, and ``model.icse
 bit for bit in a fraction of the bytes (docs/format.md). Both work wherever a model file does. What
 is zero stays zero. The same command takes an interrupted fine-tuning up where it stood.
 
+BatchNormalization is folded into the layers before it, before anything else is done
+(``speech.net.folding``); ``--keep-norms`` leaves it for who trains the network on.
+
 Before packing, biases and normalisation are rounded to FP16 (``--others fp32`` keeps them), and
 biases in front of a normalisation of each channel over time, which takes them out again, are set to
 zero (``--keep-biases``). Both are so in ``clustered.h5`` too.
@@ -37,12 +40,12 @@ from speech.options import (
     add_data_options,
     add_training_options,
     check_data_options,
-    train_on,
 )
 
 if TYPE_CHECKING:
     from quantization.plans import ByK, ByLambda
     from speech.modelfile import LayerSpec, ModelFile
+    from speech.training.continuing import Continuation
 
     Layers = tuple[LayerSpec, ...]
     Plan = ByK | ByLambda
@@ -54,6 +57,8 @@ FINETUNE_EPOCHS = 2
 FINETUNE_LEARNING_RATE = 3e-4
 METHODS = ("kmeans", "tfmot")
 CLUSTERED, PACKED = "clustered.h5", "model.icse"
+#: A variance can be too small for FP16.
+_STATISTICS = ("moving_mean", "moving_variance")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -85,15 +90,16 @@ def _run(options: argparse.Namespace) -> int:
 def _quantize(file: ModelFile, options: argparse.Namespace) -> int:
     from quantization.accounting import account, format_sizes, to_dict
     from speech.compact import inspect_compact, write_compact
-    from speech.datasets import check_trains_on_waveforms
     from speech.files import sha256_of
     from speech.modelfile import read_model_file, write_model_file
+    from speech.training.continuing import check_trains
 
+    if not options.keep_norms:
+        file = _folded(file)
     training = None
     if options.finetune or options.method == "tfmot":
-        check_trains_on_waveforms(file)
-        train_on(options, file.meta, FINETUNE_LEARNING_RATE)
-        training = _load_training(options)
+        check_trains(file)
+        training = _load_training(file, options)
     plan = _plan(file, options, training)
     layers, test = _quantized(file, plan, training, options)
     layers = _packable(layers, options)
@@ -128,7 +134,24 @@ def _quantize(file: ModelFile, options: argparse.Namespace) -> int:
     return 0
 
 
-def _plan(file: ModelFile, options: argparse.Namespace, training: Any) -> Plan:
+def _folded(file: ModelFile) -> ModelFile:
+    """Returns a model without batch normalisation, as far as it can be folded away."""
+    from dataclasses import replace
+
+    from speech.net.folding import fold_batch_normalization
+
+    def count(layers: Layers) -> int:
+        return sum(layer.class_name == "BatchNormalization" for layer in layers)
+
+    layers = fold_batch_normalization(file.layers) if count(file.layers) else file.layers
+    gone, left = count(file.layers) - count(layers), count(layers)
+    if gone:
+        rest = f", {left} are left" if left else ""
+        print(f"folded      {gone} batch normalisations into the layers before them{rest}")
+    return replace(file, layers=layers)
+
+
+def _plan(file: ModelFile, options: argparse.Namespace, training: Continuation | None) -> Plan:
     """Returns how to quantize."""
     from quantization.kmeans import FORMATS, Codebooks
     from quantization.plans import ByK, ByLambda
@@ -166,7 +189,7 @@ def _plan(file: ModelFile, options: argparse.Namespace, training: Any) -> Plan:
 
     signals = []
     if by_lambda or target is not None:
-        signals = _signals(training)
+        signals = _signals(file, training)
     if by_lambda:
         plan: Plan = ByLambda(how, file.layers, signals, target, size_of)
     else:
@@ -175,11 +198,19 @@ def _plan(file: ModelFile, options: argparse.Namespace, training: Any) -> Plan:
     return plan
 
 
-def _signals(training: Any) -> list[Any]:
+def _signals(file: ModelFile, training: Continuation | None) -> list[Any]:
     """Returns signals to quantize for: of the training data, or of the bundled corpus."""
+    from quantization import graphs
     from quantization.calibration import bundled_signals, signals_of
+    from speech.modelfile import COMPLEX_MASK, MaskConventions
 
-    return bundled_signals() if training is None else signals_of(training[0])
+    signals = bundled_signals() if training is None else signals_of(training.training)
+    if file.kind != COMPLEX_MASK:
+        return signals
+    if not graphs.is_known(file.layers):
+        return []
+    signals = graphs.at_levels(signals) if training is None else signals
+    return graphs.spectra_of(signals, MaskConventions.of(file.meta))
 
 
 def _settings(file: ModelFile, plan: Plan, options: argparse.Namespace) -> dict[str, Any]:
@@ -193,7 +224,7 @@ def _settings(file: ModelFile, plan: Plan, options: argparse.Namespace) -> dict[
 
 
 def _quantized(
-    file: ModelFile, plan: Plan, training: Any, options: argparse.Namespace
+    file: ModelFile, plan: Plan, training: Continuation | None, options: argparse.Namespace
 ) -> tuple[Layers, list[Any]]:
     """Returns the quantized network, trained on if asked, and the test set to score on."""
     start = plan(file.layers, final=training is None)
@@ -204,20 +235,19 @@ def _quantized(
         from speech.datasets import load_data
 
         return start, load_data(options, _work(options, start) / "test").test
-    data, validation, config, test = training
     work = _work(options, start)
     if options.method == "tfmot":
-        layers = _with_tfmot(file.layers, start, data, validation, config, work, options)
+        layers = _with_tfmot(file.layers, start, training, work, options)
     else:
-        layers = _with_kmeans(file.layers, start, plan, data, validation, config, work, options)
+        layers = _with_kmeans(file.layers, start, plan, training, work, options)
     if (
         plan.target is not None
         and plan.size_of is not None
         and plan.size_of(plan.finish(layers)) > plan.target
     ):
         print("target      missed by fine-tuning: quantized once more")
-        return plan(layers, final=True), test
-    return plan.finish(layers), test
+        return plan(layers, final=True), training.test
+    return plan.finish(layers), training.test
 
 
 def _work(options: argparse.Namespace, start: Layers) -> Path:
@@ -228,9 +258,7 @@ def _with_kmeans(
     original: Layers,
     layers: Layers,
     plan: Plan,
-    training: Any,
-    validation: Any,
-    config: Any,
+    training: Continuation,
     work: Path,
     options: argparse.Namespace,
 ) -> Layers:
@@ -241,21 +269,17 @@ def _with_kmeans(
 
     for number in range(1, options.rounds + 1):
         label = f"round-{number}"
-        one = replace(config, epochs=1, seed=config.seed + number)
-        layers = fine_tune(
-            layers, training, validation, one, work / label,
-            held=original, on_epoch=_printer(label),
-        )  # fmt: skip
+        config = training.config
+        one = replace(training, config=replace(config, epochs=1, seed=config.seed + number))
+        layers = fine_tune(layers, one, work / label, held=original, on_epoch=_printer(label))
         layers = plan(layers)
-    return fine_tune(layers, training, validation, config, work / "tied", on_epoch=_printer("tied"))
+    return fine_tune(layers, training, work / "tied", on_epoch=_printer("tied"))
 
 
 def _with_tfmot(
     layers: Layers,
     start: Layers,
-    training: Any,
-    validation: Any,
-    config: Any,
+    training: Continuation,
     work: Path,
     options: argparse.Namespace,
 ) -> Layers:
@@ -266,19 +290,21 @@ def _with_tfmot(
         raise ValueError(f"--method tfmot is not available here: {error}") from None
     from speech.files import held
 
+    config = training.config
     with held(work / CHECKPOINT):
         return cluster(
             layers,
             codebooks_of(layers, start),
-            data=training,
-            validation=validation,
-            epochs=config.epochs if options.finetune else 0,
+            data=training.training,
+            validation=training.validation,
+            epochs=(config.epochs or 0) if options.finetune else 0,
             learning_rate=config.learning_rate,
             loss=config.loss,
             seed=config.seed,
             progress=_printer("tfmot"),
             work=work,
             conv=config.conv,
+            conventions=training.conventions,
         )
 
 
@@ -315,17 +341,16 @@ def _printer(label: str) -> Any:
     return show
 
 
-def _load_training(options: argparse.Namespace) -> tuple[Any, Any, Any, list[Any]]:
-    from speech.datasets import load_data, training_parts
+def _load_training(file: ModelFile, options: argparse.Namespace) -> Continuation:
     from speech.device import select_devices
-    from speech.options import training_config
+    from speech.training.continuing import continuation
 
     select_devices(options.gpu, several=options.method != "tfmot")
-    config = training_config(options)
     # A folder that is held: another run's test set must not get in between.
-    data = load_data(options, (options.work or options.out) / "test")
-    print(f"data        {data.description}")
-    return *training_parts(data, config, options), config, data.test
+    test_folder = (options.work or options.out) / "test"
+    found = continuation(file, options, FINETUNE_LEARNING_RATE, test_folder)
+    print(f"data        {found.description}")
+    return found
 
 
 def _run_name(options: argparse.Namespace, layers: Layers) -> str:
@@ -364,7 +389,7 @@ def _packable(layers: Layers, options: argparse.Namespace) -> Layers:
         if layer.name in dead:
             weights["bias"] = np.zeros_like(weights["bias"])
         if options.others == "fp16":
-            for key in weights.keys() - {"kernel"}:
+            for key in weights.keys() - {"kernel", *_STATISTICS}:
                 weights[key] = _as_fp16(weights[key])
         rounded.append(replace(layer, weights=weights))
     return tuple(rounded)
@@ -630,6 +655,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--others", choices=("fp16", "fp32"), default="fp16",
         help="biases and normalisation (default %(default)s)")  # fmt: skip
     add("--keep-biases", action="store_true", help="keep biases that have no effect")
+    add(
+        "--keep-norms",
+        action="store_true",
+        help="keep BatchNormalization, to train on (default: fold it into the layers before)",
+    )
     add("--no-entropy", action="store_true", help="indices of fixed length")
     add_data_options(parser)
     add_training_options(parser, epochs_flag="--finetune-epochs")

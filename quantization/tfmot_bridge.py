@@ -35,7 +35,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -43,11 +42,19 @@ from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
-from speech.files import write_npz
-from speech.modelfile import LayerSpec
+from speech import cli
+from speech.base import schema
+from speech.files import read_npz, write_npz
+from speech.modelfile import MAX_LAYERS, LayerSpec
+from speech.net.taps import for_kernel, has_kernel, taps_of
 
 if TYPE_CHECKING:
+    from speech.net.mask_loss import MaskLoss
+    from speech.net.timefrequency import TimeFrequencyConfig
     from speech.pipeline import Batch, TrainingData
+    from speech.training.pieces import PieceData
+
+    Data = TrainingData | PieceData
 
 _LOGGER = logging.getLogger("speech")
 
@@ -64,15 +71,16 @@ def cluster(
     codebooks: Mapping[str, np.ndarray],
     *,
     masks: Mapping[str, np.ndarray] | None = None,
-    data: TrainingData | None = None,
-    validation: TrainingData | None = None,
+    data: Data | None = None,
+    validation: Data | None = None,
     epochs: int = 0,
     learning_rate: float = 3e-4,
-    loss: str = "mse",
+    loss: str | MaskLoss = "mse",
     seed: int = 0,
     progress: Callable[[dict[str, float]], None] | None = None,
     work: str | os.PathLike | None = None,
     conv: str = "fast",
+    conventions: TimeFrequencyConfig | None = None,
 ) -> Layers:
     """Clusters the kernels of a network, and trains it on as it is clustered.
 
@@ -91,13 +99,14 @@ def cluster(
         epochs: Of fine-tuning. 0: each weight becomes its nearest centroid, and nothing else
             changes.
         learning_rate: At the start.
-        loss: One of ``speech.losses.LOSSES``.
+        loss: One of ``speech.losses.LOSSES``, or that of a network over time and frequency.
         seed: Of Dropout. What else is random is the data's, which has its own seed.
         progress: Called after each epoch with a row: epoch, training_loss, validation_loss (if
             there is ``validation``), learning_rate, seconds. Epoch 0 is the start: validation_loss
             and seconds alone, and only with ``validation``.
         work: Folder that keeps the state after each epoch; the same call goes on from there.
         conv: 'fast' for the C kernels where they run, 'keras' for tf_keras' own layers always.
+        conventions: Those of a network over time and frequency; None for one over waveforms.
 
     Returns:
         The network, at most k distinct values in the channels that are kept of each layer with a
@@ -118,13 +127,14 @@ def cluster(
     run = _Run(data, validation, epochs, learning_rate, progress)
     if work is not None and epochs:
         run.checkpoint = Path(work) / CHECKPOINT
-        run.fingerprint = _fingerprint(layers, codebooks, masks, run, loss, seed)
+        run.fingerprint = _fingerprint(layers, codebooks, masks, run, loss, seed, conventions)
         run.resume()
     if run.epoch < epochs or run.best is None:
         with _borrowed_worker() as worker:
             worker.call(
-                "start", layers, codebooks, masks, fast=conv == "fast", loss=loss, seed=seed
-            )
+                "start", layers, codebooks, masks,
+                fast=conv == "fast", loss=loss, seed=seed, conventions=conventions,
+            )  # fmt: skip
             run.train(worker)
     assert run.best is not None
     _check_result(run.best, layers, codebooks, masks)
@@ -170,9 +180,7 @@ def _numbers(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in version.split(".")[:3] if part.isdigit())
 
 
-def _check_settings(
-    epochs: int, data: TrainingData | None, learning_rate: float, conv: str
-) -> None:
+def _check_settings(epochs: int, data: Data | None, learning_rate: float, conv: str) -> None:
     if type(epochs) is not int or epochs < 0:
         raise ValueError(f"epochs is {epochs!r}; give an integer of at least 0")
     if epochs and data is None:
@@ -191,7 +199,7 @@ def checked_codebooks(
     Raises:
         ValueError: There is none, one is of no layer with a kernel, or it is no codebook.
     """
-    with_kernel = [layer.name for layer in layers if layer.class_name in ("Conv1D", "Dense")]
+    with_kernel = [layer.name for layer in layers if has_kernel(layer)]
     if not codebooks:
         raise ValueError("no codebooks to cluster with; give one for at least one layer")
     checked = {}
@@ -216,24 +224,22 @@ def checked_codebooks(
 def _masks_of(
     layers: Layers, codebooks: Mapping[str, np.ndarray], masks: Mapping[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
-    """Returns the mask of each layer in which something is pruned."""
+    """Returns, for each layer in which something is pruned, what multiplies its kernel."""
     found: dict[str, np.ndarray] = {}
     for layer in layers:
         if layer.name not in codebooks and layer.name not in masks:
             continue
-        kernel = layer.weights.get("kernel")
-        shape = None if kernel is None else kernel.shape[-2:]
+        shape = taps_of(layer).shape[1:] if "kernel" in layer.weights else None
         mask = masks.get(layer.name)
         if mask is None:
-            assert kernel is not None, "has a codebook"
-            mask = np.asarray(kernel.any(axis=0) if kernel.ndim == 3 else kernel != 0)
+            mask = np.asarray(taps_of(layer).any(axis=0))
         elif np.shape(mask) != shape or np.asarray(mask).dtype != bool:
             raise ValueError(
                 f"the mask of layer {layer.name} is {np.asarray(mask).dtype} {np.shape(mask)}, "
                 f"expected bool {shape}, [in, out]"
             )
         if not np.all(mask):
-            found[layer.name] = np.array(mask)
+            found[layer.name] = np.array(for_kernel(layer.class_name, mask))
     for name in masks:
         if name not in [layer.name for layer in layers]:
             raise ValueError(f"a mask is for layer {name!r}, which the network does not have")
@@ -300,8 +306,8 @@ class _Run:
         state: Of the worker (``Clusterer.state``), after ``epoch``.
     """
 
-    data: TrainingData | None
-    validation: TrainingData | None
+    data: Data | None
+    validation: Data | None
     epochs: int
     learning_rate: float
     progress: Callable[[dict[str, float]], None] | None
@@ -326,7 +332,7 @@ class _Run:
             rate = self._learning_rate_at(self.epoch * len(self.data) - 1, len(self.data))
             self._finish_epoch(worker, row, started, learning_rate=rate)
 
-    def _train_epoch(self, worker: Worker, data: TrainingData) -> float:
+    def _train_epoch(self, worker: Worker, data: Data) -> float:
         data = data.at_epoch(self.epoch)
         worker.call("start_epoch", self.epoch)
         total = 0.0
@@ -354,7 +360,7 @@ class _Run:
         if self.epochs and self.progress is not None and (self.epoch or len(row) > 1):
             self.progress(row | more | {"seconds": time.monotonic() - started})
 
-    def _validate(self, worker: Worker, data: TrainingData) -> float:
+    def _validate(self, worker: Worker, data: Data) -> float:
         total = 0.0
         for batch in _shown(data, "validating"):
             loss = worker.call("score", batch.noisy, batch.lengths, batch.clean)
@@ -398,23 +404,23 @@ class _Run:
         if self.checkpoint is None or not self.checkpoint.exists():
             return
         try:
-            with open(self.checkpoint, "rb") as stream, np.load(stream, allow_pickle=False) as file:
-                arrays = dict(file)
-            stored = json.loads(arrays.pop("run").tobytes())
-            fingerprint, self.epoch = stored["fingerprint"], int(stored["epoch"])
-            self.best_loss = -math.inf if stored["best_loss"] is None else stored["best_loss"]
+            arrays = read_npz(self.checkpoint)
+            stored = schema.parse(arrays.pop("run").tobytes(), _Stored)
+            if not 0 <= stored.num_layers <= MAX_LAYERS or stored.epoch < 0:
+                raise ValueError(f"{stored.num_layers} layers, {stored.epoch} epochs")
+            self.epoch = stored.epoch
+            self.best_loss = -math.inf if stored.best_loss is None else stored.best_loss
             self.state = [arrays.pop(f"state_{i}") for i in range(_count(arrays, "state_"))]
-            self.best = [{} for _ in range(int(stored["num_layers"]))]
+            self.best = [{} for _ in range(stored.num_layers)]
             for key, array in arrays.items():
                 _, index, name = key.split("_", 2)
                 self.best[int(index)][name] = array
-        except (
-            OSError, EOFError, RuntimeError, ValueError, LookupError, TypeError, zipfile.BadZipFile,
-        ) as error:  # fmt: skip
+        except (OSError, ValueError, LookupError) as error:
             raise ValueError(
-                f"{self.checkpoint}: not a readable checkpoint ({error}); delete it to start anew"
+                f"{self.checkpoint}: not a readable checkpoint ({schema.shown(error)}); delete it "
+                "to start anew"
             ) from None
-        if fingerprint != self.fingerprint:
+        if stored.fingerprint != self.fingerprint:
             raise ValueError(
                 f"{self.checkpoint} is of a run with another network, data or setting; choose "
                 "another folder, or delete the file"
@@ -422,11 +428,21 @@ class _Run:
         _LOGGER.info("going on with %s: epoch %d of %d", self.checkpoint, self.epoch, self.epochs)
 
 
+@dataclass
+class _Stored:
+    """What stands in a checkpoint beside the arrays."""
+
+    fingerprint: Any
+    epoch: int
+    best_loss: int | float | None
+    num_layers: int
+
+
 def _count(arrays: Mapping[str, np.ndarray], prefix: str) -> int:
     return sum(name.startswith(prefix) for name in arrays)
 
 
-def _shown(data: TrainingData, text: str) -> Iterator[Batch]:
+def _shown(data: Data, text: str) -> Iterator[Batch]:
     """Yields the batches of an epoch under a progress bar, if stderr is a terminal."""
     from tqdm import tqdm
 
@@ -445,18 +461,23 @@ def _fingerprint(
     codebooks: Mapping[str, np.ndarray],
     masks: Mapping[str, np.ndarray],
     run: _Run,
-    loss: str,
+    loss: str | MaskLoss,
     seed: int,
+    conventions: TimeFrequencyConfig | None,
 ) -> str:
     """Returns a SHA-256 over all that decides what a run gives."""
     from speech.pipeline import data_fingerprint
 
     digest = hashlib.sha256()
-    settings = [run.epochs, run.learning_rate, loss, seed]
+    settings: list[Any] = [run.epochs, run.learning_rate, loss, seed]
     for part in (run.data, run.validation):
         if part is not None:
             settings += [data_fingerprint(part.source), part.num_items, part.batch_size]
-            settings += [part.crop_samples, part.seed, part.shuffle, part.gain_db]
+            # Of pieces, the source says all that.
+            names = ("crop_samples", "seed", "shuffle", "gain_db")
+            settings += [getattr(part, name, None) for name in names]
+    if conventions is not None:
+        settings.append(conventions.meta())
     settings += [[layer.class_name, layer.name, layer.config] for layer in layers]
     digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
     named = {f"{layer.name}/{key}": a for layer in layers for key, a in layer.weights.items()}
@@ -505,7 +526,7 @@ class Worker:
 
     def __init__(self) -> None:
         self._notes = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the process
-        command = [sys.executable, "-c", "from quantization.tfmot_worker import serve; serve()"]
+        command = cli.python_command("-c", "from quantization.tfmot_worker import serve; serve()")
         self._process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
@@ -562,10 +583,9 @@ def _environment() -> dict[str, str]:
     """Returns the environment of the process: our modules, our GPUs, none of our Keras."""
     environment = {
         name: value
-        for name, value in os.environ.items()
+        for name, value in cli.python_environment().items()
         if name not in ("TF_USE_LEGACY_KERAS", "KERAS_BACKEND")
     }
-    environment["PYTHONPATH"] = os.pathsep.join(os.path.abspath(folder) for folder in sys.path)
     environment.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     if "tensorflow" in sys.modules:
         import tensorflow as tf

@@ -14,8 +14,9 @@ What we add, where TF-MOT's own way does not do:
 * Centroids start at the codebook given: TF-MOT has only seedings (`Codebook`).
 * Pruned channels go by their mask, not by "whatever is nearest to zero": a small weight of a kept
   channel never joins the zeros, and the k centroids are k beside the zero (`Lookup`).
-* The convolutions of a step run through ``speech.network``, with TF-MOT's clustered kernels; its
-  gradients go back into TF-MOT's. Keras' own convolution would take most of the step.
+* The convolutions of a step run through ``speech.network``, or ``speech.net.tape`` for a network
+  over time and frequency, with TF-MOT's clustered kernels; its gradients go back into TF-MOT's.
+  Keras' own convolution would take most of the step.
 """
 
 from __future__ import annotations
@@ -33,7 +34,10 @@ import numpy as np
 
 from speech import blockconv
 from speech.losses import find_loss
-from speech.modelfile import LayerSpec
+from speech.modelfile import LayerSpec, is_chain, linked
+from speech.net import mask_gradient, tape
+from speech.net.mask_loss import MaskLoss
+from speech.net.timefrequency import TimeFrequencyConfig
 from speech.network import Network, blocks_from_layers
 
 #: Names of the weights a step may train, in the order of `speech.network`.
@@ -101,6 +105,12 @@ def tfmot_classes() -> dict[str, Any]:
     class Conv1D(keras.layers.Conv1D, Clusterable):
         """Conv1D of tf_keras with the lookup above."""
 
+    class Conv2D(keras.layers.Conv2D, Clusterable):
+        """Conv2D of tf_keras with the lookup above."""
+
+    class Conv2DTranspose(keras.layers.Conv2DTranspose, Clusterable):
+        """Conv2DTranspose of tf_keras with the lookup above."""
+
     class Dense(keras.layers.Dense, Clusterable):
         """Dense of tf_keras with the lookup above."""
 
@@ -111,6 +121,8 @@ def tfmot_classes() -> dict[str, Any]:
         "initialisers": clustering_centroids.CentroidsInitializerFactory._initialisers,
         "Codebook": Codebook,
         "Conv1D": Conv1D,
+        "Conv2D": Conv2D,
+        "Conv2DTranspose": Conv2DTranspose,
         "Dense": Dense,
     }
 
@@ -119,7 +131,7 @@ def wrap(layer: Any, centroids: np.ndarray, kept: np.ndarray | None) -> Any:
     """Returns TF-MOT's wrapper around a built tf_keras layer.
 
     Args:
-        layer: Conv1D or Dense of `tfmot_classes`; its kernel belongs to the wrapper from now on.
+        layer: A convolution or Dense of `tfmot_classes`; the wrapper takes over its kernel.
         centroids: float32 [k].
         kept: bool of the kernel's shape, False where the weight is and stays zero; None if none is.
 
@@ -166,11 +178,20 @@ def copy_network(layers: Sequence[LayerSpec]) -> Any:
                 f"layer {spec.name!r} is a {spec.class_name}, which has no counterpart in tf_keras"
             )
         built.append(layer_class(name=spec.name, **config))
-    model = keras.Sequential(built)
+    model = keras.Sequential(built) if is_chain(layers) else _graph(keras, layers, built)
     for spec in layers:
         for name, array in spec.weights.items():
             getattr(model.get_layer(spec.name), name).assign(array)
     return model
+
+
+def _graph(keras: Any, layers: Sequence[LayerSpec], built: Sequence[Any]) -> Any:
+    """Returns a functional model of built layers, each called on the outputs of its inputs."""
+    outputs = {layers[0].name: built[0].output}
+    for spec, layer in zip(linked(layers)[1:], built[1:], strict=True):
+        inputs = [outputs[name] for name in spec.inputs]
+        outputs[spec.name] = layer(inputs if len(inputs) > 1 else inputs[0])
+    return keras.Model(built[0].output, outputs[layers[-1].name])
 
 
 class Clusterer:
@@ -179,11 +200,12 @@ class Clusterer:
     Args:
         layers: The network.
         codebooks: Layer name -> float32 [k], k >= 2.
-        masks: Layer name -> bool [in, out], False where the channel is pruned; the kernel is zero
-            there. Layers without one have no pruned channel.
-        fast: Compute steps through ``speech.network`` if it knows the network.
-        loss: One of ``speech.losses.LOSSES``.
+        masks: Layer name -> bool that broadcasts to the kernel, False where the channel is pruned;
+            the kernel is zero there. Layers without one have no pruned channel.
+        fast: Compute steps through the C kernels if they know the network.
+        loss: One of ``speech.losses.LOSSES``; of a network over time and frequency its weights.
         seed: Of Dropout.
+        conventions: Those of a network over time and frequency; None for one over waveforms.
     """
 
     def __init__(
@@ -193,8 +215,9 @@ class Clusterer:
         masks: Mapping[str, np.ndarray],
         *,
         fast: bool = True,
-        loss: str = "mse",
+        loss: str | MaskLoss = "mse",
         seed: int = 0,
+        conventions: TimeFrequencyConfig | None = None,
     ) -> None:
         import tensorflow as tf
 
@@ -208,7 +231,7 @@ class Clusterer:
         if not tf.config.list_physical_devices("GPU"):  # some GPU kernels have no such form
             tf.config.experimental.enable_op_determinism()
         self._specs = tuple(layers)
-        self._loss = find_loss(loss)
+        self._loss = find_loss(loss) if isinstance(loss, str) else None
         self._seed = seed
 
         def clone(layer):
@@ -225,14 +248,18 @@ class Clusterer:
         self._variables = list(self._model.trainable_variables)
         self._optimizer = keras.optimizers.Adam(epsilon=1e-8, jit_compile=False)
         self._optimizer.build(self._variables)
-        self._chain = _chain(layers) if fast else None
+        self._masks: _Masks | None = None
+        if isinstance(loss, MaskLoss):
+            self._masks = _Masks(layers, loss, conventions or TimeFrequencyConfig(), fast)
+        self._chain = _chain(layers) if fast and self._masks is None else None
         self._clustered = tf.function(self._parameters)
         self._train = tf.function(self._train_parameters)
 
     @property
     def uses_c_kernels(self) -> bool:
-        """Whether steps run through ``speech.network``."""
-        return self._chain is not None
+        """Whether steps run through ``speech.network`` or ``speech.net.tape``."""
+        masks = self._masks is not None and self._masks.nodes is not None
+        return self._chain is not None or masks
 
     def start_epoch(self, epoch: int) -> None:
         """Makes what is random in an epoch the same, wherever a run was taken up."""
@@ -243,6 +270,9 @@ class Clusterer:
     ) -> float:
         """Trains on one batch (``speech.pipeline.Batch``) and returns its loss."""
         self._optimizer.learning_rate = learning_rate
+        if self._masks is not None:
+            return self._step_of_masks(self._masks, noisy[..., 0], clean[..., 0])
+        assert self._loss is not None
         if self._chain is not None:
             parameters = [array.numpy() for array in self._clustered()]
             outputs, traces = self._chain.forward(noisy, lengths, parameters)
@@ -259,6 +289,13 @@ class Clusterer:
 
     def score(self, noisy: np.ndarray, lengths: np.ndarray, clean: np.ndarray) -> float:
         """Returns the loss of one batch, without Dropout."""
+        if self._masks is not None:
+            batch = self._masks.prepare(noisy[..., 0], clean[..., 0])
+            mask = self._masks.forward(batch, self._weights())
+            if mask is None:
+                mask = self._model(batch.features(), training=False).numpy()
+            return self._masks.loss(mask, batch)[0]
+        assert self._loss is not None
         if self._chain is not None:
             parameters = [array.numpy() for array in self._clustered()]
             outputs, _ = self._chain.forward(noisy, lengths, parameters)
@@ -284,6 +321,47 @@ class Clusterer:
         return [
             {name: np.array(getattr(model.get_layer(spec.name), name)) for name in spec.weights}
             for spec in self._specs
+        ]
+
+    def _step_of_masks(self, masks: _Masks, noisy: np.ndarray, clean: np.ndarray) -> float:
+        """Trains on one batch [batch, num_samples] and returns its loss."""
+        batch = masks.prepare(noisy, clean)
+        weights = self._weights()
+        mask = masks.forward(batch, weights, training=True)
+        if mask is None:
+            with self._tf.GradientTape() as recorded:
+                outputs = self._model(batch.features(), training=True)
+            loss, gradient = masks.loss(outputs.numpy(), batch)
+            self._apply(recorded.gradient(outputs, self._variables, self._tf.constant(gradient)))
+            return loss
+        loss, gradient = masks.loss(mask, batch)
+        found = masks.backward(gradient, weights)
+        self._train([found[layer][name] for layer, name in self._places()])
+        for name, values in masks.moved_statistics(weights).items():
+            for key, value in values.items():
+                getattr(self._model.get_layer(name), key).assign(value)
+        return loss
+
+    def _weights(self) -> dict[str, dict[str, np.ndarray]]:
+        """Returns the arrays of the clustered network, statistics included, by layer and name."""
+        found: dict[str, dict[str, np.ndarray]] = {}
+        values = [array.numpy() for array in self._clustered()]
+        for (layer, name), value in zip(self._places(), values, strict=True):
+            found.setdefault(layer, {})[name] = value
+        for layer in self._model.layers:
+            for name in ("moving_mean", "moving_variance"):
+                if hasattr(layer, name):
+                    found[layer.name][name] = getattr(layer, name).numpy()
+        return found
+
+    def _places(self) -> list[tuple[str, str]]:
+        """Returns layer and name of each of `_parameters`."""
+        layers = [getattr(layer, "layer", layer) for layer in self._model.layers]
+        return [
+            (layer.name, name)
+            for layer in layers
+            for name in _PARAMETERS
+            if getattr(layer, name, None) is not None
         ]
 
     def _associate(self) -> None:
@@ -333,6 +411,91 @@ class Clusterer:
         yield from self._variables
         yield from (v for v in self._model.non_trainable_variables if v.dtype.is_floating)
         yield from self._optimizer.variables
+
+
+class _Masks:
+    """Loss and gradients of a network over time and frequency, in NumPy and C.
+
+    Args:
+        layers: The network.
+        loss: Weights of the parts of the loss.
+        conventions: STFT and compression.
+        fast: Run the network through the C kernels if they know it.
+
+    Attributes:
+        nodes: What they run; None if tf_keras has to.
+    """
+
+    def __init__(
+        self,
+        layers: Sequence[LayerSpec],
+        loss: MaskLoss,
+        conventions: TimeFrequencyConfig,
+        fast: bool,
+    ) -> None:
+        import tensorflow as tf
+
+        self._loss, self._conventions = loss, conventions
+        self._threads = blockconv.default_threads()
+        self.nodes = None
+        if fast and blockconv.is_available() and not tf.config.get_visible_devices("GPU"):
+            self.nodes = tape.read_layers(
+                [(one.class_name, one.name, one.config, one.inputs) for one in linked(layers)]
+            )
+        self._tapes: dict[tuple[int, int, bool], tape.Tape] = {}
+        self._latest: tape.Tape | None = None
+
+    def prepare(self, noisy: np.ndarray, clean: np.ndarray) -> mask_gradient.Prepared:
+        """Returns the spectra of a batch [batch, num_samples]."""
+        return mask_gradient.prepare(noisy, clean, self._conventions, self._threads)
+
+    def forward(
+        self,
+        batch: mask_gradient.Prepared,
+        weights: Mapping[str, Mapping[str, np.ndarray]],
+        training: bool = False,
+    ) -> np.ndarray | None:
+        """Returns the masks float32 [batch, frames, bins, 2]; None if tf_keras has to."""
+        if self.nodes is None:
+            return None
+        key = (*batch.noisy.shape[:2], training)
+        if key not in self._tapes:
+            self._tapes[key] = tape.Tape(self.nodes, *key[:2], gradients=training)
+        self._latest = self._tapes[key]
+        return self._latest.forward(batch.features(), weights)
+
+    def loss(self, mask: np.ndarray, batch: mask_gradient.Prepared) -> tuple[float, np.ndarray]:
+        """Returns the loss of a batch, and its gradient with respect to the masks."""
+        return mask_gradient.value_and_gradient(
+            mask, batch, self._loss, self._conventions, self._threads
+        )
+
+    def backward(
+        self, gradient: np.ndarray, weights: Mapping[str, Mapping[str, np.ndarray]]
+    ) -> dict[str, dict[str, np.ndarray]]:
+        """Returns the gradients of all trained weights, after `forward` in training."""
+        assert self._latest is not None
+        return self._latest.backward(gradient, weights)
+
+    def moved_statistics(
+        self, weights: Mapping[str, Mapping[str, np.ndarray]]
+    ) -> dict[str, dict[str, np.ndarray]]:
+        """Returns the moving statistics after the latest batch, by layer."""
+        assert self._latest is not None and self.nodes is not None
+        found = {}
+        for node in self.nodes:
+            if node.normalized:
+                pairs = zip(
+                    ("moving_mean", "moving_variance"), self._latest.moments[node.name], strict=True
+                )
+                found[node.name] = {
+                    key: np.asarray(
+                        weights[node.name][key] * node.momentum + moment * (1 - node.momentum),
+                        np.float32,
+                    )
+                    for key, moment in pairs
+                }
+        return found
 
 
 def _chain(layers: Sequence[LayerSpec]) -> Network | None:

@@ -5,10 +5,12 @@ bytes here and comes back bit for bit (a negative zero comes back as zero). For 
 smallest exact form is taken: nothing at all for zeros, FP16, a codebook with indices, FP32.
 ``docs/format.md`` describes every byte.
 
-Indices go through the range coder of ``constriction``. Neighbouring taps of a trained filter are
-alike, so the probabilities of an index depend on the three taps before it: their linear
+Indices go through the range coder of ``constriction``. Neighbouring taps of a long trained filter
+are alike, so the probabilities of an index depend on the three taps before it: their linear
 prediction and how much they vary choose one of up to 64 contexts, each with counts that adapt as
-the indices go by and that the next layer starts from. Decoder and encoder run the same code.
+the indices go by and that the next layer starts from. The taps of a small kernel, such as one of
+3 x 1 taps, tell nothing about each other: there one context does, which learns sooner. Decoder
+and encoder run the same code.
 
 A file is data, possibly hostile: each section has a CRC32, all sizes are known before memory is
 asked for, layers pass the allow-list of ``speech.modelfile``, and whatever is wrong is a
@@ -41,6 +43,7 @@ from speech.modelfile import (
     ModelFileError,
     Shapes,
     check_conventions,
+    is_chain,
     linked,
     meta_text,
     model_config_of,
@@ -57,13 +60,17 @@ MAX_EXPANSION = 256
 #: The same for weights of over `LARGE_BYTES`.
 MAX_EXPANSION_LARGE = 32
 LARGE_BYTES = 64 << 20
-#: Rows of indices in a file that are decoded one by one: a bound on time (0.1 ms a row).
+#: Rows of indices in a file that are decoded one by one.
 MAX_ROWS = 10_000
+#: What decoding all indices of a file may take, in units of about 2 ns (`_work`): a bound on time.
+MAX_WORK = 800_000_000
+#: Indices of a kernel up to which the writer tries to do without contexts.
+MAX_FLAT_INDICES = 1 << 15
 MAX_HEADER_BYTES = 2 * MAX_META_BYTES
 
 # How an array is stored.
-ZEROS, FP16, FP32, PACKED, CODED = range(5)
-CODINGS = ("zeros", "fp16", "fp32", "bit-packed", "entropy-coded")
+ZEROS, FP16, FP32, PACKED, CODED, CODED_FLAT = range(6)
+CODINGS = ("zeros", "fp16", "fp32", "bit-packed", "entropy-coded", "entropy-coded, no context")
 # How a codebook is stored.
 BOOK_FP32, BOOK_FP16, BOOK_INT8 = range(3)
 # How the mask of the columns that are not all zero is stored.
@@ -138,7 +145,7 @@ def pack(layers: Sequence[LayerSpec], meta: Mapping[str, Any], *, entropy: bool 
     plan = _plan(json.loads(text))
     layers = [_canonical(layer, shapes) for layer, (_, shapes) in zip(layers, plan, strict=True)]
     others, kernels = bytearray(), []
-    coder = _Coder(entropy)
+    coder = _Coder(entropy, flat=not is_chain(layers))
     for layer in layers:
         for key, array in layer.weights.items():
             if key == "kernel":
@@ -296,12 +303,19 @@ def _pack_kernel(kernel: np.ndarray, coder: _Coder) -> bytes:
         + _pack_bits(indices, index_bits(len(values)))
     )
     shortest = min(plain, packed, key=len)
-    if coder.entropy and shortest is packed and coder.has_room(kept, indices):
-        mark = coder.mark()
-        coded = _pack_coded(kernel.shape, kept, values, indices, book, coder)
-        if len(coded) < len(shortest):
-            return coded
-        coder.back_to(mark)
+    if not coder.entropy or shortest is not packed:
+        return shortest
+    candidates = [(CODED, fitted_contexts(values, indices))]
+    if coder.flat and len(values) > 1 and indices.size <= MAX_FLAT_INDICES:
+        candidates.append((CODED_FLAT, flat_contexts(values)))
+    before = best = coder.mark()
+    for coding, contexts in candidates:
+        coder.back_to(before)
+        if coder.has_room(kernel.shape, kept, contexts):
+            coded = _pack_coded(coding, kernel.shape, kept, contexts, indices, book, coder)
+            if len(coded) < len(shortest):
+                shortest, best = coded, coder.mark()
+    coder.back_to(best)
     return shortest
 
 
@@ -402,6 +416,43 @@ class _Contexts:
             self.counts[full] = np.ceil(self.counts[full] / 2)
 
 
+class _Flat(_Contexts):
+    """One context for all indices; its counts adapt after at most 64 columns or a 16th of a row.
+
+    Args:
+        levels: As those of `_Contexts`.
+    """
+
+    def __init__(self, levels: np.ndarray) -> None:
+        self.levels = levels
+        self.counts = np.ones((1, len(levels)), np.float32)
+
+    def of(self, recent: np.ndarray) -> np.ndarray:
+        """Returns the one context, [n] times."""
+        return np.zeros(recent.shape[1], np.int64)
+
+
+def _block(contexts: _Contexts, num_columns: int) -> int:
+    """Returns how many columns are coded before the counts adapt: bounds time and memory."""
+    return min(max(64, -(-num_columns // 16)), _BLOCK) if isinstance(contexts, _Flat) else _BLOCK
+
+
+def _num_blocks(contexts: _Contexts, shape: tuple[int, int]) -> int:
+    """Returns in how many blocks an array of indices is coded."""
+    return shape[0] * -(-shape[1] // _block(contexts, shape[1]))
+
+
+def _work(contexts: _Contexts, shape: tuple[int, int]) -> int:
+    """Returns what coding an array of indices takes, in units of one probability (2 ns).
+
+    Each index needs k of them and as much as 32 more, each block as much as 32,768 and its counts.
+    """
+    blocks = _num_blocks(contexts, shape)
+    return math.prod(shape) * (len(contexts.levels) + 32) + blocks * (
+        (1 << 15) + contexts.counts.size
+    )
+
+
 def _walk(
     shape: tuple[int, int],
     contexts: _Contexts,
@@ -416,9 +467,10 @@ def _walk(
             which it encodes or decodes.
     """
     recent = np.zeros((3, shape[1]), np.int32)
+    block = _block(contexts, shape[1])
     for row in range(shape[0]):
-        for first in range(0, shape[1], _BLOCK):
-            columns = slice(first, first + _BLOCK)
+        for first in range(0, shape[1], block):
+            columns = slice(first, first + block)
             found = contexts.of(recent[:, columns])
             indices = transfer(contexts.counts[found], row, columns)
             contexts.learn(found, indices)
@@ -457,39 +509,62 @@ def fitted_contexts(values: np.ndarray, indices: np.ndarray) -> _Contexts:
     return _Contexts(levels, *_fitted(levels, indices))
 
 
+def flat_contexts(values: np.ndarray) -> _Contexts:
+    """Returns the one context that the coder may choose for a small kernel.
+
+    Args:
+        values: float32 [k], a codebook, ascending.
+    """
+    return _Flat(_levels(values))
+
+
 class _Coder:
-    """What passes from kernel to kernel: counts, and how many rows have gone through.
+    """What passes from kernel to kernel: counts, how many rows have gone through, and their work.
 
     Args:
         entropy: Whether to entropy-code at all.
+        flat: Whether to try without contexts. Only in graphs: their files are beyond older
+            readers of version 1 in any case.
     """
 
-    def __init__(self, entropy: bool = True) -> None:
+    def __init__(self, entropy: bool = True, flat: bool = False) -> None:
         self.entropy = entropy
-        self.num_rows = 0
-        self.learnt: dict[int, np.ndarray] = {}
+        self.flat = flat
+        self.num_rows = self.work = 0
+        self.learnt: dict[tuple[int, ...], np.ndarray] = {}
 
-    def has_room(self, kept: np.ndarray, indices: np.ndarray) -> bool:
-        """Returns whether a kernel's rows stay within ``MAX_ROWS``."""
-        return self.num_rows + len(indices) * -(-kept.size // _BLOCK) <= MAX_ROWS
+    def has_room(self, shape: tuple[int, ...], kept: np.ndarray, contexts: _Contexts) -> bool:
+        """Returns whether a kernel of a shape stays within ``MAX_ROWS`` and ``MAX_WORK``."""
+        walks = [(contexts, _matrix_shape(shape))]
+        if not kept.all():
+            walks.append((_mask_contexts(), _mask_shape(shape)))
+        num_rows = sum(_num_blocks(*walk) for walk in walks)
+        work = sum(_work(*walk) for walk in walks)
+        return self.num_rows + num_rows <= MAX_ROWS and self.work + work <= MAX_WORK
 
-    def mark(self) -> tuple[int, dict[int, np.ndarray]]:
+    def mark(self) -> tuple[int, int, dict[tuple[int, ...], np.ndarray]]:
         """Returns the state, for ``back_to``."""
-        return self.num_rows, dict(self.learnt)
+        return self.num_rows, self.work, dict(self.learnt)
 
-    def back_to(self, mark: tuple[int, dict[int, np.ndarray]]) -> None:
+    def back_to(self, mark: tuple[int, int, dict[tuple[int, ...], np.ndarray]]) -> None:
         """Forgets what came after a mark."""
-        self.num_rows, self.learnt = mark[0], mark[1]
+        self.num_rows, self.work, self.learnt = *mark[:2], dict(mark[2])
 
     def walk(self, shape: tuple[int, int], contexts: _Contexts, transfer: Callable) -> None:
         """Runs ``_walk`` with the counts of the layer before, and keeps the new ones."""
-        self.num_rows += shape[0] * -(-shape[1] // _BLOCK)
+        self.num_rows += _num_blocks(contexts, shape)
         if self.num_rows > MAX_ROWS:
             raise ModelFileError(f"over {MAX_ROWS:,} rows of indices, too many to decode")
-        k = len(contexts.levels)
-        contexts.inherit(self.learnt.get(k))
+        self.work += _work(contexts, shape)
+        if self.work > MAX_WORK:
+            raise ModelFileError(
+                f"{math.prod(shape):,} indices into {len(contexts.levels)} values take too long to "
+                "decode; write it again with entropy coding off, or with fewer values"
+            )
+        kind = contexts.counts.shape
+        contexts.inherit(self.learnt.get(kind))
         _walk(shape, contexts, transfer)
-        self.learnt[k] = contexts.counts
+        self.learnt[kind] = contexts.counts
 
 
 def _mask_contexts() -> _Contexts:
@@ -514,9 +589,10 @@ def _mask_shape(shape: tuple[int, ...]) -> tuple[int, int]:
 
 
 def _pack_coded(
+    coding: int,
     shape: tuple[int, ...],
     kept: np.ndarray,
-    values: np.ndarray,
+    contexts: _Contexts,
     indices: np.ndarray,
     book: bytes,
     coder: _Coder,
@@ -537,15 +613,14 @@ def _pack_coded(
     if not kept.all():
         mask = kept.reshape(_mask_shape(shape)).astype(np.uint8)
         coder.walk(mask.shape, _mask_contexts(), sender(mask))
-    if len(values) > 1:
-        contexts = fitted_contexts(values, indices)
-        settings = struct.pack("<2b3H", *contexts.weights, *contexts.thresholds)
+    settings = b""
+    if len(contexts.levels) > 1:
+        if coding == CODED:
+            settings = struct.pack("<2b3H", *contexts.weights, *contexts.thresholds)
         coder.walk(indices.shape, contexts, sender(indices))
-    else:
-        settings = b""
     words = encoder.get_compressed().astype("<u4").tobytes()
     mask_coding = MASK_NONE if kept.all() else MASK_CODED
-    return bytes([CODED, mask_coding]) + book + settings + words
+    return bytes([coding, mask_coding]) + book + settings + words
 
 
 # --------------------------------------------------------------------------------------------
@@ -704,14 +779,14 @@ def _read_floats(reader: _Reader, coding: int, shape: tuple[int, ...]) -> np.nda
     if coding == ZEROS:
         return np.zeros(shape, np.float32)
     if coding not in _FLOATS:
-        raise ModelFileError(f"an array has the coding {coding}, expected 0 to {CODED}")
+        raise ModelFileError(f"an array has the coding {coding}, expected 0 to {CODED_FLAT}")
     dtype = _FLOATS[coding]
     data = reader.take(dtype.itemsize * math.prod(shape))
     return np.frombuffer(data, dtype).astype(np.float32).reshape(shape)
 
 
 def _read_kernel(reader: _Reader, coding: int, shape: tuple[int, ...], coder: _Coder) -> np.ndarray:
-    if coding not in (PACKED, CODED):
+    if coding not in (PACKED, CODED, CODED_FLAT):
         kernel = _read_floats(reader, coding, shape)
         reader.end()
         return kernel
@@ -727,7 +802,7 @@ def _read_kernel(reader: _Reader, coding: int, shape: tuple[int, ...], coder: _C
     if coding == PACKED:
         indices = _read_bits(reader, (num_rows, int(kept.sum())), index_bits(len(values)))
     else:
-        kept, indices = _read_coded(reader, shape, kept, mask_coding, values, coder)
+        kept, indices = _read_coded(reader, coding, shape, kept, mask_coding, values, coder)
     reader.end()
     if indices.size and indices.max() >= len(values):
         raise ModelFileError("an index lies outside of its codebook")
@@ -771,6 +846,7 @@ def _read_bits(reader: _Reader, shape: tuple[int, int], num_bits: int) -> np.nda
 
 def _read_coded(
     reader: _Reader,
+    coding: int,
     shape: tuple[int, ...],
     kept: np.ndarray,
     mask_coding: int,
@@ -780,8 +856,10 @@ def _read_coded(
     """Returns mask [columns] and indices [rows, kept columns] out of the range coder."""
     import constriction
 
-    contexts = None
-    if len(values) > 1:
+    contexts: _Contexts | None = None
+    if len(values) > 1 and coding == CODED_FLAT:
+        contexts = _Flat(_levels(values))
+    elif len(values) > 1:
         *weights, low, middle, high = struct.unpack("<2b3H", reader.take(8))
         thresholds = np.array([low, middle, high], np.int32)
         if not low <= middle <= high:

@@ -3,24 +3,31 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from speech import corpus
 from speech.augment import Augmentation
+from speech.base import schema
 from speech.files import write_json
-from speech.options import BUNDLED_NUM_TEST, NUM_TEST, augmentation, is_bundled, resolved
+from speech.options import BUNDLED_NUM_TEST, NUM_TEST, augmentation, resolved
 from speech.prepare import write_mixtures
+from speech.training.options import DataOptions
 
 if TYPE_CHECKING:
+    from speech.data.mixtures import MixingConfig
     from speech.modelfile import ModelFile
+    from speech.training.config import TrainingConfig
+    from speech.training.pieces import PieceData
 
 #: Validation mixtures, at least: few utterances give several mixtures each.
 _MIN_VALIDATION_ITEMS = 24
+
+#: Validation pieces of networks that hear pieces.
+_VALIDATION_PIECES = 128
 
 
 @dataclass(frozen=True)
@@ -33,6 +40,8 @@ class Data:
         validation_items: Number of validation items to use.
         test: `speech.corpus.Pair` objects.
         description: One line for people.
+        num_noises: Of training.
+        left_out: Sentence on premixed files that are not trained on, or ''.
     """
 
     training: Any
@@ -40,6 +49,8 @@ class Data:
     validation_items: int
     test: list[Any]
     description: str
+    num_noises: int = 0
+    left_out: str = ""
 
 
 def check_trains_on_waveforms(file: ModelFile) -> None:
@@ -72,67 +83,156 @@ def load_data(options: argparse.Namespace, test_folder: Path) -> Data:
         ValueError: A folder is missing, empty or of another shape; premixed folders can't be
             augmented.
     """
+    changes, data = augmentation(options), DataOptions.of(options)
+    found = load_training(data, changes, resolved(options).get("snr_range"))
+    if data.noisy is not None:
+        test = corpus.find_pairs(options.test_noisy, options.test_clean, options.pair_by)
+        if options.num_test:
+            test = _first_of_each_condition(test, options.num_test)
+        return replace(found, test=test, description=f"{found.description}, {len(test)} test pairs")
+    speech, noise = _recordings(data, "TEST")
+    num_test = options.num_test
+    if num_test is None:
+        num_test = BUNDLED_NUM_TEST if data.is_bundled else NUM_TEST
+    plans = corpus.spread_mixtures(speech, noise, options.snr, num_test or None, options.seed)
+    test = _write_test_set(plans, test_folder, options.jobs)
+    return replace(
+        found,
+        test=test,
+        description=f"{data.name}: {len(found.training)} training, {len(found.validation)} "
+        f"validation and {len(speech)} test utterances, {found.num_noises} noises, "
+        f"{len(test)} test mixtures",
+    )
+
+
+def load_training(
+    data: DataOptions, changes: Augmentation, snr_range_db: tuple[float, float] | None = None
+) -> Data:
+    """Finds what to train and validate on, for networks from waveform to waveform.
+
+    Args:
+        data: Which recordings.
+        changes: Of the training data.
+        snr_range_db: (low, high): draw the training SNRs from it, and not from ``data.snrs_db``.
+
+    Returns:
+        The data, without a test set.
+
+    Raises:
+        ValueError: A folder is missing, empty or of another shape; premixed folders can't be
+            augmented.
+    """
     from speech.data.cache import AudioCache
     from speech.pipeline import MixtureSource
 
-    changes = augmentation(options)
-    if options.train_noisy is not None:
-        return _load_pairs(options, changes)
-    bundled = is_bundled(options)
-    if bundled:
-        speech = {split: corpus.bundled_speech(split) for split in corpus.SPLITS}
-        noise = {split: corpus.bundled_noise(split) for split in corpus.SPLITS}
-    else:
-        speech = {
-            split: corpus.find_speech(options.timit, split, options.skip_sa)
-            for split in corpus.SPLITS
-        }
-        noise = {split: corpus.find_noise(options.noise, split) for split in corpus.SPLITS}
-    train, validation = corpus.split_utterances(speech["TRAIN"], seed=options.seed)
-    num_test = options.num_test
-    if num_test is None:
-        num_test = BUNDLED_NUM_TEST if bundled else NUM_TEST
-    plans = corpus.spread_mixtures(
-        speech["TEST"], noise["TEST"], options.snr, num_test or None, options.seed
-    )
-    test = _write_test_set(plans, test_folder, options.jobs)
+    if data.noisy is not None:
+        return _load_pairs(data, changes)
+    speech, noise = _recordings(data, "TRAIN")
+    train, validation = corpus.split_utterances(speech, seed=data.seed)
     cache = AudioCache()
     return Data(
         MixtureSource(
             train,
-            noise["TRAIN"],
-            options.snr,
-            snr_range_db=resolved(options).get("snr_range"),
+            noise,
+            data.snrs_db,
+            snr_range_db=snr_range_db,
             augmentation=changes,
             cache=cache,
         ),
-        MixtureSource(validation, noise["TRAIN"], options.snr, cache=cache),
+        MixtureSource(validation, noise, data.snrs_db, cache=cache),
         max(len(validation), _MIN_VALIDATION_ITEMS),
-        test,
-        f"{'bundled corpus' if bundled else options.timit}: {len(train)} training, "
-        f"{len(validation)} validation and {len(speech['TEST'])} test utterances, "
-        f"{len(noise['TRAIN'])} noises, {len(test)} test mixtures",
+        [],
+        f"{data.name}: {len(train)} training and {len(validation)} validation utterances, "
+        f"{len(noise)} noises",
+        len(noise),
     )
 
 
-def training_parts(data: Data, config: Any, options: argparse.Namespace) -> tuple[Any, Any]:
+def load_pieces(
+    data: DataOptions, mixing: MixingConfig, config: TrainingConfig, workers: int
+) -> tuple[PieceData, PieceData, str]:
+    """Finds what to train and validate on, for networks that hear pieces at their own level.
+
+    Args:
+        data: Which recordings.
+        mixing: How they are mixed; of premixed ones only the level is drawn.
+        config: Length of a piece, pieces per step and per epoch, seed.
+        workers: Processes that mix; 0 for a thread.
+
+    Returns:
+        Training, validation, and one line for people.
+
+    Raises:
+        ValueError: A folder is missing, empty or of another shape, or rooms are asked for and
+            can't be simulated.
+    """
+    from speech.audio import SAMPLE_RATE_HZ
+    from speech.data.mixtures import training_and_validation
+    from speech.data.pairs import PairPieces
+    from speech.training.pieces import PieceData, Pieces
+
+    assert config.crop_seconds is not None
+    num_samples = round(config.crop_seconds * SAMPLE_RATE_HZ)
+    training: Pieces
+    validation: Pieces
+    if data.noisy is not None and data.clean is not None:
+        parts = _split_pairs(data, corpus.find_pairs(data.noisy, data.clean, data.pair_by))
+        training, validation = (
+            PairPieces(
+                part, num_samples=num_samples, batch_size=config.batch_size, seed=seed,
+                level_range_dbfs=mixing.level_range_dbfs,
+            )
+            for part, seed in zip(parts, (2 * config.seed, 2 * config.seed + 1), strict=True)
+        )  # fmt: skip
+        what = f"{len(parts[0])} training and {len(parts[1])} validation pairs"
+    else:
+        speech, noise = _recordings(data, "TRAIN")
+        training, validation = training_and_validation(
+            speech, noise, mixing,
+            num_samples=num_samples, batch_size=config.batch_size, seed=config.seed,
+        )  # fmt: skip
+        what = (
+            f"{len(training.utterances)} training and {len(validation.utterances)} validation "
+            f"utterances of {len(training.speakers)} speakers, {len(noise)} noises"
+        )
+    num_items = None if config.hours is not None else config.num_items
+    return (
+        PieceData(training, num_items=num_items, workers=workers),
+        PieceData(validation, num_items=_VALIDATION_PIECES, workers=0, keep=True),
+        f"{data.name}: {what}",
+    )
+
+
+def _recordings(data: DataOptions, split: str) -> tuple[list[Any], list[Any]]:
+    """Returns the utterances and the noises of a split."""
+    if data.is_bundled:
+        return corpus.bundled_speech(split), corpus.bundled_noise(split)
+    assert data.noise is not None
+    speech = corpus.find_speech_trees(data.speech, split, data.skip_sa)
+    return speech, corpus.find_noise(data.noise, split)
+
+
+def training_parts(
+    data: Data, config: TrainingConfig, gain_db: tuple[float, float] | None
+) -> tuple[Any, Any]:
     """Returns the `TrainingData` to train and to validate on.
 
     Args:
-        data: What `load_data` found.
-        config: The `speech.training.TrainingConfig` of the run.
-        options: Those of `add_training_options`.
+        data: What `load_data` or `load_training` found.
+        config: Of the run.
+        gain_db: As in `speech.augment.Augmentation`.
     """
     from speech.audio import SAMPLE_RATE_HZ
     from speech.pipeline import TrainingData
 
+    crop = config.crop_seconds
     training = TrainingData(
         data.training,
         num_items=config.num_items,
         batch_size=config.batch_size,
-        crop_samples=config.crop_seconds and round(config.crop_seconds * SAMPLE_RATE_HZ),
+        crop_samples=None if crop is None else round(crop * SAMPLE_RATE_HZ),
         seed=config.seed,
-        gain_db=augmentation(options).gain_db,
+        gain_db=gain_db,
     )
     validation = TrainingData(
         data.validation, num_items=data.validation_items, seed=config.seed, shuffle=False
@@ -140,29 +240,37 @@ def training_parts(data: Data, config: Any, options: argparse.Namespace) -> tupl
     return training, validation
 
 
-def _load_pairs(options: argparse.Namespace, changes: Augmentation) -> Data:
-    from speech.pipeline import PairSource
+def _load_pairs(data: DataOptions, changes: Augmentation) -> Data:
+    from speech.data.pairs import PairSource
 
     mixing = {**asdict(changes), "gain_db": None}
     if Augmentation(**mixing) != Augmentation():
         raise ValueError(
             "premixed folders are taken as they are: of the augmentations only --gain works with "
-            "them; with --recipe best give --timit and --noise"
+            "them; with --recipe best give --speech and --noise"
         )
-    pairs = corpus.drop_low_snr(corpus.find_pairs(options.train_noisy, options.train_clean))
-    if not pairs:
-        raise ValueError(f"{options.train_noisy}: only -15 and -10 dB, which are not trained on")
-    split = (
-        corpus.split_pairs_original(pairs)
-        if options.split == "original"
-        else corpus.split_utterances(pairs, seed=options.seed)
+    assert data.noisy is not None and data.clean is not None
+    pairs, left_out = corpus.training_pairs(
+        data.noisy, data.clean, data.pair_by, keep_low_snr=data.keep_low_snr
     )
-    training, validation = (PairSource(part) for part in split)
-    test = corpus.find_pairs(options.test_noisy, options.test_clean)
-    if options.num_test:
-        test = _first_of_each_condition(test, options.num_test)
+    training, validation = (PairSource(part) for part in _split_pairs(data, pairs))
     what = f"{len(training)} training and {len(validation)} validation pairs"
-    return Data(training, validation, len(validation), test, f"{what}, {len(test)} test pairs")
+    return Data(training, validation, len(validation), [], what, left_out=left_out)
+
+
+def _split_pairs(data: DataOptions, pairs: list[Any]) -> tuple[list[Any], list[Any]]:
+    if data.split == "original":
+        return corpus.split_pairs_original(pairs)
+    return corpus.split_utterances(pairs, seed=data.seed)
+
+
+@dataclass
+class _Plan:
+    """plan.json of a test set: what it was made of, its files, and what could not be made."""
+
+    plan: list[str]
+    written: list[str]
+    skipped: list[str]
 
 
 def _write_test_set(plans: Sequence[Any], folder: Path, num_jobs: int) -> list[Any]:
@@ -175,10 +283,10 @@ def _write_test_set(plans: Sequence[Any], folder: Path, num_jobs: int) -> list[A
     )
     record = folder / "plan.json"
     try:
-        kept = json.loads(record.read_text(encoding="utf-8"))
-        written, skipped = kept["written"], kept["skipped"]
-        complete = kept["plan"] == wanted and all((folder / path).is_file() for path in written)
-    except (OSError, ValueError, KeyError, TypeError):
+        kept = schema.read(record, _Plan)
+        written, skipped = kept.written, kept.skipped
+        complete = kept.plan == wanted and all((folder / path).is_file() for path in written)
+    except (OSError, ValueError):
         complete = False
     if not complete:
         record.unlink(missing_ok=True)

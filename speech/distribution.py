@@ -30,7 +30,7 @@ from typing import Any
 
 import numpy as np
 
-from speech.pipeline import Batch, TrainingData, collate
+from speech.pipeline import Batch, Batches, TrainingData, collate
 
 _LOGGER = logging.getLogger("speech")
 
@@ -349,7 +349,7 @@ class Shares:
 class EveryNth:
     """Every ``count``-th batch of some data, from batch ``first`` on."""
 
-    def __init__(self, data: TrainingData, first: int, count: int) -> None:
+    def __init__(self, data: Batches[Batch], first: int, count: int) -> None:
         self._data = data
         self._places = range(first, len(data), count)
 
@@ -401,6 +401,12 @@ class Replicas:
     def shares(self, data: TrainingData) -> Shares:
         """Returns this machine's shares of an epoch."""
         return Shares(data, self.first, len(self._devices), self.total)
+
+    def places(self, num_items: int) -> list[range]:
+        """Returns which items of a batch each device of this machine gets."""
+        parts = np.array_split(np.arange(num_items), self.total)
+        chosen = parts[self.first : self.first + len(self._devices)]
+        return [range(int(part[0]), int(part[-1]) + 1) for part in chosen]
 
     def step(self, share: Share) -> float:
         """Takes one step; returns the loss of the whole batch before it.

@@ -171,7 +171,10 @@ class _OnnxGraph:
         self._activate(layer.config["activation"])
 
     def _activate(self, name: str) -> None:
-        if name != "linear":
+        if name == "silu":
+            inputs = self.value
+            self._node("Mul", inputs, self._node("Sigmoid", inputs))
+        elif name != "linear":
             self._node({"relu": "Relu", "sigmoid": "Sigmoid", "tanh": "Tanh"}[name], self.value)
 
     def _add_LeakyReLU(self, layer: LayerSpec) -> None:  # noqa: N802
@@ -321,10 +324,8 @@ def _run(options: argparse.Namespace) -> int:
     out = options.out or options.model.with_suffix(ending)
     if out.resolve() == options.model.resolve():
         raise ValueError(f"{out}: would overwrite the model; choose another -o")
-    if options.to == "onnx":
-        data = to_onnx(file.layers)
-    else:
-        data = to_tflite(file.layers, int8=options.int8)
+    layers = file.require_chain("the export")
+    data = to_onnx(layers) if options.to == "onnx" else to_tflite(layers, int8=options.int8)
     with atomic_path(out) as temporary:
         temporary.write_bytes(data)
     original = options.model.stat().st_size

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from speech.augment import Augmentation
-from speech.cli import SEED, decibels, natural_number, positive_number
+from speech.cli import PAIR_BY, SEED, decibels, natural_number, positive_number
 from speech.losses import LOSSES
 
 #: Used for training and for the test set unless --snr says otherwise.
@@ -58,44 +58,58 @@ RECIPES: dict[str, dict[str, Any]] = {
 _AUGMENTATIONS = tuple(field.name for field in fields(Augmentation))
 
 
-def add_data_options(parser: argparse.ArgumentParser) -> None:
-    """Adds the options that say what to train and test on."""
+def add_data_options(parser: argparse.ArgumentParser, *, test: bool = True) -> None:
+    """Adds the options that say what to train on and, with ``test``, what to test on."""
     add = parser.add_argument_group("data").add_argument
-    add("--timit", type=Path, metavar="DIR", help="TIMIT, or any tree with TRAIN and TEST")
-    add("--noise", type=Path, metavar="DIR", help="noise recordings (to mix with --timit)")
+    add("--speech", "--timit", type=Path, nargs="+", metavar="DIR", dest="timit",
+        help="TIMIT, or any trees of speech; one without TRAIN and TEST trains whole")  # fmt: skip
+    add("--noise", type=Path, metavar="DIR", help="noise recordings (to mix with --speech)")
     add("--train-noisy", type=Path, metavar="DIR",
         help="noisy files: <noise>/<speaker>/<dB>/<name>.wav")  # fmt: skip
     add("--train-clean", type=Path, metavar="DIR", help="clean files (of the same names)")
-    add("--test-noisy", type=Path, metavar="DIR", help="noisy files (like --train-noisy)")
-    add("--test-clean", type=Path, metavar="DIR", help="clean files (like --train-clean)")
+    if test:
+        add("--test-noisy", type=Path, metavar="DIR", help="noisy files (like --train-noisy)")
+        add("--test-clean", type=Path, metavar="DIR", help="clean files (like --train-clean)")
+    add("--pair-by", **PAIR_BY)
+    add("--keep-low-snr", action="store_true", default=None,
+        help="train on premixed files at -15 and -10 dB too, which the paper left out")  # fmt: skip
     add("--snr", type=decibels, nargs="+", metavar="DB",
         help="SNRs to mix at (default -5 0 5 10 15); premixed folders have theirs")  # fmt: skip
     add("--snr-range", type=decibels, nargs=2, metavar=("LOW", "HIGH"),
         help="draw training SNRs from this range; --snr still validates and tests")  # fmt: skip
-    add("--skip-sa", action="store_true", help="leave out TIMIT's SA sentences (with --timit)")
+    add("--skip-sa", action="store_true", help="leave out TIMIT's SA sentences (with --speech)")
     add("--split", choices=("disjoint", "original"), default="disjoint",
         help="validation split; 'original' is the published one, with its leak")  # fmt: skip
+    if not test:
+        return
     add("--num-test", type=natural_number, metavar="N",
         help=f"test files a noise and SNR, 0 for all (default: premixed folders whole, "
-        f"{NUM_TEST} with --timit, {BUNDLED_NUM_TEST} bundled)")  # fmt: skip
+        f"{NUM_TEST} with --speech, {BUNDLED_NUM_TEST} bundled)")  # fmt: skip
 
 
-def add_training_options(parser: argparse.ArgumentParser, epochs_flag: str = "--epochs") -> None:
+def add_training_options(
+    parser: argparse.ArgumentParser,
+    epochs_flag: str = "--epochs",
+    other: Mapping[str, Mapping[str, Any]] | None = None,
+) -> None:
     """Adds the options that say how to train, augmentation included.
 
     Args:
         parser: Where to.
         epochs_flag: Name of the option that says for how many epochs.
+        other: Recipes of another network that the command trains as well.
     """
-    quick, best = RECIPES["quick"], RECIPES["best"]
 
     def values(name: str, paper: object = "no") -> str:
-        shown = [recipe.get(name, paper) for recipe in (quick, best)]
-        quick_value, best_value = (
-            " ".join(f"{number:g}" for number in value) if isinstance(value, tuple) else value
-            for value in shown
+        text = f"{paper} [{_in_recipes(RECIPES, name, paper)}]"
+        if other is None:
+            return text
+        same = {recipe[name] for recipe in other.values() if name in recipe}
+        if not same:
+            return f"{text} (fcn)"
+        return f"fcn {text}, tf " + (
+            f"[{_in_recipes(other, name, 'no')}]" if len(same) > 1 else _shown(same.pop())
         )
-        return f"{paper} [{quick_value}, {best_value}]"
 
     group = parser.add_argument_group(
         "training", "defaults: the paper's values; in brackets those of the recipes quick and best"
@@ -142,22 +156,42 @@ def add_training_options(parser: argparse.ArgumentParser, epochs_flag: str = "--
         help=f"probability of a room (needs pyroomacoustics): {values('rooms')}")  # fmt: skip
 
 
-def check_corpus(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
-    """Exits with code 2 if only one of ``--timit`` and ``--noise`` is given."""
+def _in_recipes(recipes: Mapping[str, Mapping[str, Any]], name: str, default: object) -> str:
+    """Returns the values of a setting in the recipes quick and best."""
+    return ", ".join(_shown(recipes[recipe].get(name, default)) for recipe in ("quick", "best"))
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, tuple):
+        return " ".join(f"{number:g}" for number in value)
+    return str(value)
+
+
+def check_corpus(
+    parser: argparse.ArgumentParser, options: argparse.Namespace, flag: str = "--timit"
+) -> None:
+    """Exits with code 2 if only one of ``--timit`` (called ``flag``) and ``--noise`` is given."""
     if (options.timit is None) != (options.noise is None):
-        parser.error("--timit and --noise go together")
+        parser.error(f"{flag} and --noise go together")
 
 
 def check_data_options(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
     """Exits with code 2 for options that do not go together; fills in ``options.snr``."""
-    paired = [options.train_noisy, options.train_clean, options.test_noisy, options.test_clean]
+    names = ["train_noisy", "train_clean", "test_noisy", "test_clean"]
+    names = [name for name in names if name in options]
+    flags = [f"--{name.replace('_', '-')}" for name in names]
+    folders = f"the {'four' if len(names) == 4 else 'two'} noisy and clean folders"
+    paired = [getattr(options, name) for name in names]
     if any(paired) and not all(paired):
-        parser.error("--train-noisy, --train-clean, --test-noisy and --test-clean go together")
-    check_corpus(parser, options)
+        parser.error(f"{', '.join(flags[:-1])} and {flags[-1]} go together")
+    check_corpus(parser, options, "--speech")
     if options.timit and any(paired):
-        parser.error("give --timit and --noise, or the four noisy and clean folders, not both")
+        parser.error(f"give --speech and --noise, or {folders}, not both")
     if options.split == "original" and not any(paired):
-        parser.error("--split original is for the four noisy and clean folders")
+        parser.error(f"--split original is for {folders}")
+    if not any(paired) and (options.pair_by or options.keep_low_snr):
+        flag = "--pair-by" if options.pair_by else "--keep-low-snr"
+        parser.error(f"{flag} is for {folders}")
     if any(paired) and (options.snr or options.snr_range or options.skip_sa):
         parser.error(
             "--snr, --snr-range and --skip-sa are for mixing; premixed folders stay as they are"
@@ -171,7 +205,7 @@ def check_data_options(parser: argparse.ArgumentParser, options: argparse.Namesp
 def data_folders(options: argparse.Namespace) -> list[Path | None]:
     """Returns the folders of `add_data_options`; None for those not given."""
     return [
-        options.timit, options.noise, options.train_noisy, options.train_clean,
+        *(options.timit or [None]), options.noise, options.train_noisy, options.train_clean,
         options.test_noisy, options.test_clean,
     ]  # fmt: skip
 

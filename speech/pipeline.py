@@ -27,7 +27,7 @@ import numpy as np
 from speech import augment
 from speech.audio import peak_normalize
 from speech.augment import Augmentation, checked_range
-from speech.corpus import Noise, Pair, Utterance, load_noise
+from speech.corpus import Noise, Utterance, load_noise
 from speech.data.cache import AudioCache, expand
 from speech.mixing import draw_segment, mix_at_snr
 
@@ -41,7 +41,15 @@ B = TypeVar("B")
 B_co = TypeVar("B_co", covariant=True)
 
 
-class Source(Protocol):
+class Described(Protocol):
+    """Something that data come from."""
+
+    def description(self) -> list[str]:
+        """Returns in lines what the items are made of: the same lines, the same data."""
+        ...
+
+
+class Source(Described, Protocol):
     """Something that yields noisy and clean utterances."""
 
     def __len__(self) -> int:
@@ -51,48 +59,6 @@ class Source(Protocol):
     def item(self, index: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """Returns noisy and clean, float [num_samples] each; draws from ``rng`` alone."""
         ...
-
-    def description(self) -> list[str]:
-        """Returns in lines what the items are made of: the same lines, the same data."""
-        ...
-
-
-class PairSource:
-    """Premixed pairs of files, as in the published data layout."""
-
-    def __init__(self, pairs: Sequence[Pair]) -> None:
-        """Takes at least one pair."""
-        if not pairs:
-            raise ValueError("no noisy/clean pairs to train on; check the folders")
-        self._pairs = list(pairs)
-        self._cache = AudioCache()
-
-    def __len__(self) -> int:
-        """Returns the number of pairs."""
-        return len(self._pairs)
-
-    def item(self, index: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """Returns noisy and clean of one pair, float32 [num_samples]; ``rng`` is not used.
-
-        Raises:
-            ValueError: The two lengths differ.
-        """
-        pair = self._pairs[index]
-        noisy, clean = self._cache.read(pair.noisy_path), self._cache.read(pair.clean_path)
-        if len(noisy) != len(clean):
-            raise ValueError(
-                f"{pair.noisy_path}: {len(noisy)} samples, but its clean file {pair.clean_path} "
-                f"has {len(clean)}; noisy and clean must be aligned sample for sample"
-            )
-        return noisy, clean
-
-    def description(self) -> list[str]:
-        """Returns a line a pair: its place in the tree, its clean file, and both sizes."""
-        return [
-            f"{pair.relative_path.as_posix()} {_size(pair.noisy_path)} "
-            f"{pair.clean_path.name} {_size(pair.clean_path)}"
-            for pair in self._pairs
-        ]
 
 
 class MixtureSource:
@@ -269,6 +235,12 @@ class TrainingData(keras.utils.PyDataset):
         other._skipped = self._skipped
         return other
 
+    def with_seed(self, seed: int) -> TrainingData:
+        """Returns the same data, drawn by another seed, at the first epoch."""
+        other = self.at_epoch(0)
+        other.seed = seed
+        return other
+
     def __len__(self) -> int:
         """Returns the number of batches of an epoch."""
         return -(-self.num_items // self.batch_size)
@@ -379,7 +351,7 @@ def prefetched(data: Batches[B], first: int = 0, depth: int = 4) -> Iterator[B]:
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def data_fingerprint(source: Source) -> str:
+def data_fingerprint(source: Described) -> str:
     """Returns a SHA-256 over a source's description: tells data sets apart."""
     lines = "\n".join(sorted(source.description()))
     return hashlib.sha256(lines.encode("utf-8", "surrogateescape")).hexdigest()

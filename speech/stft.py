@@ -23,7 +23,6 @@ from typing import Any
 
 import numpy as np
 import scipy.fft
-import scipy.signal
 
 #: Frames that must overlap for the squared windows to add up to a constant, and its mean.
 _WINDOWS = {"hann": (3, 0.375), "sqrt_hann": (2, 0.5)}
@@ -241,6 +240,8 @@ def neighbour_indices(num_frames: np.ndarray, context: int) -> np.ndarray:
 @functools.lru_cache(maxsize=8)
 def analysis_window(config: StftConfig, dtype: np.dtype) -> np.ndarray:
     """Returns the window, [frame]; shared, so not writeable."""
+    import scipy.signal  # slow to import, and commands ask this module for their options
+
     window = scipy.signal.get_window("hann", config.frame, fftbins=True)
     if config.window == "sqrt_hann":
         window = np.sqrt(window)

@@ -468,16 +468,24 @@ def _import(files: list[str], out: Path, json_path: Path | None) -> int:
 
 
 def _show_info(path: Path, json_path: Path | None) -> int:
-    info = describe(read_model_file(path))
-    rows = [("layer", "class", "weights", "parameters")]
+    file = read_model_file(path)
+    info = describe(file)
+    heads = ["layer", "class", *([] if file.is_chain else ["reads"]), "weights", "parameters"]
+    rows = [heads]
     for layer in info["layers"]:
         weights = " ".join(f"{key}{tuple(shape)}" for key, shape in layer["weights"].items())
-        rows.append((layer["name"], layer["class_name"], weights, f"{layer['parameters']:,}"))
-    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+        reads = [] if file.is_chain else [" ".join(layer["inputs"])]
+        rows.append(
+            [layer["name"], layer["class_name"], *reads, weights, f"{layer['parameters']:,}"]
+        )
+    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
     for row in rows:
-        cells = [cell.ljust(width) for cell, width in zip(row[:3], widths, strict=False)]
-        print("  ".join([*cells, row[3].rjust(widths[3])]))
+        cells = [cell.ljust(width) for cell, width in zip(row[:-1], widths, strict=False)]
+        print("  ".join([*cells, row[-1].rjust(widths[-1])]))
+    print(f"kind        {info['kind'] or 'not said'}")
     print(f"parameters  {info['parameters']:,} ({info['weight_bytes']:,} bytes)")
+    if "summary" in info:
+        print(f"network     {info['summary']['text']}")
     print(f"file        {info['file_bytes']:,} bytes")
     print(f"sha256      {info['sha256']}")
     print(f"meta        {json.dumps(info['meta'])}")
@@ -487,10 +495,18 @@ def _show_info(path: Path, json_path: Path | None) -> int:
 
 
 def describe(file: ModelFile) -> dict[str, Any]:
-    """Returns what ``info`` prints as JSON values; sizes in bytes, weights as shapes."""
+    """Returns what ``info`` prints as JSON values; sizes in bytes, weights as shapes.
+
+    A network of the kind 'complex_mask' has a 'summary' too (`speech.net.reach.MaskSummary`).
+    """
+    from speech.net.reach import summary_of
+
+    summary = summary_of(file)
     return {
         "path": str(file.path),
         "sha256": file.sha256,
+        "kind": file.kind,
+        **({} if summary is None else {"summary": summary.to_json()}),
         "file_bytes": file.path.stat().st_size,
         "weight_bytes": 4 * file.num_parameters,
         "parameters": file.num_parameters,
@@ -499,6 +515,7 @@ def describe(file: ModelFile) -> dict[str, Any]:
             {
                 "name": layer.name,
                 "class_name": layer.class_name,
+                "inputs": list(layer.inputs),
                 "config": layer.config,
                 "weights": {key: list(array.shape) for key, array in layer.weights.items()},
                 "parameters": sum(array.size for array in layer.weights.values()),

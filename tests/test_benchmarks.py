@@ -132,3 +132,19 @@ def test_pruning_commands_are_understood_and_train_alike(tmp_path):
             epochs = parsed.epochs
         steps.add(epochs * parsed.num_items // parsed.batch_size)
     assert steps == {7 * 3 + 3 * 3}
+
+
+def test_mixing_is_measured(tmp_path, capsys):
+    from benchmarks import mixing
+
+    result = tmp_path / "mixing.json"
+    words = ["--pieces", "3", "--seconds", "0.05", "--json", str(result)]
+    assert mixing.main(words) == 0
+    figures = json.loads(result.read_text())
+    assert 0 < figures["piece_ms"] < 1000
+    assert figures["loop_beside_thread"] > 0 and figures["loop_beside_process"] > 0
+    assert f"{figures['piece_ms']:.2f} ms of one core" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as stopped:
+        mixing.main(["--speech", str(tmp_path)])
+    assert stopped.value.code == 2
+    assert "--speech and --noise go together" in capsys.readouterr().err

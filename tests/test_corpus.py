@@ -19,6 +19,8 @@ from speech.corpus import (
     find_noise,
     find_pairs,
     find_speech,
+    find_speech_trees,
+    has_splits,
     load_noise,
     noise_segment,
     parse_snr_folder,
@@ -27,6 +29,7 @@ from speech.corpus import (
     snr_folder,
     split_pairs_original,
     split_utterances,
+    training_pairs,
 )
 from tests.conftest import make_noises, make_speech, make_timit
 from tests.reference import mixing_oracle
@@ -104,6 +107,93 @@ def test_split_folders_of_another_shape(tmp_path):
     ]
 
 
+def test_flat_librispeech_names(tmp_path):
+    touch(tmp_path, "1034-121119-0000.flac", "1034-121119-0001.flac", "sub/7-1-0002.flac")
+    found = find_speech(tmp_path)
+    assert ids(found) == ["1034-121119-0000", "1034-121119-0001", "7-1-0002"]
+    assert [item.speaker for item in found] == ["1034", "1034", "7"]
+    assert not has_splits(tmp_path)
+
+
+@pytest.mark.parametrize("above", ["", "LibriSpeech/"])
+def test_librispeech_tree(tmp_path, above):
+    touch(
+        tmp_path,
+        f"{above}train-clean-100/103/1240/103-1240-0000.flac",
+        f"{above}train-other-500/20/205/20-205-0003.flac",
+        f"{above}dev-clean/84/121123/84-121123-0000.flac",
+        f"{above}test-clean/61/70968/61-70968-0000.flac",
+    )
+    found = {item.id: (item.speaker, item.split) for item in find_speech(tmp_path)}
+    assert found == {
+        "103-1240-0000": ("103", "TRAIN"),
+        "20-205-0003": ("20", "TRAIN"),
+        "84-121123-0000": ("84", "TEST"),
+        "61-70968-0000": ("61", "TEST"),
+    }
+    for split in ("TRAIN", "TEST"):
+        expected = {name for name, (_, part) in found.items() if part == split}
+        assert set(ids(find_speech(tmp_path, split))) == expected
+        assert set(ids(find_speech_trees([tmp_path], split))) == expected
+    one = find_speech_trees([tmp_path / f"{above}train-clean-100"], "TRAIN")
+    assert [(item.id, item.speaker) for item in one] == [("103-1240-0000", "103")]
+
+
+def test_librispeech_names_below_train(tmp_path):
+    touch(tmp_path, "TRAIN/103/1240/103-1240-0000.flac")
+    item = find_speech(tmp_path, "TRAIN")[0]
+    assert (item.id, item.speaker, item.split) == ("103-1240-0000", "103", "TRAIN")
+
+
+def test_vctk_tree(tmp_path, caplog):
+    touch(
+        tmp_path,
+        "wav48_silence_trimmed/p225/p225_001_mic1.flac",
+        "wav48_silence_trimmed/p225/p225_001_mic2.flac",
+        "wav48_silence_trimmed/p226/p226_002_mic2.flac",
+        "wav48_silence_trimmed/s5/s5_003.wav",
+    )
+    with caplog.at_level(logging.INFO, "speech"):
+        found = find_speech(tmp_path)
+    assert [(item.id, item.speaker, item.path.name) for item in found] == [
+        ("p225_001", "p225", "p225_001_mic1.flac"),
+        ("p226_002", "p226", "p226_002_mic2.flac"),
+        ("s5_003", "s5", "s5_003.wav"),
+    ]
+    assert "1 recordings of a second microphone left out" in caplog.text
+
+
+def test_several_trees_keep_speakers_apart(tmp_path):
+    touch(tmp_path / "a", "TRAIN/DR1/FAKS0/SX1.WAV", "TEST/DR1/MABW0/SX2.WAV")
+    touch(tmp_path / "b", "1034-121119-0000.flac", "1034-121119-0001.flac")
+    touch(tmp_path / "c/b", "1034-7-0000.flac", "9-1-0000.flac")
+    touch(tmp_path / "d/b", "9-1-0000.flac")
+    trees = [tmp_path / name for name in ("a", "b", "c/b", "d/b")]
+    found = find_speech_trees(trees, "TRAIN")
+    assert {item.id: item.speaker for item in found} == {
+        "FAKS0_SX1": "FAKS0",
+        "1034-121119-0000": "1034",
+        "1034-121119-0001": "1034",
+        "b_1034-7-0000": "b_1034",
+        "b_9-1-0000": "b_9",
+        "9-1-0000": "9",
+    }
+    assert ids(find_speech_trees(trees, "TEST")) == ["MABW0_SX2"]
+    assert find_speech_trees(trees[:1], "TRAIN") == find_speech(trees[0], "TRAIN")
+
+
+def test_several_trees_refuse_what_would_count_twice(tmp_path):
+    touch(tmp_path, "a/s/1.wav", "a/b/2.wav")
+    with pytest.raises(ValueError, match="is .*a or lies in it; give each folder"):
+        find_speech_trees([tmp_path / "a", tmp_path / "a/b"])
+    with pytest.raises(ValueError, match="give each folder"):
+        find_speech_trees([tmp_path / "a", tmp_path / "a"])
+    with pytest.raises(ValueError, match="no folders of speech"):
+        find_speech_trees([])
+    with pytest.raises(ValueError, match="has no folder TEST"):
+        find_speech_trees([tmp_path / "a"], "TEST")
+
+
 @pytest.mark.parametrize(
     ("names", "reason"),
     [
@@ -118,6 +208,32 @@ def test_bad_speech_folders(tmp_path, names, reason):
     touch(tmp_path, *names)
     with pytest.raises(ValueError, match=reason):
         find_speech(tmp_path, skip_sa=True)
+
+
+@pytest.mark.parametrize(
+    ("names", "split", "expected"),
+    [
+        (["TRAIN/FCJF0/SA1.wav", "TRAIN/FCJF0/SX127.wav", "TRAIN/MABC0/SA2.WAV"], "TRAIN",
+         ["FCJF0_SX127"]),
+        (["train/fcjf0/sa1.wav", "train/fcjf0/sx127.wav"], "TRAIN", ["FCJF0_SX127"]),
+        (["DR1/FCJF0/SA1.WAV", "DR1/FCJF0/SX37.WAV"], None, ["DR1_FCJF0_SX37"]),
+        (["FCJF0/SA1.WAV", "FCJF0/SX37.WAV"], None, ["FCJF0_SX37"]),
+        (["FCJF0_SA1.wav", "FCJF0_SX37.wav", "visa1.wav"], None, ["FCJF0_SX37", "visa1"]),
+        (["a/SA1_rif.wav", "a/SX1.wav"], None, ["a_SX1"]),
+    ],
+)  # fmt: skip
+def test_sa_sentences_are_left_out_of_any_tree(tmp_path, names, split, expected):
+    touch(tmp_path, *names)
+    assert ids(find_speech(tmp_path, split, skip_sa=True)) == expected
+
+
+def test_timit_without_dialects_tells_gender(tmp_path):
+    touch(tmp_path, "train/fcjf0/sx1.wav", "train/mabc0/sx1.wav", "train/other/sx1.wav")
+    found = find_speech(tmp_path, "TRAIN")
+    assert [(item.id, item.speaker, item.gender, item.dialect) for item in found] == [
+        ("FCJF0_SX1", "FCJF0", "F", ""), ("MABC0_SX1", "MABC0", "M", ""),
+        ("other_sx1", "other", "", ""),
+    ]  # fmt: skip
 
 
 def test_missing_folders_are_named(tmp_path):
@@ -142,6 +258,25 @@ def test_noise_is_split_by_folder(tmp_path):
     assert [n.path for n in find_noise(tmp_path, "TEST")] == [tmp_path / "Test" / "birds.wav"]
     with pytest.raises(ValueError, match="both named 'birds'"):
         find_noise(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["DKITCHEN/ch01.wav", "NPARK/ch01.wav"], ["DKITCHEN", "NPARK"]),
+        (["DKITCHEN/ch02.wav", "DKITCHEN/ch01.wav", "DKITCHEN/ch10.wav"], ["DKITCHEN"]),
+        (["TRAIN/DKITCHEN/ch01.wav", "TRAIN/NPARK/CH01.WAV"], ["DKITCHEN", "NPARK"]),
+        (["street/rec1.wav", "car/rec1.wav", "car/rec2.wav"],
+         ["car_rec1", "rec2", "street_rec1"]),
+        (["ch01.wav", "babble.wav"], ["babble", "ch01"]),
+    ],
+)  # fmt: skip
+def test_noise_is_named_by_its_folder_where_files_do_not_say_it(tmp_path, names, expected):
+    touch(tmp_path, *names)
+    found = find_noise(tmp_path, "TRAIN")
+    assert [noise.name for noise in found] == expected
+    if expected == ["DKITCHEN"]:
+        assert found[0].path.name == "ch01.wav"
 
 
 def test_noise_is_split_in_time(tmp_path, caplog):
@@ -183,7 +318,12 @@ def test_clean_files_by_speaker_or_by_unique_name(tmp_path):
     touch(tmp_path / "clean", "DR1/F1/SA1.WAV", "DR2/M1/SA1.WAV", "elsewhere/sx1.wav")
     pairs = find_pairs(tmp_path / "noisy", tmp_path / "clean")
     found = [pair.clean_path.relative_to(tmp_path / "clean").as_posix() for pair in pairs]
-    assert found == ["DR1/F1/SA1.WAV", "DR2/M1/SA1.WAV", "elsewhere/sx1.wav"]
+    # M1 has a folder of clean files, and SX1 is not in it: that elsewhere may be of anyone.
+    assert found == ["DR1/F1/SA1.WAV", "DR2/M1/SA1.WAV"]
+    touch(tmp_path / "noisy", "car/0db/SX1.wav")
+    pairs = find_pairs(tmp_path / "noisy", tmp_path / "clean")
+    (found,) = [pair for pair in pairs if pair.name == "SX1"]
+    assert (found.noise, found.speaker, found.clean_path.name) == ("car", "unknown", "sx1.wav")
 
 
 @pytest.mark.parametrize(
@@ -313,6 +453,22 @@ def test_low_snr_is_dropped():
     items = [pairs_of(1, snr_db=snr_db)[0] for snr_db in (-15, -10, -5, math.nan)]
     assert drop_low_snr(items) == items[2:]
     assert drop_low_snr(items, excluded_db=()) == items
+
+
+def test_low_snr_that_is_left_out_is_counted_and_can_be_kept(tmp_path):
+    names = [f"babble/S1/{snr_db}db/u{n}.wav" for snr_db in (-15, -10, 0) for n in range(2)]
+    touch(tmp_path / "noisy", *names)
+    touch(tmp_path / "clean", "u0.wav", "u1.wav")
+    folders = tmp_path / "noisy", tmp_path / "clean"
+    pairs, left_out = training_pairs(*folders)
+    assert [pair.snr_db for pair in pairs] == [0, 0]
+    assert left_out.startswith("4 of 6 training pairs are left out, at -15 and -10 dB")
+    pairs, left_out = training_pairs(*folders, keep_low_snr=True)
+    assert (len(pairs), left_out) == (6, "")
+    for name in names[-2:]:
+        (tmp_path / "noisy" / name).unlink()
+    with pytest.raises(ValueError, match="4 of 4 .* none remain; --keep-low-snr"):
+        training_pairs(*folders)
 
 
 # --- mixtures ---------------------------------------------------------------------------------

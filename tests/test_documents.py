@@ -21,6 +21,7 @@ import soundfile
 
 import pruning.run
 from tests import mnn_files
+from tests.builders import write_mask_network
 from tests.conftest import make_noises, make_speech
 from tests.reference import keras1_files
 from tests.reference.sphere import write_sphere
@@ -61,6 +62,8 @@ LESS_WORK = {
     "--crop-seconds 0.3 --jobs 1",
     r"(python timit_fcn_mse\.py|.*--(retrain|finetune-epochs)\b)(?!.*--train-noisy)": "--snr 5",
     r"python timit_fcn_mse\.py": "--epochs 1",
+    r"python -m speech\.train": "--hours 0.002 --batch-size 2 --crop-seconds 0.3",
+    r"python -m speech\.train(?!.*--init)": "--size small",
     r"python -m pruning\.run .*--retrain": "--stages 1 --retrain-epochs 1 --final-epochs 1 "
     "--no-score",
     r"python -m quantization\.run .*--finetune-epochs": "--finetune-epochs 1",
@@ -378,6 +381,7 @@ class Material:
             **dict.fromkeys(("a.icse", "b.icse"), mnn_files.write_fcn),
             **dict.fromkeys(("a.h5", "b.h5", "small.h5", "model.h5", "more.h5", "pq16.h5"),
                             mnn_files.write_fcn),
+            "tf.h5": write_mask_network,
             **dict.fromkeys(("data/TIMIT", "TIMIT", "corpus/speech"), self._timit),
             **dict.fromkeys(("data/noises", "NOISES", "noises"),
                             lambda path: make_noises(path, self.rng)),

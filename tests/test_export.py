@@ -54,6 +54,7 @@ def mixed(rng):
         LayerSpec("GroupNormalization", "d", group, {"beta": draw(6)}),
         LayerSpec("ReLU", "e", {"max_value": 1.0, "negative_slope": 0.2, "threshold": 0.1}),
         LayerSpec("Dropout", "f", {"rate": 0.5}),
+        LayerSpec("Activation", "s", {"activation": "silu"}),
         LayerSpec("icse>ModifiedReLU", "g", {"epsilon": 1e-5}),
         LayerSpec("LeakyReLU", "h", {"negative_slope": 0.3}),
         LayerSpec("Conv1D", "i", {**conv, "filters": 1, "padding": "valid", "activation": "tanh"},

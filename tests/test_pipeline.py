@@ -8,10 +8,10 @@ from speech.audio import read_audio
 from speech.augment import Augmentation
 from speech.corpus import Pair, find_noise, find_speech
 from speech.data.cache import AudioCache, compact, expand
+from speech.data.pairs import PairSource
 from speech.mixing import measure_snr_db
 from speech.pipeline import (
     MixtureSource,
-    PairSource,
     TrainingData,
     collate,
     data_fingerprint,

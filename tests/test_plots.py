@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from eval import plots
+from speech import pictures
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "published_cost.json").read_text())
 
@@ -181,7 +182,7 @@ def test_spectrogram_level_is_that_of_the_sine():
 
 def test_learning_curve_of_a_loss_below_zero_is_linear():
     history = [{"epoch": e, "training_loss": -5.0 - e, "validation_loss": -4.0} for e in (1, 2)]
-    axes = plots.learning_curve(history, loss="negative SI-SDR in dB").axes[0]
+    axes = pictures.learning_curve(history, loss="negative SI-SDR in dB").axes[0]
     assert axes.get_yscale() == "linear" and axes.get_ylabel() == "negative SI-SDR in dB"
 
 
@@ -190,7 +191,7 @@ def test_learning_curve_marks_the_best_epoch():
         {"epoch": epoch, "training_loss": 0.1 / epoch, "validation_loss": 0.2 / epoch}
         for epoch in (1, 2, 3)
     ]
-    axes = plots.learning_curve(history, title="FCN").axes[0]
+    axes = pictures.learning_curve(history, title="FCN").axes[0]
     np.testing.assert_allclose(axes.lines[0].get_ydata(), [0.1, 0.05, 0.1 / 3])
     np.testing.assert_allclose(axes.lines[1].get_ydata(), [0.2, 0.1, 0.2 / 3])
     assert legend_of(axes)[1] == "validation (best 0.06667 in epoch 3)"

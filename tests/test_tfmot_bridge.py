@@ -17,6 +17,8 @@ import pytest
 from quantization import tfmot_bridge
 from quantization.tfmot_bridge import CHECKPOINT, Worker, cluster, require_tfmot
 from speech.modelfile import plan_layers, write_model_file
+from speech.net.timefrequency import TimeFrequencyConfig
+from tests.builders import mask_layers
 
 ROOT = Path(__file__).parent.parent
 
@@ -278,6 +280,67 @@ def test_fast_steps_are_the_steps_of_tf_keras(monkeypatch):
     for one, other in zip(fast[3], stock[3], strict=True):
         for name in set(one) - {"seconds"}:
             np.testing.assert_allclose(one[name], other[name], rtol=1e-3, atol=0)
+
+
+SPECTRAL = TimeFrequencyConfig(4, 4, (1,))
+
+
+class Hums:
+    """A stream of pieces: sines in noise, at their own level."""
+
+    batch_size, num_samples, seed = 2, 2000, 0
+
+    def piece(self, position):
+        rng = np.random.default_rng([self.seed, position])
+        clean = 0.1 * np.sin(rng.uniform(0.05, 0.4) * np.arange(self.num_samples))
+        noisy = clean + 0.05 * rng.standard_normal(self.num_samples)
+        return noisy.astype(np.float32), clean.astype(np.float32)
+
+    def batch(self, index):
+        pieces = [self.piece(index * self.batch_size + row) for row in range(self.batch_size)]
+        return tuple(np.stack([piece[side] for piece in pieces]) for side in (0, 1))
+
+    def description(self):
+        return [f"hums {self.seed}"]
+
+
+@needs_tfmot
+def test_a_network_over_time_and_frequency_learns_within_its_codebooks(tmp_path):
+    """Skips, kernels of four axes, normalisation that was kept; C kernels and tf_keras alike."""
+    from pruning.sparsity import apply_masks, masks_for_share
+    from speech.net.mask_loss import MaskLoss
+    from speech.net.taps import taps_of
+    from speech.training.pieces import PieceData
+
+    layers = mask_layers(SPECTRAL)
+    masks = masks_for_share(layers, 0.3, per_layer=True, keep_last=False)
+    layers = apply_masks(layers, masks)
+    books = {name: centroids(kernel, 4) for name, kernel in kernels(layers).items()}
+    runs, norms = {}, {}
+    for conv in ("fast", "keras"):
+        rows = []
+        result = cluster(
+            layers, books, data=PieceData(Hums(), num_items=8, workers=0),
+            validation=PieceData(Hums(), num_items=2, workers=0), epochs=1, learning_rate=3e-3,
+            loss=MaskLoss(), progress=rows.append, work=tmp_path / conv, conv=conv,
+            conventions=SPECTRAL,
+        )  # fmt: skip
+        assert rows[1]["validation_loss"] < rows[0]["validation_loss"]
+        for layer in result:
+            if layer.name in books:
+                taps = taps_of(layer)
+                assert not taps[:, ~masks[layer.name]].any()
+                values = np.unique(taps[:, masks[layer.name]])
+                assert len(values) <= 4 and not set(values) <= set(books[layer.name])
+        runs[conv] = rows
+        norms[conv] = next(x.weights for x in result if x.name == "block1_time_norm")
+    for one, other in zip(runs["fast"], runs["keras"], strict=True):
+        for name in set(one) - {"seconds"}:
+            np.testing.assert_allclose(one[name], other[name], rtol=2e-3, atol=0)
+    before = next(layer.weights for layer in layers if layer.name == "block1_time_norm")
+    for name, array in before.items():
+        assert not np.array_equal(norms["fast"][name], array)
+        np.testing.assert_allclose(norms["fast"][name], norms["keras"][name], rtol=1e-3, atol=1e-4)
 
 
 @needs_tfmot

@@ -2,6 +2,8 @@
 
 import itertools
 import json
+import os
+import signal
 
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ from numpy.testing import assert_allclose
 from speech.augment import Augmentation
 from speech.corpus import find_noise, find_speech
 from speech.fcn import FCNConfig, build_fcn
-from speech.files import held
+from speech.files import held, read_npz, write_npz
 from speech.pipeline import MixtureSource, TrainingData
 from speech.training.config import TrainingConfig, TrainingError
 from speech.training.trainer import Trainer
@@ -214,6 +216,49 @@ def test_a_nan_before_any_model_or_in_validation_says_so(make_trainer):
         trainer.run()
 
 
+#: What a stranger may put into the state of a checkpoint, and what the message says.
+MALFORMED = {
+    "no epoch": (lambda state: state.pop("epoch"), "missing required field `epoch`"),
+    "epoch of text": (lambda state: state.update(epoch="1"), r"Expected `int`, got `str` - at"),
+    "epoch below 0": (lambda state: state.update(epoch=-1), "fewer than no epochs"),
+    "history of text": (lambda state: state.update(history="x"), "Expected `array`"),
+    "history without losses": (lambda state: state.update(history=[{"a": 1}]), "lacks epochs"),
+    "loss of text": (lambda state: state["history"][0].update(validation_loss="\x1b"), "got `str`"),
+    "fingerprint of text": (lambda state: state.update(fingerprint="x"), "Expected `object`"),
+    "fingerprint of nothing": (lambda state: state.update(fingerprint={}), "holds a run with"),
+    "length of text": (lambda state: state.update(length="x"), "Expected"),
+    "a list": (None, "Expected `object`, got `array`"),
+}
+
+
+def test_a_malformed_checkpoint_is_one_line(make_trainer, tmp_path):
+    make_trainer().run()
+    path = tmp_path / "run" / "checkpoint.npz"
+    whole = read_npz(path)
+    for name, (spoil, message) in MALFORMED.items():
+        state = json.loads(whole["state"].tobytes())
+        if spoil is None:
+            state = []
+        else:
+            spoil(state)
+        write_npz(path, whole | {"state": np.frombuffer(json.dumps(state).encode(), np.uint8)})
+        with pytest.raises(TrainingError, match=message) as caught:
+            make_trainer().run()
+        said = str(caught.value)
+        assert str(tmp_path / "run") in said and said.isprintable() and len(said) < 600, name
+    for key, message in (("weight_0", "another network"), ("best_0", "another network"),
+                         ("optimizer_0", "another optimizer")):  # fmt: skip
+        write_npz(path, whole | {key: np.zeros((2, 2, 2), "f4")})
+        with pytest.raises(TrainingError, match=message):
+            make_trainer().run()
+    write_npz(path, {key: array for key, array in whole.items() if key != "weight_1"})
+    with pytest.raises(TrainingError, match="another network"):
+        make_trainer().run()
+    write_npz(path, {key: array for key, array in whole.items() if key != "state"})
+    with pytest.raises(TrainingError, match="no state of a run"):
+        make_trainer().run()
+
+
 def test_a_damaged_checkpoint_is_named(make_trainer, tmp_path):
     make_trainer().run()
     path = tmp_path / "run" / "checkpoint.npz"
@@ -241,7 +286,11 @@ def test_cosine_schedule():
 @pytest.mark.parametrize(
     "bad", [{"epochs": 0}, {"batch_size": -1}, {"crop_seconds": 0.0}, {"learning_rate": -1.0},
             {"schedule": "steps"}, {"learning_rate": float("nan")}, {"loss": "l2"},
-            {"ema": 1.0}, {"clip_norm": 0.0}, {"clip_norm": float("nan")}, {"warmup_steps": -1}],
+            {"ema": 1.0}, {"clip_norm": 0.0}, {"clip_norm": float("nan")}, {"warmup_steps": -1},
+            {"hours": 0.0}, {"hours": float("nan")}, {"epochs": 3, "hours": 1.0},
+            {"validate_minutes": 1.0}, {"validate_minutes": 0.0, "hours": 1.0},
+            {"optimizer": "sgd"}, {"beta_2": 1.0}, {"epsilon": 0.0}, {"weight_decay": 0.01},
+            {"weight_decay": -1.0, "optimizer": "adamw"}, {"final_learning_rate": 2.0}],
 )  # fmt: skip
 def test_bad_settings_are_refused(bad):
     with pytest.raises(ValueError, match=next(iter(bad))):
@@ -258,6 +307,215 @@ def test_the_paper_s_values_are_the_defaults():
         None,
         0,
     )
+
+
+# --------------------------------------------------------------------------------------------
+# A budget of clock time
+
+
+class Clocked:
+    """Makes trainers whose clock is that of their steps: each takes ten seconds."""
+
+    def __init__(self, make_trainer):
+        self._make = make_trainer
+        self.steps = 0
+
+    def __call__(self, folder="run", at_step=None, **changes):
+        settings = {"epochs": None, "hours": 0.05, "validate_minutes": 1.0, "ema": 0.6}
+        settings |= {"schedule": "cosine", "warmup_steps": 2}
+        config = TrainingConfig(**{**vars(CONFIG), **settings, **changes})
+        trainer = self._make(folder, config)
+        step = trainer._step
+
+        def counted(batch):
+            self.steps += 1
+            loss = step(batch)
+            if at_step is not None and self.steps == at_step[0]:
+                at_step[1](trainer)
+            return loss
+
+        trainer._step = counted
+        trainer._now = lambda: 10.0 * self.steps
+        return trainer
+
+
+@pytest.fixture
+def clocked(make_trainer):
+    return Clocked(make_trainer)
+
+
+def same_weights(one, other):
+    return all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def test_a_budget_ends_the_run_and_its_share_is_the_progress(clocked, tmp_path):
+    trainer = clocked()
+    rates = []
+    step = trainer._step
+    trainer._step = lambda batch: (
+        rates.append(float(trainer.optimizer.learning_rate)),
+        step(batch),
+    )[1]
+    state = trainer.run()
+    assert [row["steps"] for row in state.history] == [6, 12, 18]
+    assert [row["hours"] for row in state.history] == pytest.approx([1 / 60, 2 / 60, 0.05])
+    assert (state.epoch, state.batch) == (4, 2)  # four utterances per pass over the data
+    shares = np.arange(18) / 18
+    cosine = 0.01 * (0.01 + 0.99 * 0.5 * (1 + np.cos(np.pi * shares)))
+    assert_allclose(rates[:2], [0.005, 0.01], rtol=1e-6, atol=0)
+    assert_allclose(rates[2:], cosine[2:], rtol=1e-6, atol=0)
+    folder = tmp_path / "run"
+    assert not (folder / "last.h5").exists()
+    model, meta = load_model_and_meta(folder / "model.h5")
+    assert same_weights(model.get_weights(), state.average)
+    assert same_weights(model.get_weights(), trainer.network.get_weights())
+    assert meta["training"]["steps_done"] == 18
+    assert meta["training"]["validation_loss"] == state.history[-1]["validation_loss"]
+    assert (folder / "history.csv").read_text().startswith("epoch,hours,steps,training_loss,")
+
+
+@pytest.fixture
+def heard():
+    """Signals have their usual handlers, also where a shell has put the tests in background."""
+    usual = {signal.SIGTERM: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
+    before = {number: signal.signal(number, handler) for number, handler in usual.items()}
+    yield usual
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_leaves_an_averaged_model_and_the_same_command_goes_on(
+    clocked, tmp_path, heard, number
+):
+    whole = clocked("whole").run()
+    clocked.steps = 0
+    stopped = clocked("run", at_step=(3, lambda _: os.kill(os.getpid(), number)))
+    with pytest.raises(SystemExit if number == signal.SIGTERM else KeyboardInterrupt) as end:
+        stopped.run()
+    if number == signal.SIGTERM:
+        assert end.value.code == 143
+    assert signal.getsignal(number) == heard[number]
+    folder = tmp_path / "run"
+    model, meta = load_model_and_meta(folder / "model.h5")  # before the first validation
+    assert same_weights(model.get_weights(), stopped.state.average)
+    assert meta["training"]["steps_done"] == 3 and meta["training"]["validation_loss"] is None
+    again = clocked("run").run()
+    assert clocked.steps == 18
+    assert without_times(again.history) == without_times(whole.history)
+    assert same_weights(again.average, whole.average)
+
+
+def test_a_signal_in_a_validation_ends_it(clocked, heard):
+    whole = clocked("whole").run()
+    clocked.steps = 0
+    stopped = clocked()
+    validate = stopped._validate
+
+    def interrupted():
+        os.kill(os.getpid(), signal.SIGTERM)
+        return validate()
+
+    stopped._validate = interrupted
+    with pytest.raises(SystemExit):
+        stopped.run()
+    assert not stopped.state.history and stopped.state.num_items == 6
+    again = clocked().run()
+    assert without_times(again.history) == without_times(whole.history)
+    assert same_weights(again.average, whole.average)
+
+
+def test_a_signal_that_is_ignored_stays_ignored(clocked, heard):
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    trainer = clocked(at_step=(3, lambda _: os.kill(os.getpid(), signal.SIGINT)))
+    assert trainer.run().history[-1]["steps"] == 18
+
+
+def test_a_kill_leaves_what_the_last_checkpoint_saw(clocked, tmp_path):
+    def die(_):
+        raise Stop
+
+    broken = clocked(at_step=(5, die))
+    broken.checkpoint_seconds = 0.0
+    with pytest.raises(Stop):
+        broken.run()
+    assert load_model_and_meta(tmp_path / "run" / "model.h5")[1]["training"]["steps_done"] == 4
+    clocked.steps = 4
+    assert [row["steps"] for row in clocked().run().history] == [6, 12, 18]
+
+
+def test_a_larger_budget_goes_on_with_a_finished_run(clocked, tmp_path, caplog):
+    clocked().run()
+    checkpoint = tmp_path / "run" / "checkpoint.npz"
+    before = checkpoint.read_bytes()
+    with caplog.at_level("INFO", "speech"):
+        clocked().run()
+    assert checkpoint.read_bytes() == before
+    assert "0.05 hours are used; a larger --hours goes on" in caplog.text
+    longer = clocked(hours=0.1)
+    rates = []
+    step = longer._step
+    longer._step = lambda batch: (rates.append(float(longer.optimizer.learning_rate)), step(batch))[
+        1
+    ]
+    with caplog.at_level("INFO", "speech"):
+        state = longer.run()
+    assert "0.05 of 0.1 hours are used" in caplog.text
+    assert [row["steps"] for row in state.history] == [6, 12, 18, 24, 30, 36]
+    assert rates[0] == pytest.approx(0.01 * 0.505)  # half of the longer way
+    assert rates[-1] < 2e-4
+    with pytest.raises(TrainingError, match="holds a run with budget 'hours', not 'epochs'"):
+        clocked(hours=None, epochs=3, validate_minutes=None).run()
+
+
+def test_a_falling_schedule_may_get_longer_but_not_shorter(make_trainer):
+    config = TrainingConfig(**{**vars(CONFIG), "schedule": "cosine"})
+    make_trainer(config=config).run()
+    longer = make_trainer(config=TrainingConfig(**{**vars(config), "epochs": 4}))
+    assert [row["epoch"] for row in longer.run().history] == [1, 2, 3, 4]
+    assert longer.state.history[-1]["learning_rate"] < longer.state.history[0]["learning_rate"]
+    with pytest.raises(TrainingError, match="holds a run with epochs 4, not 2"):
+        make_trainer(config=TrainingConfig(**{**vars(config), "epochs": 2})).run()
+
+
+def test_a_checkpoint_of_before_goes_on(make_trainer, tmp_path):
+    """Those of the FCN's runs of before the budget lack what came with it."""
+    whole = make_trainer("whole").run()
+    broken = make_trainer("broken", checkpoint_seconds=0.0)
+    step, steps = broken._step, itertools.count(1)
+
+    def dying_step(batch):
+        if next(steps) == 7:
+            raise Stop
+        return step(batch)
+
+    broken._step = dying_step
+    with pytest.raises(Stop):
+        broken.run()
+    path = tmp_path / "broken" / "checkpoint.npz"
+    with np.load(path) as file:
+        arrays = dict(file)
+    state = json.loads(arrays["state"].tobytes())
+    for name in ("num_items", "used_seconds", "length"):
+        del state[name]
+    for name in ("budget", "optimizer", "beta_2", "epsilon", "weight_decay", "final_learning_rate"):
+        del state["fingerprint"][name]
+    arrays["state"] = np.frombuffer(json.dumps(state).encode(), np.uint8)
+    np.savez(path, **arrays)
+    again = make_trainer("broken").run()
+    assert without_times(again.history) == without_times(whole.history)
+    assert same_weights(again.best_weights, whole.best_weights)
+
+
+def test_only_kernels_decay(make_trainer):
+    settings = {"optimizer": "adamw", "weight_decay": 0.5, "epsilon": 1e9}  # no step but the decay
+    trainer = make_trainer(config=TrainingConfig(**{**vars(CONFIG), **settings}))
+    for variable in trainer.network.trainable_variables:
+        variable.assign(np.ones(variable.shape, np.float32))
+    trainer._step(trainer.training.batch(0))
+    for variable in trainer.network.trainable_variables:
+        expected = 1 - 0.01 * 0.5 if variable.name == "kernel" else 1.0
+        assert_allclose(variable.numpy(), expected, rtol=1e-6, atol=0, err_msg=variable.path)
 
 
 def test_two_runs_in_one_folder_are_refused(make_trainer):

@@ -34,7 +34,7 @@ def reestimate(model: Any, batches: Iterable[Any]) -> None:
     """
     layers = _normalizations(model.network)
     momenta = [layer.momentum for layer in layers]
-    sums = [0.0] * (2 * len(layers))
+    sums: list[Any] = [0.0] * (2 * len(layers))
     count = 0
     try:
         for layer in layers:
