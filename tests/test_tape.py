@@ -84,9 +84,7 @@ def close(found, wanted, what="output"):
 
 
 @pytest.mark.parametrize("normalization", ["batch", "none"])
-@pytest.mark.parametrize(
-    ("channels", "bands"), [(12, 10), (20, 24), (5, 3), (48, 10)]
-)
+@pytest.mark.parametrize(("channels", "bands"), [(12, 10), (20, 24), (5, 3), (48, 10)])
 def test_outputs_and_gradients_are_those_of_keras(channels, bands, normalization, rng):
     config = TimeFrequencyConfig(channels, bands, (5, 40), normalization)
     check(randomized(build_time_frequency(config), rng), rng)
@@ -114,7 +112,8 @@ def test_gradients_add_up_where_several_layers_read_one(rng):
     second = layers.Conv2D(12, (1, 3), padding="same", name="second")(first)
     both = layers.Add(name="both")([first, second])
     again = layers.Add(name="again")([both, first])
-    normed = layers.BatchNormalization(name="norm")(layers.Dense(12, use_bias=False, name="dense")(again))
+    dense = layers.Dense(12, use_bias=False, name="dense")(again)
+    normed = layers.BatchNormalization(name="norm")(dense)
     three = layers.Add(name="three")([layers.Activation("silu", name="act")(normed), both])
     last = layers.Add(name="last")([three, again])
     outputs = layers.Dense(2, name="out")(last)
