@@ -5,10 +5,12 @@
     python -m eval.cost model.h5 [more.h5 ...] [--json FILE]
 
 Conventions. A kernel is what one filter applies to one input channel: ``kernel_size`` weights of
-a Conv1D, one weight of a Dense layer. Biases and normalisation are parameters, not weights. One MAC
-is one multiplication and one addition, 2 FLOP. As in the paper only Conv1D and Dense are counted,
-for one output step: a sample of a waveform model, a frame of a model of spectra. 'Sparse' leaves
-out the kernels that are all zero, not single zeros: hardware can skip a kernel.
+a Conv1D, all taps over time and bands of a Conv2D, one weight of a Dense layer. Biases and
+normalisation are parameters, not weights. One MAC is one multiplication and one addition, 2 FLOP.
+As in the paper only convolutions and Dense layers are counted, for one output step: a sample of a
+waveform model, a frame of a model of spectra. A network over time and frequency uses each of its
+weights in many bands of a frame. 'Sparse' leaves out the kernels that are all zero, not single
+zeros: hardware can skip a kernel.
 
 Size is counted in several ways (SPEC 5), each against the FP32 parameters of the baseline:
 
@@ -58,6 +60,8 @@ class LayerCost:
         nonzero_weights: Of the kernel.
         kernels: Pairs of input and output channel.
         zero_kernels: Those that are all zero.
+        positions: How often each weight is used for one output step: the bands that a layer over
+            time and frequency works on, else 1.
         mac: For one output step, dense.
         sparse_mac: For one output step, zero kernels left out.
         num_values: Distinct non-zero values of the kernel.
@@ -76,6 +80,7 @@ class LayerCost:
     nonzero_weights: int
     kernels: int
     zero_kernels: int
+    positions: int
     mac: int
     sparse_mac: int
     num_values: int
@@ -87,7 +92,7 @@ class LayerCost:
     @property
     def indexed_weights(self) -> int:
         """Weights in kernels that are not all zero."""
-        return self.sparse_mac
+        return self.sparse_mac // self.positions
 
 
 @dataclass(frozen=True)
@@ -102,6 +107,8 @@ class ModelCost:
         receptive_field: Input steps that one output step sees through the convolutions.
         lookahead: Of these, the steps after it.
         needs_whole_utterance: A normalisation takes its statistics over time.
+        frame_ms: Length of a frame that must be complete before it can be enhanced; 0 where the
+            STFT is not counted.
         file_bytes: None if it is no file.
         baseline_parameters: What sizes in percent refer to.
         codebook_size: k of the paper's rule; None: no codebook, 32 bits a weight.
@@ -119,6 +126,7 @@ class ModelCost:
     baseline_parameters: int
     codebook_size: int | None
     centroid_bits: int = FLOAT_BITS
+    frame_ms: float = 0.0
 
     def total(self, field: str) -> Any:
         """Returns the sum of a field of ``LayerCost`` over the layers."""
@@ -166,8 +174,12 @@ class ModelCost:
 
     @property
     def latency_ms(self) -> float | None:
-        """Look-ahead in ms; None if the model needs the whole utterance (the STFT is extra)."""
-        return None if self.needs_whole_utterance else self._ms(self.lookahead)
+        """Look-ahead and frame in ms; None if the model needs the whole utterance.
+
+        Of networks over time and frequency the frame is part of it; of other models of spectra
+        the STFT is extra.
+        """
+        return None if self.needs_whole_utterance else self.frame_ms + self._ms(self.lookahead)
 
     def to_dict(self) -> dict[str, Any]:
         """Returns everything as plain JSON values, and what follows from it."""
@@ -221,27 +233,26 @@ def cost_of(
         FileNotFoundError: There is no such file.
         ValueError: The file is refused, nothing in it has weights, or an argument makes no sense.
     """
-    from speech.modelfile import ModelFile, read_model_file, require_chain
+    from speech.modelfile import COMPLEX_MASK, MaskConventions, ModelFile, read_model_file
 
     if isinstance(source, str | os.PathLike):
         source = read_model_file(source)
     file = source if isinstance(source, ModelFile) else None
-    what = "the count of operations"
-    specs = (
-        source.require_chain(what)
-        if isinstance(source, ModelFile)
-        else require_chain(tuple(source), what)
-    )
+    specs = source.layers if isinstance(source, ModelFile) else tuple(source)
     meta = file.meta if file else {}
     if codebook_size is not None and codebook_size < 2:
         raise ValueError(f"codebook_size is {codebook_size!r}, expected at least 2")
     if baseline_parameters is not None and baseline_parameters < 1:
         raise ValueError(f"baseline_parameters is {baseline_parameters!r}, expected at least 1")
-    layers = tuple(_layer_cost(spec) for spec in specs if spec.weights)
+    positions = _positions(specs)
+    layers = tuple(_layer_cost(spec, positions[spec.name]) for spec in specs if spec.weights)
     if not layers:
         raise ValueError(f"{file.path if file else 'the model'}: no layer has weights")
     step, steps_per_second = _steps(specs, meta, f"{file.path}: speech_meta" if file else "meta")
     receptive_field, lookahead = _field(specs)
+    frame_ms = 0.0
+    if meta.get("kind") == COMPLEX_MASK:
+        frame_ms = 1000 * MaskConventions.of(meta).stft.frame / SAMPLE_RATE_HZ
     clustered = [layer.num_values for layer in layers if layer.codebook_size]
     return ModelCost(
         name=str(file.path) if file else "model",
@@ -255,6 +266,7 @@ def cost_of(
         baseline_parameters=baseline_parameters or sum(layer.parameters for layer in layers),
         codebook_size=(codebook_size or max(clustered)) if clustered else None,
         centroid_bits=centroid_bits,
+        frame_ms=frame_ms,
     )
 
 
@@ -308,9 +320,29 @@ def zero_kernels(kernel: np.ndarray) -> np.ndarray:
     return np.asarray(~kernel.any(axis=0) if kernel.ndim == 3 else kernel == 0)
 
 
-def _layer_cost(spec: LayerSpec) -> LayerCost:
+def _positions(specs: Sequence[LayerSpec]) -> dict[str, int]:
+    """Returns how often each layer uses a weight for one output step."""
+    from speech.modelfile import linked, output_shapes
+
+    if not specs or len(specs[0].config.get("batch_shape", ())) < 4:
+        return {spec.name: 1 for spec in specs}
+    specs = linked(specs)
+    shapes = output_shapes(specs)
+    result = {}
+    for spec in specs:
+        # A transposed convolution reads each of its bands once with all taps.
+        source = spec.inputs[0] if spec.class_name == "Conv2DTranspose" else spec.name
+        result[spec.name] = math.prod(axis for axis in shapes[source][1:-1] if axis)
+    return result
+
+
+def _layer_cost(spec: LayerSpec, positions: int) -> LayerCost:
+    from speech.net.taps import has_kernel, taps_of
+
     trainable = [array for key, array in spec.weights.items() if not key.startswith("moving_")]
     kernel = spec.weights.get("kernel", np.zeros((0, 0, 0), np.float32))
+    if kernel.ndim == 4 and has_kernel(spec):
+        kernel = taps_of(spec)
     is_zero = zero_kernels(kernel)
     # The weights that need an index, single zeros among them.
     kept = kernel[..., ~is_zero].ravel() if kernel.ndim == 3 else kernel[~is_zero]
@@ -322,15 +354,16 @@ def _layer_cost(spec: LayerSpec) -> LayerCost:
     return LayerCost(
         name=spec.name,
         class_name=spec.class_name,
-        kernel_shape=kernel.shape if kernel.size else (),
+        kernel_shape=spec.weights["kernel"].shape if kernel.size else (),
         parameters=sum(array.size for array in trainable),
         stored_values=sum(array.size for array in spec.weights.values()),
         weights=kernel.size,
         nonzero_weights=int(np.count_nonzero(kernel)),
         kernels=is_zero.size,
         zero_kernels=int(is_zero.sum()),
-        mac=kernel.size,
-        sparse_mac=kept.size,
+        positions=positions,
+        mac=positions * kernel.size,
+        sparse_mac=positions * kept.size,
         num_values=int(np.count_nonzero(codebook)),
         codebook_size=len(codebook) if pays else 0,
         index_bits=fixed if pays else plain,
@@ -359,6 +392,12 @@ def _positive(where: str, name: str, value: Any) -> float:
 
 def _field(specs: Sequence[LayerSpec]) -> tuple[int, int]:
     """Returns receptive field and look-ahead; 'valid' convolutions count as if centred."""
+    from speech.modelfile import is_chain
+    from speech.net.reach import reach_of
+
+    if not is_chain(specs):
+        reach = reach_of(tuple(specs))
+        return reach.behind + 1 + reach.ahead, reach.ahead
     receptive_field, lookahead = 1, 0
     for spec in specs:
         if spec.class_name == "Conv1D":
@@ -395,7 +434,7 @@ def format_cost(cost: ModelCost) -> str:
     totals = {
         field: cost.total(field)
         for field in ("parameters", "nonzero_weights", "kernels", "zero_kernels", "mac",
-                      "sparse_mac", "entropy_bits")
+                      "sparse_mac", "indexed_weights", "entropy_bits")
     }  # fmt: skip
     lines += ["-" * len(header), _table_row("total", width, "", _Totals(**totals))]
     step = cost.step
@@ -430,12 +469,9 @@ class _Totals:
     zero_kernels: int
     mac: int
     sparse_mac: int
+    indexed_weights: int
     entropy_bits: float
     num_values: str = ""
-
-    @property
-    def indexed_weights(self) -> int:
-        return self.sparse_mac
 
 
 def _table_row(name: str, width: int, shape: str, row: Any) -> str:

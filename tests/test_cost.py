@@ -13,6 +13,7 @@ import pytest
 from eval import cost, cycles
 from speech.fcn import FCNConfig
 from speech.modelfile import LayerSpec, plan_layers, write_model_file
+from tests.builders import mask_layers, write_mask_network
 
 GOLDEN = Path(__file__).parent / "golden"
 SIZES = json.loads((GOLDEN / "published_cost.json").read_text())
@@ -423,3 +424,21 @@ def test_the_command_prints_the_published_cycles(tmp_path, capsys):
     for wrong in (["--array", "32"], ["--folding", "overlapped", "--dataflow", "ws"]):
         with pytest.raises(SystemExit, match="2"):
             cycles.main([str(path), *wrong])
+
+
+def test_weights_over_time_and_frequency_count_once_per_band():
+    channels, bands, blocks = 5, 6, 2
+    found = cost.cost_of(mask_layers())  # 256 bins, 64 bands, TINY
+    encoder = 64 * (8 * 3 * channels + 2 * 3 * channels**2)
+    between = 2 * 64 * bands * channels
+    inside = blocks * bands * (3 * channels**2 + channels**2 + bands * channels + channels**2)
+    decoder = 64 * (2 * 3 * channels**2 + 8 * channels * 2)
+    assert found.total("mac") == encoder + between + inside + decoder
+    assert found.receptive_field == 1 + 2 * (1 + 3) and found.lookahead == 0
+    assert all(layer.indexed_weights == layer.weights for layer in found.layers)
+
+
+def test_latency_of_a_network_over_time_and_frequency_is_its_frame(tmp_path):
+    write_mask_network(tmp_path / "tf.h5")
+    found = cost.cost_of(tmp_path / "tf.h5")
+    assert found.latency_ms == 32 and found.step == "frame" and found.steps_per_second == 62.5

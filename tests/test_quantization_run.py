@@ -1,6 +1,7 @@
 """python -m quantization.run: files, accounting, fine-tuning, the container alone, bad usage."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -219,7 +220,10 @@ def test_tfmot_gets_the_network_as_it_is_and_the_centroids_of_kmeans(model, tmp_
         return cluster_layers(layers, Codebooks(k=4))
 
     monkeypatch.setattr("quantization.tfmot_bridge.cluster", cluster)
-    monkeypatch.setattr(run, "_load_training", lambda options: (None, None, Settings, []))
+    found = SimpleNamespace(
+        training=None, validation=None, config=Settings, test=[], conventions=None
+    )
+    monkeypatch.setattr(run, "_load_training", lambda file, options: found)
     out = tmp_path / "q"
     flags = ["-k", "4", "--method", "tfmot", "-o", str(out), "--work", str(tmp_path / "w")]
     assert run.main([str(model), *flags]) == 0
