@@ -16,9 +16,9 @@ What is removed without any change of the output:
   constant, c, is added to the biases of all readers as c times the sum of the kernels over it. That
   is exact where c is the same in all bands and no padding with zeros stands in between; a filter
   with another constant is kept, with one exception: with 'same' padding of a Conv1D the next layer
-  sees zeros, not c, beyond both ends of a signal, so its first and last (taps - 1) / 2 outputs would
-  differ by at most |c| sum |w| before its normalisation; `Removal.border_bound` says by how much. It
-  is 0 for Dense and 'valid' layers and for c = 0.
+  sees zeros, not c, beyond both ends of a signal, so its first and last (taps - 1) / 2 outputs
+  would differ by at most |c| sum |w| before its normalisation; `Removal.border_bound` says by how
+  much. It is 0 for Dense and 'valid' layers and for c = 0.
 
 Any other filter changes the output, and the network wants retraining.
 """
@@ -130,6 +130,14 @@ def _all_sets(layers: Sequence[LayerSpec]) -> list[ChannelSet]:
     sets = [source]
     for layer in layers[1:]:
         read = [outputs[name] for name in layer.inputs]
+        if layer.class_name == "Concatenate":
+            reason = f"layer {layer.name} joins channels: no filter in front of it can be removed"
+            joined = ChannelSet(sum(one.channels.size for one in read), reason=reason)
+            sets.append(joined)
+            for one in read:
+                one.channels.reason = one.channels.reason or reason
+            outputs[layer.name] = replace(read[0], channels=joined)
+            continue
         if has_kernel(layer) and read[0].is_last:
             read[0].channels.readers.append(layer.name)
             made = ChannelSet(taps_of(layer).shape[2], [layer.name])
@@ -200,9 +208,7 @@ def filter_redundancy(layers: Sequence[LayerSpec], theta: float = 0.65) -> dict[
     Returns:
         First layer of a set -> float64 [size]; sets but the output's.
     """
-    sparsity = {
-        layer.name: _sparsity_with_zeros(taps_of(layer)) for layer in kernel_layers(layers)
-    }
+    sparsity = {layer.name: _sparsity_with_zeros(taps_of(layer)) for layer in kernel_layers(layers)}
     result = {}
     for found in channel_sets(layers):
         # Each channel of this filter: own is [in, out], read is [out, out of the reader].
@@ -300,7 +306,8 @@ def remove_filters(
     by_name = {layer.name: layer for layer in linked(layers)}
     sets = [found for found in _all_sets(layers) if found.writers]
     _check_names(filters, sets)
-    removed, bounds = {}, {}
+    removed: dict[str, list[int]] = {}
+    bounds: dict[str, float] = {}
     for found in sets:
         drop = np.unique(np.asarray(filters.get(found.name, ()), np.int64))
         if not drop.size:
@@ -315,12 +322,11 @@ def remove_filters(
         for name in (*found.writers, *found.normalizations):
             by_name[name] = _without_outputs(by_name[name], drop)
         removed[found.name] = drop.tolist()
-    smaller = [replace(layer, **_parts(by_name[layer.name])) for layer in layers]
+    smaller = []
+    for layer in layers:
+        new = by_name[layer.name]
+        smaller.append(replace(layer, config=new.config, weights=new.weights))
     return Removal(tuple(smaller), removed, bounds)
-
-
-def _parts(layer: LayerSpec) -> dict[str, dict]:
-    return {"config": layer.config, "weights": layer.weights}
 
 
 def _check_names(filters: Iterable[str], sets: Sequence[ChannelSet]) -> None:

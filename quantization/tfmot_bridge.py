@@ -179,9 +179,7 @@ def _numbers(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in version.split(".")[:3] if part.isdigit())
 
 
-def _check_settings(
-    epochs: int, data: Data | None, learning_rate: float, conv: str
-) -> None:
+def _check_settings(epochs: int, data: Data | None, learning_rate: float, conv: str) -> None:
     if type(epochs) is not int or epochs < 0:
         raise ValueError(f"epochs is {epochs!r}; give an integer of at least 0")
     if epochs and data is None:
@@ -225,7 +223,7 @@ def checked_codebooks(
 def _masks_of(
     layers: Layers, codebooks: Mapping[str, np.ndarray], masks: Mapping[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
-    """Returns the mask of each layer in which something is pruned, as what multiplies its kernel."""
+    """Returns the mask of each layer in which something is pruned, to multiply its kernel by."""
     found: dict[str, np.ndarray] = {}
     for layer in layers:
         if layer.name not in codebooks and layer.name not in masks:
