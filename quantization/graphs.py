@@ -199,7 +199,7 @@ def activate(layer: LayerSpec, values: np.ndarray) -> np.ndarray:
     return _activation(layer.config.get("activation"), values)[0]
 
 
-def _activation(name: str | None, values: np.ndarray) -> tuple[np.ndarray, np.ndarray | float]:
+def _activation(name: str | None, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Returns an activation and its slope."""
     match name:
         case "relu":
@@ -212,7 +212,7 @@ def _activation(name: str | None, values: np.ndarray) -> tuple[np.ndarray, np.nd
             if name == "sigmoid":
                 return rise, rise * (1 - rise)
             return values * rise, rise * (1 + values * (1 - rise))
-    return values, 1.0
+    return values, np.ones((), np.float32)
 
 
 def _scale_and_shift(layer: LayerSpec) -> tuple[np.ndarray, np.ndarray]:

@@ -25,6 +25,12 @@ a weight moves but what that does to the output of its layer (``quantization.cal
 Lambda is in relative power of the output's error for a bit a weight, and so does not depend on the
 size of the network: an error of X dB goes with about a tenth of its power.
 
+A network over time and frequency goes the same way, layer by layer through its graph
+(``quantization.graphs``), with three differences: each place of a layer's output counts as much as
+an error there does to the estimate; the bias makes up for the mean of an error; and as its kernels
+are small, the values of a codebook cost the bits that they take, and contexts are left out. A layer
+that a residual or a skip goes past may lose all of its weights.
+
 Networks of another kind have no such statistics: their weights' own errors count, relative to the
 power of their layer.
 """
@@ -32,7 +38,7 @@ power of their layer.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -58,7 +64,7 @@ _DAMPING = 1e-3
 _TARGET_DAMPING = 1e-4
 _TARGET_ITERATIONS = 100
 _MAX_CHANNEL_SCALE = 16.0
-#: Bits that a value of a small codebook takes in the file, and until its frequency is known.
+#: Bits that a value of a small codebook takes, with those in which the coder gets to know it.
 _BOOK_BITS = {"fp32": 36.0, "fp16": 20.0, "int8": 12.0}
 #: Strength of the prior in the counts of a context.
 _PRIOR = 4.0
@@ -114,6 +120,7 @@ def quantize(
     signals: Sequence[np.ndarray] | Sequence[graphs.Spectrum],
     *,
     original: Sequence[LayerSpec] | None = None,
+    sensitivities_of: Mapping[str, graphs.Sensitivity] | None = None,
 ) -> tuple[LayerSpec, ...]:
     """Returns the network with quantized kernels; channels that are all zero stay so.
 
@@ -123,6 +130,8 @@ def quantize(
         signals: What it is for: float32 [time, 1] each, see ``calibration.bundled_signals``; for a
             network over time and frequency ``graphs.spectra_of`` them.
         original: Network whose zero channels stay zero as well; None for ``layers``.
+        sensitivities_of: What ``graphs.sensitivities`` gives for these layers and spectra, if it is
+            at hand.
 
     Raises:
         ValueError: There is nothing to quantize, or lambda is so large that nothing is left.
@@ -131,17 +140,20 @@ def quantize(
     if not found:
         raise ValueError("the model has no convolution or matrix to cluster")
     if graphs.are_spectra(signals):
-        result = _quantize_graph(layers, settings, signals, original or layers)
+        if sensitivities_of is None:
+            sensitivities_of = graphs.sensitivities(layers, signals)
+        walking = graphs.walk(layers, signals, sensitivities_of)
+        result = _quantize_graph(layers, settings, walking, original or layers)
     else:
+        waveforms = [np.asarray(signal) for signal in signals]
         kept = {
             layer.name: np.asarray(as_matrix(layer.weights["kernel"]).any(axis=0))
             for layer in clustered_layers(original)
         } if original is not None else {}  # fmt: skip
         stages = stages_of(layers)
-        if stages is None or not signals:
+        if stages is None or not waveforms:
             result = _quantize_apart(layers, settings, kept)
         else:
-            waveforms = [np.asarray(signal) for signal in signals]
             result = _with_stages(layers, _quantize_chain(stages, settings, waveforms, kept))
     gone = {layer.name for layer in found} - {layer.name for layer in clustered_layers(result)}
     if not is_chain(layers) and found[-1].name not in gone:
@@ -166,7 +178,7 @@ def _quantize_chain(
     walking = walk(stages, signals)
     stage, found = next(walking)
     for index, parts in enumerate(factors):
-        kept: np.ndarray = np.asarray(stage.kernel.any(axis=0))
+        kept = np.asarray(stage.kernel.any(axis=0))
         if stage.name in kept_of:
             kept = np.asarray(kept & kept_of[stage.name].reshape(kept.shape))
         scales = _filter_scales(stage, parts, settings)
@@ -201,15 +213,13 @@ def _quantize_chain(
 def _quantize_graph(
     layers: Sequence[LayerSpec],
     settings: RateDistortion,
-    spectra: Sequence[graphs.Spectrum],
+    walking: Generator[tuple[LayerSpec, graphs.Statistics], LayerSpec, None],
     original: Sequence[LayerSpec],
 ) -> tuple[LayerSpec, ...]:
     """Quantizes the kernels of a network over time and frequency, each behind those before it."""
-    found = graphs.sensitivities(layers, spectra)
     kept_of = {layer.name: _kept_weights(layer) for layer in clustered_layers(original)}
     lam = settings.lam / sum(layer.weights["kernel"].size for layer in clustered_layers(layers))
     done: dict[str, LayerSpec] = {}
-    walking = graphs.walk(layers, spectra, found)
     try:
         layer, statistics = next(walking)
         while True:
