@@ -123,7 +123,13 @@ def test_statistics_tell_the_error_that_errors_of_a_kernel_make(rng):
     sensitivity = graphs.sensitivities(layers, inputs, probes=40)
     by_name = {layer.name: layer for layer in layers}
     for layer, found in graphs.unchanged(layers, inputs):
-        if layer.name not in ("encoder2", "block1_time", "block2_bands", "block2_bands_dense", "mask"):
+        if layer.name not in (
+            "encoder2",
+            "block1_time",
+            "block2_bands",
+            "block2_bands_dense",
+            "mask",
+        ):
             continue
         taps = taps_of(layer)
         error = 0.01 * draw(rng, *taps.shape)
@@ -148,8 +154,6 @@ def test_statistics_tell_the_error_that_errors_of_a_kernel_make(rng):
 
 def test_levels_are_spread(rng):
     signals = [3.0 * draw(rng, 800, 1) for _ in range(16)]
-    levels_db = sorted(
-        10 * np.log10(np.mean(np.square(one))) for one in graphs.at_levels(signals)
-    )
+    levels_db = sorted(10 * np.log10(np.mean(np.square(one))) for one in graphs.at_levels(signals))
     assert -35.01 < levels_db[0] < -33 and -17 < levels_db[-1] < -14.99
     assert np.diff(levels_db).max() < 3

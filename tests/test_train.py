@@ -128,7 +128,7 @@ def test_premixed_folders_train_the_network_too(timit, noises, tmp_path, capsys)
 
 def test_the_fcn_is_that_of_the_paper_s_command(timit, noises, tmp_path, capsys):
     words = ["--timit", str(timit), "--noise", str(noises), "--snr", "0", "--gpu", "-1",
-             "--epochs", "2", "--num-train", "3", "--crop-seconds", "0.3", "--filters", "4",
+             "--epochs", "1", "--num-train", "3", "--crop-seconds", "0.3", "--filters", "3",
              "--gain", "-6", "0", "--equalizer", "3"]  # fmt: skip
     paper, ours = tmp_path / "paper", tmp_path / "ours"
     assert timit_fcn_mse.main([*words, "--out", str(paper), "--num-test", "1", "--jobs", "1"]) == 0
