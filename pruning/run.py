@@ -198,10 +198,7 @@ def _remove_filters(
         layers = surgery.remove_filters(layers, chosen).layers
         if retraining is not None and stage < stages:
             layers = retraining.run(f"filters-{stage}", layers, None, stage)
-    masks = {
-        layer.name: kept_channels(taps_of(layer))
-        for layer in surgery.kernel_layers(layers)
-    }
+    masks = {layer.name: kept_channels(taps_of(layer)) for layer in surgery.kernel_layers(layers)}
     if retraining is not None:
         layers = fine_tune(layers, masks, retraining, options.final_epochs, stages)
     return layers, {"method": "filters", "share": asked, "theta": theta, "stages": stages}

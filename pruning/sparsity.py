@@ -2,7 +2,7 @@
 
 Conventions: a layer's kernel is float [taps, in, out] (``speech.net.taps``): the taps of a Conv2D
 over time and bands are one row of L taps, and a Dense kernel [in, out] counts as one tap. The
-*channel* (k, j) is the kernel F_jk of filter j over input channel k; of a Dense layer it is a single
+*channel* (k, j) is the kernel F_jk of filter j over input channel k; of a Dense layer it is one
 weight, whose S is 1 or 0. Masks are bool [in, out], True where a channel is kept. Masks and scores
 of a network go by layer name, and only hold the layers that may be pruned: all convolutions and
 Dense layers but the last.
@@ -124,8 +124,7 @@ def masks_for_share(
         raise ValueError("the network has no layer that may be pruned")
     rng = np.random.default_rng(seed)
     redundancy = {
-        layer.name: channel_redundancy(taps_of(layer), criterion, rng)
-        for layer in prunable
+        layer.name: channel_redundancy(taps_of(layer), criterion, rng) for layer in prunable
     }
     if per_layer:
         masks = {name: _drop_most(values, share) for name, values in redundancy.items()}
@@ -211,8 +210,7 @@ def apply_masks(
 def masks_of_zeros(layers: Sequence[LayerSpec], keep_last: bool = False) -> Masks:
     """Returns the masks found again from the channels that are zero."""
     return {
-        layer.name: kept_channels(taps_of(layer))
-        for layer in prunable_layers(layers, keep_last)
+        layer.name: kept_channels(taps_of(layer)) for layer in prunable_layers(layers, keep_last)
     }
 
 

@@ -16,9 +16,9 @@ What is removed without any change of the output:
   constant, c, is added to the biases of all readers as c times the sum of the kernels over it. That
   is exact where c is the same in all bands and no padding with zeros stands in between; a filter
   with another constant is kept, with one exception: with 'same' padding of a Conv1D the next layer
-  sees zeros, not c, beyond both ends of a signal, so its first and last (taps - 1) / 2 outputs would
-  differ by at most |c| sum |w| before its normalisation; `Removal.border_bound` says by how much. It
-  is 0 for Dense and 'valid' layers and for c = 0.
+  sees zeros, not c, beyond both ends of a signal, so its first and last (taps - 1) / 2 outputs
+  would differ by at most |c| sum |w| before its normalisation; `Removal.border_bound` says by how
+  much. It is 0 for Dense and 'valid' layers and for c = 0.
 
 Any other filter changes the output, and the network wants retraining.
 """
@@ -27,6 +27,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
@@ -200,9 +201,7 @@ def filter_redundancy(layers: Sequence[LayerSpec], theta: float = 0.65) -> dict[
     Returns:
         First layer of a set -> float64 [size]; sets but the output's.
     """
-    sparsity = {
-        layer.name: _sparsity_with_zeros(taps_of(layer)) for layer in kernel_layers(layers)
-    }
+    sparsity = {layer.name: _sparsity_with_zeros(taps_of(layer)) for layer in kernel_layers(layers)}
     result = {}
     for found in channel_sets(layers):
         # Each channel of this filter: own is [in, out], read is [out, out of the reader].
@@ -300,7 +299,8 @@ def remove_filters(
     by_name = {layer.name: layer for layer in linked(layers)}
     sets = [found for found in _all_sets(layers) if found.writers]
     _check_names(filters, sets)
-    removed, bounds = {}, {}
+    removed: dict[str, list[int]] = {}
+    bounds: dict[str, float] = {}
     for found in sets:
         drop = np.unique(np.asarray(filters.get(found.name, ()), np.int64))
         if not drop.size:
@@ -319,7 +319,7 @@ def remove_filters(
     return Removal(tuple(smaller), removed, bounds)
 
 
-def _parts(layer: LayerSpec) -> dict[str, dict]:
+def _parts(layer: LayerSpec) -> dict[str, Any]:
     return {"config": layer.config, "weights": layer.weights}
 
 

@@ -314,8 +314,7 @@ def _error_estimate(
         return None
     by_name = {layer.name: layer for layer in layers}
     found = {
-        layer.name: statistics.inputs
-        for layer, statistics in graphs.unchanged(layers, signals)
+        layer.name: statistics.inputs for layer, statistics in graphs.unchanged(layers, signals)
     }
 
     def error(changed: dict[str, np.ndarray]) -> float:
@@ -328,9 +327,7 @@ def _error_estimate(
     return error
 
 
-def _error_measure(
-    layers: Layers, signals: Signals
-) -> Callable[[dict[str, np.ndarray]], float]:
+def _error_measure(layers: Layers, signals: Signals) -> Callable[[dict[str, np.ndarray]], float]:
     """Returns what measures the error that quantized kernels make, by layer name."""
     run: Callable[[Layers, Any], np.ndarray] | None = None
     if graphs.are_spectra(signals):

@@ -212,7 +212,7 @@ def _activation(name: str | None, values: np.ndarray) -> tuple[np.ndarray, np.nd
             if name == "sigmoid":
                 return rise, rise * (1 - rise)
             return values * rise, rise * (1 + values * (1 - rise))
-    return values, np.float32(1)
+    return values, 1.0
 
 
 def _scale_and_shift(layer: LayerSpec) -> tuple[np.ndarray, np.ndarray]:
@@ -395,9 +395,7 @@ def statistics(
         targets -= total * np.outer(mean_input, mean_target)
     # Every signal counts the same; the factor of a place was summed over filters.
     share = 1 / (len(signals) * num_out)
-    return Statistics(
-        (inputs + inputs.T) * (share / 2), targets * share, mean_input, mean_target
-    )
+    return Statistics((inputs + inputs.T) * (share / 2), targets * share, mean_input, mean_target)
 
 
 def walk(

@@ -58,7 +58,7 @@ _DAMPING = 1e-3
 _TARGET_DAMPING = 1e-4
 _TARGET_ITERATIONS = 100
 _MAX_CHANNEL_SCALE = 16.0
-#: What a value of a small codebook takes in the file, and until the coder knows how often it occurs.
+#: Bits that a value of a small codebook takes in the file, and until its frequency is known.
 _BOOK_BITS = {"fp32": 36.0, "fp16": 20.0, "int8": 12.0}
 #: Strength of the prior in the counts of a context.
 _PRIOR = 4.0
@@ -141,7 +141,8 @@ def quantize(
         if stages is None or not signals:
             result = _quantize_apart(layers, settings, kept)
         else:
-            result = _with_stages(layers, _quantize_chain(stages, settings, signals, kept))
+            waveforms = [np.asarray(signal) for signal in signals]
+            result = _with_stages(layers, _quantize_chain(stages, settings, waveforms, kept))
     gone = {layer.name for layer in found} - {layer.name for layer in clustered_layers(result)}
     if not is_chain(layers) and found[-1].name not in gone:
         gone = set()  # what goes past a layer in a residual or a skip still arrives
@@ -165,9 +166,9 @@ def _quantize_chain(
     walking = walk(stages, signals)
     stage, found = next(walking)
     for index, parts in enumerate(factors):
-        kept = stage.kernel.any(axis=0)
+        kept: np.ndarray = np.asarray(stage.kernel.any(axis=0))
         if stage.name in kept_of:
-            kept = kept & kept_of[stage.name].reshape(kept.shape)
+            kept = np.asarray(kept & kept_of[stage.name].reshape(kept.shape))
         scales = _filter_scales(stage, parts, settings)
         problem = _problem(stage, found, kept, scales, settings)
         channels = np.ones(stage.kernel.shape[1])

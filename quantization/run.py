@@ -297,7 +297,7 @@ def _with_tfmot(
             codebooks_of(layers, start),
             data=training.training,
             validation=training.validation,
-            epochs=config.epochs if options.finetune else 0,
+            epochs=(config.epochs or 0) if options.finetune else 0,
             learning_rate=config.learning_rate,
             loss=config.loss,
             seed=config.seed,
@@ -655,8 +655,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--others", choices=("fp16", "fp32"), default="fp16",
         help="biases and normalisation (default %(default)s)")  # fmt: skip
     add("--keep-biases", action="store_true", help="keep biases that have no effect")
-    add("--keep-norms", action="store_true",
-        help="keep BatchNormalization, to train on (default: folded into the layers before)")  # fmt: skip
+    add(
+        "--keep-norms",
+        action="store_true",
+        help="keep BatchNormalization, to train on (default: fold it into the layers before)",
+    )
     add("--no-entropy", action="store_true", help="indices of fixed length")
     add_data_options(parser)
     add_training_options(parser, epochs_flag="--finetune-epochs")

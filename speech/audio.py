@@ -319,7 +319,7 @@ def write_blocks(
     with atomic_path(path) as temporary:
         try:
             with soundfile.SoundFile(
-                temporary, "w", sample_rate_hz, num_channels, subtype, format=audio_format
+                _name_of(temporary), "w", sample_rate_hz, num_channels, subtype, format=audio_format
             ) as file:
                 for block in _in_pieces(blocks):
                     if not np.isfinite(block).all():
@@ -522,8 +522,10 @@ def open_audio(path: str | os.PathLike) -> Iterator[AudioReader]:
         if header.is_mpeg or num_samples >= _UNKNOWN_LENGTH:
             num_samples = _count(path, file)
             file = stack.enter_context(_opened(path, header))
-        # No more are decoded than that.
-        _check_amount(path, num_samples * num_channels)
+        # No more are decoded than that. Every reader may resample; at a low rate that makes many
+        # samples of few.
+        highest_hz = max(rate_hz, SAMPLE_RATE_HZ)
+        _check_amount(path, num_samples * num_channels * highest_hz // rate_hz)
         if header.word and path not in _told:
             _told.add(path)
             _logger.warning(
@@ -537,7 +539,8 @@ def _count(path: Path, file: soundfile.SoundFile) -> int:
     num_samples = 0
     for block in _decoded(path, file, _UNKNOWN_LENGTH):
         num_samples += len(block)
-        _check_amount(path, num_samples * file.channels)
+        highest_hz = max(file.samplerate, SAMPLE_RATE_HZ)
+        _check_amount(path, num_samples * file.channels * highest_hz // file.samplerate)
     return num_samples
 
 
@@ -553,6 +556,11 @@ def _decoded(path: Path, file: soundfile.SoundFile, num_samples: int) -> Iterato
         yield block
 
 
+def _name_of(path: Path) -> str | bytes:
+    """Returns a name as soundfile takes it, which need not be text."""
+    return str(path) if os.name == "nt" else os.fsencode(path)
+
+
 @contextlib.contextmanager
 def _opened(path: Path, header: Header) -> Iterator[soundfile.SoundFile]:
     """Opens a file as its header was inspected, to be read forward only."""
@@ -566,8 +574,7 @@ def _opened(path: Path, header: Header) -> Iterator[soundfile.SoundFile]:
     with contextlib.ExitStack() as stack:
         with _decoding(path):
             if header.is_plain:
-                # Names need not be text.
-                file = Forward(str(path) if os.name == "nt" else os.fsencode(path))
+                file = Forward(_name_of(path))
             else:
                 stream = stack.enter_context(open(path, "rb"))
                 file = Forward(headers.View(stream, header))

@@ -272,7 +272,8 @@ class Demo:
     def _run(self, command: Sequence[str], folder: Path) -> None:
         """Runs one of our commands; raises ValueError with its last words if it fails."""
         self._child = subprocess.Popen(
-            [sys.executable, "-m", *command], cwd=_ROOT, stdin=subprocess.DEVNULL,
+            cli.python_command("-m", *command),
+            cwd=_ROOT, env=cli.python_environment(), stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors="replace",
         )  # fmt: skip
         _, said = self._child.communicate()
@@ -348,6 +349,7 @@ def _shown(paths: dict[str, Path], folder: Path) -> tuple[dict[str, Any], dict[s
         Rate and silence of the first, an image of each as a data: URI; and the files by name.
     """
     from speech.audio import SAMPLE_RATE_HZ, is_silent, read_multichannel, resample, write_audio
+    from speech.enhance import level_for
     from speech.pictures import level_png
 
     facts: dict[str, Any] = {}
@@ -357,7 +359,9 @@ def _shown(paths: dict[str, Path], folder: Path) -> tuple[dict[str, Any], dict[s
         samples, rate_hz = audio.samples, audio.source_rate_hz
         mono = samples.mean(axis=1)
         files[name] = folder / "heard" / f"{name}.wav"
-        write_audio(files[name], samples if samples.shape[1] <= 2 else mono, rate_hz, "PCM_16")
+        heard = samples if samples.shape[1] <= 2 else mono
+        heard = heard * level_for("PCM_16", float(abs(heard).max()), {})
+        write_audio(files[name], heard, rate_hz, "PCM_16")
         facts = facts or {"sample_rate_hz": rate_hz, "is_silent": is_silent(samples)}
         levels[name] = spectrogram_db(resample(mono, rate_hz, SAMPLE_RATE_HZ))
     top_db = max(float(own.max()) for own in levels.values())

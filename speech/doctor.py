@@ -51,6 +51,7 @@ PACKAGES = {
     "pystoi": "0.4.1",
     "constriction": "0.5",
     "kmeans1d": "0.5",
+    "msgspec": "0.19",
 }
 _NAMED = ("tensorflow", "keras", "numpy")
 
@@ -345,15 +346,19 @@ def check_bundled_corpus() -> str:
     """
     from speech import corpus
     from speech.files import sha256_of
+    from speech.sounds import read_manifest
 
     root = Path(corpus.__file__).parent / "minicorpus"
     fix = "git checkout -- speech/minicorpus"
     manifest = root / "MANIFEST.sha256"
     if not manifest.is_file():
         raise Trouble(f"{manifest} is missing", fix)
-    lines = [line.split(maxsplit=1) for line in manifest.read_text().splitlines() if line.strip()]
+    try:
+        lines = read_manifest(manifest)
+    except (OSError, ValueError) as error:
+        raise Trouble(cli.one_line(error), fix) from None
     bad = [
-        name for digest, name in lines
+        name for name, digest in lines.items()
         if not (root / name).is_file() or sha256_of(root / name) != digest
     ]  # fmt: skip
     if bad or not lines:

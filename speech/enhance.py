@@ -24,7 +24,9 @@ be cut without changing the result. Up to ``WHOLE_SECONDS`` it is enhanced whole
 cut into blocks of ``BLOCK_SECONDS``, each normalised by itself, as utterances are in training;
 neighbours overlap by ``FADE_SECONDS`` and are cross-faded. Each block gets the gain that fits it
 to its input, which keeps a block of mere noise from being blown up to the level of the noise.
-Memory stays bounded, and the command says which way was taken; ``--whole`` enforces the first.
+Memory stays bounded, and the command says which way was taken; ``--whole`` enforces the first. A
+network so wide that these lengths do not fit into ``speech.net.memory.MAX_BYTES`` gets shorter
+blocks, and one for which ``LEAST_SECONDS`` do not fit is refused.
 """
 
 from __future__ import annotations
@@ -56,6 +58,8 @@ BASELINE_MODEL = _MODELS / "fcn.h5"
 
 WHOLE_SECONDS = 120.0
 BLOCK_SECONDS = 60.0
+#: A waveform model that cannot run even such a block in `speech.net.memory.MAX_BYTES` is refused.
+LEAST_SECONDS = 4.0
 FADE_SECONDS = 0.5
 
 _WAITING_SAMPLES = 1 << 16
@@ -78,10 +82,13 @@ class Enhancer:
     """
 
     mask: MaskEnhancer | None = None
+    #: Bytes that a waveform model takes for so many samples.
+    _num_bytes: Callable[[int], int] = staticmethod(lambda num_samples: 0)
 
     def __init__(self, path: str | os.PathLike = DEFAULT_MODEL) -> None:
         from speech.audio import SAMPLE_RATE_HZ
         from speech.modelfile import COMPLEX_MASK, kind_of_shapes, read_model_file
+        from speech.net.memory import MAX_BYTES, too_large
 
         self.path = Path(path)
         self.file = read_model_file(path)
@@ -103,7 +110,10 @@ class Enhancer:
             self.mask = MaskEnhancer(self.file)
             self.engine = self.mask.engine
         else:
-            self.engine, self._run = _runner(self.file)
+            self.engine, self._run, self._num_bytes = _runner(self.file)
+            num_bytes = self._num_bytes(round(LEAST_SECONDS * SAMPLE_RATE_HZ))
+            if num_bytes > MAX_BYTES:
+                raise ValueError(f"{path}: {too_large(num_bytes, f'{LEAST_SECONDS:g} s of sound')}")
 
     def __call__(self, signal: np.ndarray, threads: int | None = None) -> np.ndarray:
         """Runs the network on a whole signal; a waveform model gets it divided by its maximum.
@@ -156,18 +166,38 @@ class Enhancer:
         Raises:
             ValueError: As `Enhancer.__call__`, or the peak is no positive number.
         """
-        from speech.audio import SAMPLE_RATE_HZ, require_signal
+        from speech.audio import require_signal
 
         signal = require_signal(signal)
         if peak is not None and not 0 < peak < math.inf:
             raise ValueError(f"peak is {peak}; give a positive number, such as 1")
-        if self.mask is not None or whole or len(signal) <= WHOLE_SECONDS * SAMPLE_RATE_HZ:
+        if self.mask is not None or whole or self.takes_whole(len(signal)):
             output = self(signal, threads)
             if peak is None and self.mask is None:
                 output = _fitting(output, signal)
         else:
             output = self._in_blocks(signal, threads)
         return output if peak is None else output * _gain(peak, _peak_of(output))
+
+    def takes_whole(self, num_samples: int) -> bool:
+        """Returns whether a waveform model enhances so many samples at 16 kHz in one piece."""
+        from speech.audio import SAMPLE_RATE_HZ
+        from speech.net.memory import MAX_BYTES
+
+        is_short = num_samples <= WHOLE_SECONDS * SAMPLE_RATE_HZ
+        return is_short and self._num_bytes(num_samples) <= MAX_BYTES
+
+    def _block_samples(self) -> int:
+        """Returns the length of a block: `BLOCK_SECONDS`, or halves of it until one fits."""
+        from speech.audio import SAMPLE_RATE_HZ
+        from speech.net.memory import MAX_BYTES
+
+        size = round(BLOCK_SECONDS * SAMPLE_RATE_HZ)
+        # The last two blocks may be longer by half of the overlap.
+        fade = round(FADE_SECONDS * SAMPLE_RATE_HZ)
+        while self._num_bytes(size + fade) > MAX_BYTES and size > 4 * fade:
+            size //= 2
+        return size
 
     def _in_blocks(self, signal: np.ndarray, threads: int | None) -> np.ndarray:
         import numpy as np
@@ -177,7 +207,7 @@ class Enhancer:
         fade = round(FADE_SECONDS * SAMPLE_RATE_HZ)
         ramp = np.linspace(0.0, 1.0, fade + 2, dtype=np.float32)[1:-1]
         output = np.zeros(len(signal), np.float32)
-        for start, stop in blocks(len(signal), round(BLOCK_SECONDS * SAMPLE_RATE_HZ), fade):
+        for start, stop in blocks(len(signal), self._block_samples(), fade):
             noisy = signal[start:stop]
             part = _fitting(self(noisy, threads), noisy)
             if start:
@@ -205,20 +235,47 @@ def blocks(num_samples: int, size: int, overlap: int) -> Iterator[tuple[int, int
     yield start, num_samples
 
 
-def _runner(file: ModelFile) -> tuple[str, Callable[[np.ndarray, int | None], np.ndarray]]:
-    """Returns what runs a network on float32 [num_samples] with some threads, and its name."""
+def _runner(
+    file: ModelFile,
+) -> tuple[str, Callable[[np.ndarray, int | None], np.ndarray], Callable[[int], int]]:
+    """Returns the engine, what runs float32 [num_samples] with some threads, and its memory."""
     from speech import blockconv
-    from speech.inference import InferenceNetwork
+    from speech.inference import InferenceNetwork, spectra_bytes
+    from speech.net.memory import MAX_BYTES
     from speech.network import blocks_from_layers, parameters_of
 
     found = blocks_from_layers([(layer.class_name, layer.config) for layer in file.layers])
-    if found is not None and blockconv.is_available():
-        network = InferenceNetwork(found[0], parameters_of(file.layers), tanh=found[1])
-        return "c", lambda signal, threads: network(signal, threads)[:, 0]
+    parameters = parameters_of(file.layers)
+    # The spectra of short kernels beside one long one may take far more than the file.
+    fits = found is not None and spectra_bytes(parameters) <= MAX_BYTES // 4
+    if found is not None and fits and blockconv.is_available():
+        network = InferenceNetwork(found[0], parameters, tanh=found[1])
+        return "c", lambda signal, threads: network(signal, threads)[:, 0], network.num_bytes
+    from speech.modelfile import frames_more, refusals
     from speech.net.keras_models import keras_function
+    from speech.net.memory import keras_bytes
 
     function = keras_function(file.layers)
-    return "keras", lambda signal, threads: function(signal[None, :, None])[0, :, 0]
+    with refusals(file.path):
+        lost = -frames_more(file.layers)
+
+    def run(signal: np.ndarray, threads: int | None) -> np.ndarray:
+        if len(signal) <= lost:
+            raise ValueError(
+                f"{file.path}: needs more than {lost} samples at a time, as it has no padding; "
+                f"received {len(signal)}"
+            )
+        return _centred(function(signal[None, :, None])[0, :, 0], len(signal))
+
+    return "keras", run, lambda num_samples: keras_bytes(file.layers, num_samples)
+
+
+def _centred(output: np.ndarray, num_samples: int) -> np.ndarray:
+    """Puts zeros before and behind what a network without padding gives."""
+    import numpy as np
+
+    missing = num_samples - len(output)
+    return np.pad(output, (missing // 2, missing - missing // 2)) if missing else output
 
 
 @dataclass
@@ -273,8 +330,8 @@ def enhance_file(
         return _stream_file(enhancer.mask, source, target, peak, threads)
     audio = read_multichannel(source)
     samples = audio.samples  # overwritten channel by channel: long files are large
-    seconds = len(samples) / audio.source_rate_hz
-    way = "whole" if whole or seconds <= WHOLE_SECONDS else "blocks"
+    num_at_16k = math.ceil(len(samples) * SAMPLE_RATE_HZ / audio.source_rate_hz)
+    way = "whole" if whole or enhancer.takes_whole(num_at_16k) else "blocks"
     for channel in range(samples.shape[1]):
         at_16k = resample(
             np.ascontiguousarray(samples[:, channel]), audio.source_rate_hz, SAMPLE_RATE_HZ
@@ -562,8 +619,12 @@ def _fitting(output: np.ndarray, noisy: np.ndarray) -> np.ndarray:
     """
     import numpy as np
 
-    energy = float(np.dot(output, output))
-    return output * np.float32(float(np.dot(noisy, output)) / energy if energy else 1.0)
+    highest, at_most = _peak_of(output), _peak_of(noisy)
+    if not highest or not at_most:
+        return output
+    unit = output / highest  # neither too large nor too small to be squared
+    gain = float(np.dot(noisy / at_most, unit)) / float(np.dot(unit, unit))
+    return unit * np.float32(gain * at_most)
 
 
 def _peak_of(signal: np.ndarray) -> float:

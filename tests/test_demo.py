@@ -486,3 +486,12 @@ def test_dropped_recorded_and_refused_in_a_browser(server, tmp_path):
         samples, _ = soundfile.read(next(server.demo._folder.glob("*/given/recording.wav")))
         assert np.abs(samples).max() > 0.01  # the beeps of the browser's own test device
         assert not troubles
+
+
+def test_what_is_heard_never_clips(tmp_path, rng, caplog):
+    samples = 3 * np.stack([make_speech(rng, 4000), make_speech(rng, 4000)], axis=1)
+    soundfile.write(tmp_path / "x.wav", samples, 16000, subtype="FLOAT")
+    _, heard = demo._shown({"x": tmp_path / "x.wav"}, tmp_path)
+    found = soundfile.read(heard["x"])[0]
+    assert_allclose(found * np.abs(samples).max(), samples, rtol=0, atol=3e-4)
+    assert "clipped" not in caplog.text

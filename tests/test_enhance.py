@@ -16,7 +16,7 @@ from numpy.testing import assert_allclose
 from speech import blockconv, enhance
 from speech.audio import peak_normalize, read_audio, write_audio
 from speech.corpus import bundled_speech
-from speech.enhance import Enhancer, blocks, main
+from speech.enhance import BASELINE_MODEL, Enhancer, blocks, main
 from speech.fcn import FCNConfig, build_fcn
 from speech.weights import load_model, save_model
 from tests.conftest import make_speech
@@ -224,7 +224,7 @@ def test_the_speech_keeps_its_level_whatever_the_input_holds(fault, tmp_path):
         noisy = np.clip(noisy, -0.1, 0.1)
     elif fault == "hum":
         noisy += 0.05 * np.sin(2 * np.pi * 50 * np.arange(len(noisy)) / 16000)
-    enhanced = Enhancer().enhance(noisy)
+    enhanced = Enhancer(BASELINE_MODEL).enhance(noisy)
     before = speech_level_db(clean, noisy - noisy.mean())
     assert speech_level_db(clean, enhanced) == pytest.approx(before, abs=1.0)
 
@@ -238,8 +238,15 @@ def test_noise_does_not_change_the_level_of_the_speech(snr_db, in_blocks, monkey
     clean = 0.05 * peak_normalize(read_audio(bundled_speech("TEST")[0].path).samples)
     noise = rng.standard_normal(len(clean))
     scale = np.sqrt(np.dot(clean, clean) / np.dot(noise, noise) / 10 ** (snr_db / 10))
-    enhanced = Enhancer().enhance(clean + scale * noise)
+    enhanced = Enhancer(BASELINE_MODEL).enhance(clean + scale * noise)
     assert abs(speech_level_db(clean, enhanced)) < 1.0
+
+
+@pytest.mark.parametrize("scale", [1e-36, 1e-20, 1e30])
+def test_any_level_that_a_float_has_is_fitted(scale, enhancer, rng):
+    signal = make_speech(rng, 4000).astype(np.float32)
+    expected = enhancer.enhance(signal)
+    assert_allclose(enhancer.enhance(signal * np.float32(scale)) / scale, expected, atol=1e-4)
 
 
 def test_a_network_that_turns_the_sign_is_no_silence(enhancer, rng):

@@ -156,8 +156,8 @@ def test_a_folder_keeps_its_tree_and_bad_files_are_listed(model, tmp_path, rng, 
     assert not soundfile.read(tmp_path / "out" / "b" / "silent.wav")[0].any()
     output = capsys.readouterr()
     assert "3 enhanced, 5 skipped" in output.out
-    assert "nan.wav: 2 samples are NaN or infinite; repair or remove the file" in output.err
-    assert "none.wav: holds no samples; remove it" in output.err
+    assert "nan.wav: 2 samples are NaN or infinite; convert the file again" in output.err
+    assert "none.wav: holds no samples; record or copy it again" in output.err
     assert "fast.wav: too short, nothing is left at 16000 Hz" in output.err
     assert "cut.flac" in output.err and "text.wav: cannot be decoded" in output.err
 
@@ -215,6 +215,22 @@ def test_elsewhere_keras_runs_on_the_backend_that_was_chosen(backend, model, tmp
     found = run_apart(code, source, tmp_path / "out.wav", model, **settings)
     expected = Enhancer(model).enhance(soundfile.read(source)[0])
     assert_allclose(found, expected, rtol=0, atol=1e-5)
+
+
+def test_plain_keras_does_the_same_in_the_lines_that_the_guide_shows(
+    model, tmp_path, rng, monkeypatch
+):
+    text = (ROOT / "docs" / "network.md").read_text("utf-8")
+    code = re.search(r"<!-- plain Keras -->\n```python\n(.*?)```", text, re.DOTALL)[1]
+    monkeypatch.chdir(tmp_path)
+    for num_samples in (1, 256, 5000):
+        noisy = make_speech(rng, num_samples).astype(np.float32)
+        write(tmp_path / "noisy.wav", noisy)
+        (tmp_path / "tf.h5").write_bytes(model.read_bytes())
+        found = {}
+        exec(code, found)
+        expected = Enhancer(model).enhance(noisy)
+        assert_allclose(found["clean"], expected, rtol=0, atol=1e-5 * np.abs(expected).max())
 
 
 # --------------------------------------------------------------------------------------------

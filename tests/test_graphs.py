@@ -16,8 +16,9 @@ from tests.reference import graph_oracle
 
 def spectra(rng, count=2, num_samples=3000):
     """Noise in a tone, as the network takes it."""
+    time = np.arange(num_samples)
     signals = [
-        (0.05 * rng.standard_normal(num_samples) + 0.1 * np.sin(0.1 * (n + 1) * np.arange(num_samples)))
+        (0.05 * rng.standard_normal(num_samples) + 0.1 * np.sin(0.1 * (n + 1) * time))
         .astype("f4")[:, None]
         for n in range(count)
     ]  # fmt: skip
@@ -124,12 +125,8 @@ def test_statistics_tell_the_error_that_errors_of_a_kernel_make(rng):
     by_name = {layer.name: layer for layer in layers}
     for layer, found in graphs.unchanged(layers, inputs):
         if layer.name not in (
-            "encoder2",
-            "block1_time",
-            "block2_bands",
-            "block2_bands_dense",
-            "mask",
-        ):
+            "encoder2", "block1_time", "block2_bands", "block2_bands_dense", "mask"
+        ):  # fmt: skip
             continue
         taps = taps_of(layer)
         error = 0.01 * draw(rng, *taps.shape)
@@ -141,7 +138,8 @@ def test_statistics_tell_the_error_that_errors_of_a_kernel_make(rng):
         moved = replace(moved, weights={**moved.weights, "bias": bias})
         changed = [moved if one.name == layer.name else one for one in by_name.values()]
         measured = np.mean([
-            np.sum(np.abs(graphs.estimate(changed, one) - wanted) ** 2) / np.sum(np.abs(wanted) ** 2)
+            np.sum(np.abs(graphs.estimate(changed, one) - wanted) ** 2)
+            / np.sum(np.abs(wanted) ** 2)
             for one in inputs
             for wanted in [graphs.estimate(layers, one)]
         ])  # fmt: skip

@@ -2,7 +2,9 @@
 
 import io
 import logging
+import re
 import struct
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -85,6 +87,15 @@ def test_sizes_that_are_none_give_the_samples_that_are_there(
     assert len(words) == 1 and reason in words[0] and "the 6000 samples" in words[0], words
     with open_audio(path) as reader:
         assert reader.num_samples == NUM_SAMPLES
+
+
+def test_a_recording_that_starts_in_silence_is_no_empty_one(samples, tmp_path, caplog):
+    silent = np.concatenate([np.zeros(40000, np.int16), samples])
+    path = tmp_path / "x.wav"
+    path.write_bytes(patched(content(silent), (40, little(0)), (4, little(0))))
+    found, words = read_with_words(path, caplog)
+    assert_array_equal(found, silent)
+    assert len(words) == 1
 
 
 def chunk(name, body):
@@ -223,14 +234,52 @@ def test_an_mp3_cut_in_half_is_said_where_its_table_proves_it(tmp_path):
     assert 25000 < len(read_audio(path).samples) < 35000
 
 
-def container(values, size, bits, order="<", *, extensible=False, block=None):
+def test_an_mp3_is_read_under_any_name(tmp_path):
+    (tmp_path / "x.wav").write_bytes(mpeg(0.3 * np.random.default_rng(1).normal(size=8000)))
+    assert len(read_audio(tmp_path / "x.wav").samples) == 8000
+
+
+@pytest.mark.parametrize("size", [0, 0xFFFFFFFF])
+def test_chunks_behind_samples_of_unknown_number_are_left_out(size, samples, tmp_path, caplog):
+    path = tmp_path / "x.wav"
+    rest = chunk(b"LIST", b"INFOISFT\x0e\0\0\0Lavf58.29.100\0") + chunk(b"cue ", bytes(28))
+    path.write_bytes(patched(content(samples) + rest, (40, little(size))))
+    found, words = read_with_words(path, caplog)
+    assert_array_equal(found, samples)
+    assert len(words) == 1
+
+
+@pytest.mark.parametrize("subtype", ["VORBIS", "OPUS"])
+def test_an_ogg_whose_end_is_missing_is_said_and_two_in_one_are_refused(
+    subtype, samples, tmp_path, caplog
+):
+    noise = 0.2 * np.random.default_rng(0).normal(size=80000)
+    whole = content(noise, "OGG", subtype)
+    path = tmp_path / "x.ogg"
+    path.write_bytes(whole)
+    assert read_with_words(path, caplog)[1] == []
+    pages = [at for at in range(len(whole)) if whole[at : at + 4] == b"OggS"]
+    path.write_bytes(whole[: pages[-1] + 100])
+    try:
+        found, words = read_with_words(path, caplog)
+    except AudioError as error:
+        assert subtype == "OPUS" and "malformed" in str(error)
+    else:
+        assert 16000 < len(found) < 80000
+        assert len(words) == 1 and "its last page is missing" in words[0]
+    path.write_bytes(whole + whole)
+    with pytest.raises(AudioError, match="several recordings one after the other"):
+        read_audio(path)
+
+
+def container(values, size, bits, order="<", *, extensible=False, block=None, rate=None):
     """Returns a WAV of whole numbers as they are, in so many bytes each."""
     unsigned = np.asarray(values, np.int64) % (1 << 8 * size)
     byte_order = range(size) if order == "<" else range(size)[::-1]
     data = np.stack([unsigned >> 8 * n & 255 for n in byte_order], axis=1).astype("u1").tobytes()
     block = size if block is None else block
     tag, bits_told = (0xFFFE, 8 * size) if extensible else (1, bits)
-    fmt = struct.pack(order + "2H2I2H", tag, 1, 16000, 16000 * block, block, bits_told)
+    fmt = struct.pack(order + "2H2I2H", tag, 1, 16000, rate or 16000 * block, block, bits_told)
     if extensible:
         guid = b"\1\0\0\0\0\0\x10\0\x80\0\0\xaa\0\x38\x9b\x71"
         fmt += struct.pack("<HHI", 22, bits, 4) + guid
@@ -287,6 +336,27 @@ def test_sizes_that_disagree_are_refused_in_one_line(data, reason, samples, tmp_
     assert str(caught.value).startswith(f"{path}: ") and "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(("size", "block"), [(2, 1), (2, 4), (2, 3), (3, 4), (3, 1), (2, 8)])
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_a_block_size_that_bits_and_bytes_per_second_prove_wrong(
+    size, block, order, samples, tmp_path
+):
+    values = np.asarray(samples, np.int64) << 8 * size - 16
+    values[::2] += size > 2
+    path = tmp_path / "x.wav"
+    path.write_bytes(container(values, size, 8 * size, order, block=block, rate=16000 * size))
+    expected = values / 2.0 ** (8 * size - 1)
+    assert_allclose(read_multichannel(path).samples[:, 0], expected, rtol=0, atol=1e-7)
+
+
+def test_the_other_order_of_bytes(samples, tmp_path):
+    truth = np.asarray(samples, np.int64) << 8 | 1
+    for name, values in (("low", truth % (1 << 24)), ("sign", truth), ("high", truth << 8)):
+        (tmp_path / f"{name}.wav").write_bytes(container(values, 4, 24, ">"))
+        found = read_multichannel(tmp_path / f"{name}.wav").samples[:, 0]
+        assert_allclose(found, truth / 2.0**23, rtol=0, atol=1e-7, err_msg=name)
+
+
 def test_silence_lies_at_both_ends(tmp_path):
     (tmp_path / "x.wav").write_bytes(container(np.zeros(500), 4, 24))
     assert not read_multichannel(tmp_path / "x.wav").samples.any()
@@ -334,3 +404,12 @@ def test_sounds_that_the_library_does_not_read_are_listed(samples, tmp_path, cap
             assert [path.name for path in audio.find_audio(tmp_path)] == ["x.wav"]
     assert len(caplog.messages) == 1 and "left out 5 files" in caplog.text
     assert len(audio.find_audio(tmp_path, unreadable=True)) == 6
+
+
+@pytest.mark.parametrize(
+    "name", ["audio", "sound/headers", "mixing", "corpus", "enhance", "prepare", "data/mixtures"]
+)
+def test_no_message_about_a_recording_advises_removing_it(name):
+    text = (Path(__file__).parent.parent / "speech" / f"{name}.py").read_text(encoding="utf-8")
+    for line in text.splitlines():
+        assert not re.search(r"(remove|delete) (it|the (file|recording|folder)|them)\b.*\"", line)

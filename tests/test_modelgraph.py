@@ -338,13 +338,9 @@ def test_info_says_what_each_layer_reads(good, tmp_path, capsys):
     assert {layer["name"]: layer["inputs"] for layer in info["layers"]}["join"] == ["sum", "act"]
 
 
-@pytest.mark.parametrize(
-    "module", ["pruning.run", "quantization.run", "speech.export", "eval.cost"]
-)
+@pytest.mark.parametrize("module", ["speech.export", "eval.cost"])
 def test_commands_for_chains_refuse_graphs_in_one_line(module, good, tmp_path, capsys):
     more = {
-        "pruning.run": ["-o", str(tmp_path / "x.h5")],
-        "quantization.run": ["-o", str(tmp_path / "x")],
         "speech.export": ["--to", "onnx"],
         "eval.cost": [],
     }[module]

@@ -12,7 +12,7 @@ from numpy.testing import assert_allclose
 from speech.augment import Augmentation
 from speech.corpus import find_noise, find_speech
 from speech.fcn import FCNConfig, build_fcn
-from speech.files import held
+from speech.files import held, read_npz, write_npz
 from speech.pipeline import MixtureSource, TrainingData
 from speech.training.config import TrainingConfig, TrainingError
 from speech.training.trainer import Trainer
@@ -214,6 +214,49 @@ def test_a_nan_before_any_model_or_in_validation_says_so(make_trainer):
     trainer._validate = lambda: {"validation_loss": float("inf")}
     with pytest.raises(TrainingError, match="validation error became inf in epoch 1"):
         trainer.run()
+
+
+#: What a stranger may put into the state of a checkpoint, and what the message says.
+MALFORMED = {
+    "no epoch": (lambda state: state.pop("epoch"), "missing required field `epoch`"),
+    "epoch of text": (lambda state: state.update(epoch="1"), r"Expected `int`, got `str` - at"),
+    "epoch below 0": (lambda state: state.update(epoch=-1), "fewer than no epochs"),
+    "history of text": (lambda state: state.update(history="x"), "Expected `array`"),
+    "history without losses": (lambda state: state.update(history=[{"a": 1}]), "lacks epochs"),
+    "loss of text": (lambda state: state["history"][0].update(validation_loss="\x1b"), "got `str`"),
+    "fingerprint of text": (lambda state: state.update(fingerprint="x"), "Expected `object`"),
+    "fingerprint of nothing": (lambda state: state.update(fingerprint={}), "holds a run with"),
+    "length of text": (lambda state: state.update(length="x"), "Expected"),
+    "a list": (None, "Expected `object`, got `array`"),
+}
+
+
+def test_a_malformed_checkpoint_is_one_line(make_trainer, tmp_path):
+    make_trainer().run()
+    path = tmp_path / "run" / "checkpoint.npz"
+    whole = read_npz(path)
+    for name, (spoil, message) in MALFORMED.items():
+        state = json.loads(whole["state"].tobytes())
+        if spoil is None:
+            state = []
+        else:
+            spoil(state)
+        write_npz(path, whole | {"state": np.frombuffer(json.dumps(state).encode(), np.uint8)})
+        with pytest.raises(TrainingError, match=message) as caught:
+            make_trainer().run()
+        said = str(caught.value)
+        assert str(tmp_path / "run") in said and said.isprintable() and len(said) < 600, name
+    for key, message in (("weight_0", "another network"), ("best_0", "another network"),
+                         ("optimizer_0", "another optimizer")):  # fmt: skip
+        write_npz(path, whole | {key: np.zeros((2, 2, 2), "f4")})
+        with pytest.raises(TrainingError, match=message):
+            make_trainer().run()
+    write_npz(path, {key: array for key, array in whole.items() if key != "weight_1"})
+    with pytest.raises(TrainingError, match="another network"):
+        make_trainer().run()
+    write_npz(path, {key: array for key, array in whole.items() if key != "state"})
+    with pytest.raises(TrainingError, match="no state of a run"):
+        make_trainer().run()
 
 
 def test_a_damaged_checkpoint_is_named(make_trainer, tmp_path):

@@ -35,6 +35,7 @@ from speech.modelfile import (
 )
 from speech.net import tape
 from speech.net.folding import fold_batch_normalization
+from speech.net.memory import MAX_BYTES
 from speech.net.reach import reach_of
 from speech.net.timefrequency import compress, expand, features
 from speech.stft import Synthesis, whole_frames
@@ -47,8 +48,6 @@ _MIN_NEW_FRAMES = 32
 
 #: Memory for the tensors of all cores together; beyond it, chunks become shorter and cores idle.
 _BYTES = 192 << 20
-#: A network that needs more than this for the shortest chunk is refused.
-_MAX_BYTES = 1 << 30
 
 #: Squares of spectra of louder signals may not fit in float32.
 _MAX_SAMPLE = 1e15
@@ -98,11 +97,11 @@ class MaskEnhancer:
             self.engine = "keras" if nodes is None else "c"
             self._frame_bytes = _bytes_of(layers) if nodes is None else _bytes_of_tape(nodes)
             least = 2 * (self.behind + 1) * self._frame_bytes
-            if least > _MAX_BYTES:
+            if least > MAX_BYTES:
                 raise ModelFileError(
                     f"the network reaches {self.behind:,} frames back and needs "
                     f"{self._frame_bytes:,} bytes per frame, {least:,} in all; expected at most "
-                    f"{_MAX_BYTES:,}"
+                    f"{MAX_BYTES:,}"
                 )
         self._run: Callable[[np.ndarray, tuple[int, int]], np.ndarray]
         if nodes is None:

@@ -22,9 +22,10 @@ import numpy as np
 
 #: How files start that libsndfile is given; some of its readers would take any bytes.
 _RIFF = (b"RIFF", b"RIFX", b"RF64", b"FORM")
-_OTHERS = (b"OggS", b"Crea", b"2BIT", b" paf", b"fap ", b"PVF1", b"ALaw")
+_OTHERS = (b"Crea", b"2BIT", b" paf", b"fap ", b"PVF1", b"ALaw")
 _IRCAM = re.compile(rb"\x64\xa3[\x00-\x09]\x00|\x00[\x00-\x09]\xa3\x64")
-#: MPEG has no start of its own: it goes by name, or by the tag that players write before it.
+#: MPEG has no start of its own: it goes by name, by the tag that players write before it, or by
+#: its first two frames.
 MPEG_SUFFIXES = (".mp3", ".mp2", ".mp1", ".mpga")
 _ID3 = b"ID3"
 
@@ -32,6 +33,8 @@ _MAX_CHUNKS = 1000
 _PCM, _FLOAT, _EXTENSIBLE = 1, 3, 0xFFFE  # tags of WAV
 #: Tags that are appended to sounds: no samples.
 _TAGS = (b"TAG", b"ID3", b"APETAGEX", b"LYRICSBEGIN")
+#: Chunks that follow the samples of WAV and AIFF files.
+_CHUNKS = re.compile(rb"LIST|id3 |ID3 |bext|iXML|cue |smpl|NAME|ANNO|AUTH|MARK|JUNK|PAD ")
 #: Sizes that programs write into a pipe, in place of one that they can't know yet: within 64 KiB
 #: of 2^31, 2^32 and 2^64, as the size of the header is often added or taken away.
 _PIPE_SIZES = (
@@ -148,12 +151,16 @@ def inspect(path: Path) -> Header:
             return _of_sphere(stream, path, num_bytes)
         if magic == b"fLaC":
             return _of_flac(stream)
+        if magic == b"OggS":
+            return _of_ogg(stream, path)
         if magic in (b"riff", b"caff", b".snd", b"dns."):
             samples = {b"riff": _in_w64, b"caff": _in_caf}.get(magic, _in_au)(stream)
             return Header() if samples is None else samples.compared(stream, path, num_bytes)
         if magic in _OTHERS or _IRCAM.fullmatch(magic):
             return Header()
-        if magic.startswith(_ID3) or path.suffix.lower() in MPEG_SUFFIXES:
+        named = magic.startswith(_ID3) or path.suffix.lower() in MPEG_SUFFIXES
+        if named or _starts_as_mpeg(stream):
+            stream.seek(0)
             header = _of_mpeg(stream, path, num_bytes)
             if header is not None:
                 return header
@@ -209,6 +216,7 @@ class _Samples:
             word = "its header was never finished"
         else:
             word = f"its header says {-missing} bytes too few"
+        there -= self._following(stream, file_bytes)
         if there <= 0:
             return Header()
         patches = []
@@ -221,6 +229,18 @@ class _Samples:
                 patches.append((offset, struct.pack(code, value)))
         return Header(tuple(patches), word=word)
 
+    def _following(self, stream: BinaryIO, file_bytes: int) -> int:
+        """Returns the bytes of chunks at the end of a file that does not say where they begin."""
+        if self.followers is None:
+            return 0
+        first = max(self.start, file_bytes - (1 << 16))
+        stream.seek(first)
+        for found in _CHUNKS.finditer(stream.read(1 << 16)):
+            place = first + found.start()
+            if self.followers(stream, place, file_bytes):
+                return file_bytes - place
+        return 0
+
     def _is_wrong(self, stream: BinaryIO, file_bytes: int) -> bool:
         """Returns whether what follows the samples is samples too."""
         end = self.start + self.num_bytes
@@ -230,7 +250,8 @@ class _Samples:
             return False
         stream.seek(end)
         head = stream.read(1 << 16).lstrip(b"\0")
-        if not head or head.startswith(_TAGS):
+        # Behind samples, zeros fill a file up; without any, they are those of a silent start.
+        if (not head and self.num_bytes) or head.startswith(_TAGS):
             return False
         rest = file_bytes - end
         return (
@@ -275,7 +296,7 @@ def _of_riff(stream: BinaryIO, path: Path, file_bytes: int) -> Header:
     is_aiff = top[:4] == b"FORM"
     followers = _riff_followers(order)
     wide_at = wide = 0
-    room: tuple[int, int] | None = None
+    room: tuple[int, int, int] | None = None
     bits_at = 0
     others: tuple[tuple[int, str, int], ...] = ()
     for _ in range(_MAX_CHUNKS):
@@ -297,6 +318,9 @@ def _of_riff(stream: BinaryIO, path: Path, file_bytes: int) -> Header:
                 return header
             end = file_bytes if header.word else min(body + found.num_bytes, file_bytes)
             shift = _shift_of(stream, path, body, end, order, *room)
+            if shift is None:
+                block = bits_at - 2, struct.pack(order + "H", room[2])
+                return replace(header, patches=(*header.patches, block))
             # libsndfile goes by the bits, or guesses.
             bits = bits_at, struct.pack(order + "H", 8 * room[0])
             return replace(header, patches=(*header.patches, bits), shift=shift)
@@ -314,19 +338,23 @@ def _of_riff(stream: BinaryIO, path: Path, file_bytes: int) -> Header:
     return Header()
 
 
-def _room_of(chunk: bytes, order: str, path: Path) -> tuple[int, int] | None:
+def _room_of(chunk: bytes, order: str, path: Path) -> tuple[int, int, int] | None:
     """Checks the sizes of a WAV's samples, of which libsndfile believes only some.
 
     Returns:
-        Bytes and bits of a sample, if it has more room than it needs; else None.
+        Bytes and bits of a sample, if it has more room than it needs, and the block that would
+        leave it none, if that is what the bytes per second say, or 0; else None.
 
     Raises:
         AudioError: The sizes disagree.
     """
     if len(chunk) < 16:
         return None
-    tag, channels, _, _, block, bits = struct.unpack(order + "2H2I2H", chunk[:16])
+    tag, channels, rate_hz, bytes_per_s, block, bits = struct.unpack(order + "2H2I2H", chunk[:16])
     valid = bits
+    packed = channels * -(-bits // 8)
+    if tag == _EXTENSIBLE or bytes_per_s != rate_hz * packed:
+        packed = 0
     if tag == _EXTENSIBLE and len(chunk) >= 26:
         own, _, tag = struct.unpack(order + "HIH", chunk[18:26])
         valid = own if 0 < own <= bits else bits
@@ -338,17 +366,27 @@ def _room_of(chunk: bytes, order: str, path: Path) -> tuple[int, int] | None:
         return None  # libsndfile refuses it, or goes by the bits
     size, odd = divmod(block, channels)
     if odd or 8 * size < bits or (tag == _FLOAT and 8 * size != bits) or (tag == _PCM and size > 4):
+        if packed:
+            return None  # libsndfile goes by the bits
         raise AudioError(
             f"{path}: damaged header, it claims {bits} bits a sample, {channels} channels and "
             f"blocks of {block} bytes, which disagree; convert the file again"
         )
-    return (size, valid) if tag == _PCM and valid < 8 * size and size > 1 else None
+    has_room = tag == _PCM and valid < 8 * size and size > 1
+    return (size, valid, packed) if has_room else None
 
 
 def _shift_of(
-    stream: BinaryIO, path: Path, start: int, end: int, order: str, size: int, bits: int
-) -> int:
-    """Returns by how many bits samples lie too low in their bytes.
+    stream: BinaryIO,
+    path: Path,
+    start: int,
+    end: int,
+    order: str,
+    size: int,
+    bits: int,
+    packed: int,
+) -> int | None:
+    """Returns by how many bits samples lie too low in their bytes; None if they have no room.
 
     By the standard they fill the highest bits, and the lowest are zero.
 
@@ -384,6 +422,8 @@ def _shift_of(
         return 0
     if not high and (low or (plain and sign)):
         return spare
+    if low and packed:
+        return None
     raise AudioError(
         f"{path}: its header claims {bits} bits in {size} bytes, but its samples "
         + ("use all bits" if low else "may be those of either end")
@@ -434,6 +474,35 @@ def _of_flac(stream: BinaryIO) -> Header:
     info = stream.read(26)
     known = len(info) < 26 or int.from_bytes(info[21:26]) & ((1 << 36) - 1)
     return Header(word="" if known else "its header holds no length")
+
+
+def _of_ogg(stream: BinaryIO, path: Path) -> Header:
+    """Ogg: pages, of which the first and the last of a stream are marked.
+
+    Raises:
+        AudioError: A second recording follows the first, which libsndfile leaves out.
+    """
+    is_past_start, flags = False, _OGG_LAST
+    while True:
+        head = stream.read(27)
+        if len(head) < 27 or head[:4] != b"OggS":
+            break
+        if head[5] & _OGG_FIRST and is_past_start:
+            raise AudioError(
+                f"{path}: several recordings one after the other, of which only the first can be "
+                "read; convert the file to WAV or FLAC"
+            )
+        is_past_start = is_past_start or not head[5] & _OGG_FIRST
+        sizes = stream.read(head[26])
+        body = stream.read(sum(sizes))
+        if len(body) < sum(sizes):
+            flags = 0
+            break
+        flags = head[5]
+    return Header(word="" if flags & _OGG_LAST else "its last page is missing")
+
+
+_OGG_FIRST, _OGG_LAST = 2, 4
 
 
 def _in_au(stream: BinaryIO) -> _Samples | None:
@@ -533,6 +602,14 @@ def _of_mpeg(stream: BinaryIO, path: Path, file_bytes: int) -> Header | None:
             word="its header holds the length of a first part only",
         )  # fmt: skip
     return Header()
+
+
+def _starts_as_mpeg(stream: BinaryIO) -> bool:
+    """Returns whether a file, whatever its name, starts with two frames of MPEG."""
+    stream.seek(0)
+    size = _frame_bytes(stream.read(4))
+    stream.seek(size)
+    return size > 0 and _frame_bytes(stream.read(4)) > 0
 
 
 def _frame_bytes(head: bytes) -> int:

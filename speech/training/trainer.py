@@ -27,8 +27,7 @@ import math
 import signal
 import threading
 import time
-import zipfile
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
@@ -36,9 +35,10 @@ from typing import Any, NoReturn
 import keras
 import numpy as np
 
+from speech.base import schema
 from speech.conv import TrainingModel
 from speech.distribution import EveryNth, Machines, Replicas, Share, local_devices
-from speech.files import held, write_json, write_npz, write_text
+from speech.files import held, read_npz, write_json, write_npz, write_text
 from speech.losses import find_loss
 from speech.pipeline import Batch, Batches, TrainingData, data_fingerprint, prefetched
 from speech.runinfo import run_info
@@ -105,6 +105,33 @@ class _State:
     def best_loss(self) -> float:
         """Smallest validation error so far."""
         return min((row["validation_loss"] for row in self.history), default=math.inf)
+
+
+@dataclass
+class _Stored:
+    """The state of a run in its checkpoint, as JSON; arrays stand beside it."""
+
+    fingerprint: dict[str, Any]
+    epoch: int
+    batch: int
+    loss_sum: float
+    seconds: float
+    history: list[dict[str, int | float]]
+    num_items: int | None = None
+    used_seconds: float = 0.0
+    length: dict[str, Any] | None = None
+
+    @classmethod
+    def of(cls, arrays: Mapping[str, np.ndarray]) -> _Stored:
+        """Reads it; ValueError if it is missing or malformed."""
+        if "state" not in arrays:
+            raise ValueError("it holds no state of a run")
+        stored = schema.parse(arrays["state"].tobytes(), cls)
+        if min(stored.epoch, stored.batch, stored.num_items or 0) < 0:
+            raise ValueError("it counts fewer than no epochs")
+        if not all({"epoch", "validation_loss"} <= row.keys() for row in stored.history):
+            raise ValueError("its history lacks epochs or losses")
+        return stored
 
 
 class Trainer:
@@ -589,20 +616,15 @@ class Trainer:
         if not self.checkpoint_path.exists():
             return
         try:
-            with open(self.checkpoint_path, "rb") as stream:
-                with np.load(stream, allow_pickle=False) as file:
-                    arrays = dict(file)
-            json.loads(arrays["state"].tobytes())["fingerprint"]
-        except (OSError, EOFError, RuntimeError, ValueError, KeyError, zipfile.BadZipFile) as error:
+            arrays = read_npz(self.checkpoint_path)
+            stored = _Stored.of(arrays)
+        except (OSError, ValueError) as error:
             raise TrainingError(
-                f"{self.checkpoint_path}: not a readable checkpoint ({error}); "
+                f"{self.checkpoint_path}: not a readable checkpoint ({schema.shown(error)}); "
                 "delete it to start anew"
             ) from None
-        self._restore(
-            arrays,
-            f"{self.out}",
-            "repeat its command, choose another --out, or delete the folder",
-        )
+        advice = "repeat its command, choose another --out, or delete the folder"
+        self._restore(arrays, stored, f"{self.out}", advice)
         state, hours = self.state, self.config.hours
         if hours is not None:
             if self._is_done():
@@ -627,45 +649,59 @@ class Trainer:
             np.savez(stream, **self._arrays())  # type: ignore[arg-type]
         content = self.machines.broadcast(stream.getvalue())
         if not self.writes:
-            with np.load(io.BytesIO(content), allow_pickle=False) as file:
-                arrays = dict(file)
-            self._restore(arrays, "the first machine", "give all the same command and data")
+            arrays = read_npz(io.BytesIO(content))
+            advice = "give all the same command and data"
+            self._restore(arrays, _Stored.of(arrays), "the first machine", advice)
 
-    def _restore(self, arrays: dict[str, np.ndarray], whose: str, advice: str) -> None:
+    def _restore(
+        self, arrays: dict[str, np.ndarray], stored: _Stored, whose: str, advice: str
+    ) -> None:
         """Takes the state of the run from what `_arrays` returned."""
-        stored = json.loads(arrays["state"].tobytes())
         # Settings that came later than a checkpoint had their defaults.
-        theirs = _DEFAULTS | {"budget": "epochs"} | stored["fingerprint"]
+        theirs = _DEFAULTS | {"budget": "epochs"} | stored.fingerprint
         mine = dict(self._fingerprint)
-        length = stored.get("length", {"epochs": theirs["epochs"]})
+        length = stored.length or {"epochs": theirs.get("epochs")}
         # Side by side, machines have the same way to go. A run that is taken up may have got a
         # longer one, and its learning rate follows; with a shorter one it would be past its end.
-        shorter = (self.config.epochs or 0) < (length["epochs"] or 0)
+        shorter = (self.config.epochs or 0) < (_whole(length.get("epochs")))
         if not self.writes or (self.config.schedule != "constant" and shorter):
             theirs, mine = theirs | length, mine | self._length
         for name, value in mine.items():
-            if theirs[name] != value:
+            if theirs.get(name) != value:
                 raise TrainingError(
-                    f"{whose} holds a run with {name} {theirs[name]!r}, not {value!r}; {advice}"
+                    f"{whose} holds a run with {name} {theirs.get(name)!r:.80}, not {value!r}; "
+                    f"{advice}"
                 )
-        self.network.set_weights(_numbered(arrays, "weight"))
-        for variable, value in zip(
-            self.optimizer.variables, _numbered(arrays, "optimizer"), strict=True
-        ):
+        weights, optimizer = _numbered(arrays, "weight"), _numbered(arrays, "optimizer")
+        lists = [_numbered(arrays, "best"), _numbered(arrays, "average")]
+        shapes = [array.shape for array in self.network.get_weights()]
+        for found in (weights, *filter(None, lists)):
+            if [array.shape for array in found] != shapes:
+                raise TrainingError(f"{whose} holds weights of another network; {advice}")
+        if [array.shape for array in optimizer] != [
+            tuple(variable.shape) for variable in self.optimizer.variables
+        ]:
+            raise TrainingError(f"{whose} holds the state of another optimizer; {advice}")
+        self.network.set_weights(weights)
+        for variable, value in zip(self.optimizer.variables, optimizer, strict=True):
             variable.assign(value)
-        at_work = min(stored["batch"] * self.training.batch_size, self.training.num_items)
+        at_work = min(stored.batch * self.training.batch_size, self.training.num_items)
         self.state = _State(
-            epoch=stored["epoch"],
-            batch=stored["batch"],
-            num_items=stored.get("num_items", at_work),
-            loss_sum=stored["loss_sum"],
-            seconds=stored["seconds"],
-            used_seconds=stored.get("used_seconds", 0.0),
-            history=stored["history"],
-            best_weights=_numbered(arrays, "best") or None,
-            average=_numbered(arrays, "average") or None,
+            epoch=stored.epoch,
+            batch=stored.batch,
+            num_items=at_work if stored.num_items is None else stored.num_items,
+            loss_sum=stored.loss_sum,
+            seconds=stored.seconds,
+            used_seconds=stored.used_seconds,
+            history=stored.history,
+            best_weights=lists[0] or None,
+            average=lists[1] or None,
         )
         self._settled = None
+
+
+def _whole(value: Any) -> int:
+    return value if type(value) is int else 0
 
 
 def write_history(path: Path, history: list[dict[str, float]]) -> None:

@@ -8,7 +8,12 @@ import struct
 import h5py
 import numpy as np
 
-from speech.modelfile import read_model_file, write_model_file
+from speech.modelfile import (
+    LayerSpec,
+    model_config_of,
+    read_model_file,
+    write_model_file,
+)
 from tests import graph_files
 from tests import test_modelfile as exam
 
@@ -493,10 +498,64 @@ def a_million_strings(whole, strings):
     return bytes(data)
 
 
+def steps(folder):
+    """Short ways to long work: 900 layers whose groups are one, which takes long to look at."""
+    num_layers = 900
+
+    def shared(fill):
+        """Spoils a chain of equal layers: ``fill(group, kernel)`` makes the group of them all."""
+        layers = [
+            LayerSpec("InputLayer", "i", {"batch_shape": [None, None, 1]}),
+            *(LayerSpec("Conv1D", f"c{index}", one_tap()) for index in range(num_layers)),
+        ]
+        text = json.dumps(model_config_of(layers))
+
+        def spoil(path):
+            with h5py.File(path, "w") as file:
+                file.attrs["model_config"] = text
+                groups = file.create_group("model_weights")
+                group = groups.create_group("c0")
+                group["kernel"] = np.zeros((1, 1, 1), "f4")
+                fill(group)
+                for index in range(1, num_layers):
+                    groups[f"c{index}"] = group
+
+        return spoil
+
+    def attributes(group):
+        for index in range(3000):
+            group.attrs[f"a{index:04}"] = np.float32(0)
+        group.attrs["weight_names"] = np.array([b"kernel"])
+
+    def names(group):
+        group.attrs["weight_names"] = np.array([b""] * 9000 + [b"kernel"])
+
+    def free_names(group):
+        group.attrs["weight_names"] = ["a"] * 3000
+
+    def long_way(group):
+        attributes(group)
+        group["x"] = group
+        group.attrs["weight_names"] = np.array([b"x/" * 19 + b"kernel"])
+
+    yield from spoilt(folder, {
+        "an attribute behind many": shared(attributes),
+        "a long header twenty times": shared(long_way),
+        "names without end": shared(names),
+        "names of free length": shared(free_names),
+    })  # fmt: skip
+
+
+def one_tap():
+    return exam.small_layers()[1].config | {
+        "filters": 1, "kernel_size": 1, "use_bias": False, "activation": "linear"
+    }  # fmt: skip
+
+
 FAMILIES = {
     family.__name__: family
     for family in (known_from_the_exam, code, graph, skips, links, storage, types, texts, truncated,
-                   structures)
+                   structures, steps)
 }  # fmt: skip
 
 

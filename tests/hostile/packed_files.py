@@ -136,6 +136,9 @@ def bombs(folder):
         ("module", of([source, ["ReLU", {"name": "x", "module": "os"}]])),
         ("rows without end", rows(60_000)),
         ("65536 rows of a column", rows(65_536)),
+        ("800 rows of 16384 symbols of 256 values", symbols(800, 16_384, 256)),
+        ("3200 rows of 4096 symbols of 128 values", symbols(3200, 4096, 128)),
+        ("9000 rows, each of few symbols of 256 values", symbols(9000, 300, 256)),
     ])  # fmt: skip
 
 
@@ -211,6 +214,22 @@ def rows(count):
     kernel += struct.pack("<2b3H", 1, 1, 1, 2, 3) + np.random.default_rng(0).bytes(4000)
     text = json.dumps({"layers": layers, "meta": {}}).encode()
     return sealed([deflated(text), b"", kernel, kernel, kernel], struct.pack("<I", zlib.crc32(b"")))
+
+
+def symbols(num_rows, num_columns, num_values):
+    """Returns a file whose indices choose among many values: each symbol weighs all of them."""
+    layers = [
+        ["InputLayer", {"name": "i", "batch_shape": [None, num_rows]}],
+        ["Dense", {"name": "d", "units": num_columns, "activation": "relu", "use_bias": False}],
+    ]
+    book = bytes([num_values - 1, compact.BOOK_FP32])
+    book += np.arange(1, num_values + 1, dtype="<f4").tobytes()
+    kernel = bytes([compact.CODED, compact.MASK_NONE]) + book
+    kernel += struct.pack("<2b3H", 0, 0, 1, 2, 3) + bytes(4000)
+    # Zeros are the first symbol, of which a good model needs next to no bits.
+    padding = "x" + np.random.default_rng(0).bytes(200_000).hex()
+    text = json.dumps({"layers": layers, "meta": {"padding": padding}}).encode()
+    return sealed([deflated(text), b"", kernel], struct.pack("<I", zlib.crc32(b"")))
 
 
 FAMILIES = {family.__name__: family for family in (flipped, truncated, forged, skips, bombs)}
