@@ -83,7 +83,8 @@ INLINE ivec clamp(ivec x, int low, int high)
     return result;
 }
 
-/* 1 / (1 + exp(-x)) to 3 parts in 10^7: 2^n times a polynomial for 2^f, |f| <= 0.5. */
+/* 1 / (1 + exp(-x)) to 3 parts in 10^7: 2^n times a polynomial for 2^f, |f| <= 0.5. For |x| up to
+ * 10^14; a network that comes to such values says nothing any more. */
 INLINE vec sigmoid(vec x)
 {
     const float magic = 12582912.0f; /* added to a number, it leaves the nearest n in its bits */
