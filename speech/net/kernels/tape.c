@@ -580,7 +580,11 @@ static void bands_weights(const Op *op, const Block *b)
 int run_phase(const Op *ops, int num_ops, int64_t pieces, int frames, int size, int backwards,
               int threads)
 {
+#ifdef _OPENMP
 #pragma omp parallel for schedule(dynamic) num_threads(threads) if (threads > 1)
+#else
+    (void)threads;
+#endif
     for (int64_t piece = 0; piece < pieces; piece++) {
         Block b = {.piece = piece, .frames = frames, .is_first = 1};
 #ifdef _OPENMP
