@@ -183,12 +183,12 @@ class Trainer:
         engine = "keras" if len(devices) > 1 else config.conv
         self.model = (make_model or self._waveform_model)(network, engine)
         self.optimizer = _optimizer(config)
-        # No XLA: it would compile anew for every length, and can't call the C kernels. JAX is
-        # nothing without it.
+        # No XLA: it would compile anew for every length, and can't call the C kernels. Pieces have
+        # one length, and JAX is slow without it.
         self.model.compile(
             optimizer=self.optimizer,
             weighted_metrics=["mse"] if self._reports_mse else [],
-            jit_compile=keras.backend.backend() == "jax",
+            jit_compile=isinstance(training, PieceData) and keras.backend.backend() == "jax",
         )
         self.optimizer.build(network.trainable_variables)
         self._replicas = None
