@@ -461,12 +461,10 @@ static void conv_weights(const Op *op, const Block *b)
     int first, last;
     inner_bands(op, &first, &last);
     if (b->is_first) memset(out, 0, (size_t)op->taps * depth * channels * sizeof(float));
-    int together = 256 / op->out_bands > 0 ? 256 / op->out_bands : 1;
-    together = together < MOST_SEGMENTS ? together : MOST_SEGMENTS;
-    for (int t = b->start; t < b->start + b->count; t += together)
+    for (int t = b->start; t < b->start + b->count; t += MOST_SEGMENTS)
         for (int k = 0; k < op->taps; k++) {
             int delay = op->first + k * op->step;
-            int start = t, stop = t + together;
+            int start = t, stop = t + MOST_SEGMENTS;
             if (stop > b->start + b->count) stop = b->start + b->count;
             if (start + delay < 0) start = -delay;
             if (stop + delay > b->frames) stop = b->frames - delay;
