@@ -2,10 +2,10 @@
 
 Conventions: a layer's kernel is float [taps, in, out] (``speech.net.taps``): the taps of a Conv2D
 over time and bands are one row of L taps, and a Dense kernel [in, out] counts as one tap. The
-*channel* (k, j) is the kernel F_jk of filter j over input channel k; of a Dense layer it is one
-weight, whose S is 1 or 0. Masks are bool [in, out], True where a channel is kept. Masks and scores
-of a network go by layer name, and only hold the layers that may be pruned: all convolutions and
-Dense layers but the last.
+*channel* (k, j) is the kernel F_jk of filter j over input channel k; of a Dense layer it is a
+single weight, whose S is 1 or 0. Masks are bool [in, out], True where a channel is kept. Masks and
+scores of a network go by layer name, and only hold the layers that may be pruned: all convolutions
+and Dense layers but the last.
 """
 
 from __future__ import annotations

@@ -27,7 +27,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
 
@@ -131,6 +130,14 @@ def _all_sets(layers: Sequence[LayerSpec]) -> list[ChannelSet]:
     sets = [source]
     for layer in layers[1:]:
         read = [outputs[name] for name in layer.inputs]
+        if layer.class_name == "Concatenate":
+            reason = f"layer {layer.name} joins channels: no filter in front of it can be removed"
+            joined = ChannelSet(sum(one.channels.size for one in read), reason=reason)
+            sets.append(joined)
+            for one in read:
+                one.channels.reason = one.channels.reason or reason
+            outputs[layer.name] = replace(read[0], channels=joined)
+            continue
         if has_kernel(layer) and read[0].is_last:
             read[0].channels.readers.append(layer.name)
             made = ChannelSet(taps_of(layer).shape[2], [layer.name])
@@ -315,12 +322,11 @@ def remove_filters(
         for name in (*found.writers, *found.normalizations):
             by_name[name] = _without_outputs(by_name[name], drop)
         removed[found.name] = drop.tolist()
-    smaller = [replace(layer, **_parts(by_name[layer.name])) for layer in layers]
+    smaller = []
+    for layer in layers:
+        new = by_name[layer.name]
+        smaller.append(replace(layer, config=new.config, weights=new.weights))
     return Removal(tuple(smaller), removed, bounds)
-
-
-def _parts(layer: LayerSpec) -> dict[str, Any]:
-    return {"config": layer.config, "weights": layer.weights}
 
 
 def _check_names(filters: Iterable[str], sets: Sequence[ChannelSet]) -> None:

@@ -12,7 +12,7 @@ Two ways, both deterministic and both measured by the packed file itself, not by
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -41,6 +41,8 @@ K_CHOICES = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 MIN_LAMBDA = 1e-7
 #: The search for lambda ends within this share of the bytes, or after so many tries.
 _CLOSE = 0.985
+#: Likewise of the error.
+_CLOSE_ERROR = 0.9
 _MAX_TRIES = 9
 #: Steps of ``choose_k`` that may be taken back.
 _NUM_LAST = 6
@@ -135,6 +137,69 @@ def _next_place(
     return place if place < too_far else (nearest[0] + too_far) / 2
 
 
+def to_error(
+    quantize: Callable[[float], Layers],
+    error_of: Callable[[Layers], float],
+    target: float,
+    start: float = RateDistortion.lam,
+    report: Callable[[float, float, Layers], None] | None = None,
+) -> tuple[float, Layers]:
+    """Finds the largest lambda at which the output has at most so large an error.
+
+    Args:
+        quantize: Lambda -> the quantized network; ValueError if nothing is left of it.
+        error_of: Network -> relative power of its output's error.
+        target: The largest error, above 0.
+        start: The first lambda to try.
+        report: Called with each lambda, error and network.
+
+    Returns:
+        Lambda and the network.
+
+    Raises:
+        ValueError: The error is larger at any lambda.
+    """
+    low, high = math.log(MIN_LAMBDA), math.log(MAX_LAMBDA)
+    below: tuple[float, float] | None = None  # log lambda, log error: small enough
+    best: Layers | None = None
+    above: tuple[float, float] | None = None
+    smallest = math.inf
+    place = min(max(math.log(start), low), high)
+    for _ in range(_MAX_TRIES):
+        try:
+            found = quantize(math.exp(place))
+        except ValueError:  # nothing is left of a layer
+            above = place, math.log(target) + 2
+        else:
+            error = max(error_of(found), 1e-30)
+            smallest = min(smallest, error)
+            if report is not None:
+                report(math.exp(place), error, found)
+            if error <= target:
+                below, best = (place, math.log(error)), found
+                if error >= _CLOSE_ERROR * target:
+                    break
+            else:
+                above = place, math.log(error)
+        if below and above:
+            share = (math.log(target) - below[1]) / (above[1] - below[1])
+            following = below[0] + min(max(0.95 * share, 0.1), 0.9) * (above[0] - below[0])
+        elif below:
+            following = min(below[0] + max(math.log(target) - below[1], 0.1), high)
+        else:
+            assert above is not None
+            following = max(above[0] - 1.2 * (above[1] - math.log(target)), low)
+        if abs(following - place) < 1e-3:
+            break
+        place = following
+    if best is None or below is None:
+        raise ValueError(
+            f"an error {-10 * math.log10(target):.1f} dB down cannot be reached: the smallest is "
+            f"{-10 * math.log10(smallest):.1f} dB down; ask for less"
+        )
+    return math.exp(below[0]), best
+
+
 # --------------------------------------------------------------------------------------------
 # By k
 
@@ -201,14 +266,11 @@ def choose_k(
             places[names[layer]] = place + 1
         return {name: paths[name][place] for name, place in places.items()}
 
+    def network(num_steps: int) -> Layers:
+        return _with_kernels(layers, {n: c.kernel for n, c in state(num_steps).items()})
+
     def size(num_steps: int) -> int:
-        chosen = state(num_steps)
-        return size_of(
-            tuple(
-                with_kernel(layer, chosen[layer.name].kernel) if layer.name in chosen else layer
-                for layer in layers
-            )
-        )
+        return size_of(network(num_steps))
 
     # Steps that save most error a byte come first; as many as fit.
     low, high = 0, len(steps)
@@ -222,9 +284,9 @@ def choose_k(
         else:
             high = middle - 1
     # Errors of layers do not just add up: the last states are measured as they are.
-    measure = _error_measure(layers, signals)
+    measure = error_measure(layers, signals)
     last = range(max(0, low - _NUM_LAST), low + 1)
-    errors = [measure({n: c.kernel for n, c in state(number).items()}) for number in last]
+    errors = [measure(network(number)) for number in last]
     chosen = state(last[int(np.argmin(errors))])
     return replace(
         codebooks,
@@ -253,7 +315,7 @@ def _choices(
     layers: Layers, codebooks: Codebooks, signals: Signals, formats: Sequence[str]
 ) -> dict[str, list[_Choice]]:
     """Returns what each layer may become, with its bytes and its measured error."""
-    error_of = _error_estimate(layers, signals) or _error_measure(layers, signals)
+    error_of = _error_of_kernel(layers, signals)
     chosen = clustered_layers(layers)
     if not chosen:
         raise ValueError("the model has no convolution or matrix to cluster")
@@ -291,7 +353,7 @@ def _choices(
             for how in formats:
                 kernel = kernel_of(layer, how)
                 saved = (4 - {"fp32": 4, "fp16": 2, "int8": 1}[how]) * k_of[name]
-                error = error_of({name: kernel})
+                error = error_of(name, kernel)
                 found[name].append(_Choice(k_of[name], how, sizes[name] - saved, error, kernel))
     return found
 
@@ -302,23 +364,26 @@ def _most_k(layer: LayerSpec, per_sign: bool) -> int:
     return min(len(np.unique(values)) for values in signs)
 
 
-def _error_estimate(
-    layers: Layers, signals: Signals
-) -> Callable[[dict[str, np.ndarray]], float] | None:
-    """Returns what tells the error of one quantized kernel, in no time; None if nothing does.
+def _with_kernels(layers: Layers, kernels: Mapping[str, np.ndarray]) -> Layers:
+    return tuple(
+        with_kernel(layer, kernels[layer.name]) if layer.name in kernels else layer
+        for layer in layers
+    )
 
-    A network over time and frequency has many layers; its statistics say what an error of one of
-    them does to the output, without running the network once for each.
+
+def _error_of_kernel(layers: Layers, signals: Signals) -> Callable[[str, np.ndarray], float]:
+    """Returns what tells the error of the output with one layer's kernel quantized.
+
+    A network over time and frequency has many layers; what reaches them says what an error of one
+    does to the output, without running the network once for each choice.
     """
     if not graphs.are_spectra(signals):
-        return None
+        measure = error_measure(layers, signals)
+        return lambda name, kernel: measure(_with_kernels(layers, {name: kernel}))
     by_name = {layer.name: layer for layer in layers}
-    found = {
-        layer.name: statistics.inputs for layer, statistics in graphs.unchanged(layers, signals)
-    }
+    found = {layer.name: s.inputs for layer, s in graphs.unchanged(layers, signals)}
 
-    def error(changed: dict[str, np.ndarray]) -> float:
-        ((name, kernel),) = changed.items()
+    def error(name: str, kernel: np.ndarray) -> float:
         layer = by_name[name]
         moved = taps_of(with_kernel(layer, kernel)) - taps_of(layer).astype(np.float64)
         moved = moved.reshape(-1, moved.shape[2])
@@ -327,43 +392,57 @@ def _error_estimate(
     return error
 
 
-def _error_measure(layers: Layers, signals: Signals) -> Callable[[dict[str, np.ndarray]], float]:
-    """Returns what measures the error that quantized kernels make, by layer name."""
+def error_measure(layers: Layers, signals: Signals) -> Callable[[Layers], float]:
+    """Returns what measures the error of a network's output after its weights have changed.
+
+    Args:
+        layers: The network as it was.
+        signals: Its inputs. Without any, and for networks of kinds that nothing here runs, the
+            errors of the kernels count, each relative to its power.
+
+    Returns:
+        Network -> relative power of the error of its output, in the mean over the signals. Of
+        waveforms the best gain is applied first: the scale of an enhanced signal means nothing.
+    """
     run: Callable[[Layers, Any], np.ndarray] | None = None
     if graphs.are_spectra(signals):
         run = graphs.estimate
     elif signals:
         run = _runner(layers)
-    kernels = {layer.name: layer.weights.get("kernel") for layer in layers}
     if run is None:
-        powers = {n: np.square(k, dtype="f8").sum() for n, k in kernels.items() if k is not None}
+        kernels = {x.name: x.weights["kernel"] for x in layers if "kernel" in x.weights}
+        powers = {name: np.square(kernel, dtype="f8").sum() for name, kernel in kernels.items()}
         return lambda changed: float(
             sum(
-                np.square(kernel - kernels[name], dtype="f8").sum() / powers[name]
-                for name, kernel in changed.items()
+                np.square(x.weights["kernel"] - kernels[x.name], dtype="f8").sum() / powers[x.name]
+                for x in changed
+                if x.name in kernels and x.weights["kernel"] is not kernels[x.name]
             )
         )
+    relative = _relative_error if graphs.are_spectra(signals) else _relative_error_at_best_gain
     wanted = [run(layers, signal) for signal in signals]
 
-    def error(found: dict[str, np.ndarray]) -> float:
-        changed = tuple(
-            with_kernel(layer, found[layer.name]) if layer.name in found else layer
-            for layer in layers
+    def error(changed: Layers) -> float:
+        return float(
+            np.mean(
+                [
+                    relative(run(changed, signal), output)
+                    for signal, output in zip(signals, wanted, strict=True)
+                ]
+            )
         )
-        parts = []
-        for signal, output in zip(signals, wanted, strict=True):
-            result = run(changed, signal)
-            if graphs.are_spectra(signals):
-                power = float(np.vdot(output, output).real)
-                error = result - output
-                parts.append(float(np.vdot(error, error).real) / max(power, 1e-30))
-                continue
-            # The best gain applied: the scale of an enhanced signal means nothing.
-            powers = np.square(result).sum() * np.square(output).sum()
-            parts.append(1 - np.sum(result * output) ** 2 / max(powers, 1e-30))
-        return float(np.mean(parts))
 
     return error
+
+
+def _relative_error(result: np.ndarray, wanted: np.ndarray) -> float:
+    error = result - wanted
+    return float(np.vdot(error, error).real / max(np.vdot(wanted, wanted).real, 1e-30))
+
+
+def _relative_error_at_best_gain(result: np.ndarray, wanted: np.ndarray) -> float:
+    powers = np.square(result).sum() * np.square(wanted).sum()
+    return 1 - np.sum(result * wanted) ** 2 / max(powers, 1e-30)
 
 
 def _runner(layers: Layers) -> Callable[[Layers, np.ndarray], np.ndarray] | None:

@@ -5,13 +5,14 @@ A plan is called with a network, once before and perhaps again between rounds of
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from quantization import budget, ratedistortion
+from quantization import budget, graphs, ratedistortion
 from quantization.budget import Signals
 from quantization.kmeans import (
     Codebooks,
@@ -103,6 +104,8 @@ class ByLambda:
         signals: Inputs of the network.
         target: Bytes; None for lambda as it is.
         size_of: Network -> bytes of its file.
+        target_snr_db: Power of the output over that of its error that is asked for, in dB, instead
+            of ``target``; measured on the signals.
     """
 
     how: RateDistortion
@@ -110,10 +113,22 @@ class ByLambda:
     signals: Signals
     target: int | None
     size_of: Callable[[Layers], int]
+    target_snr_db: float | None = None
     _is_first: bool = True
+    _known: tuple[Layers, dict[str, graphs.Sensitivity]] | None = None
 
     def __call__(self, layers: Layers, *, final: bool = False) -> Layers:
         """Returns the quantized network; ``final`` or not, centroids are as they are stored."""
+        if self.target_snr_db is not None:
+            lam, result = budget.to_error(
+                lambda lam: self._quantize(layers, lam),
+                budget.error_measure(self.original, self.signals),
+                10 ** (-self.target_snr_db / 10),
+                self.how.lam,
+                lambda lam, error, result: _say(lam, self.size_of(result), error),
+            )
+            self.how = replace(self.how, lam=lam)
+            return result
         if self.target is None:
             result = self._quantize(layers, self.how.lam)
             _say(self.how.lam, self.size_of(result))
@@ -128,7 +143,14 @@ class ByLambda:
 
     def _quantize(self, layers: Layers, lam: float) -> Layers:
         how = replace(self.how, lam=lam)
-        return ratedistortion.quantize(layers, how, self.signals, original=self.original)
+        found = None
+        if graphs.are_spectra(self.signals):
+            if self._known is None or self._known[0] is not layers:
+                self._known = layers, graphs.sensitivities(layers, self.signals)
+            found = self._known[1]
+        return ratedistortion.quantize(
+            layers, how, self.signals, original=self.original, sensitivities_of=found
+        )
 
     def finish(self, layers: Layers) -> Layers:
         """Returns a trained network with the centroids as they are stored."""
@@ -141,8 +163,11 @@ class ByLambda:
     @property
     def settings(self) -> dict[str, Any]:
         """What goes into the meta data."""
-        return {"lambda": float(f"{self.how.lam:.6g}"), "weighting": self.how.weighting,
-                "centroids": self.how.centroids}  # fmt: skip
+        found = {"lambda": float(f"{self.how.lam:.6g}"), "weighting": self.how.weighting,
+                 "centroids": self.how.centroids}  # fmt: skip
+        if self.target_snr_db is not None:
+            found["target_snr_db"] = self.target_snr_db
+        return found
 
 
 def _lambda_for(target: int, layers: Layers) -> float:
@@ -153,8 +178,9 @@ def _lambda_for(target: int, layers: Layers) -> float:
     return float(np.clip(0.003 * (bits_at / bits) ** power, budget.MIN_LAMBDA, 0.1))
 
 
-def _say(lam: float, size: int) -> None:
-    print(f"lambda      {lam:.4g}: about {size:,} bytes", flush=True)
+def _say(lam: float, size: int, error: float | None = None) -> None:
+    shown = "" if error is None else f", output at {-10 * math.log10(error):.1f} dB"
+    print(f"lambda      {lam:.4g}: about {size:,} bytes{shown}", flush=True)
 
 
 def _rounded(layers: Layers, format_for: Callable[[str], str]) -> Layers:

@@ -25,6 +25,12 @@ a weight moves but what that does to the output of its layer (``quantization.cal
 Lambda is in relative power of the output's error for a bit a weight, and so does not depend on the
 size of the network: an error of X dB goes with about a tenth of its power.
 
+A network over time and frequency goes the same way, layer by layer through its graph
+(``quantization.graphs``), with three differences: each place of a layer's output counts as much as
+an error there does to the estimate; the bias makes up for the mean of an error; and as its kernels
+are small, the values of a codebook cost the bits that they take, and contexts are left out. A layer
+that a residual or a skip goes past may lose all of its weights.
+
 Networks of another kind have no such statistics: their weights' own errors count, relative to the
 power of their layer.
 """
@@ -32,7 +38,7 @@ power of their layer.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -58,7 +64,7 @@ _DAMPING = 1e-3
 _TARGET_DAMPING = 1e-4
 _TARGET_ITERATIONS = 100
 _MAX_CHANNEL_SCALE = 16.0
-#: Bits that a value of a small codebook takes in the file, and until its frequency is known.
+#: Bits that a value of a small codebook takes, with those in which the coder gets to know it.
 _BOOK_BITS = {"fp32": 36.0, "fp16": 20.0, "int8": 12.0}
 #: Strength of the prior in the counts of a context.
 _PRIOR = 4.0
@@ -114,6 +120,7 @@ def quantize(
     signals: Sequence[np.ndarray] | Sequence[graphs.Spectrum],
     *,
     original: Sequence[LayerSpec] | None = None,
+    sensitivities_of: Mapping[str, graphs.Sensitivity] | None = None,
 ) -> tuple[LayerSpec, ...]:
     """Returns the network with quantized kernels; channels that are all zero stay so.
 
@@ -123,6 +130,8 @@ def quantize(
         signals: What it is for: float32 [time, 1] each, see ``calibration.bundled_signals``; for a
             network over time and frequency ``graphs.spectra_of`` them.
         original: Network whose zero channels stay zero as well; None for ``layers``.
+        sensitivities_of: What ``graphs.sensitivities`` gives for these layers and spectra, if it is
+            at hand.
 
     Raises:
         ValueError: There is nothing to quantize, or lambda is so large that nothing is left.
@@ -131,17 +140,20 @@ def quantize(
     if not found:
         raise ValueError("the model has no convolution or matrix to cluster")
     if graphs.are_spectra(signals):
-        result = _quantize_graph(layers, settings, signals, original or layers)
+        if sensitivities_of is None:
+            sensitivities_of = graphs.sensitivities(layers, signals)
+        walking = graphs.walk(layers, signals, sensitivities_of)
+        result = _quantize_graph(layers, settings, walking, original or layers)
     else:
+        waveforms = [np.asarray(signal) for signal in signals]
         kept = {
             layer.name: np.asarray(as_matrix(layer.weights["kernel"]).any(axis=0))
             for layer in clustered_layers(original)
         } if original is not None else {}  # fmt: skip
         stages = stages_of(layers)
-        if stages is None or not signals:
+        if stages is None or not waveforms:
             result = _quantize_apart(layers, settings, kept)
         else:
-            waveforms = [np.asarray(signal) for signal in signals]
             result = _with_stages(layers, _quantize_chain(stages, settings, waveforms, kept))
     gone = {layer.name for layer in found} - {layer.name for layer in clustered_layers(result)}
     if not is_chain(layers) and found[-1].name not in gone:
@@ -166,7 +178,7 @@ def _quantize_chain(
     walking = walk(stages, signals)
     stage, found = next(walking)
     for index, parts in enumerate(factors):
-        kept: np.ndarray = np.asarray(stage.kernel.any(axis=0))
+        kept = np.asarray(stage.kernel.any(axis=0))
         if stage.name in kept_of:
             kept = np.asarray(kept & kept_of[stage.name].reshape(kept.shape))
         scales = _filter_scales(stage, parts, settings)
@@ -201,15 +213,13 @@ def _quantize_chain(
 def _quantize_graph(
     layers: Sequence[LayerSpec],
     settings: RateDistortion,
-    spectra: Sequence[graphs.Spectrum],
+    walking: Generator[tuple[LayerSpec, graphs.Statistics], LayerSpec, None],
     original: Sequence[LayerSpec],
 ) -> tuple[LayerSpec, ...]:
     """Quantizes the kernels of a network over time and frequency, each behind those before it."""
-    found = graphs.sensitivities(layers, spectra)
     kept_of = {layer.name: _kept_weights(layer) for layer in clustered_layers(original)}
     lam = settings.lam / sum(layer.weights["kernel"].size for layer in clustered_layers(layers))
     done: dict[str, LayerSpec] = {}
-    walking = graphs.walk(layers, spectra, found)
     try:
         layer, statistics = next(walking)
         while True:
@@ -239,11 +249,14 @@ def _quantize_layer(
     taps = taps_of(layer)
     # The coder goes through a Dense kernel input by input.
     shape = (taps.shape[1], 1, taps.shape[2]) if layer.class_name == "Dense" else taps.shape
-    statistics = Statistics(found.inputs, found.targets)
     wanted = taps.reshape(-1, taps.shape[2]).astype(np.float64)
-    problem = _weighed(statistics, wanted, kept.reshape(shape), settings)
+    if settings.weighting == "correlation":
+        wanted = _solved_weights(found, wanted, kept.reshape(wanted.shape))
+    # A layer may matter next to nothing: its errors count by the mean, and bits as much more.
+    scale = float(np.trace(found.inputs)) / len(found.inputs)
+    problem = _weighed(found.inputs / scale, wanted, kept.reshape(shape), settings)
     problem = replace(problem, book_bits=_BOOK_BITS[settings.centroids])
-    values, indices = _solve(problem, lam, settings)
+    values, indices = _solve(problem, lam / scale, settings)
     kernel = round_centroids(values, settings.centroids)[indices].reshape(taps.shape)
     layer = with_taps(layer, kernel + np.float32(0))
     if "bias" in layer.weights and settings.weighting == "correlation":
@@ -328,44 +341,56 @@ def _problem(
 ) -> _Problem:
     """Returns what is wanted of a stage, its filters multiplied by ``scales``."""
     start = stage.kernel.reshape(-1, stage.kernel.shape[2]) * scales
-    return _weighed(found, start, np.broadcast_to(kept, stage.kernel.shape), settings, scales)
+    kept = np.broadcast_to(kept, stage.kernel.shape)
+    if settings.weighting == "correlation":
+        damping = _TARGET_DAMPING * float(np.trace(found.inputs)) / len(found.inputs)
+        start = _fitted_weights(found, start, scales, kept.reshape(start.shape), damping)
+    return _weighed(found.inputs, start, kept, settings)
 
 
 def _weighed(
-    found: Statistics,
-    start: np.ndarray,
-    kept: np.ndarray,
-    settings: RateDistortion,
-    scales: np.ndarray | float = 1.0,
+    correlation: np.ndarray, start: np.ndarray, kept: np.ndarray, settings: RateDistortion
 ) -> _Problem:
-    """Returns the weights that are wanted and what their errors count, as settings say.
+    """Returns wanted weights and what their errors count, as settings say.
 
     Args:
-        found: Of the layer.
-        start: float [taps x in, filters], the weights that there are, filters scaled.
+        correlation: float64 [taps x in, taps x in], of the inputs.
+        start: float [taps x in, filters], the weights that are wanted.
         kept: bool [taps, in, filters].
         settings: How to weigh.
-        scales: Of the filters.
     """
-    correlation = found.inputs
     mean = float(np.trace(correlation)) / len(correlation)
-    if settings.weighting == "correlation":
-        every = kept.reshape(start.shape)
-        start = _fitted_weights(found, start, scales, every, _TARGET_DAMPING * mean)
-    elif settings.weighting == "power":
+    if settings.weighting == "power":
         correlation = np.diag(np.diag(correlation))
-    else:
+    elif settings.weighting == "plain":
         correlation = mean * np.eye(len(correlation))
     correlation = correlation + _DAMPING * max(mean, 1e-30) * np.eye(len(correlation))
     return _Problem(start.reshape(kept.shape), kept, correlation)
 
 
+def _solved_weights(found: graphs.Statistics, start: np.ndarray, kept: np.ndarray) -> np.ndarray:
+    """Returns the weights that give the wanted outputs best, near ``start``, for few of them.
+
+    Args:
+        found: Of the layer.
+        start: float64 [taps x in, filters].
+        kept: bool, likewise; the others are zero.
+    """
+    damping = _TARGET_DAMPING * float(np.trace(found.inputs)) / len(found.inputs)
+    matrix = found.inputs + damping * np.eye(len(start))
+    targets = found.targets + damping * start
+    if kept.all():
+        return scipy.linalg.solve(matrix, targets, assume_a="pos")
+    solved = np.zeros_like(start)
+    for filter_, own in enumerate(kept.T):
+        if own.any():
+            part, wanted = matrix[np.ix_(own, own)], targets[own, filter_]
+            solved[own, filter_] = scipy.linalg.solve(part, wanted, assume_a="pos")
+    return solved
+
+
 def _fitted_weights(
-    found: Statistics,
-    start: np.ndarray,
-    scales: np.ndarray | float,
-    kept: np.ndarray,
-    damping: float,
+    found: Statistics, start: np.ndarray, scales: np.ndarray, kept: np.ndarray, damping: float
 ) -> np.ndarray:
     """Returns the weights that give the wanted outputs best, near ``start``.
 

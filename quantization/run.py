@@ -21,7 +21,8 @@ zero (``--keep-biases``). Both are so in ``clustered.h5`` too.
 
 Without k, ``--lambda`` weighs the error of the output against the bits of the coder, weight by
 weight (``quantization.ratedistortion``), and ``--target-bytes`` or ``--target-percent`` look for
-the lambda, or with ``--allocate k`` for the k of each layer, with which the file just fits.
+the lambda, or with ``--allocate k`` for the k of each layer, with which the file just fits;
+``--target-snr`` looks for the lambda at which the output just stays so close to the model's.
 """
 
 from __future__ import annotations
@@ -92,12 +93,13 @@ def _quantize(file: ModelFile, options: argparse.Namespace) -> int:
     from speech.compact import inspect_compact, write_compact
     from speech.files import sha256_of
     from speech.modelfile import read_model_file, write_model_file
-    from speech.training.continuing import check_trains
 
     if not options.keep_norms:
         file = _folded(file)
     training = None
     if options.finetune or options.method == "tfmot":
+        from speech.training.continuing import check_trains
+
         check_trains(file)
         training = _load_training(file, options)
     plan = _plan(file, options, training)
@@ -160,7 +162,7 @@ def _plan(file: ModelFile, options: argparse.Namespace, training: Continuation |
     target = options.target_bytes
     if options.target_percent is not None:
         target = int(options.model.stat().st_size * options.target_percent / 100)
-    by_lambda = options.lam is not None or (target is not None and options.allocate == "lambda")
+    by_lambda = _is_by_lambda(options)
     if by_lambda:
         how = RateDistortion(
             lam=RateDistortion.lam if options.lam is None else options.lam,
@@ -191,11 +193,21 @@ def _plan(file: ModelFile, options: argparse.Namespace, training: Continuation |
     if by_lambda or target is not None:
         signals = _signals(file, training)
     if by_lambda:
-        plan: Plan = ByLambda(how, file.layers, signals, target, size_of)
+        plan: Plan = ByLambda(how, file.layers, signals, target, size_of, options.target_snr)
     else:
         formats = (options.centroids,) if options.centroids else FORMATS[1:]
         plan = ByK(codebooks, signals, target, formats, size_of)
     return plan
+
+
+def _is_by_lambda(options: argparse.Namespace) -> bool:
+    """Returns whether error and code length decide about each weight."""
+    has_target = options.target_bytes is not None or options.target_percent is not None
+    return (
+        options.lam is not None
+        or options.target_snr is not None
+        or (has_target and options.allocate == "lambda")
+    )
 
 
 def _signals(file: ModelFile, training: Continuation | None) -> list[Any]:
@@ -369,6 +381,8 @@ def _result_name(options: argparse.Namespace) -> str:
         how = f"{options.target_bytes}b"
     elif options.target_percent is not None:
         how = f"{options.target_percent:g}p"
+    elif options.target_snr is not None:
+        how = f"{options.target_snr:g}db"
     elif options.lam is not None:
         how = f"lambda{options.lam:g}"
     else:
@@ -565,17 +579,22 @@ def _check_usage(parser: argparse.ArgumentParser, options: argparse.Namespace) -
         parser.error(f"{by_k[0]} and a target are two ways: give one of them")
     if options.lam is not None and has_target:
         parser.error("--lambda and a target are two ways: give one of them")
+    if options.target_snr is not None:
+        if not 0 < options.target_snr <= 60:
+            parser.error(f"--target-snr is {options.target_snr:g}; give more than 0, at most 60 dB")
+        if has_target or options.lam is not None or by_k or options.allocate == "k":
+            parser.error("--target-snr, a size, --lambda and k are several ways: give one of them")
     if options.lam is not None and (by_k or options.allocate == "k"):
         parser.error("--lambda and k are two ways: give one of them")
     if options.allocate == "k" and not has_target:
         parser.error("--allocate k goes with --target-bytes or --target-percent")
-    by_lambda = options.lam is not None or (has_target and options.allocate == "lambda")
+    by_lambda = _is_by_lambda(options)
     if options.weighting != "correlation" and not by_lambda:
         parser.error("--weighting goes with --lambda, or a target that --allocate lambda meets")
     if by_lambda:
         if options.method == "tfmot" or options.per_sign or options.algorithm != "exact":
             parser.error(
-                "--method tfmot, --per-sign and --algorithm are for k: with a target, give "
+                "--method tfmot, --per-sign and --algorithm are for k: with a target size, give "
                 "--allocate k"
             )
         if options.no_entropy:
@@ -646,6 +665,8 @@ def _parser() -> argparse.ArgumentParser:
         "about 20 dB down")  # fmt: skip
     add("--target-bytes", type=parse_bytes, metavar="N", help="largest file, as 60000 or 60k")
     add("--target-percent", type=float, metavar="P", help="the same in percent of MODEL.h5")
+    add("--target-snr", type=float, metavar="DB",
+        help="smallest file whose output is this far above its error, as 25")  # fmt: skip
     add("--allocate", choices=("lambda", "k"), default="lambda",
         help="what reaches the target: lambda (default) or the k of each layer")  # fmt: skip
     add("--weighting", choices=("correlation", "power", "plain"), default="correlation",
@@ -655,11 +676,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--others", choices=("fp16", "fp32"), default="fp16",
         help="biases and normalisation (default %(default)s)")  # fmt: skip
     add("--keep-biases", action="store_true", help="keep biases that have no effect")
-    add(
-        "--keep-norms",
-        action="store_true",
-        help="keep BatchNormalization, to train on (default: fold it into the layers before)",
-    )
+    add("--keep-norms", action="store_true",
+        help="keep BatchNormalization, to train on (default: folded away)")  # fmt: skip
     add("--no-entropy", action="store_true", help="indices of fixed length")
     add_data_options(parser)
     add_training_options(parser, epochs_flag="--finetune-epochs")

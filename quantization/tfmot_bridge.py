@@ -224,7 +224,7 @@ def checked_codebooks(
 def _masks_of(
     layers: Layers, codebooks: Mapping[str, np.ndarray], masks: Mapping[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
-    """Returns, for each layer in which something is pruned, what multiplies its kernel."""
+    """Returns the mask of each layer in which something is pruned, to multiply its kernel by."""
     found: dict[str, np.ndarray] = {}
     for layer in layers:
         if layer.name not in codebooks and layer.name not in masks:

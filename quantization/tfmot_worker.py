@@ -131,7 +131,8 @@ def wrap(layer: Any, centroids: np.ndarray, kept: np.ndarray | None) -> Any:
     """Returns TF-MOT's wrapper around a built tf_keras layer.
 
     Args:
-        layer: A convolution or Dense of `tfmot_classes`; the wrapper takes over its kernel.
+        layer: A convolution or Dense of `tfmot_classes`; its kernel belongs to the wrapper from
+            now on.
         centroids: float32 [k].
         kept: bool of the kernel's shape, False where the weight is and stays zero; None if none is.
 
@@ -258,8 +259,9 @@ class Clusterer:
     @property
     def uses_c_kernels(self) -> bool:
         """Whether steps run through ``speech.network`` or ``speech.net.tape``."""
-        masks = self._masks is not None and self._masks.nodes is not None
-        return self._chain is not None or masks
+        return self._chain is not None or (
+            self._masks is not None and self._masks.nodes is not None
+        )
 
     def start_epoch(self, epoch: int) -> None:
         """Makes what is random in an epoch the same, wherever a run was taken up."""

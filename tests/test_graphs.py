@@ -18,10 +18,10 @@ def spectra(rng, count=2, num_samples=3000):
     """Noise in a tone, as the network takes it."""
     time = np.arange(num_samples)
     signals = [
-        (0.05 * rng.standard_normal(num_samples) + 0.1 * np.sin(0.1 * (n + 1) * time))
-        .astype("f4")[:, None]
+        0.05 * rng.standard_normal(num_samples) + 0.1 * np.sin(0.1 * (n + 1) * time)
         for n in range(count)
-    ]  # fmt: skip
+    ]
+    signals = [signal.astype("f4")[:, None] for signal in signals]
     return graphs.spectra_of(signals, MaskConventions.of(TINY.meta()))
 
 
@@ -119,14 +119,16 @@ def test_gradients_are_difference_quotients(folded, rng):
 
 
 def test_statistics_tell_the_error_that_errors_of_a_kernel_make(rng):
+    """Exact at the output; further up, errors of several places are taken as independent."""
     layers = fold_batch_normalization(mask_layers())
     inputs = spectra(rng)
-    sensitivity = graphs.sensitivities(layers, inputs, probes=40)
+    sensitivity = graphs.sensitivities(layers, inputs)
+    assert set(sensitivity) == {layer.name for layer in layers if has_kernel(layer)}
+    largest_factor = {"mask": 1.1, "decoder2": 1.5, "encoder2": 6, "block1_time": 6,
+                      "block2_bands": 6, "block2_bands_dense": 6}  # fmt: skip
     by_name = {layer.name: layer for layer in layers}
     for layer, found in graphs.unchanged(layers, inputs):
-        if layer.name not in (
-            "encoder2", "block1_time", "block2_bands", "block2_bands_dense", "mask"
-        ):  # fmt: skip
+        if layer.name not in largest_factor:
             continue
         taps = taps_of(layer)
         error = 0.01 * draw(rng, *taps.shape)
@@ -137,17 +139,17 @@ def test_statistics_tell_the_error_that_errors_of_a_kernel_make(rng):
         bias = layer.weights["bias"] - (found.mean_input @ vectors).astype("f4")
         moved = replace(moved, weights={**moved.weights, "bias": bias})
         changed = [moved if one.name == layer.name else one for one in by_name.values()]
-        measured = np.mean([
-            np.sum(np.abs(graphs.estimate(changed, one) - wanted) ** 2)
-            / np.sum(np.abs(wanted) ** 2)
-            for one in inputs
-            for wanted in [graphs.estimate(layers, one)]
-        ])  # fmt: skip
-        assert 0.5 < predicted / measured < 2, layer.name
+        parts = []
+        for one in inputs:
+            wanted = graphs.estimate(layers, one)
+            change = graphs.estimate(changed, one) - wanted
+            parts.append(np.vdot(change, change).real / np.vdot(wanted, wanted).real)
+        measured = np.mean(parts)
+        factor = largest_factor[layer.name]
+        assert 1 / factor < predicted / measured < factor, layer.name
         # The weights themselves give the outputs wanted.
         own = found.inputs @ taps.reshape(-1, taps.shape[2]).astype("f8")
         assert_allclose(own, found.targets, rtol=1e-3, atol=1e-4 * np.abs(own).max())
-    assert set(sensitivity) == {layer.name for layer in layers if has_kernel(layer)}
 
 
 def test_levels_are_spread(rng):

@@ -10,7 +10,10 @@ from mnn.experts import build_expert
 from pruning import run, sparsity
 from speech.fcn import FCNConfig, build_fcn
 from speech.modelfile import read_model_file, write_model_file
+from speech.net.mask_loss import MaskLoss
+from speech.training.continuing import _loss_of, check_trains
 from speech.weights import save_model
+from tests.builders import TINY, mask_layers
 from tests.test_sparsity import network
 
 SMALL = ["--retrain", "--num-train", "4", "--crop-seconds", "0.3", "--batch-size", "2",
@@ -27,6 +30,26 @@ def model(tmp_path, rng):
             layer.weights["kernel"][:] *= 0.1
     write_model_file(path, layers, {"kind": "waveform", "sample_rate_hz": 16000})
     return path
+
+
+@pytest.fixture
+def spectral(tmp_path):
+    """A network over time and frequency that was trained with a loss of its own."""
+    path = tmp_path / "tf.h5"
+    loss = {"magnitude": 2.0, "complex": 1.0, "consistency": 0.0, "waveform": 0.1, "si_sdr": 0.0}
+    write_model_file(path, mask_layers(), {**TINY.meta(), "training": {"loss": loss}})
+    return path
+
+
+#: Training of such a network that ends at once, on the bundled corpus.
+PIECES = ["--retrain", "--num-train", "4", "--crop-seconds", "0.3", "--batch-size", "2",
+          "--rooms", "0", "--retrain-epochs", "1", "--final-epochs", "1", "--num-test", "1",
+          "--snr", "5", "--gpu", "-1", "--jobs", "1", "--no-score"]  # fmt: skip
+
+
+@pytest.fixture
+def few_pieces(monkeypatch):
+    monkeypatch.setattr("speech.datasets._VALIDATION_PIECES", 2)
 
 
 def zeros(path):
@@ -152,6 +175,102 @@ def test_what_comes_pruned_stays_pruned_and_is_announced(model, tmp_path, capsys
     assert run.main([str(once), "-o", str(tmp_path / "twice.h5"), "--target-sparsity", "0.3"]) == 0
     assert "comes with 13 channels at zero" in capsys.readouterr().out
     assert zeros(once) == zeros(tmp_path / "twice.h5")
+
+
+def test_one_shot_of_a_network_over_time_and_frequency(spectral, tmp_path, capsys):
+    out = tmp_path / "p.h5"
+    assert run.main([str(spectral), "-o", str(out), "--target-sparsity", "0.3"]) == 0
+    assert "FLOP per frame (zero kernels skipped)" in capsys.readouterr().out
+    before, after = read_model_file(spectral), read_model_file(out)
+    masks = sparsity.masks_for_share(before.layers, 0.3)
+    found = sparsity.masks_of_zeros(after.layers, keep_last=True)
+    for name, mask in masks.items():
+        assert_array_equal(found[name], mask)
+    assert after.kind == "complex_mask" and after.meta["stft"] == before.meta["stft"]
+    # Its skips and residuals are where they were.
+    assert [x.inputs for x in after.layers] == [x.inputs for x in before.layers]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_soft_pruning_of_a_network_over_time_and_frequency(spectral, tmp_path, capsys, few_pieces):
+    out, work = tmp_path / "soft.h5", tmp_path / "work"
+    command = [str(spectral), "-o", str(out), "--target-sparsity", "0.3", "--stages", "1",
+               "--work", str(work), *PIECES]  # fmt: skip
+    assert run.main(command) == 0
+    before, after = read_model_file(spectral), read_model_file(out)
+    stage = read_model_file(work / "stage-1" / "model.h5")
+    assert stage.kind == "complex_mask"
+    masks = sparsity.masks_for_share(stage.layers, 0.3)
+    found = sparsity.masks_of_zeros(after.layers, keep_last=True)
+    for name, mask in masks.items():  # held through the C kernels and the averaged weights
+        assert_array_equal(found[name], mask)
+    changed = [
+        key
+        for a, b in zip(before.layers, after.layers, strict=True)
+        for key in a.weights
+        if not np.array_equal(a.weights[key], b.weights[key])
+    ]
+    assert {"kernel", "bias", "gamma", "moving_mean", "moving_variance"} <= set(changed)
+    told = json.loads((work / "final" / "run.json").read_text())
+    assert told["config"]["loss"]["magnitude"] == 2.0 and told["config"]["optimizer"] == "adamw"
+    assert told["config"]["learning_rate"] == run.RETRAIN_LEARNING_RATE
+    seeds = [json.loads((work / x / "run.json").read_text())["config"]["seed"]
+             for x in ("stage-1", "final")]  # fmt: skip
+    assert seeds[0] != seeds[1]
+    capsys.readouterr()
+    assert run.main(command) == 0
+    assert "epoch" not in capsys.readouterr().out
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_filters_of_a_network_over_time_and_frequency(spectral, tmp_path, few_pieces):
+    out = tmp_path / "filters.h5"
+    command = [str(spectral), "-o", str(out), "--remove-filters", "0.4", "--stages", "1",
+               "--work", str(tmp_path / "work"), *PIECES]  # fmt: skip
+    assert run.main(command) == 0
+    kernels = {
+        layer.name: layer.weights["kernel"].shape
+        for layer in read_model_file(out).layers
+        if "kernel" in layer.weights
+    }
+    assert kernels["encoder3"] == (1, 3, 3, 3) and kernels["mask"] == (1, 8, 2, 3)
+    assert kernels["block1_bands"] == (6, 6)  # bands stay
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--loss", "mse"], "--loss is for networks from waveform to waveform"),
+        (["--gain", "-10", "0"], "--gain is for networks from waveform to waveform"),
+        (["--recipe", "paper"], "give quick or best"),
+        (["--crop-seconds", "0"], "crop_seconds is 0"),
+    ],
+)
+def test_options_that_say_nothing_to_a_network_over_time_and_frequency(
+    flags, message, spectral, tmp_path, capsys
+):
+    words = ["--retrain", "--work", str(tmp_path / "work"), "-o", str(tmp_path / "y.h5"), *flags]
+    assert run.main([str(spectral), *words]) == 1
+    assert message in capsys.readouterr().err.strip().splitlines()[-1]
+    assert not (tmp_path / "y.h5").exists()
+
+
+@pytest.mark.parametrize(
+    ("meta", "message"),
+    [
+        ({"sample_rate_hz": 8000}, "trained at 8000 Hz; only 16000 Hz"),
+        ({"training": {"loss": "no"}}, ""),
+    ],
+)
+def test_meta_of_a_network_over_time_and_frequency(meta, message, tmp_path, capsys):
+    write_model_file(tmp_path / "x.h5", mask_layers(), {**TINY.meta(), **meta})
+    file = read_model_file(tmp_path / "x.h5")
+    if message:
+        with pytest.raises(ValueError, match=message):
+            check_trains(file)
+    else:
+        check_trains(file)
+        assert _loss_of(file.meta) == MaskLoss()
 
 
 @pytest.mark.parametrize(

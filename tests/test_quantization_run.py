@@ -7,11 +7,16 @@ import pytest
 from numpy.testing import assert_array_equal
 
 from pruning import sparsity
-from quantization import accounting, run
+from quantization import accounting, graphs, run
 from quantization.kmeans import Codebooks, cluster_layers, clustered_layers
 from speech import compact
-from speech.modelfile import LayerSpec, read_model_file, write_model_file
-from tests.test_pruning_run import zeros
+from speech.modelfile import LayerSpec, MaskConventions, read_model_file, write_model_file
+from speech.net.folding import fold_batch_normalization
+from speech.net.taps import has_kernel, taps_of
+from speech.training.config import TrainingConfig
+from speech.training.continuing import Continuation
+from tests.builders import TINY, mask_layers
+from tests.test_pruning_run import PIECES, zeros
 from tests.test_sparsity import network
 
 SMALL = ["--num-train", "4", "--crop-seconds", "0.3", "--batch-size", "2", "--num-test", "1",
@@ -219,7 +224,9 @@ def test_tfmot_gets_the_network_as_it_is_and_the_centroids_of_kmeans(model, tmp_
         return cluster_layers(layers, Codebooks(k=4))
 
     monkeypatch.setattr("quantization.tfmot_bridge.cluster", cluster)
-    monkeypatch.setattr(run, "_load_training", lambda options: (None, None, Settings, []))
+    config = TrainingConfig(epochs=2, learning_rate=1e-3)
+    how = Continuation(None, None, config, [], "none", {"kind": "waveform"})
+    monkeypatch.setattr(run, "_load_training", lambda file, options: how)
     out = tmp_path / "q"
     flags = ["-k", "4", "--method", "tfmot", "-o", str(out), "--work", str(tmp_path / "w")]
     assert run.main([str(model), *flags]) == 0
@@ -229,10 +236,6 @@ def test_tfmot_gets_the_network_as_it_is_and_the_centroids_of_kmeans(model, tmp_
     for layer in clustered_layers(start):
         kernel = layer.weights["kernel"]
         assert_array_equal(seen["codebooks"][layer.name], np.unique(kernel[kernel != 0]))
-
-
-class Settings:
-    epochs, learning_rate, loss, seed, conv = 0, 1e-3, "mse", 0, "fast"
 
 
 def test_a_layer_of_one_value(rng):
@@ -268,6 +271,178 @@ def test_lambda_is_fine_tuned_in_rounds(model, tmp_path, capsys):
     assert capsys.readouterr().out.count("lambda      0.01") == 2
 
 
+# --------------------------------------------------------------------------------------------
+# A network over time and frequency
+
+
+@pytest.fixture
+def spectral(tmp_path):
+    """Such a network, pruned, with batch normalisation."""
+    layers = mask_layers()
+    layers = sparsity.apply_masks(layers, sparsity.masks_for_share(layers, 0.2, per_layer=True))
+    write_model_file(tmp_path / "tf.h5", layers, TINY.meta())
+    return tmp_path / "tf.h5"
+
+
+@pytest.fixture
+def speech_like(monkeypatch, rng):
+    """Short signals in place of the bundled mixtures."""
+    found = [(tone(800 * (n + 1), 6000) + 0.1 * rng.normal(0, 1, 6000))[:, None].astype("f4")
+             for n in range(3)]  # fmt: skip
+    monkeypatch.setattr("quantization.calibration.bundled_signals", lambda: found)
+    return graphs.spectra_of(graphs.at_levels(found), MaskConventions.of(TINY.meta()))
+
+
+def tone(frequency_hz, num_samples):
+    return 0.3 * np.sin(2 * np.pi * frequency_hz / 16000 * np.arange(num_samples))
+
+
+def output_error(path, other, spectra):
+    """Power of the error of the estimates relative to theirs, through Keras."""
+    from speech.weights import build_model
+
+    one, two = (build_model(read_model_file(x).layers) for x in (path, other))
+    parts = []
+    for spectrum in spectra:
+        wanted, found = (
+            np.asarray(model(spectrum.features[None]))[0].view("c8")[..., 0] * spectrum.noisy
+            for model in (one, two)
+        )
+        parts.append(np.sum(np.abs(found - wanted) ** 2) / np.sum(np.abs(wanted) ** 2))
+    return np.mean(parts)
+
+
+def is_zero(path):
+    return {
+        layer.name: taps_of(layer) == 0
+        for layer in read_model_file(path).layers
+        if has_kernel(layer)
+    }
+
+
+@pytest.mark.parametrize("flags", [[], ["--keep-norms"], ["--layer-k", "block1_bands=2"]])
+def test_kmeans_of_a_network_over_time_and_frequency(
+    flags, spectral, tmp_path, speech_like, capsys
+):
+    out = tmp_path / "q"
+    assert run.main([str(spectral), "-k", "16", "-o", str(out), *flags]) == 0
+    assert_same_files(out)
+    file = read_model_file(out / "model.icse")
+    norms = sum(layer.class_name == "BatchNormalization" for layer in file.layers)
+    assert (norms > 0) == ("--keep-norms" in flags)
+    assert ("folded      11 batch normalisations" in capsys.readouterr().out) == (norms == 0)
+    assert file.kind == "complex_mask"
+    before, after = is_zero(spectral), is_zero(out / "clustered.h5")
+    for layer in clustered_layers(file.layers):
+        assert_array_equal(after[layer.name], before[layer.name])
+        most = 2 if layer.name == "block1_bands" and "--layer-k" in flags else 16
+        values = np.unique(layer.weights["kernel"])
+        assert len(values[values != 0]) <= most
+    if "--layer-k" not in flags:
+        assert output_error(spectral, out / "model.icse", speech_like) < 0.03
+
+
+def test_accounting_of_kernels_of_four_axes(spectral, tmp_path):
+    out, table = tmp_path / "q", tmp_path / "q.json"
+    assert run.main([str(spectral), "-k", "4", "-o", str(out), "--json", str(table)]) == 0
+    result = json.loads(table.read_text())
+    rows = {row["name"]: row for row in result["rows"]}
+    assert result["total"]["file"] == (out / "model.icse").stat().st_size
+    layers = read_model_file(out / "clustered.h5").layers
+    for layer in clustered_layers(layers):
+        kernel, row = layer.weights["kernel"], rows[layer.name]
+        # Columns that are not all zero: of a convolution its channels, of a matrix its outputs.
+        flat = kernel.reshape(-1, kernel.shape[-2] * kernel.shape[-1])
+        matrix = kernel if kernel.ndim == 2 else flat
+        kept = matrix.any(axis=0)
+        mask = 0 if kept.all() else -(-kept.size // 8)
+        counts = np.unique(matrix[:, kept], return_counts=True)[1]
+        bits = int(np.ceil(np.log2(len(counts))))
+        assert row["paper"] == (kernel != 0).sum() * 2 / 8
+        assert row["packed"] == mask + 4 * len(counts) + counts.sum() * bits / 8
+    biases = sum(x.weights["bias"].size for x in layers if "bias" in x.weights)
+    assert rows["biases, norms"]["packed"] == 2 * biases
+
+
+def test_rate_and_distortion_of_a_network_over_time_and_frequency(
+    spectral, tmp_path, speech_like, capsys
+):
+    """A smaller file with a smaller error than k-means has; zeros stay."""
+    found = {}
+    for name, flags in (
+        ("k", ["-k", "4", "--centroids", "fp16"]), ("coarse", ["--lambda", "0.003"]),
+        ("fine", ["--lambda", "0.0003"]),
+    ):  # fmt: skip
+        out = tmp_path / name
+        assert run.main([str(spectral), "-o", str(out), *flags]) == 0
+        assert_same_files(out)
+        packed = out / "model.icse"
+        found[name] = packed.stat().st_size, output_error(spectral, packed, speech_like)
+        for layer, zero in is_zero(out / "clustered.h5").items():
+            assert zero[is_zero(spectral)[layer]].all()
+    assert found["coarse"][0] < found["fine"][0] and found["coarse"][1] > found["fine"][1]
+    assert found["coarse"][0] < found["k"][0] and found["coarse"][1] < found["k"][1]
+
+
+@pytest.mark.parametrize("how", ["lambda", "k"])
+def test_a_target_size_of_a_network_over_time_and_frequency(how, spectral, tmp_path, speech_like):
+    out = tmp_path / "q"
+    assert run.main([str(spectral), "-k", "8", "-o", str(tmp_path / "whole")]) == 0
+    target = int(0.9 * (tmp_path / "whole" / "model.icse").stat().st_size)
+    flags = ["--target-bytes", str(target), "--allocate", how, "-o", str(out)]
+    assert run.main([str(spectral), *flags]) == 0
+    assert_same_files(out)
+    assert 0.7 * target < (out / "model.icse").stat().st_size <= target
+
+
+@pytest.mark.parametrize("network_of", ["samples", "spectra"])
+def test_a_target_error_is_kept(network_of, request, tmp_path, capsys):
+    is_spectral = network_of == "spectra"
+    path = request.getfixturevalue("spectral" if is_spectral else "model")
+    signals = request.getfixturevalue("speech_like" if is_spectral else "signals")
+    sizes = []
+    for target in (10, 20):
+        out = tmp_path / f"q{target}"
+        assert run.main([str(path), "--target-snr", str(target), "-o", str(out)]) == 0
+        assert read_model_file(out / "model.icse").meta["quantization"]["target_snr_db"] == target
+        sizes.append((out / "model.icse").stat().st_size)
+        if is_spectral:
+            error = output_error(path, out / "model.icse", signals)
+            assert target - 0.05 < -10 * np.log10(error) < target + 2
+    assert sizes[0] < sizes[1]
+    capsys.readouterr()
+    assert run.main([str(path), "--target-snr", "60", "--centroids", "int8", "-o", "none"]) == 1
+    assert "cannot be reached: the smallest is" in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_fine_tuning_of_a_network_over_time_and_frequency(spectral, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("speech.datasets._VALIDATION_PIECES", 2)
+    out = tmp_path / "q"
+    flags = [x for x in PIECES if x not in ("--retrain", "--no-score")]
+    flags = [x for n, x in enumerate(flags) if not {"--retrain-epochs", "--final-epochs"}
+             & set(flags[max(n - 1, 0) : n + 1])]  # fmt: skip
+    command = [str(spectral), "-k", "4", "-o", str(out), "--work", str(tmp_path / "work"),
+               "--rounds", "1", "--finetune-epochs", "1", *flags]  # fmt: skip
+    assert run.main(command) == 0
+    assert_same_files(out)
+    start = cluster_layers(
+        fold_batch_normalization(read_model_file(spectral).layers), Codebooks(k=4)
+    )
+    before, zero = is_zero(spectral), is_zero(out / "model.icse")
+    moved = False
+    for layer, old in zip(
+        clustered_layers(read_model_file(out / "model.icse").layers), clustered_layers(start),
+        strict=True,
+    ):  # fmt: skip
+        assert_array_equal(zero[layer.name], before[layer.name])
+        values = np.unique(layer.weights["kernel"])
+        assert len(values[values != 0]) <= 4
+        moved |= not np.array_equal(values, np.unique(old.weights["kernel"]))
+    assert moved
+    assert "before" in capsys.readouterr().out  # scored on the test set
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -297,6 +472,9 @@ def test_values_that_make_no_sense_are_one_line(flags, message, model, tmp_path,
      ["--lambda", "0.01", "--allocate", "k"], ["--lambda", "0.01", "--method", "tfmot"],
      ["--target-bytes", "5k", "--per-sign"], ["--lambda", "0.01", "--no-entropy"],
      ["--lambda", "0.01", "--target-bytes", "5k"], ["-k", "4", "--allocate", "k"],
+     ["-k", "4", "--target-snr", "20"], ["--target-snr", "20", "--target-bytes", "5k"],
+     ["--target-snr", "20", "--lambda", "0.01"], ["--target-snr", "0"],
+     ["--target-snr", "20", "--method", "tfmot"],
      ["-k", "4", "--weighting", "plain"], ["--finetune-epochs", "1", "--snr-range", "5", "0"]],
 )  # fmt: skip
 def test_wrong_usage_exits_with_2(flags, model):

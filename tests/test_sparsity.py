@@ -7,6 +7,8 @@ from numpy.testing import assert_allclose, assert_array_equal
 from pruning import sparsity
 from speech.fcn import FCNConfig
 from speech.modelfile import LayerSpec
+from speech.net.taps import taps_of
+from tests.builders import TINY, mask_layers
 
 
 def naive_sparsity(kernel):
@@ -53,6 +55,35 @@ def kernels(layers):
 def test_sparsity_equals_the_naive_loop(rng):
     kernel = rng.standard_normal((55, 7, 4)).astype(np.float32)
     assert_allclose(sparsity.channel_sparsity(kernel), naive_sparsity(kernel), atol=1e-12)
+
+
+def test_all_taps_over_time_and_bands_count(rng):
+    kernel = rng.standard_normal((3, 4, 5, 2)).astype(np.float32)
+    naive = naive_sparsity(kernel.reshape(12, 5, 2))
+    assert_allclose(sparsity.channel_sparsity(kernel), naive, atol=1e-12)
+
+
+def test_a_transposed_convolution_is_pruned_by_its_filters(rng):
+    """Keras keeps its kernel as [..., out, in]."""
+    kernel = rng.standard_normal((1, 6, 2, 5)).astype(np.float32)
+    layer = LayerSpec("Conv2DTranspose", "up", {}, {"kernel": kernel})
+    masks = sparsity.masks_for_theta([layer], 0.6, keep_last=False)
+    expected = naive_sparsity(kernel.reshape(6, 2, 5).transpose(0, 2, 1)) <= 0.6
+    assert_array_equal(masks["up"], expected)
+    (after,) = sparsity.apply_masks([layer], masks)
+    assert_array_equal(after.weights["kernel"].any(axis=(0, 1)), expected.T)
+    assert_array_equal(sparsity.masks_of_zeros([after])["up"], expected)
+    assert taps_of(after)[0, 3, 1] in (0, kernel[0, 0, 1, 3])
+
+
+def test_the_report_counts_the_bands_in_which_a_kernel_works():
+    layers = mask_layers()
+    times = {row.name: row.times for row in sparsity.report(layers)}
+    channels, bands = TINY.num_channels, TINY.num_bands
+    # 256 bins are 64 bands; a matrix over bands works once per channel.
+    assert times["encoder1"] == times["encoder2"] == times["decoder2"] == times["mask"] == 64
+    assert times["block1_time"] == times["block1_time_dense"] == bands
+    assert times["bands_down"] == times["block2_bands"] == times["bands_up"] == channels
 
 
 def test_a_channel_of_zeros_has_sparsity_one(rng):

@@ -5,7 +5,11 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
 from pruning import surgery
+from quantization import graphs
 from speech.modelfile import LayerSpec, read_model_file, write_model_file
+from speech.net.folding import fold_batch_normalization
+from speech.net.taps import taps_of, with_taps
+from tests.builders import TINY, conv2d, graph, mask_layers
 from tests.test_sparsity import network
 
 keras = pytest.importorskip("keras")
@@ -136,6 +140,152 @@ def test_what_cannot_be_removed_is_refused(filters, message, rng):
     filters = {names.get(name, name): indices for name, indices in filters.items()}
     with pytest.raises(ValueError, match=message):
         surgery.remove_filters(layers, filters)
+
+
+# --------------------------------------------------------------------------------------------
+# Skips and residuals
+
+
+def outputs_of(layers, keras=False):
+    signal = np.random.default_rng(5).standard_normal((30, 256, 3)).astype(np.float32)
+    if not keras:
+        return graphs.forward(layers, signal)[layers[-1].name]
+    from speech.weights import build_model
+
+    return np.asarray(build_model(layers)(signal[None]))[0]
+
+
+def dead(layers, filters):
+    """The network with the kernels of some filters at zero, in all layers that tie them."""
+    indices = {
+        name: filters[found.name]
+        for found in surgery.channel_sets(layers)
+        if found.name in filters
+        for name in found.writers
+    }
+    result = []
+    for layer in layers:
+        if layer.name in indices:
+            taps = taps_of(layer).copy()
+            taps[..., indices[layer.name]] = 0
+            layer = with_taps(layer, taps)
+        result.append(layer)
+    return tuple(result)
+
+
+def without_readers(layers, filters):
+    """The network whose kernels over some channels are zero."""
+    by_name = {layer.name: layer for layer in layers}
+    for found in surgery.channel_sets(layers):
+        for name in found.readers if found.name in filters else ():
+            taps = taps_of(by_name[name]).copy()
+            taps[:, filters[found.name]] = 0
+            by_name[name] = with_taps(by_name[name], taps)
+    return tuple(by_name.values())
+
+
+def test_what_is_added_is_tied_and_a_branch_has_channels_of_its_own():
+    found = {one.name: one for one in surgery.channel_sets(mask_layers())}
+    assert list(found) == ["encoder1", "encoder2", "encoder3", "block1_time", "block2_time"]
+    assert found["encoder1"].writers == ["encoder1", "decoder2"]
+    assert found["encoder1"].readers == ["encoder2", "mask"]
+    assert found["encoder2"].writers == ["encoder2", "decoder3"]
+    assert found["encoder3"].writers == ["encoder3"] + [
+        f"block{n}_{kind}_dense" for n in (1, 2) for kind in ("time", "bands")
+    ]
+    # Matrices over bands pass channels on; they read none and make none.
+    assert {"bands_down", "block1_bands", "bands_up"} <= set(found["encoder3"].carriers)
+    assert found["block2_time"].readers == ["block2_time_dense"]
+
+
+@pytest.mark.parametrize("normalized", [True, False])
+def test_filters_leave_through_skips_and_residuals(normalized, tmp_path):
+    """What is left computes what the network does whose readers take them for zero."""
+    layers = mask_layers()
+    layers = layers if normalized else fold_batch_normalization(layers)
+    filters = {"encoder1": [0], "encoder2": [1, 3], "encoder3": [2, 4], "block1_time": [0, 4]}
+    result = surgery.remove_filters(layers, filters)
+    assert result.removed == filters
+    wanted = outputs_of(without_readers(layers, filters))
+    assert_allclose(outputs_of(result.layers, keras=normalized), wanted, atol=1e-5)
+    write_model_file(tmp_path / "small.h5", result.layers, TINY.meta())
+    shapes = {
+        layer.name: layer.weights["kernel"].shape
+        for layer in read_model_file(tmp_path / "small.h5").layers
+        if "kernel" in layer.weights
+    }
+    assert shapes["encoder2"] == (1, 3, 4, 3) and shapes["encoder3"] == (1, 3, 3, 3)
+    assert shapes["block1_time"] == (3, 1, 3, 3) and shapes["block1_time_dense"] == (3, 3)
+    assert shapes["block1_bands"] == (6, 6) and shapes["mask"] == (1, 8, 2, 4)
+
+
+@pytest.mark.parametrize("normalized", [True, False])
+def test_dead_filters_leave_no_trace_where_that_is_exact(normalized):
+    layers = mask_layers()
+    layers = layers if normalized else fold_batch_normalization(layers)
+    layers = dead(layers, {"block1_time": [1, 3], "block2_time": [0], "encoder1": [2]})
+    by_name = {layer.name: layer for layer in layers}
+    by_name["decoder2"].weights["kernel"][:, :, 4] = 0  # nothing reads it
+    by_name["encoder3"].weights["kernel"][:, :, 4] = 0
+    found = surgery.removable_filters(layers)
+    assert_array_equal(found["block1_time"], [1, 3])
+    assert_array_equal(found["block2_time"], [0])
+    assert_array_equal(found["encoder2"], [4])
+    # What a constant leaves behind convolutions with zeros at their ends is no constant: it stays.
+    assert not len(found["encoder1"]) and not len(found["encoder3"])
+    result = surgery.remove_filters(layers, found)
+    assert set(result.border_bound.values()) == {0.0}
+    assert_allclose(outputs_of(result.layers), outputs_of(layers), atol=1e-5)
+    assert "bias" in next(x for x in result.layers if x.name == "block1_time_dense").weights
+
+
+def test_a_dead_tied_filter_is_taken_out_where_it_is_silent():
+    """No bias, no shift: nothing is left of it in any band."""
+    layers = dead(mask_layers(), {"encoder1": [3], "encoder3": [2]})
+    for layer in layers:
+        for name in ("beta", "moving_mean", "bias"):
+            if name in layer.weights:
+                layer.weights[name][:] = 0
+    found = surgery.removable_filters(layers)
+    assert_array_equal(found["encoder1"], [3])
+    assert_array_equal(found["encoder3"], [2])
+    result = surgery.remove_filters(layers, found)
+    assert_allclose(outputs_of(result.layers), outputs_of(layers), atol=1e-5)
+
+
+def test_tied_filters_are_chosen_by_the_channels_of_all_their_layers():
+    layers = mask_layers()
+    for layer in layers:
+        if layer.name in ("encoder3", "block1_time_dense", "block1_bands_dense"):
+            layer.weights["kernel"][..., 2] *= 1e-3
+            layer.weights["kernel"].reshape(-1, 5)[0, 2] = 9
+        if layer.name in ("block1_time", "block1_bands_dense", "decoder3"):
+            layer.weights["kernel"][..., 2, :] *= 1e-3
+    chosen = surgery.choose_filters(layers, 0.2)
+    assert_array_equal(chosen["encoder3"], [2])
+    assert surgery.widths(layers) == dict.fromkeys(chosen, 5)
+
+
+def test_a_tied_filter_goes_by_the_name_of_the_first_layer():
+    with pytest.raises(ValueError, match="added to those of encoder3.*name encoder3"):
+        surgery.remove_filters(mask_layers(), {"block2_time_dense": [0]})
+    with pytest.raises(ValueError, match="layer mask is the last"):
+        surgery.remove_filters(mask_layers(), {"mask": [0]})
+
+
+def test_joined_channels_are_refused_and_those_added_to_the_ends_stay():
+    joined = graph(
+        conv2d("one", "input", 3, 4), conv2d("two", "input", 3, 4),
+        ("Concatenate", "both", ["one", "two"], {"axis": -1}, {}), conv2d("last", "both", 8, 2),
+    )  # fmt: skip
+    with pytest.raises(ValueError, match="layer both joins channels: no filter in front"):
+        surgery.remove_filters(joined, surgery.choose_filters(joined, 0.5))
+    ends = graph(
+        conv2d("one", "input", 3, 3), ("Add", "sum", ["one", "input"], {}, {}),
+        conv2d("two", "sum", 3, 4), conv2d("last", "two", 4, 3),
+        ("Add", "end", ["last", "sum"], {}, {}),
+    )  # fmt: skip
+    assert list(surgery.widths(ends)) == ["two"]
 
 
 @pytest.mark.parametrize("share", [-0.1, 1.0, 0.99])

@@ -651,16 +651,22 @@ class Tape:
                 return known, 0
             return known, 1
 
+        def collide(one: int, other: int, done: int) -> bool:
+            """Returns whether what happens to one's gradient would spoil that of the other."""
+            adding = [i for i in range(other, done) if one in nodes[i].inputs]
+            later = nodes[max(one, other)]
+            in_place = later.kind == "apply" and len(later.inputs) == 1
+            return bool(adding) or in_place
+
         def give(index: int, gradient: _Buffer, reader: int) -> None:
             """Passes a gradient on as it is; ``reader`` is the node that does so."""
             if gradients[index] is not None:
                 add(_ADD, {"in": gradient, "out": gradients[index]}, accumulate=1,
                     **shape(nodes[index]))  # fmt: skip
                 return
-            others = [i for i, node in enumerate(nodes) if index in node.inputs and i != reader]
-            partners = [i for i in nodes[reader].inputs if i != index]
-            if others and any(other > partner for other in others for partner in partners):
-                # Others will add to it before the partner has read it: it needs its own.
+            sharing = [i for i in range(reader) if gradients[i] is gradient] + [index]
+            pairs = [(one, other) for one in sharing for other in sharing if one != other]
+            if any(collide(one, other, reader) for one, other in pairs):
                 own = _Buffer(self._size(nodes[index]))
                 add(_ADD, {"in": gradient, "out": own}, **shape(nodes[index]))
                 gradient = own

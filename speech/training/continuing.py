@@ -139,8 +139,11 @@ def _of_pieces(
     settings = {name: x for name, x in TF_RECIPES[recipe].items() if name in names}
     if recipe == "quick":
         settings["num_items"] = QUICK_PIECES
-    settings |= {"learning_rate": learning_rate, "schedule": "constant"}
-    settings["loss"] = _loss_of(file.meta)
+    settings |= {
+        "learning_rate": learning_rate,
+        "loss": _loss_of(file.meta),
+        "schedule": "constant",
+    }
     asked = {name: x for name, x in vars(options).items() if x is not None}
     settings |= {name: x for name, x in asked.items() if name in (*names, "warmup_steps")}
     config = TrainingConfig(**settings)

@@ -83,7 +83,8 @@ INLINE ivec clamp(ivec x, int low, int high)
     return result;
 }
 
-/* 1 / (1 + exp(-x)) to 3 parts in 10^7: 2^n times a polynomial for 2^f, |f| <= 0.5. */
+/* 1 / (1 + exp(-x)) to 3 parts in 10^7: 2^n times a polynomial for 2^f, |f| <= 0.5. For |x| up to
+ * 10^14; a network that comes to such values says nothing any more. */
 INLINE vec sigmoid(vec x)
 {
     const float magic = 12582912.0f; /* added to a number, it leaves the nearest n in its bits */
@@ -579,7 +580,11 @@ static void bands_weights(const Op *op, const Block *b)
 int run_phase(const Op *ops, int num_ops, int64_t pieces, int frames, int size, int backwards,
               int threads)
 {
+#ifdef _OPENMP
 #pragma omp parallel for schedule(dynamic) num_threads(threads) if (threads > 1)
+#else
+    (void)threads;
+#endif
     for (int64_t piece = 0; piece < pieces; piece++) {
         Block b = {.piece = piece, .frames = frames, .is_first = 1};
 #ifdef _OPENMP
