@@ -3,7 +3,7 @@
 ::
 
     python -m speech.train --network tf                                 # bundled corpus, 5 minutes
-    python -m speech.train --network tf --speech SPEECH --noise NOISES --hours 12 -o runs/tf
+    python -m speech.train --network tf --speech SPEECH --noise NOISES --hours 12 -o runs/tf_open
     python -m speech.train --network fcn --recipe best --speech SPEECH --noise NOISES -o runs/fcn
 
 The same command takes an interrupted run up where it stood; with more ``--hours`` or ``--epochs`` a
@@ -189,8 +189,8 @@ def _parser() -> argparse.ArgumentParser:
         **cli.examples(
             "python -m speech.train --network tf",
             "python -m speech.train --network tf --speech corpus/speech other --noise corpus/noise "
-            "--hours 12 -o runs/tf",
-            "python -m speech.train --network tf --init runs/tf/model.h5 --hours 2 -o runs/on",
+            "--hours 12 -o runs/tf_open",
+            "python -m speech.train --network tf --init runs/tf_open/model.h5 --hours 2 -o runs/on",
             "python -m speech.train --network fcn --recipe best --speech corpus/speech "
             "--noise corpus/noise",
             note="Ctrl-C ends a run at any time: its checkpoint and, with --hours, its model.h5 "

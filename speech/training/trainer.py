@@ -200,7 +200,7 @@ class Trainer:
         self._statistics_batches: list[Batch] = []
         self._settled: list[np.ndarray] | None = None
         self._session = 0.0
-        self._validation_seconds = 0.0
+        self._validation_seconds: float | None = None
         self._signal: int | None = None
         self._fingerprint = {
             "data": data_fingerprint(training.source),
@@ -259,6 +259,7 @@ class Trainer:
                 self._resume()
             self._share_state()
             self._session = time.monotonic() - self.state.used_seconds
+            trained = not self._is_done()
             with self._signals(), contextlib.closing(self._batches()) as batches:
                 while not self._is_done():
                     row = self._epoch(batches)
@@ -266,7 +267,9 @@ class Trainer:
                     if on_epoch is not None:
                         on_epoch(row)
         if self.config.hours is not None:
-            self.network.set_weights(self._averaged_weights())
+            # A run that was done before has its statistics in the file: not all over again.
+            if trained:
+                self.network.set_weights(self._averaged_weights())
         elif self.state.best_weights is not None:
             self.network.set_weights(self.state.best_weights)
         return self.state
@@ -289,7 +292,8 @@ class Trainer:
         soon = self.config.validate_minutes is None and (
             state.num_items < _MIN_STEPS * self.training.batch_size
         )
-        wait = max(self.config.validate_seconds, self._validation_seconds / _VALIDATION_SHARE)
+        cost = (self._validation_seconds or 0.0) / _VALIDATION_SHARE
+        wait = max(self.config.validate_seconds, cost)
         return state.seconds >= wait and not soon
 
     def _now(self) -> float:
@@ -384,7 +388,9 @@ class Trainer:
             self._save_models()
         trained = state.used_seconds
         self._tick()
-        self._validation_seconds = state.used_seconds - trained
+        # The first one of a call makes its pieces and its graph, which the others have then.
+        is_first = self._validation_seconds is None
+        self._validation_seconds = 0.0 if is_first else state.used_seconds - trained
         if self.writes:
             self._save_checkpoint()
         return row
