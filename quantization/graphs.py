@@ -35,6 +35,9 @@ LEVELS_DBFS = (-35.0, -15.0)
 #: Multiples of it leave remainders that are spread evenly.
 _GOLDEN = 0.618034
 
+#: Part of the power of a kernel's inputs, means included, that counts as rounding.
+_FLOOR = 1e-6
+
 Layers = Sequence[LayerSpec]
 Tensors = dict[str, np.ndarray]
 
@@ -377,22 +380,31 @@ def statistics(
     """
     rows, num_out = taps_of(layer).shape[0] * signals[0].shape[2], wanted[0].shape[2]
     inputs, targets = np.zeros((rows, rows)), np.zeros((rows, num_out))
-    sum_input, sum_target, total = np.zeros(rows), np.zeros(num_out), 0.0
+    totals, means_in, means_out = [], [], []
     for signal, outputs, places in zip(signals, wanted, sensitivity, strict=True):
         weight = places.reshape(-1, 1)
         own = patches(layer, signal).reshape(-1, rows)
         outputs = outputs.reshape(-1, num_out)
+        totals.append(max(float(places.sum(dtype=np.float64)), 1e-30))
+        means_in.append((own * weight).sum(axis=0, dtype=np.float64) / totals[-1])
+        means_out.append((outputs * weight).sum(axis=0, dtype=np.float64) / totals[-1])
+        # Without the means of each signal, float32 does; they come back in float64.
+        own = own - means_in[-1].astype(np.float32)
         weighted = own * weight
         inputs += weighted.T @ own
-        targets += weighted.T @ outputs
-        sum_input += weighted.sum(axis=0, dtype=np.float64)
-        sum_target += (outputs * weight).sum(axis=0, dtype=np.float64)
-        total += float(places.sum(dtype=np.float64))
+        targets += weighted.T @ (outputs - means_out[-1].astype(np.float32))
+    weights, one, other = np.array(totals), np.array(means_in), np.array(means_out)
     mean_input, mean_target = np.zeros(rows), np.zeros(num_out)
-    if "bias" in layer.weights and total:
-        mean_input, mean_target = sum_input / total, sum_target / total
-        inputs -= total * np.outer(mean_input, mean_input)
-        targets -= total * np.outer(mean_input, mean_target)
+    power = float(np.trace(inputs) + weights @ np.square(one).sum(axis=1))
+    if "bias" in layer.weights:
+        mean_input, mean_target = (weights @ means / weights.sum() for means in (one, other))
+    spread = weights[:, np.newaxis] * (one - mean_input)
+    inputs += spread.T @ (one - mean_input)
+    targets += spread.T @ (other - mean_target)
+    # Where inputs hardly vary, rounding would tell what is wanted: the weights as they are do.
+    floor = _FLOOR * max(power / rows, 1e-30)
+    inputs += floor * np.eye(rows)
+    targets += floor * taps_of(layer).reshape(rows, num_out)
     # Every signal counts the same; the factor of a place was summed over filters.
     share = 1 / (len(signals) * num_out)
     return Statistics((inputs + inputs.T) * (share / 2), targets * share, mean_input, mean_target)

@@ -249,11 +249,14 @@ def _quantize_layer(
     taps = taps_of(layer)
     # The coder goes through a Dense kernel input by input.
     shape = (taps.shape[1], 1, taps.shape[2]) if layer.class_name == "Dense" else taps.shape
-    statistics = Statistics(found.inputs, found.targets)
     wanted = taps.reshape(-1, taps.shape[2]).astype(np.float64)
-    problem = _weighed(statistics, wanted, kept.reshape(shape), settings)
+    if settings.weighting == "correlation":
+        wanted = _solved_weights(found, wanted, kept.reshape(wanted.shape))
+    # A layer may matter next to nothing: its errors count by the mean, and bits as much more.
+    scale = float(np.trace(found.inputs)) / len(found.inputs)
+    problem = _weighed(found.inputs / scale, wanted, kept.reshape(shape), settings)
     problem = replace(problem, book_bits=_BOOK_BITS[settings.centroids])
-    values, indices = _solve(problem, lam, settings)
+    values, indices = _solve(problem, lam / scale, settings)
     kernel = round_centroids(values, settings.centroids)[indices].reshape(taps.shape)
     layer = with_taps(layer, kernel + np.float32(0))
     if "bias" in layer.weights and settings.weighting == "correlation":
@@ -338,44 +341,56 @@ def _problem(
 ) -> _Problem:
     """Returns what is wanted of a stage, its filters multiplied by ``scales``."""
     start = stage.kernel.reshape(-1, stage.kernel.shape[2]) * scales
-    return _weighed(found, start, np.broadcast_to(kept, stage.kernel.shape), settings, scales)
+    kept = np.broadcast_to(kept, stage.kernel.shape)
+    if settings.weighting == "correlation":
+        damping = _TARGET_DAMPING * float(np.trace(found.inputs)) / len(found.inputs)
+        start = _fitted_weights(found, start, scales, kept.reshape(start.shape), damping)
+    return _weighed(found.inputs, start, kept, settings)
 
 
 def _weighed(
-    found: Statistics,
-    start: np.ndarray,
-    kept: np.ndarray,
-    settings: RateDistortion,
-    scales: np.ndarray | float = 1.0,
+    correlation: np.ndarray, start: np.ndarray, kept: np.ndarray, settings: RateDistortion
 ) -> _Problem:
-    """Returns the weights that are wanted and what their errors count, as settings say.
+    """Returns wanted weights and what their errors count, as settings say.
 
     Args:
-        found: Of the layer.
-        start: float [taps x in, filters], the weights that there are, filters scaled.
+        correlation: float64 [taps x in, taps x in], of the inputs.
+        start: float [taps x in, filters], the weights that are wanted.
         kept: bool [taps, in, filters].
         settings: How to weigh.
-        scales: Of the filters.
     """
-    correlation = found.inputs
     mean = float(np.trace(correlation)) / len(correlation)
-    if settings.weighting == "correlation":
-        every = kept.reshape(start.shape)
-        start = _fitted_weights(found, start, scales, every, _TARGET_DAMPING * mean)
-    elif settings.weighting == "power":
+    if settings.weighting == "power":
         correlation = np.diag(np.diag(correlation))
-    else:
+    elif settings.weighting == "plain":
         correlation = mean * np.eye(len(correlation))
     correlation = correlation + _DAMPING * max(mean, 1e-30) * np.eye(len(correlation))
     return _Problem(start.reshape(kept.shape), kept, correlation)
 
 
+def _solved_weights(found: graphs.Statistics, start: np.ndarray, kept: np.ndarray) -> np.ndarray:
+    """Returns the weights that give the wanted outputs best, near ``start``, for few of them.
+
+    Args:
+        found: Of the layer.
+        start: float64 [taps x in, filters].
+        kept: bool, likewise; the others are zero.
+    """
+    damping = _TARGET_DAMPING * float(np.trace(found.inputs)) / len(found.inputs)
+    matrix = found.inputs + damping * np.eye(len(start))
+    targets = found.targets + damping * start
+    if kept.all():
+        return scipy.linalg.solve(matrix, targets, assume_a="pos")
+    solved = np.zeros_like(start)
+    for filter_, own in enumerate(kept.T):
+        if own.any():
+            part, wanted = matrix[np.ix_(own, own)], targets[own, filter_]
+            solved[own, filter_] = scipy.linalg.solve(part, wanted, assume_a="pos")
+    return solved
+
+
 def _fitted_weights(
-    found: Statistics,
-    start: np.ndarray,
-    scales: np.ndarray | float,
-    kept: np.ndarray,
-    damping: float,
+    found: Statistics, start: np.ndarray, scales: np.ndarray, kept: np.ndarray, damping: float
 ) -> np.ndarray:
     """Returns the weights that give the wanted outputs best, near ``start``.
 

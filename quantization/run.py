@@ -125,7 +125,7 @@ def _quantize(file: ModelFile, options: argparse.Namespace) -> int:
     result = {"model": str(options.model), "settings": settings, **to_dict(rows, original),
               "clustered": {"path": str(clustered), "sha256": sha256_of(clustered)},
               "packed": {"path": str(packed), "sha256": found.model.sha256}}  # fmt: skip
-    if test:
+    if test and options.score is not False:
         result["scores"] = _score(options, test)
     if options.json is not None:
         from speech.files import write_json
@@ -684,8 +684,9 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument_group("run").add_argument
     add("--gpu", default="0", metavar="LIST", help="0 (default), several as 0,1, or -1 for the CPU")
     add("--work", type=Path, metavar="DIR", help="checkpoints; default runs/quantization/MODEL-...")
-    add("--score", action="store_true",
-        help="PESQ and STOI before and after, on the bundled test set; data imply it")  # fmt: skip
+    add("--score", action=argparse.BooleanOptionalAction,
+        help="PESQ and STOI before and after, on the test data at hand or the bundled ones; "
+        "fine-tuning implies it")  # fmt: skip
     add("--jobs", **cli.JOBS)
     add("--json", **cli.JSON)
     return parser

@@ -119,18 +119,16 @@ def test_gradients_are_difference_quotients(folded, rng):
 
 
 def test_statistics_tell_the_error_that_errors_of_a_kernel_make(rng):
+    """Exact at the output; further up, errors of several places are taken as independent."""
     layers = fold_batch_normalization(mask_layers())
     inputs = spectra(rng)
-    sensitivity = graphs.sensitivities(layers, inputs, probes=40)
+    sensitivity = graphs.sensitivities(layers, inputs)
+    assert set(sensitivity) == {layer.name for layer in layers if has_kernel(layer)}
+    largest_factor = {"mask": 1.1, "decoder2": 1.5, "encoder2": 6, "block1_time": 6,
+                      "block2_bands": 6, "block2_bands_dense": 6}  # fmt: skip
     by_name = {layer.name: layer for layer in layers}
     for layer, found in graphs.unchanged(layers, inputs):
-        if layer.name not in (
-            "encoder2",
-            "block1_time",
-            "block2_bands",
-            "block2_bands_dense",
-            "mask",
-        ):
+        if layer.name not in largest_factor:
             continue
         taps = taps_of(layer)
         error = 0.01 * draw(rng, *taps.shape)
@@ -147,11 +145,11 @@ def test_statistics_tell_the_error_that_errors_of_a_kernel_make(rng):
             change = graphs.estimate(changed, one) - wanted
             parts.append(np.vdot(change, change).real / np.vdot(wanted, wanted).real)
         measured = np.mean(parts)
-        assert 0.5 < predicted / measured < 2, layer.name
+        factor = largest_factor[layer.name]
+        assert 1 / factor < predicted / measured < factor, layer.name
         # The weights themselves give the outputs wanted.
         own = found.inputs @ taps.reshape(-1, taps.shape[2]).astype("f8")
         assert_allclose(own, found.targets, rtol=1e-3, atol=1e-4 * np.abs(own).max())
-    assert set(sensitivity) == {layer.name for layer in layers if has_kernel(layer)}
 
 
 def test_levels_are_spread(rng):
