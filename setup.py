@@ -15,11 +15,14 @@ setup(
     python_requires=">=3.11",
     packages=[
         "speech",
+        "speech.base",
         "speech.data",
         "speech.kernels",
         "speech.minicorpus",
         "speech.net",
+        "speech.net.kernels",
         "speech.opencorpus",
+        "speech.sound",
         "speech.training",
         "eval",
         "pruning",
@@ -30,6 +33,7 @@ setup(
     py_modules=["timit_fcn_mse"],
     package_data={
         "speech.kernels": ["*.c", "*.h"],
+        "speech.net.kernels": ["*.c"],
         "speech.minicorpus": [
             "ATTRIBUTION.md",
             "LICENSES/*",
@@ -59,6 +63,7 @@ setup(
         "pystoi>=0.4.1",
         "constriction>=0.5,<0.6",
         "kmeans1d>=0.5",
+        "msgspec>=0.19",
     ],
     extras_require={
         "test": [

@@ -80,6 +80,8 @@ def _help(task: Any, options: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory() as folder:
         data = load_data(options, Path(folder))
     print(f"data        {data.description}")
+    if data.left_out:
+        print(f"left out    {data.left_out}")
     _train(task, data, training_config(options), options)
     print(f"done        the rest is done by {task.addresses[0]}")
     return 0
@@ -98,6 +100,8 @@ def _lead(task: Any, options: argparse.Namespace) -> int:
     if not data.test:
         raise ValueError("no test files are left; check the test folders and --num-test")
     print(f"data        {data.description}")
+    if data.left_out and not options.eval_only:
+        print(f"left out    {data.left_out}")
     if not options.eval_only:
         _train(task, data, config, options)
     model_path = options.model or options.out / "model.h5"

@@ -24,6 +24,7 @@ What fails is kept in ``--keep`` (as ``<reader>-<seed>-<number>``), and the comm
 from __future__ import annotations
 
 import argparse
+import logging
 import multiprocessing
 import os
 import tempfile
@@ -266,6 +267,7 @@ def _reading(reader: str) -> Callable[[Path], Any]:
         return read_model_file
     from speech.audio import read_audio
 
+    logging.getLogger("speech").setLevel(logging.ERROR)  # headers that are wrong are announced
     return read_audio
 
 

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import common
+from eval.cost import peak_bytes
 from speech import cli
 
 BASE = "ours"
@@ -287,19 +288,11 @@ def _one_length(seconds: float, path: str) -> int:
     result = {
         "seconds": seconds,
         "time_s": statistics.median(times),
-        "peak_bytes": _peak_bytes(),
+        "peak_bytes": peak_bytes(),
         "way": "whole" if seconds <= enhance.WHOLE_SECONDS else "blocks",
     }
     print(json.dumps(result))
     return 0
-
-
-def _peak_bytes() -> int:
-    """Returns this process's peak memory; getrusage would give its parent's, if that had more."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmHWM:"):
-            return 1024 * int(line.split()[1])
-    raise OSError("/proc/self/status: has no VmHWM; memory is measured on Linux only")
 
 
 def _files(model: Any, counts: Sequence[int] = (1, 4, 16, 64)) -> list[dict[str, float]]:

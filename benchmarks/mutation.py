@@ -14,6 +14,7 @@ import tempfile
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -23,6 +24,15 @@ _TELLING = (
     (1 << 32) - 2, (1 << 32) - 1, 1 << 40, (1 << 63) - 1, 1 << 63, (1 << 64) - 8, (1 << 64) - 1,
 )  # fmt: skip
 _HEAD = 256  # where most formats keep what matters
+
+#: Conventions of `graph_layers`: frames of 32 samples, 16 bins.
+GRAPH_META = {
+    "kind": "complex_mask",
+    "sample_rate_hz": 16_000,
+    "stft": {"frame": 32, "hop": 16, "window": "sqrt_hann"},
+    "power": 0.3,
+    "features": ["real", "imaginary", "magnitude"],
+}
 _RANDOM_INPUTS = 0.02
 
 _WAV_KINDS = ("PCM_16", "PCM_24", "FLOAT", "DOUBLE", "PCM_U8", "ULAW", "ALAW", "IMA_ADPCM",
@@ -45,12 +55,65 @@ def seeds(reader: str) -> list[bytes]:
 def _layers(rng: np.random.Generator, num_values: int | None = None) -> list:
     """Returns a small FCN, its kernels of few values if asked."""
     from speech.fcn import FCNConfig
-    from speech.modelfile import plan_layers
 
     config = FCNConfig(num_hidden_layers=2, num_filters=4, kernel_size=9)
     entries = [{"class_name": name, "config": c} for name, c in config.layer_configs()]
+    model = {"class_name": "Sequential", "config": {"layers": entries}}
+    return _with_weights(model, rng, num_values)
+
+
+def graph_layers(rng: np.random.Generator, num_values: int | None = None) -> list:
+    """Returns a small network with skips, of every class of layer that only graphs hold.
+
+    It takes features [batch, frames, 16, 3] and gives a mask [batch, frames, 16, 2], of the
+    conventions `GRAPH_META`.
+
+    Args:
+        rng: Draws the weights.
+        num_values: Most distinct values of a kernel; default: as many as there are weights.
+    """
+    from speech.modelfile import LayerSpec, model_config_of
+
+    def convolution(filters: int, size: list[int], **settings: Any) -> dict[str, Any]:
+        return {"filters": filters, "kernel_size": size, "strides": [1, 1], "padding": "same",
+                "data_format": "channels_last", "dilation_rate": [1, 1], "activation": "linear",
+                "use_bias": True, **settings}  # fmt: skip
+
+    strided = convolution(4, [1, 4], strides=[1, 2], use_bias=False)
+    dilated = convolution(4, [3, 1], padding="valid", dilation_rate=[2, 1])
+    mask = convolution(2, [1, 4], strides=[1, 2])
+    del mask["dilation_rate"]
+    norm = {"axis": -1, "momentum": 0.9, "epsilon": 1e-3, "center": True, "scale": True}
+    padding = {"padding": [[4, 0], [0, 0]], "data_format": "channels_last"}
+    bands = {"units": 8, "activation": "silu", "use_bias": True}
+    swap = {"dims": [1, 3, 2]}
+    layers = [
+        LayerSpec(class_name, name, config, {}, tuple(inputs.split()))
+        for class_name, name, config, inputs in (
+            ("InputLayer", "features", {"batch_shape": [None, None, 16, 3]}, ""),
+            ("Conv2D", "encoder", strided, "features"),
+            ("BatchNormalization", "norm", norm, "encoder"),
+            ("Activation", "act", {"activation": "silu"}, "norm"),
+            ("ZeroPadding2D", "pad", padding, "act"),
+            ("Conv2D", "time", dilated, "pad"),
+            ("Permute", "in", swap, "time"),
+            ("Dense", "bands", bands, "in"),
+            ("Permute", "out", swap, "bands"),
+            ("Dropout", "drop", {"rate": 0.1}, "out"),
+            ("Add", "sum", {}, "act drop"),
+            ("Concatenate", "join", {"axis": -1}, "sum act"),
+            ("Conv2DTranspose", "mask", mask, "join"),
+        )
+    ]
+    return _with_weights(model_config_of(layers), rng, num_values)
+
+
+def _with_weights(model: Any, rng: np.random.Generator, num_values: int | None) -> list:
+    """Returns the layers of a Keras configuration with weights from 0.1 to 1."""
+    from speech.modelfile import plan_layers
+
     layers = []
-    for spec, shapes in plan_layers({"class_name": "Sequential", "config": {"layers": entries}}):
+    for spec, shapes in plan_layers(model):
         weights = {}
         for key, shape in shapes.items():
             array = rng.uniform(0.1, 1, shape)
@@ -70,8 +133,10 @@ def _hdf5_seeds() -> list[bytes]:
     meta = {"kind": "waveform", "sample_rate_hz": 16_000}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "seed.h5")
-        write_model_file(path, _layers(np.random.default_rng(0)), meta)
+        write_model_file(path, graph_layers(np.random.default_rng(0)), GRAPH_META)
         files = [path.read_bytes()]
+        write_model_file(path, _layers(np.random.default_rng(0)), meta)
+        files.append(path.read_bytes())
         with h5py.File(path, "a") as file:
             groups = file["model_weights"]
             for index in range(40):  # an index of several nodes
@@ -79,8 +144,9 @@ def _hdf5_seeds() -> list[bytes]:
             names = [str(name, "ascii") for name in groups["conv1"].attrs["weight_names"]]
             groups["conv1"].attrs["weight_names"] = np.array(names, h5py.string_dtype())
         files.append(path.read_bytes())
-        with h5py.File(path, "a") as file:  # turns the group's symbol table into messages
-            file["model_weights/conv2/conv2/x"] = h5py.ExternalLink("other.h5", "/x")
+        with h5py.File(path, "a") as file:  # turns a group's symbol table into messages
+            file["model_weights/unused7/x"] = file["model_weights/conv1/conv1/kernel"]
+            file["model_weights/unused7/y"] = h5py.ExternalLink("other.h5", "/x")
         files.append(path.read_bytes())
     return files
 
@@ -89,8 +155,9 @@ def _compact_seeds() -> list[bytes]:
     from speech.compact import pack
 
     rng = np.random.default_rng(0)
-    return [pack(_layers(rng, values), {"kind": "waveform"}, entropy=entropy)
-            for values in (None, 2, 5, 30) for entropy in (True, False)]  # fmt: skip
+    chains = [pack(_layers(rng, values), {"kind": "waveform"}, entropy=entropy)
+              for values in (None, 2, 5, 30) for entropy in (True, False)]  # fmt: skip
+    return chains + [pack(graph_layers(rng, values), GRAPH_META) for values in (None, 2, 5)]
 
 
 def _sound(audio_format: str, subtype: str, num_channels: int, rate_hz: int = 16_000) -> bytes:
@@ -154,6 +221,8 @@ def damaged(files: Sequence[bytes], rng: np.random.Generator) -> bytes:
         return bytes(head) + rng.bytes(int(rng.integers(0, 4096)))
     if data.startswith(b"\x89ICSE") and rng.random() < 0.7:
         return _resealed(bytes(data), rng)
+    if b"inbound_nodes" in data and rng.random() < 0.5:
+        _copy_name(data, rng)
     for _ in range(rng.integers(1, 5)):
         if data:
             _DAMAGES[rng.integers(len(_DAMAGES))](data, files, rng)
@@ -235,6 +304,15 @@ def _change_digits(data: bytearray, files: Sequence[bytes], rng: np.random.Gener
         if rng.random() < 0.5:  # keeps the places of what follows
             text = text[: stop - start].rjust(stop - start)
         data[start:stop] = text
+
+
+def _copy_name(data: bytearray, rng: np.random.Generator) -> None:
+    """Puts a name of a configuration in the place of another: a layer that reads another one."""
+    spans = [match.span() for match in re.finditer(rb'"\w+"', data)]
+    start, stop = spans[rng.integers(len(spans))]
+    same = [span for span in spans if span[1] - span[0] == stop - start]
+    other = same[rng.integers(len(same))]
+    data[start:stop] = data[other[0] : other[1]]
 
 
 _DAMAGES = (

@@ -162,10 +162,10 @@ def named_models(arguments: Sequence[str] | None) -> dict[str, str]:
     Raises:
         ValueError: No '=', a name twice or taken, or no such file.
     """
-    from speech.enhance import DEFAULT_MODEL
+    from speech.enhance import BASELINE_MODEL
 
     models: dict[str, str] = {}
-    for argument in arguments or [f"fcn={DEFAULT_MODEL}"]:
+    for argument in arguments or [f"fcn={BASELINE_MODEL}"]:
         name, equals, path = argument.partition("=")
         if not (name and equals and path):
             raise ValueError(f"--model {argument}: give NAME=FILE, such as fcn=models/fcn.h5")

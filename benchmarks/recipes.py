@@ -1,15 +1,21 @@
-"""What each part of a training recipe buys: short runs of the same number of steps.
+"""What each part of a training recipe buys: short runs of the same number of steps or hours.
 
 ::
 
     python -m benchmarks.recipes --timit CORPUS/speech --noise CORPUS/noise
     python -m benchmarks.recipes --steps 200 --out runs/recipes      # bundled corpus
+    python -m benchmarks.recipes --network tf --hours 0.25 --timit CORPUS/speech --noise NOISE
 
-Every run is a call of ``timit_fcn_mse.py`` from random weights, the next with one part more; the
-losses branch off and go back. They share seed, test files and steps, not seconds of audio: the
-paper's step is one utterance, the others are four pieces of two seconds. Short runs say what helps
-early; parts against overfitting cost at first and pay later. An interrupted table goes on where it
-was.
+The runs of the network over time and frequency (``--network tf``) are calls of ``speech.train``,
+each of the same time on the clock, each with one setting that differs from the first row's:
+size, loss, or data. They are scored side by side by ``eval.sweep``, on the bundled test mixtures
+or on the folders given.
+
+Of the FCN, every run is a call of ``timit_fcn_mse.py`` from random weights, the next with one part
+more; the losses branch off and go back. They share seed, test files and steps, not seconds of
+audio: the paper's step is one utterance, the others are four pieces of two seconds. Short runs say
+what helps early; parts against overfitting cost at first and pay later. An interrupted table goes
+on where it was.
 """
 
 from __future__ import annotations
@@ -17,7 +23,6 @@ from __future__ import annotations
 import argparse
 import csv
 import math
-import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -27,11 +32,12 @@ from typing import Any
 
 from benchmarks import common
 from speech import cli
-from speech.cli import natural_number, positive_number
+from speech.cli import amount, natural_number, positive_number
 from speech.options import check_corpus
 
 ROOT = Path(__file__).parent.parent
 STEPS = 600
+HOURS = 0.25
 BATCH_SIZE = 4
 METRICS = {"pesq_wb": "PESQ-WB", "stoi": "STOI"}
 
@@ -74,6 +80,28 @@ def variants() -> list[Variant]:
     ]
 
 
+#: Rows for the network over time and frequency: what differs, options of ``speech.train``.
+TF_VARIANTS: dict[str, tuple[str, Sequence[str]]] = {
+    "medium": ("the recipe as it is", []),
+    "small": ("the small form", ["--size", "small"]),
+    "large": ("the large form", ["--size", "large"]),
+    "spectra": ("no loss between waveforms", ["--loss-waveform", "0", "--loss-si-sdr", "0"]),
+    "consistency": (
+        "the loss of FastEnhancer: magnitude, complex, consistency, waveform",
+        ["--loss-magnitude", "3", "--loss-complex", "2", "--loss-consistency", "3",
+         "--loss-waveform", "2", "--loss-si-sdr", "0"],
+    ),
+    "one_voice": (
+        "only recorded voices: none changed, no babble",
+        ["--voices", "0", "--babble", "0"],
+    ),
+    "no_rooms": (
+        "no rooms, microphones, clipping or codecs",
+        ["--rooms", "0", "--microphones", "0", "--clipping", "0", "--codecs", "0"],
+    ),
+    "more_speech": ("with the trees of --more-speech", []),
+}  # fmt: skip
+
 MEANINGS = {
     "paper": "the paper's: MSE, one whole utterance a step, Adam 0.001",
     "pieces": "+ four pieces of 2 s a step",
@@ -92,7 +120,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = _parser()
     options = parser.parse_args(argv)
     check_corpus(parser, options)
-    return cli.run(lambda: _run(options))
+    names = TF_VARIANTS if options.network == "tf" else MEANINGS
+    for name in options.only or ():
+        if name not in names:
+            parser.error(f"--only {name!r} is no run of {options.network}; give some of "
+                         f"{', '.join(names)}")  # fmt: skip
+    if options.network == "fcn" and (options.more_speech or options.test_noisy):
+        parser.error("--more-speech, --test-noisy and --test-clean are for --network tf")
+    if (options.test_noisy is None) != (options.test_clean is None):
+        parser.error("--test-noisy and --test-clean go together")
+    if options.more_speech and not options.timit:
+        parser.error("--more-speech goes with --timit")
+    return cli.run(lambda: _run_tf(options) if options.network == "tf" else _run(options))
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -108,51 +147,97 @@ def _run(options: argparse.Namespace) -> int:
     return 0
 
 
+def _run_tf(options: argparse.Namespace) -> int:
+    names = [name for name in TF_VARIANTS if not options.only or name in options.only]
+    if not options.more_speech:
+        names = [name for name in names if name != "more_speech"]
+    for name in names:
+        print(f"training {name}", flush=True)
+        _call(tf_command(name, options), options.out / name)
+    test = options.out / "test"
+    command = [sys.executable, "-m", "eval.sweep", "--out", str(test.resolve()), "--model"]
+    command += [f"{name}={(options.out / name / 'model.h5').resolve()}" for name in names]
+    if options.test_noisy:
+        command += ["--test-noisy", str(options.test_noisy.resolve())]
+        command += ["--test-clean", str(options.test_clean.resolve())]
+    else:
+        command += ["--num-test", str(options.num_test)]
+    _call(command, test)
+    rows = [
+        {"name": name, "meaning": TF_VARIANTS[name][0],
+         **summary(options.out / name, test / "scores.csv", name)}
+        for name in names
+    ]  # fmt: skip
+    print("\n" + format_rows(rows, head=True))
+    common.write_result(options.json, {"hours": options.hours, "rows": rows})
+    return 0
+
+
+def tf_command(name: str, options: argparse.Namespace) -> list[str]:
+    """Returns the call of ``speech.train`` for a row; repeated, it goes on where it was."""
+    command = [sys.executable, "-m", "speech.train", "--network", "tf", "--recipe", "best"]
+    command += ["--hours", str(options.hours), "--seed", str(options.seed)]
+    command += ["--gpu", options.gpu, "--out", str((options.out / name).resolve())]
+    if options.timit:
+        trees = [*options.timit, *(options.more_speech if name == "more_speech" else ())]
+        command += ["--speech", *(str(tree.resolve()) for tree in trees)]
+        command += ["--noise", str(options.noise.resolve())]
+    return [*command, *TF_VARIANTS[name][1]]
+
+
+def _call(command: Sequence[str], folder: Path) -> None:
+    """Runs a command of ours, what it prints to ``folder/log.txt``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "log.txt", "a") as log:
+        status = subprocess.run(
+            command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, check=False
+        ).returncode
+    if status:
+        raise ValueError(f"{folder.name}: {command[2]} ended with {status}, see {log.name}")
+
+
 def _train(variant: Variant, folder: Path, options: argparse.Namespace) -> None:
     """Runs the training, unless it is done: then the command has little to do."""
-    arguments = [sys.executable, "timit_fcn_mse.py", "--gpu", options.gpu, "--recipe", "paper"]
+    arguments = [sys.executable, "-m", "timit_fcn_mse", "--gpu", options.gpu, "--recipe", "paper"]
     arguments += ["--epochs", "1", "--num-train", str(options.steps * variant.batch_size)]
     arguments += ["--batch-size", str(variant.batch_size), "--seed", str(options.seed)]
     arguments += ["--num-test", str(options.num_test), "--out", str(folder.resolve())]
     if options.timit:
-        arguments += ["--timit", str(options.timit.resolve())]
+        arguments += ["--timit", *(str(tree.resolve()) for tree in options.timit)]
         arguments += ["--noise", str(options.noise.resolve())]
     for name, values in variant.options.items():
         arguments += [name, *values]
-    if (folder / "scores.csv").exists():
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / "log.txt", "w") as log:
-        status = subprocess.run(
-            arguments, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, env=os.environ, check=False
-        ).returncode
-    if status:
-        raise ValueError(f"{variant.name}: timit_fcn_mse.py ended with {status}, see {log.name}")
+    if not (folder / "scores.csv").exists():
+        _call(arguments, folder)
 
 
-def summary(folder: Path) -> dict[str, Any]:
+def summary(folder: Path, scores: Path | None = None, system: str = "enhanced") -> dict[str, Any]:
     """Returns what a finished run has come to.
 
     Args:
         folder: Its ``--out``.
+        scores: Table of scores by file; None for ``scores.csv`` of the folder.
+        system: What the run is called there.
 
     Returns:
-        Validation MSE, number of files scored on both sides, and per metric the mean gain over the
-        noisy file with the half width of its 95 % interval.
+        Validation error, number of steps if it is known, number of files scored on both sides, and
+        per metric the mean gain over the noisy file with the half width of its 95 % interval.
     """
     with open(folder / "history.csv", newline="") as stream:
         *_, last = csv.DictReader(stream)
-    with open(folder / "scores.csv", newline="") as stream:
-        scores = {(row["system"], row["name"]): row for row in csv.DictReader(stream)}
-    names = sorted({name for _, name in scores})
+    with open(scores or folder / "scores.csv", newline="") as stream:
+        found = {(row["system"], row["name"]): row for row in csv.DictReader(stream)}
+    names = sorted({name for _, name in found})
     result: dict[str, Any] = {
         "validation_mse": float(last.get("validation_mse") or last["validation_loss"]),
     }
+    if "steps" in last:
+        result["steps"] = int(last["steps"])
     for metric in METRICS:
         gains = [
-            float(scores["enhanced", name][metric]) - float(scores["noisy", name][metric])
+            float(found[system, name][metric]) - float(found["noisy", name][metric])
             for name in names
-            if all(scores[system, name]["status"] == "ok" for system in ("enhanced", "noisy"))
+            if all(found[side, name]["status"] == "ok" for side in (system, "noisy"))
         ]
         if not gains:
             raise ValueError(f"{folder}: no file has a score, noisy and enhanced")
@@ -172,12 +257,14 @@ def format_rows(rows: Sequence[Mapping[str, Any]], *, head: bool = False) -> str
     """Returns the table as Markdown."""
     lines = []
     if head:
-        lines = ["| run | what | n | PESQ-WB | STOI | validation MSE |", "|---" * 6 + "|"]
+        steps = "steps, validation error" if "steps" in rows[0] else "validation MSE"
+        lines = [f"| run | what | n | PESQ-WB | STOI | {steps} |", "|---" * 6 + "|"]
     for row in rows:
+        steps = f"{row['steps']:,}, " if "steps" in row else ""
         lines.append(
             f"| {row['name']} | {row['meaning']} | {row['n']} | {row['pesq_wb']:+.3f} ± "
             f"{row['pesq_wb_half_width']:.3f} | {row['stoi']:+.3f} ± {row['stoi_half_width']:.3f} "
-            f"| {row['validation_mse']:.5f} |"
+            f"| {steps}{row['validation_mse']:.5f} |"
         )
     return "\n".join(lines)
 
@@ -185,16 +272,25 @@ def format_rows(rows: Sequence[Mapping[str, Any]], *, head: bool = False) -> str
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.recipes",
-        description="Short training runs, each with one part more than the one before.",
+        description="Short training runs, side by side: what each part of a recipe buys.",
     )
     add = parser.add_argument
-    add("--timit", type=Path, metavar="DIR", help="speech (default: bundled)")
+    add("--network", choices=("fcn", "tf"), default="fcn",
+        help="the paper's, or the one over time and frequency (default %(default)s)")  # fmt: skip
+    add("--timit", type=Path, nargs="+", metavar="DIR", help="speech (default: bundled)")
     add("--noise", type=Path, metavar="DIR", help="noise, with --timit")
     add("--steps", type=positive_number, default=STEPS, metavar="N",
-        help="of each run (default %(default)s)")  # fmt: skip
+        help="of each run of fcn (default %(default)s)")  # fmt: skip
+    add("--hours", type=amount, default=HOURS, metavar="H",
+        help="of each run of tf, on the clock (default %(default)s)")  # fmt: skip
+    add("--more-speech", type=Path, nargs="+", metavar="DIR",
+        help="tf: trees that the row 'more_speech' has besides")  # fmt: skip
+    add("--test-noisy", type=Path, metavar="DIR",
+        help="tf: noisy files to score on (default: the bundled test mixtures)")  # fmt: skip
+    add("--test-clean", type=Path, metavar="DIR", help="tf: clean files of the same names")
     add("--num-test", type=positive_number, default=1, metavar="N",
-        help="test files a noise and SNR (default %(default)s)")  # fmt: skip
-    add("--only", nargs="+", choices=tuple(MEANINGS), metavar="RUN", help="these rows alone")
+        help="number of test files per noise and SNR (default %(default)s)")  # fmt: skip
+    add("--only", nargs="+", metavar="RUN", help="these rows alone")
     add("--seed", type=natural_number, default=0, metavar="N", help="default 0")
     add("--gpu", default="-1", metavar="LIST", help="default -1, the CPU")
     add("--out", type=Path, default=Path("runs/recipes"), metavar="DIR", help="default %(default)s")

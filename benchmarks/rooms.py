@@ -61,9 +61,9 @@ def named_models(arguments: Sequence[str] | None) -> list[Point]:
         ValueError: Another form, a name that can't be used, or one that occurs twice.
     """
     from eval.sweep import parse_point
-    from speech.enhance import DEFAULT_MODEL
+    from speech.enhance import BASELINE_MODEL
 
-    models = [parse_point(argument) for argument in arguments or [f"fcn={DEFAULT_MODEL}"]]
+    models = [parse_point(argument) for argument in arguments or [f"fcn={BASELINE_MODEL}"]]
     names = [model.name for model in models]
     if len(set(names)) < len(names):
         raise ValueError(f"a name occurs twice in {' '.join(names)}; choose another")

@@ -112,10 +112,10 @@ def pools() -> dict[str, list[Expert]]:
     """Returns three FCNs, which are one, and the three shipped mask experts."""
     from mnn.pool import open_expert
     from mnn.select import DEFAULT_EXPERTS
-    from speech.enhance import DEFAULT_MODEL
+    from speech.enhance import BASELINE_MODEL
 
     return {
-        "FCNs": [open_expert(DEFAULT_MODEL, f"fcn{number}") for number in (1, 2, 3)],
+        "FCNs": [open_expert(BASELINE_MODEL, f"fcn{number}") for number in (1, 2, 3)],
         "mask experts": [open_expert(path) for path in DEFAULT_EXPERTS],
     }
 

@@ -1,11 +1,16 @@
-"""Training steps side by side: ours, stock Keras, PyTorch.
+"""Training steps side by side: ours, stock Keras on each of its backends, PyTorch.
 
 ::
 
     python -m benchmarks.training --seconds 1 3 10 --json benchmarks/results/training.json
+    python -m benchmarks.training --network tf --size medium --pieces 16
 
-One step is one batch of one utterance: forward, backward, Adam. Also prints the share of a real
-run's time that is spent waiting for data.
+A step of the FCN is one batch of one utterance: forward, backward, Adam. With it comes the share of
+a real run's time that is spent waiting for data.
+
+A step of the network over time and frequency is a batch of pieces of 2 s: features, forward pass,
+loss, backward pass, AdamW. Each contender has a process of its own and is timed only if its loss
+and all of its gradients are those of ours, from the same weights (``benchmarks.mask_steps``).
 """
 
 from __future__ import annotations
@@ -18,16 +23,24 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import common
+from benchmarks import common, mask_steps
 from speech import cli
+from speech.net.timefrequency import SIZES
 
-BASE = "ours"
+BASE = mask_steps.OURS
+NETWORKS = ("fcn", "tf")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the benchmark; returns its exit code."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--seconds", type=float, nargs="+", default=[1.0, 3.0, 10.0], metavar="S")
+    parser.add_argument("--network", choices=NETWORKS, help="one of them (default: both)")
+    parser.add_argument("--seconds", type=float, nargs="+", default=[1.0, 3.0, 10.0], metavar="S",
+                        help="fcn: lengths of the utterance (default: 1 3 10)")  # fmt: skip
+    parser.add_argument("--size", choices=tuple(SIZES), default="medium",
+                        help="tf: the form (default %(default)s)")  # fmt: skip
+    parser.add_argument("--pieces", type=cli.positive_number, default=16, metavar="N",
+                        help="tf: pieces of 2 s per step (default %(default)s)")  # fmt: skip
     parser.add_argument("--rounds", type=int, default=common.MIN_ROUNDS, metavar="N")
     parser.add_argument("--json", type=Path, metavar="FILE")
     options = parser.parse_args(argv)
@@ -35,11 +48,49 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
+    result: dict[str, Any] = {}
+    if options.network != "fcn":
+        result["time_frequency"] = _time_frequency(options.size, options.pieces, options.rounds)
+        common.write_result(options.json, result)  # what is measured is kept
+    if options.network != "tf":
+        _fcn(options, result)
+    return 0
+
+
+def _time_frequency(size: str, pieces: int, rounds: int) -> dict[str, Any]:
+    """Times a step of the network over time and frequency."""
+    with tempfile.TemporaryDirectory() as folder:
+        task = mask_steps.Task(size, pieces, Path(folder))
+        timing = common.take_turns(
+            {
+                name: lambda name=name: mask_steps.start(name, task)
+                for name in mask_steps.CONTENDERS
+            },
+            rounds,
+        )
+    seconds = pieces * mask_steps.PIECE_SECONDS
+    common.print_table(
+        f"training step, {size} network over time and frequency, {pieces} pieces of "
+        f"{mask_steps.PIECE_SECONDS:g} s", timing, BASE,
+    )  # fmt: skip
+    per_second = seconds / timing.median(BASE)
+    print(f"  {BASE}: {per_second:.0f} s of mixtures per second")
+    return {
+        "size": size,
+        "pieces": pieces,
+        "piece_seconds": mask_steps.PIECE_SECONDS,
+        "mixture_seconds_per_second": per_second,
+        "steps": timing.as_json(BASE),
+    }
+
+
+def _fcn(options: argparse.Namespace, result: dict[str, Any]) -> None:
+    """Times a step of the FCN, and how long a run of it waits for data."""
     from speech.device import quiet_start
 
     with quiet_start():
         import keras  # noqa: F401
-    result: dict[str, Any] = {"utterances": {}}
+    result["utterances"] = {}
     for seconds in options.seconds:
         timing = common.take_turns(
             {
@@ -52,12 +103,11 @@ def _run(options: argparse.Namespace) -> int:
         )
         common.print_table(f"training step, one utterance of {seconds:g} s", timing, BASE)
         result["utterances"][f"{seconds:g}"] = timing.as_json(BASE)
-        common.write_result(options.json, result)  # what is measured is kept
+        common.write_result(options.json, result)
     share, steps = _share_of_waiting()
     print(f"\nwaiting for data: {100 * share:.2f} % of {steps} steps on the bundled corpus")
     result["waiting_for_data_share"] = share
     common.write_result(options.json, result)
-    return 0
 
 
 def _ours(seconds: float, conv: str) -> Callable[[], Any]:

@@ -2,13 +2,15 @@
 
 ::
 
-    python -m eval.cost model.h5 [more.h5 ...] [--json FILE]
+    python -m eval.cost model.h5 [more.h5 ...] [--measure] [--json FILE]
 
 Conventions. A kernel is what one filter applies to one input channel: ``kernel_size`` weights of
-a Conv1D, one weight of a Dense layer. Biases and normalisation are parameters, not weights. One MAC
-is one multiplication and one addition, 2 FLOP. As in the paper only Conv1D and Dense are counted,
-for one output step: a sample of a waveform model, a frame of a model of spectra. 'Sparse' leaves
-out the kernels that are all zero, not single zeros: hardware can skip a kernel.
+a convolution, one weight of a Dense layer. Biases and normalisation are parameters, not weights.
+One MAC is one multiplication and one addition, 2 FLOP. As in the paper only convolutions and Dense
+layers are counted, for one output step: a sample of a waveform model, a frame of a model of
+spectra. A kernel that moves over bands is used once per band of a frame; at the edges it counts in
+full. 'Sparse' leaves out the kernels that are all zero, not single zeros: hardware can skip a
+kernel.
 
 Size is counted in several ways (SPEC 5), each against the FP32 parameters of the baseline:
 
@@ -17,15 +19,23 @@ Size is counted in several ways (SPEC 5), each against the FP32 parameters of th
   kernels, the codebooks (a zero included if the layer holds one), all other parameters in FP32;
 * the same with Huffman codes for the indices, and with their entropy, the bound of any such code;
 * the bytes of the file.
+
+``--measure`` runs each model too, on one core: seconds of computation per second of audio, and the
+peak memory of a process that does nothing else.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import heapq
+import json
 import math
 import os
+import statistics
+import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -51,13 +61,16 @@ class LayerCost:
     Attributes:
         name: Of the layer.
         class_name: Of the layer, such as 'Conv1D'.
-        kernel_shape: [kernel_size, in_channels, out_channels] or [inputs, units]; () if none.
+        kernel_shape: As Keras has it: [kernel_size, in_channels, out_channels], [inputs, units] or
+            that of two axes; () if none.
         parameters: Trainable values: kernel, bias, gamma, beta.
         stored_values: The same and moving statistics.
         weights: Of the kernel.
         nonzero_weights: Of the kernel.
         kernels: Pairs of input and output channel.
         zero_kernels: Those that are all zero.
+        indexed_weights: In kernels that are not all zero.
+        uses: How often a weight is used for one output step: once per band.
         mac: For one output step, dense.
         sparse_mac: For one output step, zero kernels left out.
         num_values: Distinct non-zero values of the kernel.
@@ -76,6 +89,8 @@ class LayerCost:
     nonzero_weights: int
     kernels: int
     zero_kernels: int
+    indexed_weights: int
+    uses: int
     mac: int
     sparse_mac: int
     num_values: int
@@ -83,11 +98,6 @@ class LayerCost:
     index_bits: int
     huffman_bits: int
     entropy_bits: float
-
-    @property
-    def indexed_weights(self) -> int:
-        """Weights in kernels that are not all zero."""
-        return self.sparse_mac
 
 
 @dataclass(frozen=True)
@@ -99,6 +109,7 @@ class ModelCost:
         layers: Those with weights, in order.
         step: 'sample' or 'frame', what one output step is.
         steps_per_second: Of audio.
+        window_ms: Of the STFT of a network of the kind 'complex_mask', which it waits for.
         receptive_field: Input steps that one output step sees through the convolutions.
         lookahead: Of these, the steps after it.
         needs_whole_utterance: A normalisation takes its statistics over time.
@@ -119,6 +130,7 @@ class ModelCost:
     baseline_parameters: int
     codebook_size: int | None
     centroid_bits: int = FLOAT_BITS
+    window_ms: float = 0.0
 
     def total(self, field: str) -> Any:
         """Returns the sum of a field of ``LayerCost`` over the layers."""
@@ -166,8 +178,8 @@ class ModelCost:
 
     @property
     def latency_ms(self) -> float | None:
-        """Look-ahead in ms; None if the model needs the whole utterance (the STFT is extra)."""
-        return None if self.needs_whole_utterance else self._ms(self.lookahead)
+        """Look-ahead and ``window_ms``; None if the model needs the whole utterance."""
+        return None if self.needs_whole_utterance else self._ms(self.lookahead) + self.window_ms
 
     def to_dict(self) -> dict[str, Any]:
         """Returns everything as plain JSON values, and what follows from it."""
@@ -221,27 +233,33 @@ def cost_of(
         FileNotFoundError: There is no such file.
         ValueError: The file is refused, nothing in it has weights, or an argument makes no sense.
     """
-    from speech.modelfile import ModelFile, read_model_file, require_chain
+    from speech.modelfile import COMPLEX_MASK, MaskConventions, ModelFile, read_model_file, refusals
+    from speech.net.reach import reach_of
 
     if isinstance(source, str | os.PathLike):
         source = read_model_file(source)
     file = source if isinstance(source, ModelFile) else None
-    what = "the count of operations"
-    specs = (
-        source.require_chain(what)
-        if isinstance(source, ModelFile)
-        else require_chain(tuple(source), what)
-    )
+    specs = tuple(source) if not isinstance(source, ModelFile) else source.layers
     meta = file.meta if file else {}
     if codebook_size is not None and codebook_size < 2:
         raise ValueError(f"codebook_size is {codebook_size!r}, expected at least 2")
     if baseline_parameters is not None and baseline_parameters < 1:
         raise ValueError(f"baseline_parameters is {baseline_parameters!r}, expected at least 1")
-    layers = tuple(_layer_cost(spec) for spec in specs if spec.weights)
+    uses = _uses(specs)
+    layers = tuple(_layer_cost(spec, uses[spec.name]) for spec in specs if spec.weights)
     if not layers:
         raise ValueError(f"{file.path if file else 'the model'}: no layer has weights")
     step, steps_per_second = _steps(specs, meta, f"{file.path}: speech_meta" if file else "meta")
-    receptive_field, lookahead = _field(specs)
+    window_ms = 0.0
+    if len(specs[0].config.get("batch_shape", ())) == 4:
+        with refusals(file.path) if file else contextlib.nullcontext():
+            reach = reach_of(specs)
+            if file and file.kind == COMPLEX_MASK:
+                conventions = MaskConventions.of(meta)
+                window_ms = 1000 * conventions.stft.frame / conventions.sample_rate_hz
+        receptive_field, lookahead = reach.behind + 1 + reach.ahead, reach.ahead
+    else:
+        receptive_field, lookahead = _field(specs)
     clustered = [layer.num_values for layer in layers if layer.codebook_size]
     return ModelCost(
         name=str(file.path) if file else "model",
@@ -255,6 +273,7 @@ def cost_of(
         baseline_parameters=baseline_parameters or sum(layer.parameters for layer in layers),
         codebook_size=(codebook_size or max(clustered)) if clustered else None,
         centroid_bits=centroid_bits,
+        window_ms=window_ms,
     )
 
 
@@ -300,20 +319,37 @@ def zero_kernels(kernel: np.ndarray) -> np.ndarray:
     """Returns where kernels are all zero.
 
     Args:
-        kernel: [kernel_size, in_channels, out_channels] or [inputs, units].
+        kernel: [..., in_channels, out_channels], of a transposed convolution the other way round,
+            or [inputs, units].
 
     Returns:
-        bool [in_channels, out_channels] or [inputs, units].
+        bool, the last two axes.
     """
-    return np.asarray(~kernel.any(axis=0) if kernel.ndim == 3 else kernel == 0)
+    return np.asarray(~kernel.any(axis=tuple(range(kernel.ndim - 2))))
 
 
-def _layer_cost(spec: LayerSpec) -> LayerCost:
+def _uses(specs: Sequence[LayerSpec]) -> dict[str, int]:
+    """Returns by layer how often a weight is used for one output step: 1 without bands."""
+    from speech.modelfile import linked, output_shapes
+
+    if len(specs[0].config.get("batch_shape", ())) != 4:
+        return {spec.name: 1 for spec in specs}
+    shapes = output_shapes(specs)
+    found = {}
+    for spec in linked(specs):
+        # What moves over bands is used once for each that it writes; transposed, that it reads.
+        turned = spec.class_name == "Conv2DTranspose"
+        shape = shapes[spec.inputs[0] if turned else spec.name]
+        found[spec.name] = math.prod(axis or 1 for axis in shape[2:-1])
+    return found
+
+
+def _layer_cost(spec: LayerSpec, uses: int) -> LayerCost:
     trainable = [array for key, array in spec.weights.items() if not key.startswith("moving_")]
     kernel = spec.weights.get("kernel", np.zeros((0, 0, 0), np.float32))
     is_zero = zero_kernels(kernel)
     # The weights that need an index, single zeros among them.
-    kept = kernel[..., ~is_zero].ravel() if kernel.ndim == 3 else kernel[~is_zero]
+    kept = kernel[..., ~is_zero].ravel()
     counts = np.unique(kept, return_counts=True)[1]
     codebook = np.unique(kernel)
     fixed = kept.size * index_bits(len(counts))
@@ -329,8 +365,10 @@ def _layer_cost(spec: LayerSpec) -> LayerCost:
         nonzero_weights=int(np.count_nonzero(kernel)),
         kernels=is_zero.size,
         zero_kernels=int(is_zero.sum()),
-        mac=kernel.size,
-        sparse_mac=kept.size,
+        indexed_weights=kept.size,
+        uses=uses,
+        mac=kernel.size * uses,
+        sparse_mac=kept.size * uses,
         num_values=int(np.count_nonzero(codebook)),
         codebook_size=len(codebook) if pays else 0,
         index_bits=fixed if pays else plain,
@@ -347,7 +385,8 @@ def _steps(specs: Sequence[LayerSpec], meta: dict[str, Any], where: str) -> tupl
         return "sample", float(rate_hz)
     stft = meta.get("stft")
     stft = stft if isinstance(stft, dict) else {}
-    hop = meta.get("hop_samples", stft.get("hop_samples", HOP_SAMPLES))
+    hop = stft.get("hop", stft.get("hop_samples", HOP_SAMPLES))
+    hop = meta.get("hop_samples", hop)
     return "frame", rate_hz / _positive(where, "hop_samples", hop)
 
 
@@ -366,6 +405,83 @@ def _field(specs: Sequence[LayerSpec]) -> tuple[int, int]:
             receptive_field += span
             lookahead += span - span // 2  # Keras pads the odd one on the right
     return receptive_field, lookahead
+
+
+# --------------------------------------------------------------------------------------------
+# Measuring
+
+#: Noise to enhance; long enough that what happens once does not count.
+_MEASURED_SECONDS = 30
+_MEASURED_ROUNDS = 5
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a model takes on this machine, on one core.
+
+    Attributes:
+        real_time_factor: Seconds of computation per second of audio, the median of some rounds.
+        peak_bytes: Memory of a process that loads and runs it.
+        seconds: Of audio.
+        engine: 'c' or 'keras'.
+    """
+
+    real_time_factor: float
+    peak_bytes: int
+    seconds: float
+    engine: str
+
+
+def measure(path: str | os.PathLike) -> Measured:
+    """Enhances noise in a process of its own.
+
+    Raises:
+        ValueError: The file enhances nothing by itself, or the process has failed; the message
+            says why.
+    """
+    environment = {**os.environ, "SPEECH_THREADS": "1", "OMP_NUM_THREADS": "1",
+                   "TF_NUM_INTRAOP_THREADS": "1", "TF_NUM_INTEROP_THREADS": "1"}  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-m", "eval.cost", "--measured", os.fspath(path)],
+        env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    if done.returncode:
+        lines = done.stderr.strip().splitlines() or ["no message"]
+        raise ValueError(lines[-1].removeprefix("error: "))
+    return Measured(**json.loads(done.stdout))
+
+
+def peak_bytes() -> int:
+    """Returns this process's peak memory; getrusage would give its parent's, if that had more.
+
+    Raises:
+        OSError: This is no Linux.
+    """
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return 1024 * int(line.split()[1])
+    raise OSError("/proc/self/status: has no VmHWM; memory is measured on Linux only")
+
+
+def _measured(path: Path) -> int:
+    from speech.enhance import Enhancer
+
+    enhancer = Enhancer(path)
+    rng = np.random.default_rng(0)
+    noise = 0.1 * rng.standard_normal(_MEASURED_SECONDS * SAMPLE_RATE_HZ).astype(np.float32)
+    enhancer(noise[:SAMPLE_RATE_HZ])
+    times = []
+    for _ in range(_MEASURED_ROUNDS):
+        start = time.perf_counter()
+        enhancer(noise)
+        times.append(time.perf_counter() - start)
+    print(json.dumps({
+        "real_time_factor": statistics.median(times) / _MEASURED_SECONDS,
+        "peak_bytes": peak_bytes(),
+        "seconds": _MEASURED_SECONDS,
+        "engine": enhancer.engine,
+    }))  # fmt: skip
+    return 0
 
 
 # --------------------------------------------------------------------------------------------
@@ -395,7 +511,7 @@ def format_cost(cost: ModelCost) -> str:
     totals = {
         field: cost.total(field)
         for field in ("parameters", "nonzero_weights", "kernels", "zero_kernels", "mac",
-                      "sparse_mac", "entropy_bits")
+                      "sparse_mac", "indexed_weights", "entropy_bits")
     }  # fmt: skip
     lines += ["-" * len(header), _table_row("total", width, "", _Totals(**totals))]
     step = cost.step
@@ -412,7 +528,7 @@ def format_cost(cost: ModelCost) -> str:
         + (
             "the whole utterance, over which it is normalised"
             if cost.latency_ms is None
-            else f"{cost.latency_ms:.1f} ms"
+            else f"{cost.latency_ms:.1f} ms" + (" with the STFT" if cost.window_ms else "")
         )
     )
     rule = "no codebooks" if cost.codebook_size is None else f"k = {cost.codebook_size}"
@@ -430,12 +546,9 @@ class _Totals:
     zero_kernels: int
     mac: int
     sparse_mac: int
+    indexed_weights: int
     entropy_bits: float
     num_values: str = ""
-
-    @property
-    def indexed_weights(self) -> int:
-        return self.sparse_mac
 
 
 def _table_row(name: str, width: int, shape: str, row: Any) -> str:
@@ -457,6 +570,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         **cli.examples(
             "python -m eval.cost models/fcn.h5",
             "python -m eval.cost models/fcn_small.icse --k 16 --baseline models/fcn.h5",
+            "python -m eval.cost models/fcn.h5 models/fcn_tiny.icse --measure",
         ),
     )
     add = parser.add_argument
@@ -467,8 +581,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--baseline", type=Path, metavar="FILE",
         help="what the others are compared with, in percent of its parameters (default: the "
         "first)")  # fmt: skip
+    add("--measure", action="store_true", help="also run each model on one core, on this machine: "
+        "time per second of audio, peak memory")  # fmt: skip
+    add("--measured", action="store_true", help=argparse.SUPPRESS)
     add("--json", **cli.JSON)
     options = parser.parse_args(argv)
+    if options.measured:
+        return cli.run(lambda: _measured(options.models[0]))
     if options.k == 1:
         parser.error("--k is at least 2")
     return cli.run(lambda: _run(options))
@@ -484,9 +603,19 @@ def _run(options: argparse.Namespace) -> int:
         "baseline_parameters": baseline,
     }
     costs = [cost_of(path, **settings) for path in options.models]
-    print("\n\n".join(format_cost(cost) for cost in costs))
+    results = [cost.to_dict() for cost in costs]
+    for place, (path, cost) in enumerate(zip(options.models, costs, strict=True)):
+        print(("\n" if place else "") + format_cost(cost))
+        if options.measure:
+            found = measure(path)
+            results[place]["measured"] = asdict(found)
+            print(
+                f"one core of this machine ({found.engine} engine): "
+                f"{found.real_time_factor:.4f} s per second of audio, "
+                f"{found.peak_bytes / 1e6:.0f} MB at most"
+            )
     if options.json:
-        write_json(options.json, [cost.to_dict() for cost in costs])
+        write_json(options.json, results)
     return 0
 
 

@@ -9,10 +9,7 @@ SHA-256 of what it started from: a model is made again only if one of them is an
 from __future__ import annotations
 
 import contextlib
-import json
-import os
 import subprocess
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +17,7 @@ from typing import Any
 
 from eval.sweep import Point
 from speech import cli
+from speech.base import schema
 from speech.files import sha256_of, write_json
 
 _ROOT = Path(__file__).resolve().parent.parent
@@ -124,9 +122,9 @@ def is_done(record: Path, wanted: Mapping[str, Any], results: Sequence[Path]) ->
         results: Files or folders.
     """
     try:
-        found = json.loads(record.read_text(encoding="utf-8"))
+        found = schema.read(record, dict[str, Any])
         same = all(found[key] == value for key, value in wanted.items())
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError):
         return False
     return same and all(path.exists() for path in results)
 
@@ -154,7 +152,6 @@ def run_recorded(
         ValueError: It failed; the message is the last line that it wrote to stderr.
     """
     record.unlink(missing_ok=True)
-    path = os.pathsep.join([str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     with contextlib.ExitStack() as stack:
         # With a log both streams go there, in the order in which they were written.
         streams: dict[str, Any] = {"capture_output": True}
@@ -163,9 +160,9 @@ def run_recorded(
             stream = stack.enter_context(open(log, "w", encoding="utf-8"))
             streams = {"stdout": stream, "stderr": subprocess.STDOUT}
         done = (run or subprocess.run)(
-            [sys.executable, "-m", *command],
+            cli.python_command("-m", *command),
             stdin=subprocess.DEVNULL, text=True, errors="replace", cwd=cwd,
-            env={**os.environ, "PYTHONPATH": path}, **streams,
+            env=cli.python_environment(), **streams,
         )  # fmt: skip
     if done.returncode:
         text = log.read_text(encoding="utf-8", errors="replace") if log else done.stderr

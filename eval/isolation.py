@@ -8,6 +8,7 @@ only wait; joblib or Dask spread the threads.
 
 A child is a plain subprocess that reads pickled calls from its standard input and answers on its
 standard output. It works on one core, and ends when its parent does.
+A call may have a time limit.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import threading
 from collections.abc import Callable
 from typing import IO, Any, TypeVar
 
-from speech.cli import without_ctrl_c
+from speech.cli import python_command, python_environment, without_ctrl_c
 
 T = TypeVar("T")
 
@@ -38,29 +39,52 @@ class ProcessDied(RuntimeError):
     """The child died in the middle of a call; the message says how."""
 
 
-def run_isolated(function: Callable[..., T], *arguments: Any) -> T:
+def run_isolated(function: Callable[..., T], *arguments: Any, limit_s: float | None = None) -> T:
     """Runs ``function(*arguments)`` in a child process, which must be able to import it.
 
+    Args:
+        function: What to run.
+        arguments: Its arguments, which are pickled.
+        limit_s: Time after which the child is ended; None for no limit.
+
     Raises:
-        ProcessDied: The child died.
+        ProcessDied: The child died, or was ended.
         Exception: What the function raised.
     """
     with _lock:
         child = _idle.pop() if _idle else None
     child = child or _start()
     calls, answers = _pipes(child)
+    late = threading.Event()
+
+    def end() -> None:
+        late.set()
+        child.kill()
+
+    timer = threading.Timer(limit_s or 0.0, end)
+    timer.daemon = True
+    if limit_s is not None:
+        timer.start()
     try:
         pickle.dump((function, arguments), calls)
         calls.flush()
         succeeded, result = pickle.load(answers)
     except (EOFError, OSError, pickle.UnpicklingError):
-        raise ProcessDied(f"scoring process died ({_stop(child)})") from None
+        how = _stop(child)
+        if late.is_set():
+            raise ProcessDied(f"scoring took over {limit_s:g} s and was ended") from None
+        raise ProcessDied(f"scoring process died ({how})") from None
     except BaseException:
         child.kill()
         _stop(child)
         raise
-    with _lock:
-        _idle.append(child)
+    finally:
+        timer.cancel()
+    if late.is_set():  # the answer came in the last moment
+        _stop(child)
+    else:
+        with _lock:
+            _idle.append(child)
     if not succeeded:
         raise result
     return result
@@ -78,9 +102,8 @@ atexit.register(close_idle)
 
 
 def _start() -> subprocess.Popen:
-    path = os.pathsep.join(os.path.abspath(folder) for folder in sys.path)
-    environment = os.environ | dict.fromkeys(ONE_THREAD, "1") | {"PYTHONPATH": path}
-    command = [sys.executable, "-c", "from eval.isolation import serve; serve()"]
+    environment = python_environment(**dict.fromkeys(ONE_THREAD, "1"))
+    command = python_command("-c", "from eval.isolation import serve; serve()")
     pipe = subprocess.PIPE
     with without_ctrl_c():
         return subprocess.Popen(command, stdin=pipe, stdout=pipe, env=environment)

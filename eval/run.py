@@ -2,12 +2,14 @@
 
 ::
 
-    python -m eval.run                                       # the shipped model, bundled test set
+    python -m eval.run                                       # the shipped models, bundled test set
     python -m eval.run --model a=a.h5 --model b=b.icse       # two models, bundled test set
     python -m eval.run --clean C --noisy N --enhanced wiener=W --model fcn=fcn.h5 --out results
+    python -m eval.run --clean C --enhanced a=A b=B          # without noisy files
 
-Noisy files stand in any tree whose files carry the names of the clean ones; the layout
-``<noise>/<speaker>/<dB>/<name>.wav`` also gives the tables their noises and SNRs.
+Noisy files stand in any tree whose files carry the names of the clean ones (`speech.data.pairing`
+is the rule); the layout ``<noise>/<speaker>/<dB>/<name>.wav`` also gives the tables their noises
+and SNRs. Without noisy files, enhanced and clean files alone are scored.
 
 Writes to ``--out``: scores.csv (a row for each file and system, with its status), summary.csv,
 .json and .md (mean and standard deviation by noise and SNR), differences.csv (paired, to the noisy
@@ -55,11 +57,11 @@ def _run(options: argparse.Namespace) -> int:
     started = time.perf_counter()
     if options.out.exists() and not options.out.is_dir():
         raise ValueError(f"{options.out}: is not a folder; choose another --out")
+    _check_metrics(options)
     inputs = [options.noisy, options.clean, *(folder for _, folder in options.enhanced)]
     cli.check_out(options.out, inputs)
     with held(options.out), connected(options.dask, options.jobs) as cluster:
-        pairs, num_unpaired = _pairs(options)
-        systems = _systems(options, pairs)
+        pairs, systems, unpaired = _pairs_and_systems(options)
         tasks = tasks_of(systems, pairs)
         rows = scoring.score_all(
             tasks,
@@ -69,7 +71,7 @@ def _run(options: argparse.Namespace) -> int:
             cache=scoring.ScoreCache(options.out / "cache.jsonl"),
             cluster=cluster,
         )
-        _report(options, systems, rows, len(pairs), num_unpaired)
+        _report(options, systems, rows, len(pairs), unpaired)
     print(f"\ntotal time  {time.perf_counter() - started:.0f} s")
     print(f"results     {options.out.resolve()}")
     if not any(row["status"] == "ok" for row in rows):
@@ -77,28 +79,55 @@ def _run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _pairs(options: argparse.Namespace) -> tuple[list[Any], int]:
-    """Returns the pairs, and how many noisy files have no clean partner."""
+def _pairs_and_systems(
+    options: argparse.Namespace,
+) -> tuple[list[Any], list[Any], list[tuple[Path, str]]]:
+    """Returns the pairs, the systems, and what has no clean partner with the reason."""
     from speech import corpus
-    from speech.audio import find_audio
 
-    if options.noisy is None:
+    if options.noisy is None and options.clean is not None:
+        from eval.systems import enhanced_alone
+
+        pairs, systems, unpaired = enhanced_alone(options.enhanced, options.clean, options.pair_by)
+    elif options.noisy is None:
         from eval.systems import bundled_pairs
 
         folder = options.out / "test"
         num_each = options.num_test or BUNDLED_NUM_EACH
-        return bundled_pairs(folder, num_each, BUNDLED_SNRS_DB, options.jobs), 0
-    pairs = corpus.find_pairs(options.noisy, options.clean)
-    return pairs, len(find_audio(options.noisy)) - len(pairs)
+        pairs = bundled_pairs(folder, num_each, BUNDLED_SNRS_DB, options.jobs)
+        unpaired, systems = [], _systems(options, pairs)
+    else:
+        apart = [folder for _, folder in options.enhanced]
+        found = corpus.find_matches(options.noisy, options.clean, options.pair_by, apart)
+        pairs, unpaired = found.pairs, found.unpaired
+        systems = _systems(options, pairs)
+    corpus.warn_of_unpaired(unpaired, options.clean)
+    return pairs, systems, unpaired
+
+
+def _check_metrics(options: argparse.Namespace) -> None:
+    """Leaves out the metrics that compare with the noisy files, where there are none."""
+    from eval.metrics import METRICS
+
+    if options.noisy is not None or options.clean is None:
+        return
+    kept = [name for name in options.metrics if not METRICS[name].needs_noisy]
+    left_out = [name for name in options.metrics if name not in kept]
+    if not kept:
+        raise ValueError(f"{', '.join(left_out)} compare with the noisy files; give --noisy")
+    if left_out:
+        print(
+            f"left out    {', '.join(left_out)}: without --noisy there is nothing to compare with"
+        )
+    options.metrics = kept
 
 
 def _folders(options: argparse.Namespace) -> dict[str, Path]:
     """Returns where the noisy and the clean files are, for `eval.report`."""
     bundled = options.out / "test"
-    return {
-        "noisy": options.noisy or bundled / "noisy",
-        "clean": options.clean or bundled / "clean",
-    }
+    if options.clean is None:
+        return {"noisy": bundled / "noisy", "clean": bundled / "clean"}
+    return {"clean": options.clean} | ({"noisy": options.noisy} if options.noisy else {})
 
 
 def _systems(options: argparse.Namespace, pairs: Sequence[Any]) -> list[Any]:
@@ -106,7 +135,7 @@ def _systems(options: argparse.Namespace, pairs: Sequence[Any]) -> list[Any]:
 
     systems = [noisy_system(pairs)]
     for name, folder in options.enhanced:
-        systems.append(folder_system(name, folder, pairs, options.noisy))
+        systems.append(folder_system(name, folder, pairs, options.noisy, options.pair_by))
     for name, model in options.model:
         folder = options.out / "enhanced" / name
         system = model_system(name, model, pairs, folder, options.convert, options.jobs)
@@ -119,7 +148,7 @@ def _report(
     systems: Sequence[Any],
     rows: Sequence[dict[str, Any]],
     num_pairs: int,
-    num_unpaired: int,
+    unpaired: Sequence[tuple[Path, str]],
 ) -> None:
     from eval import scoring, tables
     from eval.metrics import METRICS
@@ -127,7 +156,8 @@ def _report(
     from speech.runinfo import run_info
 
     summary = scoring.summarize(rows)
-    differences = scoring.compare(rows, options.baseline)
+    names = {system.name for system in systems}
+    differences = scoring.compare(rows, options.baseline) if options.baseline in names else []
     unscored = [row for row in rows if row["status"] != "ok"]
     out = options.out
     write_text(out / "scores.csv", scoring.to_csv(rows))
@@ -151,8 +181,9 @@ def _report(
             if name in options.metrics
         },
         "folders": {name: str(path.resolve()) for name, path in _folders(options).items()},
-        "noisy_files": num_pairs,
-        "noisy_files_without_clean": num_unpaired,
+        "noisy_files": num_pairs if scoring.NOISY in names else 0,
+        "noisy_files_without_clean": len(unpaired),
+        "without_clean": [{"file": str(path), "reason": reason} for path, reason in unpaired],
         "summary": scoring.json_ready(summary),
         "differences": scoring.json_ready(differences),
         "unscored": [{key: row[key] for key in ("system", "name", "status")} for row in unscored],
@@ -169,6 +200,11 @@ def _report(
         print("\n" + tables.format_differences(differences))
     left_out = max(group["unscored"] for group in summary if group["noise"] == scoring.OVERALL)
     print(f"\n{left_out} of {num_pairs} files could not be scored; they are in no mean.")
+    if unpaired:
+        print(
+            f"{len(unpaired)} files have no clean partner and are not scored; summary.json names "
+            "them."
+        )
     for row in unscored[:_NUM_LISTED]:
         print(f"not scored: {row['system']} {row['name']}: {row['status']}", file=sys.stderr)
     if len(unscored) > _NUM_LISTED:
@@ -177,23 +213,31 @@ def _report(
 
 def _check_usage(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
     from eval.tables import PUBLISHED_COLUMNS
-    from speech.enhance import DEFAULT_MODEL
+    from speech.enhance import BASELINE_MODEL, DEFAULT_MODEL
 
-    if (options.clean is None) != (options.noisy is None):
+    if options.noisy is not None and options.clean is None:
         parser.error("--clean and --noisy go together")
-    if options.enhanced and options.noisy is None:
-        parser.error("--enhanced needs --clean and --noisy")
-    if options.num_test and options.noisy is not None:
+    if options.enhanced and options.clean is None:
+        parser.error("--enhanced needs --clean and --noisy, or --clean alone")
+    alone = options.clean is not None and options.noisy is None
+    if alone and options.model:
+        parser.error("--model needs --noisy: the files that it is applied to")
+    if alone and not options.enhanced:
+        parser.error("--clean and --noisy go together, or --clean and --enhanced")
+    if options.num_test and options.clean is not None:
         parser.error("--num-test is for the bundled test set")
-    if options.noisy is None and not options.model:
-        options.model = [("fcn", DEFAULT_MODEL)]
+    if options.pair_by and options.clean is None:
+        parser.error("--pair-by is for --clean and --noisy or --enhanced")
+    if options.clean is None and not options.model:
+        options.model = [("denoise", DEFAULT_MODEL), ("fcn", BASELINE_MODEL)]
     names = [name for name, _ in options.enhanced + options.model]
     for name in names:
         if not re.fullmatch(r"[\w+-][\w.+-]*", name) or name in ("noisy", "all"):
             parser.error(f"{name!r} is no name for a system; letters, digits, . + - and _ will do")
         if names.count(name) > 1:
             parser.error(f"two systems are named {name!r}; write NAME=...")
-    if options.baseline not in ["noisy", *names]:
+    baselines = [*names] if alone and options.baseline != "noisy" else ["noisy", *names]
+    if options.baseline not in baselines:
         parser.error(f"--baseline {options.baseline}: no such system")
     missing = [name for name in PUBLISHED_COLUMNS.values() if name not in options.metrics]
     if options.matlab_style and missing:
@@ -216,21 +260,26 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m eval.run",
         description="Score models or folders of enhanced files by noise and SNR. Without "
-        "arguments: the shipped model on the bundled test set, in two minutes. The same command "
-        "resumes.",
+        "arguments: the default model and the FCN on the bundled test set, in two minutes. The "
+        "same command resumes.",
         **cli.examples(
             "python -m eval.run",
             "python -m eval.run --model mine=mine.h5 --model fcn=models/fcn.h5 --baseline fcn",
             "python -m eval.run --clean clean/ --noisy noisy/ --enhanced other=enhanced/",
+            "python -m eval.run --clean clean/ --enhanced a=first/ b=second/",
         ),
     )
-    what = parser.add_argument_group("what to score (default: the shipped model, bundled test set)")
+    what = parser.add_argument_group(
+        "what to score (default: the shipped denoise and fcn, bundled test set)"
+    )
     add = what.add_argument
     add("--clean", type=Path, metavar="DIR", help="clean files")
     add("--noisy", type=Path, metavar="DIR", help="noisy files: "
         "<noise>/<speaker>/<dB>/<name> of the same names, or flat")  # fmt: skip
-    add("--enhanced", type=_named_path, action="append", default=[], metavar="NAME=DIR",
-        help="enhanced files, in the tree of the noisy ones or flat; repeatable")  # fmt: skip
+    add("--enhanced", type=_named_path, action="extend", nargs="+", default=[],
+        metavar="NAME=DIR", help="enhanced files, in the tree of the noisy ones or flat; without "
+        "--noisy, they and the clean ones alone are scored")  # fmt: skip
+    add("--pair-by", **cli.PAIR_BY)
     add("--model", type=_named_path, action="append", default=[], metavar="NAME=FILE",
         help="model (.h5, .icse) to apply to the noisy files; repeatable")  # fmt: skip
     add("--num-test", type=positive_number, metavar="N",

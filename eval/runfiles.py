@@ -9,7 +9,6 @@ never by a path that stands in a table.
 from __future__ import annotations
 
 import csv
-import json
 import math
 import shlex
 from collections.abc import Mapping, Sequence
@@ -20,6 +19,7 @@ from typing import Any
 from eval.metrics import METRICS
 from eval.scoring import NOISY
 from speech import cli, corpus
+from speech.base import schema
 
 #: What the trained network of ``timit_fcn_mse.py`` is called on the page.
 BASELINE = "baseline"
@@ -84,6 +84,102 @@ class Run:
         return shlex.join(map(str, words)) if isinstance(words, list) else ""
 
 
+# --------------------------------------------------------------------------------------------
+# What result files must look like where they are looked into; all else in them is left alone.
+
+
+@dataclass
+class _Result:
+    """Any result file."""
+
+    command: list[str | int | float] | None = None
+    model: str | None = None
+
+
+@dataclass
+class _Scored:
+    name: str
+    source: str | None = None
+    sha256: str | None = None
+    file_bytes: int | float | None = None
+
+
+@dataclass
+class _Summary(_Result):
+    """summary.json of ``eval.run``."""
+
+    systems: list[_Scored] = field(default_factory=list)
+    folders: dict[str, str | None] | None = None
+
+
+@dataclass
+class _SweptRow:
+    name: str | None = None
+    file_bytes: int | float | None = None
+
+
+@dataclass
+class _Swept:
+    name: str
+    path: str | None = None
+    labels: dict[str, str | int | float | bool | None] | None = None
+
+
+@dataclass
+class _SweepResult(_Result):
+    """sweep.json of ``eval.sweep``."""
+
+    table: list[_SweptRow] = field(default_factory=list)
+    models: list[_Swept] = field(default_factory=list)
+
+
+@dataclass
+class _Segment:
+    pick: str
+    start_s: int | float = 0
+
+
+@dataclass
+class _Choice:
+    input: str
+    scores: dict[str, int | float | None]
+    pick: str | None = None
+    segments: list[_Segment] | None = None
+
+
+@dataclass
+class _Named:
+    name: str
+
+
+@dataclass(kw_only=True)
+class _SelectionResult(_Result):
+    """The file of ``mnn.select --json``."""
+
+    experts: list[_Named | str]
+    files: list[_Choice]
+    picks: dict[str, int | float]
+    metric: str | None = None
+    scoring: str | None = None
+
+
+@dataclass
+class _Published:
+    rows: dict[str, list[int | float | None]] = field(default_factory=dict)
+    experts: list[str] | None = None
+    columns: list[str] | None = None
+
+
+@dataclass
+class _ExperimentResult(_Result):
+    """results.json of ``mnn.experiments``."""
+
+    table: list[dict[str, Any]] | None = None
+    experts: list[str] | None = None
+    confusion: dict[str, list[list[int | float | None]]] | None = None
+    published: dict[str, _Published] | None = None
+
+
 def read_runs(paths: Sequence[Path]) -> list[Run]:
     """Reads run folders, and JSON files of ``mnn.select``.
 
@@ -117,12 +213,13 @@ def _read(path: Path) -> list[Run]:
 def _scored_runs(folder: Path) -> list[Run | None]:
     """Returns the runs whose rows stand in scores.csv."""
     if (folder / "sweep.json").is_file():
-        return [_sweep(folder, _json(folder / "sweep.json"))]
+        return [_sweep(folder, _json(folder / "sweep.json", _SweepResult))]
     if (folder / "summary.json").is_file():
-        return [_evaluation(folder, _json(folder / "summary.json"))]
+        return [_evaluation(folder, _json(folder / "summary.json", _Summary))]
     results = folder / "results.json"
     info = _json(results) if results.is_file() else {}
     if "experiment" in info:
+        info = _json(results, _ExperimentResult)
         return [Run(folder, "experiment", _title(folder), info)]
     if "model_sha256" in info or (folder / "history.csv").is_file():
         return [_training(folder, info)]
@@ -158,8 +255,8 @@ def _training(folder: Path, info: dict[str, Any]) -> Run:
 
 def _evaluation(folder: Path, info: dict[str, Any]) -> Run:
     run = Run(folder, "evaluation", _title(folder), info, read_scores(folder / "scores.csv"))
-    for system in _dicts(info.get("systems"), folder / "summary.json"):
-        name, source = str(system.get("name")), str(system.get("source", ""))
+    for system in info.get("systems") or ():
+        name, source = system["name"], system.get("source") or ""
         if name == NOISY:
             continue
         if system.get("sha256"):
@@ -178,13 +275,12 @@ def _evaluation(folder: Path, info: dict[str, Any]) -> Run:
 
 def _sweep(folder: Path, info: dict[str, Any]) -> Run:
     run = Run(folder, "sweep", _title(folder), info, read_scores(folder / "scores.csv"))
-    source = folder / "sweep.json"
-    sizes = {row.get("name"): row.get("file_bytes") for row in _dicts(info.get("table"), source)}
-    for model in _dicts(info.get("models"), source):
+    sizes = {row.get("name"): row.get("file_bytes") for row in info.get("table") or ()}
+    for model in info.get("models") or ():
         name, size = str(model.get("name")), sizes.get(model.get("name"))
         labels = model.get("labels")
         labels = labels if isinstance(labels, dict) else {}
-        path, made = str(model.get("path", "")), folder / "enhanced" / name
+        path, made = model.get("path") or "", folder / "enhanced" / name
         run.systems.append(System(name, name, path, _positive(size), made, labels=labels))
     run.noisy, run.clean = _test_folders(run, "--test-noisy", "--test-clean")
     return run
@@ -193,9 +289,7 @@ def _sweep(folder: Path, info: dict[str, Any]) -> Run:
 def _selection(folder: Path, path: Path, info: dict[str, Any]) -> Run:
     if not _is_selection(info):
         raise ValueError(f"{path}: is no result of mnn.select --json")
-    for row in _dicts(info["files"], path):
-        if not isinstance(row.get("scores"), dict) or not isinstance(row.get("input"), str):
-            raise ValueError(f"{path}: a file of it has no input and scores")
+    _check(info, path, _SelectionResult)
     title = _title(folder) if path.stem in ("select", "result", "results") else path.stem
     clean = folder / "clean"
     return Run(folder, "selection", title, info, clean=clean if clean.is_dir() else None)
@@ -246,7 +340,7 @@ def audio_pairs(run: Run) -> dict[str, corpus.Pair]:
             f"the noisy and clean files of {run.title} were not found; name their folders with "
             "--noisy and --clean"
         )
-    pairs = corpus.find_pairs(run.noisy, run.clean)
+    pairs = corpus.find_pairs(run.noisy, run.clean, _option(run, "--pair-by"))
     return {pair.relative_path.as_posix(): pair for pair in pairs}
 
 
@@ -276,6 +370,8 @@ def _read_history(path: Path) -> list[dict[str, float]]:
     except (UnicodeDecodeError, csv.Error, TypeError, ValueError) as error:
         raise ValueError(f"{path}: is no history of a training ({error})") from None
     needed = {"epoch", "training_loss", "validation_loss"}
+    if not all(math.isfinite(row.get("epoch", 0)) for row in rows):
+        raise ValueError(f"{path}: is no history of a training (an epoch that is no number)")
     if rows and not needed <= set(rows[0]):
         raise ValueError(f"{path}: expected the columns {', '.join(sorted(needed))}")
     for row in rows:
@@ -285,42 +381,40 @@ def _read_history(path: Path) -> list[dict[str, float]]:
 
 def _test_folders(run: Run, noisy: str, clean: str) -> tuple[Path | None, Path | None]:
     """Returns the folders that the command named, or those that the run has made."""
-    named = [_option(run, noisy), _option(run, clean)]
-    if all(path is not None and path.is_dir() for path in named):
+    named = [Path(path) for name in (noisy, clean) if (path := _option(run, name))]
+    if len(named) == 2 and all(path.is_dir() for path in named):
         return named[0], named[1]
     made = [run.folder / "test" / name for name in ("noisy", "clean")]
     return (made[0], made[1]) if all(path.is_dir() for path in made) else (None, None)
 
 
-def _option(run: Run, name: str) -> Path | None:
-    """Returns the path that the recorded command gives to an option."""
+def _option(run: Run, name: str) -> str | None:
+    """Returns the value that the recorded command gives to an option."""
     words = [str(word) for word in run.info.get("command") or []]
     for place, word in enumerate(words):
         if word == name and place + 1 < len(words):
-            return Path(words[place + 1])
+            return words[place + 1]
         if word.startswith(name + "="):
-            return Path(word.partition("=")[2])
+            return word.partition("=")[2]
     return None
 
 
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: is no JSON ({error})") from None
-    if not isinstance(value, dict):
-        raise ValueError(f"{path}: holds a {type(value).__name__}, expected an object")
+def _json(path: Path, kind: type[_Result] = _Result) -> dict[str, Any]:
+    """Returns a result file, as it stands there, once it has the shape of a kind."""
+    value = schema.read(path, dict[str, Any])
+    _check(value, path, kind)
     return value
+
+
+def _check(value: dict[str, Any], path: Path, kind: type[_Result]) -> None:
+    try:
+        schema.check(value, kind)
+    except schema.SchemaError as error:
+        raise ValueError(f"{path}: malformed ({error}); make it again, or leave it out") from None
 
 
 def _json_if_there(path: Path) -> dict[str, Any]:
     return _json(path) if path.is_file() else {}
-
-
-def _dicts(value: Any, path: Path) -> list[dict[str, Any]]:
-    if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
-        raise ValueError(f"{path}: expected a list of objects, found {str(value)[:60]!r}")
-    return value
 
 
 def _positive(size: Any) -> int | None:

@@ -22,6 +22,7 @@ import numpy as np
 
 from eval.metrics import METRICS, OK, SAMPLE_RATE_HZ, Score, cut_alike
 from eval.statistics import mean_and_std, paired_differences
+from speech.base import schema
 from speech.cluster import Cluster, Failed
 
 OVERALL = "all"
@@ -29,6 +30,11 @@ NOISY = "noisy"
 
 #: What `score_all` computes unless told otherwise.
 DEFAULT_METRICS = ("pesq_wb", "pesq_nb", "stoi")
+
+
+#: A file whose scoring takes longer has gone astray: so many seconds, and one per so many bytes.
+LIMIT_S = 600.0
+_SCORED_BYTES_PER_S = 10_000.0
 
 
 @dataclass(frozen=True)
@@ -185,11 +191,20 @@ def _absolute(task: Task) -> Task:
     )
 
 
+def _limit_s(task: Task) -> float:
+    """Returns after how many seconds scoring a file has gone astray: far more than it ever took."""
+    num_bytes = 0
+    for path in (task.reference, task.estimate):
+        with contextlib.suppress(OSError):
+            num_bytes += path.stat().st_size
+    return LIMIT_S + num_bytes / _SCORED_BYTES_PER_S
+
+
 def _score_isolated(task: Task, metrics: Sequence[str], convert: bool) -> dict[str, Score]:
     from eval.isolation import ProcessDied, run_isolated
 
     try:
-        return run_isolated(score, task, metrics, convert)
+        return run_isolated(score, task, metrics, convert, limit_s=_limit_s(task))
     except ProcessDied as error:
         return dict.fromkeys(metrics, Score(math.nan, str(error)))
 
@@ -206,6 +221,14 @@ def _row(task: Task, metrics: Sequence[str], scores: dict[str, Score]) -> dict[s
     }
 
 
+@dataclass
+class _Scores:
+    """A line of a `ScoreCache`: value and status by metric and version."""
+
+    key: str
+    scores: dict[str, tuple[int | float | None, str]]
+
+
 class ScoreCache:
     """Scores on disk, found again by the content of the files and the version of the metric.
 
@@ -220,13 +243,11 @@ class ScoreCache:
         from speech.files import end_line
 
         self._path = path
-        self._known: dict[str, dict[str, list[Any]]] = {}
+        self._known: dict[str, dict[str, tuple[int | float | None, str]]] = {}
         if path is not None and path.exists():
             end_line(path)
-            for line in path.read_text(encoding="utf-8").splitlines():
-                with contextlib.suppress(ValueError, KeyError, AttributeError):  # cut by a kill
-                    entry = json.loads(line)
-                    self._known.setdefault(entry["key"], {}).update(entry["scores"])
+            for entry in schema.lines(path, _Scores):
+                self._known.setdefault(entry.key, {}).update(entry.scores)
 
     def get(self, task: Task, metrics: Sequence[str], convert: bool) -> dict[str, Score]:
         """Returns those of the metrics that are known."""
@@ -250,10 +271,10 @@ class ScoreCache:
         if key is None:
             return
         entries = {
-            f"{name} {METRICS[name].version}": [
+            f"{name} {METRICS[name].version}": (
                 score.value if math.isfinite(score.value) else None,
                 score.status,
-            ]
+            )
             for name, score in scores.items()
         }
         self._known.setdefault(key, {}).update(entries)

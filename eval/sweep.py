@@ -364,6 +364,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--test-noisy", type=Path, metavar="DIR",
         help="noisy files: <noise>/<speaker>/<dB>/<name>.wav")  # fmt: skip
     add("--test-clean", type=Path, metavar="DIR", help="clean files (of the same names)")
+    add("--pair-by", **cli.PAIR_BY)
     add("--num-test", type=cli.positive_number, metavar="N",
         help="test files a noise and SNR, of the bundled test set (default 3)")  # fmt: skip
     add("--jobs", **cli.JOBS)
@@ -371,6 +372,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     if (options.test_noisy is None) != (options.test_clean is None):
         parser.error("--test-noisy and --test-clean go together")
+    if options.pair_by and not options.test_noisy:
+        parser.error("--pair-by is for --test-noisy and --test-clean")
     if (options.theta or options.k) and len(options.model) > 1:
         parser.error("--theta and --k start from one model: give one --model")
     if (options.centroids or options.finetune_epochs) and not options.k:
@@ -425,7 +428,7 @@ def _pairs(options: argparse.Namespace) -> list[Any]:
     from speech import corpus
 
     if options.test_noisy:
-        return corpus.find_pairs(options.test_noisy, options.test_clean)
+        return corpus.find_pairs(options.test_noisy, options.test_clean, options.pair_by)
     num_each = options.num_test or BUNDLED_NUM_EACH
     return bundled_pairs(options.out / "test", num_each, BUNDLED_SNRS_DB, options.jobs)
 

@@ -11,7 +11,7 @@ import json
 import logging
 import threading
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +19,8 @@ from typing import Any
 
 from eval.scoring import NOISY, Task
 from speech import cli, corpus
+from speech.base import schema
+from speech.data.pairing import key_of
 
 _logger = logging.getLogger("speech")
 
@@ -73,12 +75,16 @@ def noisy_system(pairs: Sequence[Any]) -> System:
     return System(NOISY, "", {pair_name(pair): pair.noisy_path for pair in pairs})
 
 
-def folder_system(name: str, folder: Path, pairs: Sequence[Any], noisy_root: Path) -> System:
+def folder_system(
+    name: str, folder: Path, pairs: Sequence[Any], noisy_root: Path, pair_by: str | None = None
+) -> System:
     """Finds the file of each pair in a folder of enhanced files.
 
     A file belongs to a pair by its path below the folder: that of the noisy file below its own, or
     ``<noise>/<speaker>/<dB>/<name>``; in a flat folder by its name, where no two pairs share it.
-    Audio endings and upper or lower case may differ.
+    Audio endings and upper or lower case may differ. With ``pair_by``, which is that of
+    `speech.corpus.find_matches`, it also belongs by what the pattern finds in its name, where that
+    is of one pair only.
 
     Raises:
         ValueError: The folder is missing or empty, or has a file for no pair.
@@ -88,6 +94,10 @@ def folder_system(name: str, folder: Path, pairs: Sequence[Any], noisy_root: Pat
     available = defaultdict(list)
     for path in find_audio(folder):
         available[_bare(path.relative_to(folder))].append(path)
+    by_key = defaultdict(list)
+    keys_of = Counter(key_of(pair_by, pair.noisy_path.relative_to(noisy_root)) for pair in pairs)
+    for path in (path for paths in available.values() for path in paths):
+        by_key[key_of(pair_by, path.relative_to(folder))].append(path)
     names = Counter(pair.name.lower() for pair in pairs)
     system, used = System(name, str(folder)), set()
     for pair in pairs:
@@ -95,6 +105,9 @@ def folder_system(name: str, folder: Path, pairs: Sequence[Any], noisy_root: Pat
         if names[pair.name.lower()] == 1:
             keys.append(pair.name.lower())
         found = next((available[key] for key in keys if key in available), [])
+        key = key_of(pair_by, pair.noisy_path.relative_to(noisy_root))
+        if not found and key is not None and keys_of[key] == 1:
+            found = by_key[key]
         if len(found) == 1:
             system.files[pair_name(pair)] = found[0]
             used.add(found[0])
@@ -161,8 +174,86 @@ def model_system(
     return system
 
 
+def enhanced_alone(
+    folders: Sequence[tuple[str, Path]], clean: Path, pair_by: str | None = None
+) -> tuple[list[corpus.Pair], list[System], list[tuple[Path, str]]]:
+    """Pairs folders of enhanced files with the clean ones where there are no noisy files.
+
+    Files are paired as noisy ones are (`speech.corpus.find_matches`). The first folder gives the
+    tables their names; those of the others are found by these, and what only they have comes
+    after.
+
+    Args:
+        folders: Name of the system, and its folder.
+        clean: Folder of the clean files.
+        pair_by: See `speech.corpus.find_matches`.
+
+    Returns:
+        Pairs whose noisy file is an enhanced one, the systems, and files without a clean one.
+
+    Raises:
+        ValueError: A folder is missing or empty, or has no file with a clean partner.
+    """
+    pairs: list[corpus.Pair] = []
+    systems, unpaired = [], []
+    others = [folder for _, folder in folders]
+    for name, folder in folders:
+        apart = [other for other in others if other != folder]
+        found = corpus.find_matches(folder, clean, pair_by, apart)
+        unpaired += found.unpaired
+        system = System(name, str(folder))
+        new = list(found.pairs)
+        for key in (_name_key, _condition_key, _clean_key):
+            own, theirs = _grouped(new, key), _grouped(pairs, key)
+            for words in own.keys() & theirs.keys():
+                if len(own[words]) == len(theirs[words]) == 1:
+                    known = pair_name(theirs[words][0])
+                    if known not in system.files:
+                        system.files[known] = own[words][0].noisy_path
+            taken = set(system.files.values())
+            new = [pair for pair in new if pair.noisy_path not in taken]
+        for pair in new:
+            system.files[pair_name(pair)] = pair.noisy_path
+        pairs += new
+        systems.append(system)
+    names = [pair_name(pair) for pair in pairs]
+    if len(set(names)) < len(names):
+        twice = Counter(names).most_common(1)[0][0]
+        raise ValueError(
+            f"{twice}: two of the folders of --enhanced have this name for other clean files; name "
+            "and place the files alike in each folder"
+        )
+    for system in systems:
+        for pair in pairs:
+            name = pair_name(pair)
+            system.files.setdefault(name, f"{system.source}: no file for {name}")
+    return pairs, systems, unpaired
+
+
+def _grouped(
+    pairs: Sequence[corpus.Pair], key: Callable[[corpus.Pair], tuple[Any, ...]]
+) -> dict[tuple[Any, ...], list[corpus.Pair]]:
+    groups: dict[tuple[Any, ...], list[corpus.Pair]] = defaultdict(list)
+    for pair in pairs:
+        groups[key(pair)].append(pair)
+    return groups
+
+
+def _name_key(pair: corpus.Pair) -> tuple[Any, ...]:
+    return pair.clean_path, pair.relative_path
+
+
+def _condition_key(pair: corpus.Pair) -> tuple[Any, ...]:
+    return pair.clean_path, pair.noise, corpus.snr_folder(pair.snr_db)
+
+
+def _clean_key(pair: corpus.Pair) -> tuple[Any, ...]:
+    return (pair.clean_path,)
+
+
 def tasks_of(systems: Sequence[System], pairs: Sequence[Any]) -> list[Task]:
     """Returns one task for each pair and system, the systems of a pair side by side."""
+    has_noisy = any(system.name == NOISY for system in systems)
     tasks = []
     for pair in pairs:
         for system in systems:
@@ -176,7 +267,7 @@ def tasks_of(systems: Sequence[System], pairs: Sequence[Any]) -> list[Task]:
                     pair.noise,
                     pair.snr_db,
                     pair_name(pair),
-                    pair.noisy_path,
+                    pair.noisy_path if has_noisy else None,
                     problem,
                 )
             )
@@ -196,6 +287,15 @@ def _enhance(enhancer: Any, pair: Any, target: Path, convert: bool) -> None:
     write_audio(target, enhancer.enhance(noisy, peak=1.0, threads=1))
 
 
+@dataclass
+class _Line:
+    """A line of `_Made`; no hash while a file is being made anew."""
+
+    file: str
+    noisy_sha256: str | None
+    model_sha256: str
+
+
 class _Made:
     """Which files an earlier run made, by the hashes of what they were made from.
 
@@ -212,11 +312,9 @@ class _Made:
         from speech.files import write_text
 
         with contextlib.suppress(FileNotFoundError):
-            for line in self._path.read_text(encoding="utf-8", errors="replace").splitlines():
-                with contextlib.suppress(ValueError, KeyError, TypeError):
-                    entry = json.loads(line)
-                    if entry["model_sha256"] == self._model:
-                        self._made[entry["file"]] = entry["noisy_sha256"]
+            for entry in schema.lines(self._path, _Line):
+                if entry.model_sha256 == self._model:
+                    self._made[entry.file] = entry.noisy_sha256
         self._made = {name: digest for name, digest in self._made.items() if digest}
         write_text(self._path, "".join(map(self._line, self._made)))
         return self

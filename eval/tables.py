@@ -7,13 +7,16 @@ from collections.abc import Sequence
 from typing import Any
 
 from eval.metrics import METRICS
-from eval.scoring import OVERALL, format_snr, metrics_of
+from eval.scoring import NOISY, OVERALL, format_snr, metrics_of
 from eval.statistics import mean_and_std
 
 #: Columns of the published result files, and the metric in each.
 PUBLISHED_COLUMNS = {"PESQ": "pesq_wb", "STOI": "stoi", "SSNRI": "ssnri"}
 
 _NUM_LISTED = 50
+
+#: The smallest amount that is not zero with three decimals.
+_SHOWN = 0.0005
 
 
 def format_by_snr(summary: Sequence[dict[str, Any]]) -> str:
@@ -69,9 +72,10 @@ def markdown(
     metrics = metrics_of(summary)
     systems = list(dict.fromkeys(group["system"] for group in summary))
     left_out = max(g["unscored"] for g in summary if g["noise"] == g["snr_db"] == OVERALL)
+    kind = "noisy" if NOISY in systems else "enhanced"
     parts = [
         f"# {title}",
-        f"{num_files} noisy files. Mean ± standard deviation over files; n is the number of files "
+        f"{num_files} {kind} files. Mean ± standard deviation over files; n is the number of files "
         f"that have every score. {left_out} could not be scored and are in no mean.",
     ]
     conditions = list(dict.fromkeys((group["noise"], group["snr_db"]) for group in summary))
@@ -175,8 +179,9 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def _verdict(row: dict[str, Any]) -> str:
     """Returns which way a difference goes, where its interval leaves no doubt."""
     sign = 1 if METRICS[row["metric"]].higher_is_better else -1
-    ends = sorted((sign * row["low"], sign * row["high"]))
-    return "  better" if ends[0] > 0 else "  worse" if ends[1] < 0 else ""
+    low, high = sorted((sign * row["low"], sign * row["high"]))
+    # An end that the table shows as zero leaves doubt: rounding alone may have made it.
+    return "  better" if low >= _SHOWN else "  worse" if high <= -_SHOWN else ""
 
 
 def _p(value: float) -> str:

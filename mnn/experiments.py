@@ -36,6 +36,7 @@ from typing import Any
 from mnn import published
 from mnn.tables import METRICS, confusion, report_markdown, tabulate
 from speech import cli
+from speech.base import schema
 from speech.options import check_corpus
 
 EXPERIMENTS = ("noise", "gender", "snr")
@@ -464,13 +465,22 @@ def _judge(
     return rows
 
 
+@dataclass
+class _Row:
+    """A line of the journal of mixtures, as far as it is always alike."""
+
+    models: str
+    key: str
+    scores: dict[str, dict[str, int | float | None]]
+    picks: dict[str, str]
+
+
 def _read_rows(path: Path, models: str) -> dict[str, dict[str, Any]]:
     rows = {}
     if path.exists():
-        for line in path.read_text(encoding="utf-8").splitlines():
-            with contextlib.suppress(ValueError, KeyError, TypeError):  # cut by a kill
-                row = json.loads(line)
-                if row["models"] == models:
+        for row in schema.lines(path, dict[str, Any]):
+            with contextlib.suppress(schema.SchemaError):
+                if schema.check(row, _Row).models == models:
                     rows[row["key"]] = row
     return rows
 

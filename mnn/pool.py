@@ -20,6 +20,7 @@ are at 16 kHz. A network over samples is given the signal divided by its maximum
 from __future__ import annotations
 
 import os
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -265,7 +266,8 @@ def folder_expert(name: str, folder: Path) -> Expert:
 def _bare(path: Path) -> str:
     from speech.corpus import audio_stem
 
-    return (path.parent / audio_stem(path)).as_posix().lower()
+    # Some systems write an accent as a character of its own.
+    return unicodedata.normalize("NFC", (path.parent / audio_stem(path)).as_posix()).lower()
 
 
 def _question(file: ModelFile) -> ValueError:
@@ -303,17 +305,9 @@ def _spectral_expert(file: ModelFile, kind: str, name: str) -> Expert:
 
 def _keras_frames(file: ModelFile) -> Callable[[np.ndarray], np.ndarray]:
     """Runs a network over frames, [num_frames, num_inputs], of layers that `mnn.layers` lacks."""
-    from speech.device import quiet_start
+    from speech.net.keras_models import keras_function
 
-    with quiet_start():
-        import keras
-
-    from speech.weights import build_model
-
-    model = build_model(file.layers)
-    return lambda frames: np.array(
-        keras.ops.convert_to_numpy(model(frames, training=False)), np.float32
-    )
+    return keras_function(file.layers)
 
 
 def _samples_of(enhancer: Enhancer) -> Callable[[np.ndarray, Place], np.ndarray]:

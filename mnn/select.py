@@ -75,7 +75,7 @@ def select_file(selector: Selector, source: Path, relative: Path, target: Path) 
         resample,
         write_audio,
     )
-    from speech.enhance import writable_subtype
+    from speech.enhance import level_for, writable_subtype
 
     audio = read_multichannel(source)
     samples = audio.samples
@@ -90,7 +90,10 @@ def select_file(selector: Selector, source: Path, relative: Path, target: Path) 
     for number in range(samples.shape[1]):
         result = resample(signals.pop(0), SAMPLE_RATE_HZ, audio.source_rate_hz)
         samples[:, number] = fit_length(result, len(samples))
-    write_audio(target, samples, audio.source_rate_hz, writable_subtype(target, audio.subtype))
+    subtype = writable_subtype(target, audio.subtype)
+    turned: dict[str, float] = {}
+    samples *= level_for(subtype, float(np.abs(samples).max()), turned)
+    write_audio(target, samples, audio.source_rate_hz, subtype)
     seconds = [float(bound) / SAMPLE_RATE_HZ for bound in decision.bounds[:-1]]
     counts = Counter(decision.picks)
     return {
@@ -110,6 +113,7 @@ def select_file(selector: Selector, source: Path, relative: Path, target: Path) 
             for name, own in zip(decision.names, decision.weights, strict=True)
         },
         "disqualified": decision.out,
+        **turned,
     }
 
 
@@ -123,7 +127,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from speech.enhance import plan_outputs
+    from speech.enhance import plan_outputs, say_turned_down
     from speech.files import remove_leftovers
 
     selector, refused = _selector(options)
@@ -165,6 +169,7 @@ def _run(options: argparse.Namespace) -> int:
             print(f"disqualified for {source}: {name}: {reason}", file=sys.stderr)
             if options.strict:
                 raise ValueError(f"{name}: {reason}")
+    say_turned_down(rows)
     _report(options, selector, refused, rows, skipped, time.perf_counter() - started)
     named = all(item.is_file() for item in inputs)
     return 0 if rows and not (named and skipped) else 1
@@ -318,13 +323,13 @@ def _bundled_clips(out: Path) -> Path:
 
 
 def _check_usage(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
-    from speech.audio import FORMATS
+    from speech.audio import is_audio_name
 
     asked = options.experts is not None
     # Inputs may follow --experts, which takes all it can get.
     for name in ("experts", "selector_experts"):
         given = getattr(options, name) or []
-        audio = [p for p in given if p.is_dir() or p.suffix.lower() in {*FORMATS, ".mp3"}]
+        audio = [p for p in given if p.is_dir() or is_audio_name(p)]
         options.inputs += audio
         setattr(options, name, [path for path in given if path not in audio])
     if asked and not options.experts and not options.candidates:

@@ -196,7 +196,14 @@ def _find_data(options: argparse.Namespace) -> _Parts:
 
     is_dae = options.what == "dae"
     if options.train_noisy is not None:
-        pairs = corpus.drop_low_snr(corpus.find_pairs(options.train_noisy, options.train_clean))
+        pairs, left_out = corpus.training_pairs(
+            options.train_noisy,
+            options.train_clean,
+            options.pair_by,
+            keep_low_snr=bool(options.keep_low_snr),
+        )
+        if left_out:
+            print(f"left out    {left_out}")
         pairs = data.matching(pairs, options.conditions)
         if is_dae:
             pairs = list({pair.clean_path: pair for pair in pairs}.values())

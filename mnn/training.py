@@ -18,7 +18,6 @@ import logging
 import math
 import sys
 import time
-import zipfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -29,7 +28,8 @@ import numpy as np
 
 from mnn.features import Frames
 from mnn.rprop import Rprop
-from speech.files import held, write_json, write_npz
+from speech.base import schema
+from speech.files import held, read_npz, write_json, write_npz
 from speech.modelfile import ModelFileError, read_model_file
 from speech.runinfo import run_info
 from speech.training.config import TrainingError
@@ -89,6 +89,25 @@ class _State:
     def best_row(self) -> dict[str, float] | None:
         """The row of the smallest validation error."""
         return min(self.history, key=lambda row: row["validation_error"], default=None)
+
+
+@dataclass
+class _Progress:
+    """The part of `_State` that is JSON."""
+
+    iteration: int
+    loss_sum: float
+    loss_count: int
+    seconds: float
+    history: list[dict[str, int | float]]
+
+
+@dataclass
+class _Stored:
+    """What stands in a checkpoint beside the arrays."""
+
+    fingerprint: dict[str, Any]
+    state: _Progress
 
 
 def sum_of_squares(target: Any, output: Any) -> Any:
@@ -285,21 +304,28 @@ class FrameTrainer:
             return
         variables = self._variables()
         try:
-            with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as file:
-                arrays = dict(file)
-            stored = json.loads(arrays.pop("state").tobytes())
-            if stored["fingerprint"] == self.fingerprint:
-                for index, variable in enumerate(variables):
-                    variable.assign(arrays[f"variable_{index}"])
-                self.state = _State(**stored["state"])
-        except (OSError, EOFError, RuntimeError, ValueError, LookupError, TypeError,
-                zipfile.BadZipFile) as error:  # fmt: skip
+            arrays = read_npz(path)
+            stored = schema.parse(arrays.pop("state").tobytes(), _Stored)
+            if stored.fingerprint == self.fingerprint:
+                own = [arrays[f"variable_{index}"] for index in range(len(variables))]
+                shapes = [array.shape for array in self.model.get_weights()]
+                best = [arrays[f"best_{index}"] for index in range(len(shapes))
+                        if f"best_{index}" in arrays]  # fmt: skip
+                if [array.shape for array in own] != [tuple(v.shape) for v in variables] or (
+                    best and [array.shape for array in best] != shapes
+                ):
+                    raise ValueError("its arrays are of another network")
+                if not all("validation_error" in row for row in stored.state.history):
+                    raise ValueError("its history lacks errors")
+                for variable, array in zip(variables, own, strict=True):
+                    variable.assign(array)
+                self.state = _State(**vars(stored.state))
+        except (OSError, ValueError, LookupError) as error:
             raise TrainingError(
-                f"{path}: not a readable checkpoint ({error}); delete it to start anew"
+                f"{path}: not a readable checkpoint ({schema.shown(error)}); delete it to start "
+                "anew"
             ) from None
-        _require_same_run(path, stored["fingerprint"], self.fingerprint)
-        best = [arrays[f"best_{index}"] for index in range(len(self.model.get_weights()))
-                if f"best_{index}" in arrays]  # fmt: skip
+        _require_same_run(path, stored.fingerprint, self.fingerprint)
         self.state.best = best or None
         _LOGGER.info("going on with %s: iteration %d", self.out, self.state.iteration + 1)
 

@@ -151,6 +151,8 @@ def round_centroids(centroids: np.ndarray, how: str) -> np.ndarray:
             raise ValueError(f"a centroid is {largest:g}, too large for FP16; use FP32")
         return centroids.astype(np.float16).astype(np.float32)
     if how == "int8":
+        if not centroids.any():
+            return centroids
         scale = _upper_half(np.abs(centroids).max() / np.float32(127))
         return np.rint(centroids / scale).clip(-127, 127).astype(np.float32) * scale
     raise ValueError(f"centroids is {how!r}; give one of {', '.join(FORMATS)}")

@@ -180,7 +180,7 @@ def _quantize_chain(
     for index, parts in enumerate(factors):
         kept = np.asarray(stage.kernel.any(axis=0))
         if stage.name in kept_of:
-            kept = kept & kept_of[stage.name].reshape(kept.shape)
+            kept = np.asarray(kept & kept_of[stage.name].reshape(kept.shape))
         scales = _filter_scales(stage, parts, settings)
         problem = _problem(stage, found, kept, scales, settings)
         channels = np.ones(stage.kernel.shape[1])

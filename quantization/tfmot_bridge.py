@@ -35,7 +35,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -43,8 +42,10 @@ from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
-from speech.files import write_npz
-from speech.modelfile import LayerSpec
+from speech import cli
+from speech.base import schema
+from speech.files import read_npz, write_npz
+from speech.modelfile import MAX_LAYERS, LayerSpec
 from speech.net.taps import for_kernel, has_kernel, taps_of
 
 if TYPE_CHECKING:
@@ -403,28 +404,38 @@ class _Run:
         if self.checkpoint is None or not self.checkpoint.exists():
             return
         try:
-            with open(self.checkpoint, "rb") as stream, np.load(stream, allow_pickle=False) as file:
-                arrays = dict(file)
-            stored = json.loads(arrays.pop("run").tobytes())
-            fingerprint, self.epoch = stored["fingerprint"], int(stored["epoch"])
-            self.best_loss = -math.inf if stored["best_loss"] is None else stored["best_loss"]
+            arrays = read_npz(self.checkpoint)
+            stored = schema.parse(arrays.pop("run").tobytes(), _Stored)
+            if not 0 <= stored.num_layers <= MAX_LAYERS or stored.epoch < 0:
+                raise ValueError(f"{stored.num_layers} layers, {stored.epoch} epochs")
+            self.epoch = stored.epoch
+            self.best_loss = -math.inf if stored.best_loss is None else stored.best_loss
             self.state = [arrays.pop(f"state_{i}") for i in range(_count(arrays, "state_"))]
-            self.best = [{} for _ in range(int(stored["num_layers"]))]
+            self.best = [{} for _ in range(stored.num_layers)]
             for key, array in arrays.items():
                 _, index, name = key.split("_", 2)
                 self.best[int(index)][name] = array
-        except (
-            OSError, EOFError, RuntimeError, ValueError, LookupError, TypeError, zipfile.BadZipFile,
-        ) as error:  # fmt: skip
+        except (OSError, ValueError, LookupError) as error:
             raise ValueError(
-                f"{self.checkpoint}: not a readable checkpoint ({error}); delete it to start anew"
+                f"{self.checkpoint}: not a readable checkpoint ({schema.shown(error)}); delete it "
+                "to start anew"
             ) from None
-        if fingerprint != self.fingerprint:
+        if stored.fingerprint != self.fingerprint:
             raise ValueError(
                 f"{self.checkpoint} is of a run with another network, data or setting; choose "
                 "another folder, or delete the file"
             )
         _LOGGER.info("going on with %s: epoch %d of %d", self.checkpoint, self.epoch, self.epochs)
+
+
+@dataclass
+class _Stored:
+    """What stands in a checkpoint beside the arrays."""
+
+    fingerprint: Any
+    epoch: int
+    best_loss: int | float | None
+    num_layers: int
 
 
 def _count(arrays: Mapping[str, np.ndarray], prefix: str) -> int:
@@ -515,7 +526,7 @@ class Worker:
 
     def __init__(self) -> None:
         self._notes = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the process
-        command = [sys.executable, "-c", "from quantization.tfmot_worker import serve; serve()"]
+        command = cli.python_command("-c", "from quantization.tfmot_worker import serve; serve()")
         self._process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
@@ -572,10 +583,9 @@ def _environment() -> dict[str, str]:
     """Returns the environment of the process: our modules, our GPUs, none of our Keras."""
     environment = {
         name: value
-        for name, value in os.environ.items()
+        for name, value in cli.python_environment().items()
         if name not in ("TF_USE_LEGACY_KERAS", "KERAS_BACKEND")
     }
-    environment["PYTHONPATH"] = os.pathsep.join(os.path.abspath(folder) for folder in sys.path)
     environment.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     if "tensorflow" in sys.modules:
         import tensorflow as tf

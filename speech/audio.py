@@ -5,32 +5,38 @@ mono and [num_samples, num_channels] otherwise. Rates are in Hz and always whole
 
 Nothing happens silently: an average over channels or a change of rate is announced on the logger
 ``speech`` (level INFO), and a file that does not hold what its header promises is an `AudioError`
-instead of a shorter signal.
+instead of a shorter signal. A length that is an estimate (MP3) or unknown (a pipe) is not trusted:
+such a file is decoded to its end. Where a header is wrong by a few bytes or was never finished, the
+samples that are there are read, which is announced as a warning.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
-import math
+import mimetypes
 import os
-import struct
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from speech.files import atomic_path, raise_if_full
+from speech.sound import headers
+from speech.sound.headers import AudioError, mend
 
 if TYPE_CHECKING:
     import soundfile
 
+    from speech.sound.headers import Header
+
 #: The rate of every model of this project, as in both papers.
 SAMPLE_RATE_HZ = 16000
 
-#: File endings looked for in folders, and the libsndfile format each is written as.
+#: File endings that can be written, and the libsndfile format of each.
 FORMATS = {
     ".wav": "WAV",
     ".flac": "FLAC",
@@ -38,8 +44,40 @@ FORMATS = {
     ".nist": "NIST",
     ".aiff": "AIFF",
     ".aif": "AIFF",
+    ".aifc": "AIFF",
     ".ogg": "OGG",
+    ".oga": "OGG",
+    ".wave": "WAV",
+    ".w64": "W64",
+    ".caf": "CAF",
+    ".au": "AU",
+    ".snd": "AU",
 }
+
+#: Further endings of what libsndfile reads; its own names of formats are endings too.
+_ALIASES = {
+    "IRCAM": (".sf",),
+    "MP3": headers.MPEG_SUFFIXES,
+    "OGG": (".opus",),
+    "SVX": (".8svx", ".iff"),
+    "WAV": (".bwf",),
+}
+#: Formats of libsndfile that hold no recordings, or that any bytes would pass for.
+_NO_RECORDINGS = frozenset(["HTK", "MAT4", "MAT5", "MPC2K", "RAW", "SD2", "SDS", "WAVEX", "XI"])
+#: Endings of sounds that libsndfile does not read and Python's list of types does not know.
+_OTHER_SOUNDS = (
+    ".ac3",
+    ".amr",
+    ".ape",
+    ".dts",
+    ".m4a",
+    ".m4b",
+    ".mka",
+    ".mkv",
+    ".spx",
+    ".wma",
+    ".wv",
+)
 
 #: Rates outside this range are taken for a damaged header. The lower bound also keeps a lying
 #: header from turning a small file into a huge one by resampling.
@@ -51,22 +89,13 @@ MAX_SMALL_VALUES = 1 << 25
 MAX_VALUES_A_BYTE = 128
 
 _BLOCK_VALUES = 1 << 20  # samples x channels decoded at once
+_UNKNOWN_LENGTH = 1 << 62
 _BLOCK_FRAMES = 1 << 16  # samples of every channel encoded at once
-_MAX_RIFF_CHUNKS = 1000
-#: How files start that libsndfile is given: WAV, RF64, Wave64, AIFF, FLAC, Ogg, SPHERE, CAF, AU.
-#: Its readers of rarer formats are little tested. MPEG has no start of its own: by name only.
-_MAGICS = (b"RIFF", b"RIFX", b"RF64", b"riff", b"FORM", b"fLaC", b"OggS", b"NIST", b"caff", b".snd")
-_MPEG_SUFFIXES = (".mp3", ".mp2")
-_PCM = 1  # WAV's tag of plain samples
 _VORBIS_MAX_RATE_HZ, _VORBIS_MAX_CHANNELS = 200_000, 255  # beyond them its encoder crashes
-_UNKNOWN_SIZE = 0xFFFFFFFF  # what a WAV written to a pipe says of its length
 
 _logger = logging.getLogger("speech")
 _announced: set[tuple[int, int, int]] = set()
-
-
-class AudioError(ValueError):
-    """A file that cannot be used as audio. The message names the file, the reason and the fix."""
+_told: set[Path] = set()
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,8 +123,9 @@ def read_audio(path: str | os.PathLike, sample_rate_hz: int = SAMPLE_RATE_HZ) ->
     """Reads a file as one channel at one rate (SPEC 1: 16 kHz mono, channels averaged).
 
     Args:
-        path: WAV, FLAC, uncompressed NIST SPHERE (TIMIT's own ``.WAV``), AIFF, Ogg, Wave64, CAF,
-            AU. The format is told by the content, not by the ending; only MP3 needs its own.
+        path: WAV, FLAC, uncompressed NIST SPHERE (TIMIT's own ``.WAV``), AIFF, Ogg, Opus, Wave64,
+            CAF, AU, MP3 and the like. The format is told by the content, not by the ending; only
+            MP3 needs its own.
         sample_rate_hz: Rate to return; other rates are resampled with soxr at quality VHQ. A
             signal of n samples comes out round(n * sample_rate_hz / source_rate_hz) long.
 
@@ -117,7 +147,7 @@ def read_audio(path: str | os.PathLike, sample_rate_hz: int = SAMPLE_RATE_HZ) ->
     _check_amount(audio.path, len(audio.samples) * sample_rate_hz // audio.source_rate_hz)
     samples = resample(audio.samples, audio.source_rate_hz, sample_rate_hz)
     if not samples.size:
-        raise AudioError(f"{path}: too short, nothing is left at {sample_rate_hz} Hz; remove it")
+        raise AudioError(f"{path}: too short, nothing is left at {sample_rate_hz} Hz")
     return replace(audio, samples=samples, sample_rate_hz=sample_rate_hz)
 
 
@@ -289,7 +319,7 @@ def write_blocks(
     with atomic_path(path) as temporary:
         try:
             with soundfile.SoundFile(
-                temporary, "w", sample_rate_hz, num_channels, subtype, format=audio_format
+                _name_of(temporary), "w", sample_rate_hz, num_channels, subtype, format=audio_format
             ) as file:
                 for block in _in_pieces(blocks):
                     if not np.isfinite(block).all():
@@ -316,11 +346,41 @@ def _in_pieces(blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
             yield block[start : start + _BLOCK_FRAMES]
 
 
-def find_audio(folder: str | os.PathLike) -> list[Path]:
+@functools.cache
+def readable_suffixes() -> tuple[str, ...]:
+    """Returns the endings, in lower case, of what this libsndfile reads; '.wav' is the first."""
+    import soundfile
+
+    names = soundfile.available_formats().keys() - _NO_RECORDINGS
+    found = {f".{name.lower()}" for name in names}
+    found |= {suffix for suffix, name in FORMATS.items() if name in names}
+    found |= {suffix for name in names for suffix in _ALIASES.get(name, ())}
+    return tuple(sorted(found, key=lambda suffix: (suffix != ".wav", suffix)))
+
+
+def is_audio_name(path: str | os.PathLike) -> bool:
+    """Tells whether a file has the ending of a format that can be read."""
+    return Path(path).suffix.lower() in readable_suffixes()
+
+
+def _is_other_sound(path: Path) -> bool:
+    """Tells whether a file has the ending of a sound or film that can't be read."""
+    suffix = path.suffix.lower()
+    kind = mimetypes.MimeTypes().guess_type(f"x{suffix}")[0] or ""
+    return suffix in _OTHER_SOUNDS or kind.startswith(("audio/", "video/"))
+
+
+def find_audio(folder: str | os.PathLike, *, unreadable: bool = False) -> list[Path]:
     """Returns the audio files below a folder, sorted by path.
 
-    Endings count in upper and lower case; hidden files and folders (macOS writes ``._x.wav``
-    beside ``x.wav``) do not count. Links to folders are followed, each real folder once.
+    Endings count in upper and lower case (see `readable_suffixes`); hidden files and folders (macOS
+    writes ``._x.wav`` beside ``x.wav``) do not count. Links to folders are followed, each real
+    folder once.
+
+    Args:
+        folder: Where to look.
+        unreadable: Also return sounds whose format can't be read, for callers that list what they
+            fail to read. By default they are named in an announcement.
 
     Raises:
         ValueError: The folder is missing or holds no audio file.
@@ -329,7 +389,7 @@ def find_audio(folder: str | os.PathLike) -> list[Path]:
     if not folder.is_dir():
         what = "not a folder" if folder.exists() else "no such folder"
         raise ValueError(f"{folder}: {what}; give the folder that holds the audio files")
-    found, visited = [], set()
+    found, others, visited = [], [], set()
     for parent, folders, names in os.walk(folder, followlinks=True, onerror=_raise):
         real_parent = os.path.realpath(parent)
         folders[:] = [name for name in folders if not name.startswith(".")]
@@ -337,14 +397,24 @@ def find_audio(folder: str | os.PathLike) -> list[Path]:
             folders.clear()
             continue
         visited.add(real_parent)
-        found += [
-            Path(parent, name)
-            for name in names
-            if not name.startswith(".") and Path(name).suffix.lower() in FORMATS
-        ]
-    if not found:
-        raise ValueError(f"{folder}: no audio file found; looked for {', '.join(FORMATS)}")
-    return sorted(found)
+        for path in (Path(parent, name) for name in names if not name.startswith(".")):
+            if is_audio_name(path):
+                found.append(path)
+            elif _is_other_sound(path):
+                others.append(path)
+    if others and not unreadable:
+        few = ", ".join(str(path.relative_to(folder)) for path in sorted(others)[:3])
+        left_out = f"{len(others)} files that libsndfile does not read ({few}"
+        left_out += ", ...)" if others[3:] else ")"
+        if found and folder not in _told:
+            _told.add(folder)
+            _logger.warning("%s: left out %s; convert them to WAV or FLAC", folder, left_out)
+    if not found and not (others and unreadable):
+        looked = f"looked for {', '.join(readable_suffixes())}"
+        if others:
+            looked = f"there are {left_out}; convert them to WAV or FLAC"
+        raise ValueError(f"{folder}: no audio file found; {looked}")
+    return sorted([*found, *others] if unreadable else found)
 
 
 def require_signal(signal: np.ndarray) -> np.ndarray:
@@ -387,7 +457,7 @@ class AudioReader:
         path: The file.
         sample_rate_hz: Its rate.
         num_channels: Its channels.
-        num_samples: Samples of each channel, by the header; `blocks` gives so many or raises.
+        num_samples: Samples of each channel; `blocks` gives so many or raises.
         subtype: libsndfile's name of its sample format.
     """
 
@@ -397,6 +467,7 @@ class AudioReader:
     num_samples: int
     subtype: str
     _file: soundfile.SoundFile
+    _header: Header
 
     def blocks(self) -> Iterator[np.ndarray]:
         """Yields float32 [block, num_channels] to the end, once.
@@ -408,18 +479,13 @@ class AudioReader:
                 came before is not to be used.
         """
         num_read = num_bad = 0
-        num_frames = max(1, _BLOCK_VALUES // self.num_channels)
-        while True:
-            with _decoding(self.path):
-                block = self._file.read(num_frames, dtype="float32", always_2d=True)
-            if not len(block):
-                break
+        for block in _decoded(self.path, self._file, self.num_samples):
             num_read += len(block)
             num_bad += block.size - int(np.count_nonzero(np.isfinite(block)))
             if not num_bad:  # else the rest is only counted
-                yield block
+                yield mend(block, self._header)
         if not num_read:
-            raise AudioError(f"{self.path}: holds no samples; remove it")
+            raise AudioError(f"{self.path}: holds no samples; record or copy it again")
         if num_read < self.num_samples:
             raise AudioError(
                 f"{self.path}: truncated, {num_read} of {self.num_samples} samples are there; "
@@ -427,7 +493,7 @@ class AudioReader:
             )
         if num_bad:
             raise AudioError(
-                f"{self.path}: {num_bad} samples are NaN or infinite; repair or remove the file"
+                f"{self.path}: {num_bad} samples are NaN or infinite; convert the file again"
             )
 
 
@@ -435,27 +501,85 @@ class AudioReader:
 def open_audio(path: str | os.PathLike) -> Iterator[AudioReader]:
     """Opens a file to be read block by block, every channel at its own rate.
 
+    A file that does not say its length, or only an estimate, is decoded once to count its samples.
+
     Yields:
         The reader; it can be used inside the block only.
 
     Raises:
         AudioError: As `read_audio`; what is wrong with samples is found when they are read.
     """
-    import soundfile
-
     path = Path(path)
     with _decoding(path):
-        _check_header(path)
-        file = soundfile.SoundFile(str(path))
-    with file:
-        if not MIN_RATE_HZ <= file.samplerate <= MAX_RATE_HZ:
+        header = headers.inspect(path)
+    with contextlib.ExitStack() as stack:
+        file = stack.enter_context(_opened(path, header))
+        rate_hz, num_channels, num_samples = file.samplerate, file.channels, file.frames
+        if not MIN_RATE_HZ <= rate_hz <= MAX_RATE_HZ:
             raise AudioError(
-                f"{path}: damaged header, it claims a rate of {file.samplerate} Hz; "
-                "convert the file again"
+                f"{path}: damaged header, it claims a rate of {rate_hz} Hz; convert the file again"
             )
-        # No more are decoded than the header says: soundfile stops there.
-        _check_amount(path, file.frames * file.channels)
-        yield AudioReader(path, file.samplerate, file.channels, file.frames, file.subtype, file)
+        if header.is_mpeg or num_samples >= _UNKNOWN_LENGTH:
+            num_samples = _count(path, file)
+            file = stack.enter_context(_opened(path, header))
+        # No more are decoded than that. Every reader may resample; at a low rate that makes many
+        # samples of few.
+        highest_hz = max(rate_hz, SAMPLE_RATE_HZ)
+        _check_amount(path, num_samples * num_channels * highest_hz // rate_hz)
+        if header.word and path not in _told:
+            _told.add(path)
+            _logger.warning(
+                "%s: %s; the %d samples that are there are read", path, header.word, num_samples
+            )
+        yield AudioReader(path, rate_hz, num_channels, num_samples, file.subtype, file, header)
+
+
+def _count(path: Path, file: soundfile.SoundFile) -> int:
+    """Returns the samples of each channel that can be decoded."""
+    num_samples = 0
+    for block in _decoded(path, file, _UNKNOWN_LENGTH):
+        num_samples += len(block)
+        highest_hz = max(file.samplerate, SAMPLE_RATE_HZ)
+        _check_amount(path, num_samples * file.channels * highest_hz // file.samplerate)
+    return num_samples
+
+
+def _decoded(path: Path, file: soundfile.SoundFile, num_samples: int) -> Iterator[np.ndarray]:
+    """Yields float32 [block, num_channels], at most ``num_samples`` in all."""
+    num_frames = max(1, _BLOCK_VALUES // file.channels)
+    while num_samples > 0:
+        with _decoding(path):
+            block = file.read(min(num_frames, num_samples), dtype="float32", always_2d=True)
+        if not len(block):
+            break
+        num_samples -= len(block)
+        yield block
+
+
+def _name_of(path: Path) -> str | bytes:
+    """Returns a name as soundfile takes it, which need not be text."""
+    return str(path) if os.name == "nt" else os.fsencode(path)
+
+
+@contextlib.contextmanager
+def _opened(path: Path, header: Header) -> Iterator[soundfile.SoundFile]:
+    """Opens a file as its header was inspected, to be read forward only."""
+    import soundfile
+
+    class Forward(soundfile.SoundFile):
+        def seekable(self) -> bool:
+            # Else it seeks after each block, which a file of unknown length can't.
+            return False
+
+    with contextlib.ExitStack() as stack:
+        with _decoding(path):
+            if header.is_plain:
+                file = Forward(_name_of(path))
+            else:
+                stream = stack.enter_context(open(path, "rb"))
+                file = Forward(headers.View(stream, header))
+            stack.enter_context(file)
+        yield file
 
 
 @contextlib.contextmanager
@@ -468,7 +592,7 @@ def _decoding(path: Path) -> Iterator[None]:
     except soundfile.LibsndfileError as error:
         raise AudioError(
             f"{path}: cannot be decoded as audio ({error.error_string.strip(' .')}); "
-            "convert it to WAV or FLAC, or remove it"
+            "convert it to WAV or FLAC"
         ) from None
     except OSError as error:
         reason = error.strerror or type(error).__name__
@@ -503,108 +627,6 @@ def _check_amount(path: Path, num_values: int) -> None:
 def _average(block: np.ndarray) -> np.ndarray:
     """Averages [num_samples, num_channels] over the channels, in float64, to float32."""
     return block.mean(axis=1, dtype=np.float64).astype(np.float32)
-
-
-def _check_header(path: Path) -> None:
-    """Raises `AudioError` where libsndfile says too little, or silently reads fewer samples."""
-    if path.exists() and not path.is_file():
-        raise AudioError(f"{path}: is not a file but a folder or device; give an audio file")
-    if path.suffix.lower() == ".raw":
-        raise AudioError(f"{path}: headerless audio has no rate or format; convert it to WAV")
-    with open(path, "rb") as stream:
-        num_bytes = os.fstat(stream.fileno()).st_size
-        magic = stream.read(4)
-        stream.seek(0)
-        if num_bytes == 0:
-            raise AudioError(f"{path}: is empty (0 bytes); copy the file again or remove it")
-        if magic in (b"RIFF", b"RIFX", b"RF64", b"FORM"):
-            end = _end_of_riff_samples(stream, path)
-        elif magic == b"NIST":
-            end = _end_of_sphere_samples(stream, path)
-        elif magic in _MAGICS or path.suffix.lower() in _MPEG_SUFFIXES:
-            return
-        else:
-            raise AudioError(
-                f"{path}: cannot be decoded as audio (no known format); convert it to WAV or "
-                "FLAC, or remove it"
-            )
-    if end > num_bytes:
-        raise AudioError(
-            f"{path}: truncated, {end - num_bytes} bytes of samples are missing; "
-            "copy or convert the file again"
-        )
-
-
-def _check_sample_bits(chunk: bytes, order: str, path: Path) -> None:
-    """Refuses PCM of 1 or 7 bits, say, which libsndfile takes for 8."""
-    if len(chunk) == 16:
-        tag, *_, num_bits = struct.unpack(order + "2H2I2H", chunk)
-        if tag == _PCM and (num_bits % 4 or not 8 <= num_bits <= 64):
-            raise AudioError(
-                f"{path}: damaged header, it claims {num_bits} bits a sample; "
-                "convert the file again"
-            )
-
-
-def _end_of_riff_samples(stream: BinaryIO, path: Path) -> int:
-    """Returns where the samples of a WAV, RF64 or AIFF file end by its header; 0 if unknown.
-
-    A data size of 2^32 - 1 is what programs write that stream into a pipe: length unknown.
-
-    Raises:
-        AudioError: The header is damaged.
-    """
-    order = ">" if stream.read(12)[:4] in (b"RIFX", b"FORM") else "<"
-    data_bytes_64 = 0
-    for _ in range(_MAX_RIFF_CHUNKS):
-        head = stream.read(8)
-        if len(head) < 8:
-            break
-        name, num_bytes = head[:4], struct.unpack(order + "I", head[4:])[0]
-        if name in (b"data", b"SSND"):
-            if num_bytes == _UNKNOWN_SIZE:
-                return stream.tell() + data_bytes_64 if data_bytes_64 else 0
-            return stream.tell() + num_bytes
-        body = stream.tell()
-        if name == b"ds64":
-            sizes = stream.read(16)
-            data_bytes_64 = struct.unpack("<Q", sizes[8:])[0] if len(sizes) == 16 else 0
-        if name == b"fmt ":
-            _check_sample_bits(stream.read(16), order, path)
-        stream.seek(body + num_bytes + num_bytes % 2)
-    return 0
-
-
-def _end_of_sphere_samples(stream: BinaryIO, path: Path) -> int:
-    """Returns where the samples of a NIST SPHERE file end by its header; 0 if it does not say.
-
-    Raises:
-        AudioError: The samples are compressed, which libsndfile cannot undo, or the header is
-            damaged.
-    """
-    header, end_mark, _ = stream.read(1 << 16).partition(b"\nend_head")
-    lines = header.decode("latin-1").split("\n")
-    fields = {words[0]: words[2] for line in lines[2:] if len(words := line.split(None, 2)) == 3}
-    coding = fields.get("sample_coding", "pcm")
-    if "," in coding:  # as in 'pcm,embedded-shorten-v2.00'
-        raise AudioError(
-            f"{path}: compressed NIST SPHERE ({coding.strip()[:40]!r}); "
-            "decompress it first, for example: sph2pipe -f wav in.sph out.wav"
-        )
-    damaged = AudioError(
-        f"{path}: cannot be decoded as audio (damaged NIST SPHERE header); copy the file again"
-    )
-    try:
-        header_bytes = int(lines[1])
-        counts = [int(fields[name]) for name in _SPHERE_COUNTS if name in fields]
-    except (ValueError, IndexError):
-        raise damaged from None
-    if not end_mark or header_bytes < 0 or min(counts, default=1) < 1:
-        raise damaged
-    return header_bytes + math.prod(counts) if len(counts) == len(_SPHERE_COUNTS) else 0
-
-
-_SPHERE_COUNTS = ("sample_count", "channel_count", "sample_n_bytes")
 
 
 def _clear_time_stamp(path: Path) -> None:

@@ -9,9 +9,11 @@ from __future__ import annotations
 import argparse
 import contextlib
 import errno
+import io
 import logging
 import math
 import os
+import re
 import signal
 import sys
 import warnings
@@ -20,6 +22,8 @@ from pathlib import Path
 from typing import Any, TypeGuard, TypeVar
 
 T = TypeVar("T")
+
+_ROOT = str(Path(__file__).resolve().parent.parent)
 
 #: Exceptions that mean "the input is bad" or "the machine said no", never "our code is wrong".
 EXPECTED_ERRORS = (ValueError, OSError, MemoryError)
@@ -82,6 +86,10 @@ def _open_standard_streams() -> None:
     for name in ("stdin", "stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w"))
+    # Names of files may hold what the terminal can't show, or bytes that are no text at all.
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def means_no_room(error: BaseException) -> TypeGuard[OSError]:
@@ -105,7 +113,14 @@ def one_line(error: BaseException) -> str:
         text = f"not enough memory ({error})" if str(error) else "not enough memory"
     else:
         text = str(error) or type(error).__name__
-    return " ".join(text.split())
+    return shown(" ".join(text.split()))
+
+
+def shown(text: str) -> str:
+    """Returns text, such as the name of a file, with escapes for what can't be shown."""
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape").decode() for char in text
+    )
 
 
 def log_to_stderr(level: int = logging.INFO) -> None:
@@ -140,6 +155,26 @@ def finite_number(text: str) -> float:
     if not math.isfinite(value):
         raise ValueError
     return value
+
+
+def pattern(text: str) -> str:
+    """Parses a regular expression that a name may be searched with."""
+    try:
+        re.compile(text)
+    except (re.error, RecursionError, OverflowError) as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is no regular expression: {error}") from None
+    if not text:
+        raise argparse.ArgumentTypeError("the pattern is empty; give one such as 'fileid_(\\d+)'")
+    return text
+
+
+#: Of commands that pair noisy and clean files.
+PAIR_BY: dict[str, Any] = {
+    "type": pattern,
+    "metavar": "PATTERN",
+    "help": "pair noisy and clean files by what this regular expression finds in their names, such "
+    "as 'fileid_(\\d+)' (default: by path and name)",
+}
 
 
 def decibels(text: str) -> float:
@@ -188,6 +223,41 @@ def json_file(text: str) -> Path:
     return path
 
 
+def python_command(*arguments: str) -> list[str]:
+    """Returns the command line of a Python process of ours; give it `python_environment`.
+
+    It finds no module in the folder it works in: a ``soundfile.py`` that lies beside somebody's
+    recordings is no program of ours.
+    """
+    return [sys.executable, "-P", *arguments]
+
+
+def python_environment(**changes: str) -> dict[str, str]:
+    """Returns the environment of such a process: what this one may import, less that folder.
+
+    Args:
+        changes: Variables to set besides.
+    """
+    here = os.getcwd()
+    folders = [os.path.abspath(folder) for folder in sys.path]
+    path = os.pathsep.join([_ROOT, *(folder for folder in folders if folder != here)])
+    return {**os.environ, "PYTHONPATH": path, "PYTHONSAFEPATH": "1", **changes}
+
+
+@contextlib.contextmanager
+def only_our_modules() -> Iterator[None]:
+    """As `python_command` for processes that a library starts inside."""
+    before = os.environ.get("PYTHONSAFEPATH")
+    os.environ["PYTHONSAFEPATH"] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["PYTHONSAFEPATH"]
+        else:
+            os.environ["PYTHONSAFEPATH"] = before
+
+
 @contextlib.contextmanager
 def without_ctrl_c() -> Iterator[None]:
     """Holds Ctrl-C back from the processes that are started inside, for as long as they live.
@@ -212,11 +282,12 @@ def in_processes(tasks: Iterable[Any], num_jobs: int) -> Iterable[Any]:
     import joblib
     from joblib.externals.loky.backend import resource_tracker as joblib_tracker
 
-    if num_jobs != 1 and hasattr(signal, "pthread_sigmask"):
-        for tracker in (resource_tracker, joblib_tracker):
-            tracker.ensure_running()  # its start, if inside, would let Ctrl-C through again
-    with without_ctrl_c():  # the processes start here; the results are waited for outside
-        return joblib.Parallel(n_jobs=num_jobs, return_as="generator")(tasks)
+    with only_our_modules():
+        if num_jobs != 1 and hasattr(signal, "pthread_sigmask"):
+            for tracker in (resource_tracker, joblib_tracker):
+                tracker.ensure_running()  # its start, if inside, would let Ctrl-C through again
+        with without_ctrl_c():  # the processes start here; the results are waited for outside
+            return joblib.Parallel(n_jobs=num_jobs, return_as="generator")(tasks)
 
 
 def check_out(out: Path, inputs: Iterable[Path | None]) -> None:

@@ -21,6 +21,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from speech import cli
+
 #: What stands for a cluster of processes on this machine.
 LOCAL = "local"
 
@@ -110,6 +112,7 @@ def connected(address: str | None, num_workers: int = -1) -> Iterator[Cluster | 
             import joblib
 
             stack.enter_context(dask.config.set(LOCAL_SETTINGS))
+            stack.enter_context(cli.only_our_modules())
             target = stack.enter_context(
                 LocalCluster(
                     n_workers=joblib.cpu_count() if num_workers < 1 else num_workers,

@@ -60,8 +60,10 @@ MAX_EXPANSION = 256
 #: The same for weights of over `LARGE_BYTES`.
 MAX_EXPANSION_LARGE = 32
 LARGE_BYTES = 64 << 20
-#: Rows of indices in a file that are decoded one by one: a bound on time (0.1 ms a row).
+#: Rows of indices in a file that are decoded one by one.
 MAX_ROWS = 10_000
+#: What decoding all indices of a file may take, in units of about 2 ns (`_work`): a bound on time.
+MAX_WORK = 800_000_000
 #: Indices of a kernel up to which the writer tries to do without contexts.
 MAX_FLAT_INDICES = 1 << 15
 MAX_HEADER_BYTES = 2 * MAX_META_BYTES
@@ -309,7 +311,7 @@ def _pack_kernel(kernel: np.ndarray, coder: _Coder) -> bytes:
     before = best = coder.mark()
     for coding, contexts in candidates:
         coder.back_to(before)
-        if coder.has_room(kept, indices, contexts):
+        if coder.has_room(kernel.shape, kept, contexts):
             coded = _pack_coded(coding, kernel.shape, kept, contexts, indices, book, coder)
             if len(coded) < len(shortest):
                 shortest, best = coded, coder.mark()
@@ -440,6 +442,17 @@ def _num_blocks(contexts: _Contexts, shape: tuple[int, int]) -> int:
     return shape[0] * -(-shape[1] // _block(contexts, shape[1]))
 
 
+def _work(contexts: _Contexts, shape: tuple[int, int]) -> int:
+    """Returns what coding an array of indices takes, in units of one probability (2 ns).
+
+    Each index needs k of them and as much as 32 more, each block as much as 32,768 and its counts.
+    """
+    blocks = _num_blocks(contexts, shape)
+    return math.prod(shape) * (len(contexts.levels) + 32) + blocks * (
+        (1 << 15) + contexts.counts.size
+    )
+
+
 def _walk(
     shape: tuple[int, int],
     contexts: _Contexts,
@@ -506,7 +519,7 @@ def flat_contexts(values: np.ndarray) -> _Contexts:
 
 
 class _Coder:
-    """What passes from kernel to kernel: counts, and how many rows have gone through.
+    """What passes from kernel to kernel: counts, how many rows have gone through, and their work.
 
     Args:
         entropy: Whether to entropy-code at all.
@@ -517,27 +530,37 @@ class _Coder:
     def __init__(self, entropy: bool = True, flat: bool = False) -> None:
         self.entropy = entropy
         self.flat = flat
-        self.num_rows = 0
+        self.num_rows = self.work = 0
         self.learnt: dict[tuple[int, ...], np.ndarray] = {}
 
-    def has_room(self, kept: np.ndarray, indices: np.ndarray, contexts: _Contexts) -> bool:
-        """Returns whether a kernel's rows stay within ``MAX_ROWS``."""
-        num_rows = _num_blocks(contexts, (len(indices), kept.size))
-        return self.num_rows + num_rows <= MAX_ROWS
+    def has_room(self, shape: tuple[int, ...], kept: np.ndarray, contexts: _Contexts) -> bool:
+        """Returns whether a kernel of a shape stays within ``MAX_ROWS`` and ``MAX_WORK``."""
+        walks = [(contexts, _matrix_shape(shape))]
+        if not kept.all():
+            walks.append((_mask_contexts(), _mask_shape(shape)))
+        num_rows = sum(_num_blocks(*walk) for walk in walks)
+        work = sum(_work(*walk) for walk in walks)
+        return self.num_rows + num_rows <= MAX_ROWS and self.work + work <= MAX_WORK
 
-    def mark(self) -> tuple[int, dict[tuple[int, ...], np.ndarray]]:
+    def mark(self) -> tuple[int, int, dict[tuple[int, ...], np.ndarray]]:
         """Returns the state, for ``back_to``."""
-        return self.num_rows, dict(self.learnt)
+        return self.num_rows, self.work, dict(self.learnt)
 
-    def back_to(self, mark: tuple[int, dict[tuple[int, ...], np.ndarray]]) -> None:
+    def back_to(self, mark: tuple[int, int, dict[tuple[int, ...], np.ndarray]]) -> None:
         """Forgets what came after a mark."""
-        self.num_rows, self.learnt = mark[0], dict(mark[1])
+        self.num_rows, self.work, self.learnt = *mark[:2], dict(mark[2])
 
     def walk(self, shape: tuple[int, int], contexts: _Contexts, transfer: Callable) -> None:
         """Runs ``_walk`` with the counts of the layer before, and keeps the new ones."""
         self.num_rows += _num_blocks(contexts, shape)
         if self.num_rows > MAX_ROWS:
             raise ModelFileError(f"over {MAX_ROWS:,} rows of indices, too many to decode")
+        self.work += _work(contexts, shape)
+        if self.work > MAX_WORK:
+            raise ModelFileError(
+                f"{math.prod(shape):,} indices into {len(contexts.levels)} values take too long to "
+                "decode; write it again with entropy coding off, or with fewer values"
+            )
         kind = contexts.counts.shape
         contexts.inherit(self.learnt.get(kind))
         _walk(shape, contexts, transfer)

@@ -16,7 +16,7 @@ import logging
 import math
 import os
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,7 +24,10 @@ from typing import TypeVar
 
 import numpy as np
 
-from speech.audio import FORMATS, find_audio, read_audio
+from speech.audio import find_audio, read_audio
+from speech.data import pairing
+from speech.data.pairing import audio_stem
+from speech.data.pairing import parse_snr_folder as parse_snr_folder
 from speech.mixing import Mixture, draw_offset, loop_or_crop, mix_at_snr
 
 SPLITS = ("TRAIN", "TEST")
@@ -33,11 +36,14 @@ SPLITS = ("TRAIN", "TEST")
 #: TRAIN and TEST sub-folders. MNN, experiment 1, also tests on "other parts of the same noises".
 NOISE_TRAIN_SHARE = 0.8
 
-UNKNOWN = "unknown"
+UNKNOWN = pairing.UNKNOWN
 
 #: LibriSpeech's ``speaker-chapter-utterance``, its parts, and VCTK's ``speaker_utterance[_mic]``.
 _LIBRISPEECH_NAME = re.compile(r"(\d+)-\d+-\d+")
 _LIBRISPEECH_PART = re.compile(r"(train|dev|test)-(clean|other)(-\d+)?")
+#: A file of DEMAND and other recordings by several microphones.
+_CHANNEL = re.compile(r"(ch|channel|mic)[-_ ]?\d{1,2}", re.IGNORECASE)
+_TIMIT_SPEAKER = re.compile(r"[FM][A-Z]{3}\d", re.IGNORECASE)
 _VCTK_NAME = re.compile(r"((p\d+|s5)_\d+)(?:_mic(\d))?")
 
 _MINICORPUS = Path(__file__).parent / "minicorpus"
@@ -111,6 +117,19 @@ class Pair:
 
 
 @dataclass(frozen=True)
+class Matches:
+    """What a folder of noisy files and one of clean files give.
+
+    Attributes:
+        pairs: Those that belong together.
+        unpaired: Noisy files without a clean partner, and why each has none.
+    """
+
+    pairs: list[Pair]
+    unpaired: list[tuple[Path, str]]
+
+
+@dataclass(frozen=True)
 class MixturePlan:
     """One mixture to make: everything but the samples.
 
@@ -163,20 +182,13 @@ def snr_folder(snr_db: float) -> str:
     return "0db" if digits == "-0" else f"{digits}db"
 
 
-def parse_snr_folder(name: str) -> float | None:
-    """Returns the SNR in dB a folder name says ('-5db', '0dB', '2.5db'); None if it says none."""
-    if name == UNKNOWN:
-        return math.nan
-    match = re.fullmatch(r"([+-]?\d+(?:\.\d+)?) ?db", name, re.IGNORECASE)
-    return float(match[1]) if match else None
-
-
 def find_speech(
     root: str | os.PathLike, split: str | None = None, skip_sa: bool = False
 ) -> list[Utterance]:
     """Finds the clean utterances of a corpus.
 
-    Below folders named TRAIN and TEST, files at ``<dialect>/<speaker>/<name>`` are read as TIMIT:
+    Below folders named TRAIN and TEST, files at ``<dialect>/<speaker>/<name>`` are read as TIMIT,
+    as are those at ``<speaker>/<name>`` where the speaker has a name of TIMIT, such as FCJF0:
     id ``SPEAKER_NAME`` and gender from the first letter of the speaker id, all in upper case, so
     that both spellings of the corpus give the same ids and hence the same mixtures. ``root`` is
     the folder that holds TRAIN and TEST, or one above it when that one is named TIMIT or data.
@@ -190,7 +202,8 @@ def find_speech(
     Args:
         root: Folder of the corpus, upper or lower case, any format `read_audio` takes.
         split: 'TRAIN', 'TEST' or None for both.
-        skip_sa: Leave out TIMIT's SA sentences, which every speaker reads.
+        skip_sa: Leave out TIMIT's SA sentences, which every speaker reads: files named SA1 or
+            FCJF0_SA1, in any folder.
 
     Returns:
         Utterances sorted by id.
@@ -215,9 +228,7 @@ def find_speech(
         ]
     utterances = _one_microphone(utterances, root)
     if skip_sa:
-        utterances = [
-            item for item in utterances if not (item.dialect and _is_sa(audio_stem(item.path)))
-        ]
+        utterances = [item for item in utterances if not _is_sa(item.path)]
         if not utterances:
             raise ValueError(f"{root}: holds SA sentences only; do not skip them")
     utterances.sort(key=lambda utterance: utterance.id)
@@ -245,34 +256,28 @@ def find_speech_trees(
     Raises:
         ValueError: As `find_speech`; or a folder is given twice, or lies in another one.
     """
-    roots = [Path(root) for root in roots]
-    if not roots:
+    folders = [Path(root) for root in roots]
+    if not folders:
         raise ValueError("no folders of speech; give at least one")
-    places = [root.resolve() for root in roots]
-    for (root, place), (other, outer) in itertools.permutations(zip(roots, places, strict=True), 2):
-        if place.is_relative_to(outer):
-            raise ValueError(f"{root} is {other} or lies in it; give each folder of speech once")
+    for folder, other in itertools.permutations(folders, 2):
+        if folder.resolve().is_relative_to(other.resolve()):
+            raise ValueError(f"{folder} is {other} or lies in it; give each folder of speech once")
     chosen = _checked_split(split)
-    used = [root for root in roots if chosen != "TEST" or has_splits(root)]
+    used = [folder for folder in folders if chosen != "TEST" or has_splits(folder)] or folders
     found: list[Utterance] = []
     ids: set[str] = set()
     speakers: set[str] = set()
-    for root in used or roots:
-        whole = chosen == "TRAIN" and not has_splits(root)
-        tree = find_speech(root, None if whole else chosen, skip_sa)
+    for folder in used:
+        whole = chosen == "TRAIN" and not has_splits(folder)
+        tree = find_speech(folder, None if whole else chosen, skip_sa)
         prefix, number = "", 1
-        while any(
-            prefix + item.id in ids or prefix + item.speaker in speakers for item in tree
-        ):  # fmt: skip
-            name = root.resolve().name
-            prefix = f"{name}_" if number == 1 else f"{name}{number}_"
+        while any(prefix + t.id in ids or prefix + t.speaker in speakers for t in tree):
+            prefix = f"{folder.resolve().name}{number if number > 1 else ''}_"
             number += 1
-        tree = [
-            replace(item, id=prefix + item.id, speaker=prefix + item.speaker) for item in tree
-        ]  # fmt: skip
-        ids.update(item.id for item in tree)
-        speakers.update(item.speaker for item in tree)
-        found += tree
+        for item in tree:
+            found.append(replace(item, id=prefix + item.id, speaker=prefix + item.speaker))
+        ids.update(item.id for item in found)
+        speakers.update(item.speaker for item in found)
     return sorted(found, key=lambda utterance: utterance.id)
 
 
@@ -288,6 +293,10 @@ def find_noise(root: str | os.PathLike, split: str | None = None) -> list[Noise]
     Where ``root`` has TRAIN and TEST sub-folders (any case), these are the split. Otherwise every
     file is split in time: its first 80 % are for training and its last 20 % for testing, which
     is announced.
+
+    A noise is named like its file. Where files are named by channel (``DKITCHEN/ch01.wav`` of
+    DEMAND), the folder is the noise, and its first channel is taken, which is announced. Other
+    files that share a name have their folder's name before it.
 
     Args:
         root: Folder of noise recordings.
@@ -318,54 +327,166 @@ def find_noise(root: str | os.PathLike, split: str | None = None) -> list[Noise]
                 "%s: no TRAIN and TEST folders; %s uses %.0f to %.0f %% of each noise file",
                 root, chosen, 100 * start, 100 * stop,
             )  # fmt: skip
-    noises = [Noise(audio_stem(path), path, start, stop) for path in paths]
+    names = _noise_names(paths, root)
+    noises = [Noise(name, path, start, stop) for path, name in names.items()]
     noises.sort(key=lambda noise: noise.name)
     _require_unique((noise.name, noise.path) for noise in noises)
     return noises
 
 
-def find_pairs(noisy_root: str | os.PathLike, clean_root: str | os.PathLike) -> list[Pair]:
-    """Finds noisy files and their clean partners in the layout of the original script (SPEC 1).
+def _noise_names(paths: Sequence[Path], root: Path) -> dict[Path, str]:
+    """Names noises by their files, or by their folders where files do not tell them apart."""
+    bases = {root, *_split_folders(root).values()}
+    names: dict[Path, str] = {}
+    channels: dict[Path, list[Path]] = defaultdict(list)
+    for path in paths:
+        if _CHANNEL.fullmatch(audio_stem(path)) and path.parent not in bases:
+            channels[path.parent].append(path)
+        else:
+            names[path] = audio_stem(path)
+    counts = Counter(names.values())
+    for path, name in names.items():
+        if counts[name] > 1 and path.parent not in bases:
+            names[path] = f"{path.parent.name}_{name}"
+    for folder, own in channels.items():
+        first = min(own, key=lambda path: (int(re.sub(r"\D", "", audio_stem(path))), path.name))
+        names[first] = folder.name
+    num_left_out = sum(len(own) - 1 for own in channels.values())
+    if num_left_out:
+        _logger.info(
+            "%s: %d more channels of the same noises left out; the first of each folder is used",
+            root, num_left_out,
+        )  # fmt: skip
+    return names
 
-    Noisy files stand at ``<noise>/<speaker>/<dB>/<name>``. The levels are read from the file
-    upwards, so a tree may lack the upper ones (noise 'unknown') or the dB folder (SNR NaN), and
-    folders above the noise are joined to its name. The clean partner is ``<clean>/<name>``, or
-    ``<speaker>/<name>`` anywhere below, or the only file of that name anywhere below; endings
-    and upper or lower case may differ.
+
+def find_pairs(
+    noisy_root: str | os.PathLike, clean_root: str | os.PathLike, pair_by: str | None = None
+) -> list[Pair]:
+    """Finds noisy files and their clean partners by the rule of `speech.data.pairing`.
 
     Noisy files without a partner are skipped; a warning counts them and lists the first.
+
+    Args:
+        noisy_root: Folder of the noisy files.
+        clean_root: Folder of the clean files.
+        pair_by: See `find_matches`.
 
     Returns:
         Pairs sorted by noise, SNR, speaker and name.
 
     Raises:
-        ValueError: A folder is missing or empty, no noisy file has a clean partner, or two noisy
-            files differ in their ending only.
+        ValueError: As `find_matches`.
+    """
+    found = find_matches(noisy_root, clean_root, pair_by)
+    warn_of_unpaired(found.unpaired, Path(clean_root))
+    return found.pairs
+
+
+def warn_of_unpaired(unpaired: Sequence[tuple[Path, str]], clean_root: Path) -> None:
+    """Counts noisy files without a partner in a warning, with the reasons and the first names."""
+    if unpaired:
+        reasons = Counter(reason for _, reason in unpaired)
+        _logger.warning(
+            "%d noisy files without one clean partner in %s were skipped (%s): %s",
+            len(unpaired), clean_root,
+            "; ".join(f"{count}: {reason}" for reason, count in reasons.items()),
+            listed(str(path) for path, _ in unpaired),
+        )  # fmt: skip
+
+
+def find_matches(
+    noisy_root: str | os.PathLike,
+    clean_root: str | os.PathLike,
+    pair_by: str | None = None,
+    apart: Iterable[str | os.PathLike] = (),
+) -> Matches:
+    """Finds noisy files and their clean partners, and names those without one.
+
+    The rule is that of `speech.data.pairing`. Converted copies (``x.WAV.wav`` and ``x_rif.wav``
+    beside ``x.WAV``) are taken once. Where one of the two folders lies in the other, its files are
+    left out of the other, which is announced, as are folders of the noisy tree that are named
+    ``clean``.
+
+    Args:
+        noisy_root: Folder of the noisy files.
+        clean_root: Folder of the clean files.
+        pair_by: Regular expression; what it finds in the names of a noisy and of a clean file must
+            be equal, instead of their names.
+        apart: More folders whose files are neither noisy nor clean ones.
+
+    Returns:
+        Pairs sorted by noise, SNR, speaker and name, and the noisy files without a partner.
+
+    Raises:
+        ValueError: A folder is missing or empty, both are the same, no noisy file has a clean
+            partner, or two noisy files differ in their ending only.
     """
     noisy_root, clean_root = Path(noisy_root), Path(clean_root)
-    noisy_paths, partners = _find_once(noisy_root), _index_clean(clean_root)
-    pairs, skipped = [], []
-    for path in noisy_paths:
-        noise, speaker, snr_db = _parse_levels(path.relative_to(noisy_root).parent.parts)
-        name = audio_stem(path)
-        for key in (f"/{name}", f"{speaker}/{name}", name):
-            if len(candidates := partners.get(key.lower(), [])) == 1:
-                pairs.append(Pair(path, candidates[0], noise, speaker, snr_db, name))
-                break
-        else:
-            skipped.append(path)
-    if skipped:
-        _logger.warning(
-            "%d noisy files without one clean partner in %s were skipped: %s",
-            len(skipped), clean_root, listed(str(path) for path in skipped),
-        )  # fmt: skip
-    if not pairs:
+    noisy, clean = find_audio(noisy_root), find_audio(clean_root)
+    if noisy_root.resolve() == clean_root.resolve():
         raise ValueError(
-            f"{noisy_root}: none of {len(skipped)} noisy files has a clean partner of the same "
-            f"name in {clean_root}, e.g. {skipped[0].name}; check the two folders"
+            f"{noisy_root}: noisy and clean are the same folder, and no file is paired with itself;"
+            " give the folder of the noisy files and that of the clean ones"
+        )
+    noisy = _outside(noisy, noisy_root, [clean_root, *map(Path, apart)])
+    clean = _outside(clean, clean_root, [noisy_root, *map(Path, apart)])
+    named_clean = [path for path in noisy if _is_named_clean(path.relative_to(noisy_root))]
+    if named_clean and len(named_clean) < len(noisy):
+        _logger.warning(
+            "%s: %d files below folders named clean are no noisy ones and left out: %s",
+            noisy_root, len(named_clean), listed(map(str, named_clean)),
+        )  # fmt: skip
+        noisy = sorted({*noisy} - {*named_clean})
+    copied = pairing.copies(noisy)
+    if copied:
+        _logger.info("%s: %d converted copies left out", noisy_root, len(copied))
+        noisy = [path for path in noisy if path not in copied]
+    matches = pairing.match(
+        [path.relative_to(noisy_root) for path in noisy],
+        [path.relative_to(clean_root) for path in clean],
+        pair_by,
+        lambda one, other: os.path.samefile(noisy[one], clean[other]),
+    )
+    pairs, unpaired = [], []
+    for path, match in zip(noisy, matches, strict=True):
+        if match.clean is None:
+            unpaired.append((path, match.reason))
+            continue
+        name = audio_stem(path)
+        partner = clean[match.clean]
+        pairs.append(Pair(path, partner, match.noise, match.speaker, match.snr_db, name))
+    if not pairs:
+        path, reason = unpaired[0]
+        raise ValueError(
+            f"{noisy_root}: none of {len(unpaired)} noisy files has a clean partner of the same "
+            f"name in {clean_root}, e.g. {path.relative_to(noisy_root)}: {reason}; check the two "
+            "folders, or pair by a part of the names (--pair-by)"
         )
     _require_unique((str(pair.relative_path), pair.noisy_path) for pair in pairs)
-    return sorted(pairs, key=_pair_order)
+    return Matches(sorted(pairs, key=_pair_order), unpaired)
+
+
+def _outside(paths: list[Path], root: Path, others: Sequence[Path]) -> list[Path]:
+    """Leaves out the files of other folders that lie in a folder, and says so."""
+    for other in others:
+        real, inner = root.resolve(), other.resolve()
+        if inner == real or not inner.is_relative_to(real):
+            continue
+        kept = [path for path in paths if not path.resolve().is_relative_to(inner)]
+        if len(kept) < len(paths):
+            _logger.warning(
+                "%d files in %s, which lies in %s, are left out of the latter",
+                len(paths) - len(kept), other, root,
+            )  # fmt: skip
+        paths = kept
+    if not paths:
+        raise ValueError(f"{root}: all of its files belong to a folder in it; name another folder")
+    return paths
+
+
+def _is_named_clean(path: Path) -> bool:
+    return any(re.fullmatch(r"clean([-_ ].*)?", name.lower()) for name in path.parent.parts)
 
 
 def bundled_speech(split: str | None = None) -> list[Utterance]:
@@ -451,6 +572,30 @@ def drop_low_snr(
 ) -> list[Pair]:
     """Leaves out pairs at the given SNRs, as the original script does for training (SPEC 1)."""
     return [pair for pair in pairs if pair.snr_db not in excluded_db]
+
+
+def training_pairs(
+    noisy_root: str | os.PathLike,
+    clean_root: str | os.PathLike,
+    pair_by: str | None = None,
+    *,
+    keep_low_snr: bool = False,
+) -> tuple[list[Pair], str]:
+    """Finds pairs to train on, without those of `drop_low_snr` unless these are kept.
+
+    Returns:
+        The pairs, and a sentence on those left out, '' if none are.
+
+    Raises:
+        ValueError: As `find_pairs`; or none are left.
+    """
+    found = find_pairs(noisy_root, clean_root, pair_by)
+    kept = found if keep_low_snr else drop_low_snr(found)
+    num_left_out = len(found) - len(kept)
+    what = f"{num_left_out} of {len(found)} training pairs are left out, at -15 and -10 dB"
+    if not kept:
+        raise ValueError(f"{noisy_root}: {what}: none remain; --keep-low-snr trains on them")
+    return kept, f"{what}; --keep-low-snr trains on them too" if num_left_out else ""
 
 
 def plan_mixtures(
@@ -593,14 +738,6 @@ def load_noise(noise: Noise) -> tuple[np.ndarray, int]:
     return usable, first
 
 
-def audio_stem(path: str | os.PathLike) -> str:
-    """Returns a file name without its audio endings: 'SA1' of 'SA1.WAV' and of 'SA1.WAV.wav'."""
-    name = Path(path)
-    while name.suffix.lower() in FORMATS:
-        name = name.with_suffix("")
-    return name.name
-
-
 def listed(words: Iterable[str]) -> str:
     """Joins the first few words and counts the others."""
     words = list(words)
@@ -621,8 +758,12 @@ def _utterance(path: Path, base: Path, split: str) -> Utterance:
     match = _VCTK_NAME.fullmatch(stem)
     if match and match[2] == path.parent.name and not split:
         return Utterance(match[1], path, match[2])
-    if split and len(folders) == 2:
-        dialect, speaker = (name.upper() for name in folders)
+    if split and (
+        len(folders) == 2 or (len(folders) == 1 and _TIMIT_SPEAKER.fullmatch(folders[0]))
+    ):
+        dialect, speaker = "", folders[-1].upper()
+        if len(folders) == 2:
+            dialect = folders[0].upper()
         gender = speaker[0] if speaker[0] in "FM" else ""
         return Utterance(f"{speaker}_{stem.upper()}", path, speaker, gender, dialect, split)
     speaker = folders[-1] if folders else UNKNOWN
@@ -666,8 +807,11 @@ def _one_microphone(utterances: list[Utterance], root: Path) -> list[Utterance]:
     return [item for item in utterances if item.path not in dropped]
 
 
-def _is_sa(stem: str) -> bool:
-    return re.fullmatch(r"SA\d+", stem, re.IGNORECASE) is not None
+def _is_sa(path: Path) -> bool:
+    """Whether a name is that of an SA sentence, with or without its speaker before it."""
+    return (
+        re.fullmatch(r"([FM][A-Z]{3}\d[-_])?SA\d+(_RIFF?)?", audio_stem(path).upper()) is not None
+    )
 
 
 def _corpus_base(root: Path) -> Path:
@@ -707,37 +851,15 @@ def _checked_split(split: str | None) -> str | None:
 
 
 def _find_once(folder: Path) -> list[Path]:
-    """Finds audio, taking one of ``x.WAV`` and ``x.WAV.wav``, which some copies of TIMIT hold."""
-    first: dict[Path, Path] = {}
+    """Finds audio without converted copies, which some distributions of TIMIT hold."""
     paths = find_audio(folder)
-    for path in sorted(paths, key=lambda path: (len(path.name), path)):
-        whole = path.with_suffix("") if audio_stem(path) != path.stem else path
-        first.setdefault(whole, path)
-    if len(first) < len(paths):
-        count = len(paths) - len(first)
-        _logger.info("%s: %d converted copies (x.WAV.wav beside x.WAV) left out", folder, count)
-    return sorted(first.values())
-
-
-def _index_clean(root: Path) -> dict[str, list[Path]]:
-    """Maps lower-case '/name' (top level), 'speaker/name' and 'name' to the files they may mean."""
-    index = defaultdict(list)
-    for path in _find_once(root):
-        folders, name = path.relative_to(root).parent.parts, audio_stem(path).lower()
-        index[name].append(path)
-        index[f"{folders[-1].lower()}/{name}" if folders else f"/{name}"].append(path)
-    return index
-
-
-def _parse_levels(folders: tuple[str, ...]) -> tuple[str, str, float]:
-    """Reads (noise, speaker, snr_db) off the folders above a noisy file."""
-    levels, snr_db = list(folders), None
-    if levels:
-        snr_db = parse_snr_folder(levels[-1])
-    if snr_db is not None:
-        levels.pop()
-    speaker = levels.pop() if levels else UNKNOWN
-    return "_".join(levels) or UNKNOWN, speaker, math.nan if snr_db is None else snr_db
+    copied = pairing.copies(paths)
+    if copied:
+        _logger.info(
+            "%s: %d converted copies (x.WAV.wav or x_rif.wav beside x.WAV) left out",
+            folder, len(copied),
+        )  # fmt: skip
+    return [path for path in paths if path not in copied]
 
 
 def _pair_order(pair: Pair) -> tuple[str, float, str, str, Path]:

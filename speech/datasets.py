@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from speech import corpus
 from speech.augment import Augmentation
+from speech.base import schema
 from speech.files import write_json
 from speech.options import BUNDLED_NUM_TEST, NUM_TEST, augmentation, resolved
 from speech.prepare import write_mixtures
@@ -41,6 +41,7 @@ class Data:
         test: `speech.corpus.Pair` objects.
         description: One line for people.
         num_noises: Of training.
+        left_out: Sentence on premixed files that are not trained on, or ''.
     """
 
     training: Any
@@ -49,6 +50,7 @@ class Data:
     test: list[Any]
     description: str
     num_noises: int = 0
+    left_out: str = ""
 
 
 def check_trains_on_waveforms(file: ModelFile) -> None:
@@ -84,7 +86,7 @@ def load_data(options: argparse.Namespace, test_folder: Path) -> Data:
     changes, data = augmentation(options), DataOptions.of(options)
     found = load_training(data, changes, resolved(options).get("snr_range"))
     if data.noisy is not None:
-        test = corpus.find_pairs(options.test_noisy, options.test_clean)
+        test = corpus.find_pairs(options.test_noisy, options.test_clean, options.pair_by)
         if options.num_test:
             test = _first_of_each_condition(test, options.num_test)
         return replace(found, test=test, description=f"{found.description}, {len(test)} test pairs")
@@ -174,7 +176,7 @@ def load_pieces(
     training: Pieces
     validation: Pieces
     if data.noisy is not None and data.clean is not None:
-        parts = _split_pairs(data, corpus.find_pairs(data.noisy, data.clean))
+        parts = _split_pairs(data, corpus.find_pairs(data.noisy, data.clean, data.pair_by))
         training, validation = (
             PairPieces(
                 part, num_samples=num_samples, batch_size=config.batch_size, seed=seed,
@@ -248,18 +250,27 @@ def _load_pairs(data: DataOptions, changes: Augmentation) -> Data:
             "them; with --recipe best give --speech and --noise"
         )
     assert data.noisy is not None and data.clean is not None
-    pairs = corpus.drop_low_snr(corpus.find_pairs(data.noisy, data.clean))
-    if not pairs:
-        raise ValueError(f"{data.noisy}: only -15 and -10 dB, which are not trained on")
+    pairs, left_out = corpus.training_pairs(
+        data.noisy, data.clean, data.pair_by, keep_low_snr=data.keep_low_snr
+    )
     training, validation = (PairSource(part) for part in _split_pairs(data, pairs))
     what = f"{len(training)} training and {len(validation)} validation pairs"
-    return Data(training, validation, len(validation), [], what)
+    return Data(training, validation, len(validation), [], what, left_out=left_out)
 
 
 def _split_pairs(data: DataOptions, pairs: list[Any]) -> tuple[list[Any], list[Any]]:
     if data.split == "original":
         return corpus.split_pairs_original(pairs)
     return corpus.split_utterances(pairs, seed=data.seed)
+
+
+@dataclass
+class _Plan:
+    """plan.json of a test set: what it was made of, its files, and what could not be made."""
+
+    plan: list[str]
+    written: list[str]
+    skipped: list[str]
 
 
 def _write_test_set(plans: Sequence[Any], folder: Path, num_jobs: int) -> list[Any]:
@@ -272,10 +283,10 @@ def _write_test_set(plans: Sequence[Any], folder: Path, num_jobs: int) -> list[A
     )
     record = folder / "plan.json"
     try:
-        kept = json.loads(record.read_text(encoding="utf-8"))
-        written, skipped = kept["written"], kept["skipped"]
-        complete = kept["plan"] == wanted and all((folder / path).is_file() for path in written)
-    except (OSError, ValueError, KeyError, TypeError):
+        kept = schema.read(record, _Plan)
+        written, skipped = kept.written, kept.skipped
+        complete = kept.plan == wanted and all((folder / path).is_file() for path in written)
+    except (OSError, ValueError):
         complete = False
     if not complete:
         record.unlink(missing_ok=True)

@@ -5,15 +5,47 @@ Nothing is installed: ``dpkg-deb`` reads the archives and ``apt-get download`` f
 
 from __future__ import annotations
 
+import re
 import subprocess
 import tarfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+#: What the policy of Debian allows: no option of a tool, no folder, no pattern of file names.
+_NAME = re.compile(r"[a-z0-9][a-z0-9+.-]{1,127}")
+_VERSION = re.compile(r"([0-9]{1,5}:)?[0-9][A-Za-z0-9.+~-]{0,127}")
+_PATH_PART = re.compile(r"[^/\0-\x1f\x7f]{1,255}")
+_MAX_PATH = 1024
+
+
+def check_package(package: object, version: object) -> None:
+    """Raises ValueError unless these are the name and the version of a package."""
+    for what, value, form, such in (
+        ("name", package, _NAME, "etw-data"),
+        ("version", version, _VERSION, "4:22.12.3-1"),
+    ):
+        if not isinstance(value, str) or not form.fullmatch(value):
+            raise ValueError(
+                f"{value!r:.80} is no {what} of a Debian package; give one such as {such}"
+            )
+
+
+def check_path(path: object) -> None:
+    """Raises ValueError unless this is the path of a file inside a package, or a pattern of such.
+
+    It is relative, and every part is a name: no ``..``, no control characters.
+    """
+    parts = path.split("/") if isinstance(path, str) and len(path) <= _MAX_PATH else [""]
+    if any(part in (".", "..") or not _PATH_PART.fullmatch(part) for part in parts):
+        raise ValueError(
+            f"{path!r:.80} is no path inside a package; give one such as usr/share/games/x.ogg"
+        )
+
 
 def find_archive(package: str, version: str, folder: Path) -> Path:
     """Returns the ``.deb`` file of ``package`` in ``folder``, once its version is checked."""
+    check_package(package, version)
     archives = sorted(folder.glob(f"{package}_*.deb"))
     found = [
         run_tool("dpkg-deb", "--field", str(archive), "Version").strip() for archive in archives
@@ -28,7 +60,8 @@ def find_archive(package: str, version: str, folder: Path) -> Path:
 
 def download(package: str, version: str, folder: Path) -> None:
     """Lets ``apt-get`` download one package into ``folder``."""
-    run_tool("apt-get", "--quiet", "download", f"{package}={version}", folder=folder)
+    check_package(package, version)
+    run_tool("apt-get", "--quiet", "download", "--", f"{package}={version}", folder=folder)
 
 
 @contextmanager

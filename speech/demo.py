@@ -45,7 +45,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 from speech import cli
 from speech.cli import natural_number
-from speech.enhance import DEFAULT_MODEL, Enhancer
+from speech.enhance import BASELINE_MODEL, DEFAULT_MODEL, Enhancer
 
 if TYPE_CHECKING:
     import numpy as np
@@ -117,7 +117,7 @@ class Demo:
 
     Args:
         folder: Where clips and results go.
-        models: Waveform models to offer beside the shipped ones.
+        models: Models to offer beside the shipped ones, all that `speech.enhance` takes.
         experts: Of the pool; none for the shipped ones.
 
     Attributes:
@@ -135,7 +135,7 @@ class Demo:
         self._child: subprocess.Popen | None = None
         self._results: deque[_Result] = deque()
         for path in models:
-            Enhancer(path)
+            Enhancer(path)  # refuses what it can't run
         for path in experts:  # mnn.select, which runs apart, says what is wrong inside
             if not path.is_file():
                 raise ValueError(f"{path}: no such model file; check the path")
@@ -261,17 +261,19 @@ class Demo:
             "audio_seconds": row["audio_seconds"],
             "channels": row["channels"],
             "in_blocks": row.get("way") == "blocks",
+            "network": found.get("summary", {}).get("text"),
             "seconds": spent["wall"] if isinstance(spent, dict) else spent,
             "seconds_in_all": took,
             "experts": _experts(found, row),
-            "notes": [*found.get("refused", []), *_out(row)],
+            "notes": [*found.get("refused", []), *_out(row), *_turned_down(row)],
             "command": shlex.join([*command, *map(_short, choice.options)]),
         }
 
     def _run(self, command: Sequence[str], folder: Path) -> None:
         """Runs one of our commands; raises ValueError with its last words if it fails."""
         self._child = subprocess.Popen(
-            [sys.executable, "-m", *command], cwd=_ROOT, stdin=subprocess.DEVNULL,
+            cli.python_command("-m", *command),
+            cwd=_ROOT, env=cli.python_environment(), stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors="replace",
         )  # fmt: skip
         _, said = self._child.communicate()
@@ -298,10 +300,10 @@ def _model(path: Path) -> Choice:
 
 
 def _shipped_models() -> list[Path]:
-    """Returns the waveform models that are shipped, the default one and its small one first."""
-    first = [DEFAULT_MODEL, DEFAULT_MODEL.with_name("fcn_small.icse")]
-    found = [p for p in DEFAULT_MODEL.parent.glob("fcn*") if p.suffix in (".h5", ".icse")]
-    return sorted(found, key=lambda path: (path not in first, path))
+    """Returns the models that are shipped to enhance with, the default first, then the FCN."""
+    first = [DEFAULT_MODEL, BASELINE_MODEL, BASELINE_MODEL.with_name("fcn_small.icse")]
+    found = [p for p in BASELINE_MODEL.parent.glob("fcn*") if p.suffix in (".h5", ".icse")]
+    return [*first, *sorted(set(found) - set(first))]
 
 
 def _safe(name: str) -> str:
@@ -330,6 +332,12 @@ def _out(row: dict[str, Any]) -> list[str]:
     return [f"{name} is out: {why}" for name, why in row.get("disqualified", {}).items()]
 
 
+def _turned_down(row: dict[str, Any]) -> list[str]:
+    if "turned_down_db" not in row:
+        return []
+    return [f"turned down by {row['turned_down_db']:.1f} dB, its format would have clipped"]
+
+
 def _shown(paths: dict[str, Path], folder: Path) -> tuple[dict[str, Any], dict[str, Path]]:
     """Writes what a browser can play of audio files, and draws their spectrograms alike.
 
@@ -341,6 +349,7 @@ def _shown(paths: dict[str, Path], folder: Path) -> tuple[dict[str, Any], dict[s
         Rate and silence of the first, an image of each as a data: URI; and the files by name.
     """
     from speech.audio import SAMPLE_RATE_HZ, is_silent, read_multichannel, resample, write_audio
+    from speech.enhance import level_for
     from speech.pictures import level_png
 
     facts: dict[str, Any] = {}
@@ -350,7 +359,9 @@ def _shown(paths: dict[str, Path], folder: Path) -> tuple[dict[str, Any], dict[s
         samples, rate_hz = audio.samples, audio.source_rate_hz
         mono = samples.mean(axis=1)
         files[name] = folder / "heard" / f"{name}.wav"
-        write_audio(files[name], samples if samples.shape[1] <= 2 else mono, rate_hz, "PCM_16")
+        heard = samples if samples.shape[1] <= 2 else mono
+        heard = heard * level_for("PCM_16", float(abs(heard).max()), {})
+        write_audio(files[name], heard, rate_hz, "PCM_16")
         facts = facts or {"sample_rate_hz": rate_hz, "is_silent": is_silent(samples)}
         levels[name] = spectrogram_db(resample(mono, rate_hz, SAMPLE_RATE_HZ))
     top_db = max(float(own.max()) for own in levels.values())
@@ -597,7 +608,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--models", type=Path, nargs="+", default=[], metavar="FILE",
-        help="waveform models (.h5, .icse) to offer beside the shipped ones")  # fmt: skip
+        help="models (.h5, .icse) to offer beside the shipped ones")  # fmt: skip
     add("--experts", type=Path, nargs="+", default=[], metavar="FILE",
         help="models (.h5, .icse, .onnx) of any kind (default: the shipped ones)")  # fmt: skip
     add("--host", default=HOST, help="address to listen on (default %(default)s: this machine)")

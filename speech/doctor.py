@@ -22,6 +22,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,6 +51,7 @@ PACKAGES = {
     "pystoi": "0.4.1",
     "constriction": "0.5",
     "kmeans1d": "0.5",
+    "msgspec": "0.19",
 }
 _NAMED = ("tensorflow", "keras", "numpy")
 
@@ -344,15 +346,19 @@ def check_bundled_corpus() -> str:
     """
     from speech import corpus
     from speech.files import sha256_of
+    from speech.sounds import read_manifest
 
     root = Path(corpus.__file__).parent / "minicorpus"
     fix = "git checkout -- speech/minicorpus"
     manifest = root / "MANIFEST.sha256"
     if not manifest.is_file():
         raise Trouble(f"{manifest} is missing", fix)
-    lines = [line.split(maxsplit=1) for line in manifest.read_text().splitlines() if line.strip()]
+    try:
+        lines = read_manifest(manifest)
+    except (OSError, ValueError) as error:
+        raise Trouble(cli.one_line(error), fix) from None
     bad = [
-        name for digest, name in lines
+        name for name, digest in lines.items()
         if not (root / name).is_file() or sha256_of(root / name) != digest
     ]  # fmt: skip
     if bad or not lines:
@@ -422,15 +428,48 @@ def check_models(folder: Path = _ROOT / "models") -> str:
     paths = sorted(path for path in folder.glob("*") if path.suffix in (".h5", ".icse"))
     if not paths:
         raise Trouble(f"{folder}: no model is there", fix)
-    bad = []
+    bad, kinds = [], Counter[str]()
     for path in paths:
         try:
-            read_model_file(path)
+            kinds[read_model_file(path).kind or "of no stated kind"] += 1
         except (ValueError, OSError) as error:
             bad.append(cli.one_line(error))
     if bad:
         raise Trouble("; ".join(bad), fix)
-    return f"{len(paths)} shipped models, all can be read"
+    counts = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
+    return f"{len(paths)} shipped models, all can be read: {counts}"
+
+
+def check_network() -> str:
+    """Enhances with a small network over time and frequency, and compares C kernels and Keras.
+
+    Raises:
+        Trouble: They differ, or one can't run it.
+    """
+    import numpy as np
+
+    from speech.device import quiet_start
+    from speech.modelfile import ModelFile
+    from speech.net.enhancer import MaskEnhancer
+    from speech.net.timefrequency import TimeFrequencyConfig, build_time_frequency
+
+    with quiet_start():
+        from speech.weights import layers_of
+
+        config = TimeFrequencyConfig(8, 8, (1, 2))
+        file = ModelFile(layers_of(build_time_frequency(config)), config.meta(), "", Path("tiny"))
+        signal = np.random.default_rng(0).standard_normal(16000).astype(np.float32) / 10
+        fast = MaskEnhancer(file)
+        expected = MaskEnhancer(file, engine="keras")(signal)
+    if fast.engine != "c":
+        return "Keras runs it: no C kernels"
+    difference = float(np.abs(fast(signal) - expected).max() / np.abs(expected).max())
+    if not difference <= _TOLERANCE:
+        raise Trouble(
+            f"C kernels and Keras differ by {100 * difference:.2g} %",
+            "export SPEECH_NO_C_KERNELS=1",
+        )
+    return f"C kernels and Keras agree to {difference:.0e}"
 
 
 def checks_of(options: argparse.Namespace) -> list[tuple[str, Callable[[], str]]]:
@@ -451,6 +490,7 @@ def checks_of(options: argparse.Namespace) -> list[tuple[str, Callable[[], str]]
         ("C compiler", check_kernels),
         ("GPU", check_gpu),
         ("convolution", check_convolutions),
+        ("network", check_network),
     ]
 
 

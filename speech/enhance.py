@@ -11,18 +11,22 @@ come out. Each channel is resampled to the model's 16 kHz and enhanced by itself
 
 * 'complex_mask' (``speech.net.enhancer``): the output has the level that the mask gives, unless
   ``--peak`` says another. A file is read, enhanced and written as a stream: memory does not grow
-  with its length, and the result is that of the whole. Where an integer format would clip, all
-  channels are turned down by one factor, which is said.
-* 'waveform': as in training, the network is given the signal divided by its own maximum; its
-  output is scaled so that its peak is the input's, or ``--peak``.
+  with its length, and the result is that of the whole.
+* 'waveform': as in training, the network is given the signal divided by its own maximum. Its output
+  has no scale of its own: each channel is multiplied by the gain that fits it best, in the
+  least-squares sense, to its noisy input. The speech keeps its level, whatever clicks, offsets or
+  noise the input holds. ``--peak`` says another level.
+
+Where an integer format would clip, all channels are turned down by one factor, which is said.
 
 Long files and waveform models. Such a network normalises over the whole utterance, so a file can't
 be cut without changing the result. Up to ``WHOLE_SECONDS`` it is enhanced whole. A longer one is
 cut into blocks of ``BLOCK_SECONDS``, each normalised by itself, as utterances are in training;
-neighbours overlap by ``FADE_SECONDS`` and are cross-faded. The output of a block has no scale of
-its own: it is multiplied by the gain that fits it best, in the least-squares sense, to its noisy
-input. That keeps a block of mere noise from being blown up to the level of the noise. Memory stays
-bounded, and the command says which way was taken; ``--whole`` enforces the first.
+neighbours overlap by ``FADE_SECONDS`` and are cross-faded. Each block gets the gain that fits it
+to its input, which keeps a block of mere noise from being blown up to the level of the noise.
+Memory stays bounded, and the command says which way was taken; ``--whole`` enforces the first. A
+network so wide that these lengths do not fit into ``speech.net.memory.MAX_BYTES`` gets shorter
+blocks, and one for which ``LEAST_SECONDS`` do not fit is refused.
 """
 
 from __future__ import annotations
@@ -46,14 +50,20 @@ if TYPE_CHECKING:
     from speech.modelfile import ModelFile
     from speech.net.enhancer import MaskEnhancer
 
+_MODELS = Path(__file__).resolve().parent.parent / "models"
 #: The model that is used when none is named.
-DEFAULT_MODEL = Path(__file__).resolve().parent.parent / "models" / "fcn.h5"
+DEFAULT_MODEL = _MODELS / "denoise.icse"
+#: The papers' network, on which their tables stand.
+BASELINE_MODEL = _MODELS / "fcn.h5"
 
 WHOLE_SECONDS = 120.0
 BLOCK_SECONDS = 60.0
+#: A waveform model that cannot run even such a block in `speech.net.memory.MAX_BYTES` is refused.
+LEAST_SECONDS = 4.0
 FADE_SECONDS = 0.5
 
 _WAITING_SAMPLES = 1 << 16
+_UNBOUNDED = ("FLOAT", "DOUBLE")  # sample formats that never clip
 
 
 class Enhancer:
@@ -72,10 +82,13 @@ class Enhancer:
     """
 
     mask: MaskEnhancer | None = None
+    #: Bytes that a waveform model takes for so many samples.
+    _num_bytes: Callable[[int], int] = staticmethod(lambda num_samples: 0)
 
     def __init__(self, path: str | os.PathLike = DEFAULT_MODEL) -> None:
         from speech.audio import SAMPLE_RATE_HZ
         from speech.modelfile import COMPLEX_MASK, kind_of_shapes, read_model_file
+        from speech.net.memory import MAX_BYTES, too_large
 
         self.path = Path(path)
         self.file = read_model_file(path)
@@ -97,7 +110,10 @@ class Enhancer:
             self.mask = MaskEnhancer(self.file)
             self.engine = self.mask.engine
         else:
-            self.engine, self._run = _runner(self.file)
+            self.engine, self._run, self._num_bytes = _runner(self.file)
+            num_bytes = self._num_bytes(round(LEAST_SECONDS * SAMPLE_RATE_HZ))
+            if num_bytes > MAX_BYTES:
+                raise ValueError(f"{path}: {too_large(num_bytes, f'{LEAST_SECONDS:g} s of sound')}")
 
     def __call__(self, signal: np.ndarray, threads: int | None = None) -> np.ndarray:
         """Runs the network on a whole signal; a waveform model gets it divided by its maximum.
@@ -139,8 +155,8 @@ class Enhancer:
 
         Args:
             signal: float [num_samples] at 16 kHz.
-            peak: max |x| of the result; None for that of ``signal``, or, with a complex mask, what
-                comes out.
+            peak: max |x| of the result; None for the level that fits ``signal`` best, or, with a
+                complex mask, what comes out.
             whole: Never cut into blocks, whatever the memory; a complex mask gives the same anyway.
             threads: Of the C kernels; default: all cores.
 
@@ -150,19 +166,38 @@ class Enhancer:
         Raises:
             ValueError: As `Enhancer.__call__`, or the peak is no positive number.
         """
-        from speech.audio import SAMPLE_RATE_HZ, require_signal
+        from speech.audio import require_signal
 
         signal = require_signal(signal)
         if peak is not None and not 0 < peak < math.inf:
             raise ValueError(f"peak is {peak}; give a positive number, such as 1")
-        if self.mask is not None or whole or len(signal) <= WHOLE_SECONDS * SAMPLE_RATE_HZ:
+        if self.mask is not None or whole or self.takes_whole(len(signal)):
             output = self(signal, threads)
+            if peak is None and self.mask is None:
+                output = _fitting(output, signal)
         else:
             output = self._in_blocks(signal, threads)
-        if peak is None and self.mask is not None:
-            return output
-        target = _peak_of(signal) if peak is None else peak
-        return output * _gain(target, _peak_of(output))
+        return output if peak is None else output * _gain(peak, _peak_of(output))
+
+    def takes_whole(self, num_samples: int) -> bool:
+        """Returns whether a waveform model enhances so many samples at 16 kHz in one piece."""
+        from speech.audio import SAMPLE_RATE_HZ
+        from speech.net.memory import MAX_BYTES
+
+        is_short = num_samples <= WHOLE_SECONDS * SAMPLE_RATE_HZ
+        return is_short and self._num_bytes(num_samples) <= MAX_BYTES
+
+    def _block_samples(self) -> int:
+        """Returns the length of a block: `BLOCK_SECONDS`, or halves of it until one fits."""
+        from speech.audio import SAMPLE_RATE_HZ
+        from speech.net.memory import MAX_BYTES
+
+        size = round(BLOCK_SECONDS * SAMPLE_RATE_HZ)
+        # The last two blocks may be longer by half of the overlap.
+        fade = round(FADE_SECONDS * SAMPLE_RATE_HZ)
+        while self._num_bytes(size + fade) > MAX_BYTES and size > 4 * fade:
+            size //= 2
+        return size
 
     def _in_blocks(self, signal: np.ndarray, threads: int | None) -> np.ndarray:
         import numpy as np
@@ -172,12 +207,9 @@ class Enhancer:
         fade = round(FADE_SECONDS * SAMPLE_RATE_HZ)
         ramp = np.linspace(0.0, 1.0, fade + 2, dtype=np.float32)[1:-1]
         output = np.zeros(len(signal), np.float32)
-        for start, stop in blocks(len(signal), round(BLOCK_SECONDS * SAMPLE_RATE_HZ), fade):
+        for start, stop in blocks(len(signal), self._block_samples(), fade):
             noisy = signal[start:stop]
-            part = self(noisy, threads)
-            energy = float(np.dot(part, part))
-            if energy:
-                part = part * np.float32(max(float(np.dot(noisy, part)), 0.0) / energy)
+            part = _fitting(self(noisy, threads), noisy)
             if start:
                 part[:fade] *= ramp
             if stop < len(signal):
@@ -203,20 +235,47 @@ def blocks(num_samples: int, size: int, overlap: int) -> Iterator[tuple[int, int
     yield start, num_samples
 
 
-def _runner(file: ModelFile) -> tuple[str, Callable[[np.ndarray, int | None], np.ndarray]]:
-    """Returns what runs a network on float32 [num_samples] with some threads, and its name."""
+def _runner(
+    file: ModelFile,
+) -> tuple[str, Callable[[np.ndarray, int | None], np.ndarray], Callable[[int], int]]:
+    """Returns the engine, what runs float32 [num_samples] with some threads, and its memory."""
     from speech import blockconv
-    from speech.inference import InferenceNetwork
+    from speech.inference import InferenceNetwork, spectra_bytes
+    from speech.net.memory import MAX_BYTES
     from speech.network import blocks_from_layers, parameters_of
 
     found = blocks_from_layers([(layer.class_name, layer.config) for layer in file.layers])
-    if found is not None and blockconv.is_available():
-        network = InferenceNetwork(found[0], parameters_of(file.layers), tanh=found[1])
-        return "c", lambda signal, threads: network(signal, threads)[:, 0]
+    parameters = parameters_of(file.layers)
+    # The spectra of short kernels beside one long one may take far more than the file.
+    fits = found is not None and spectra_bytes(parameters) <= MAX_BYTES // 4
+    if found is not None and fits and blockconv.is_available():
+        network = InferenceNetwork(found[0], parameters, tanh=found[1])
+        return "c", lambda signal, threads: network(signal, threads)[:, 0], network.num_bytes
+    from speech.modelfile import frames_more, refusals
     from speech.net.keras_models import keras_function
+    from speech.net.memory import keras_bytes
 
     function = keras_function(file.layers)
-    return "keras", lambda signal, threads: function(signal[None, :, None])[0, :, 0]
+    with refusals(file.path):
+        lost = -frames_more(file.layers)
+
+    def run(signal: np.ndarray, threads: int | None) -> np.ndarray:
+        if len(signal) <= lost:
+            raise ValueError(
+                f"{file.path}: needs more than {lost} samples at a time, as it has no padding; "
+                f"received {len(signal)}"
+            )
+        return _centred(function(signal[None, :, None])[0, :, 0], len(signal))
+
+    return "keras", run, lambda num_samples: keras_bytes(file.layers, num_samples)
+
+
+def _centred(output: np.ndarray, num_samples: int) -> np.ndarray:
+    """Puts zeros before and behind what a network without padding gives."""
+    import numpy as np
+
+    missing = num_samples - len(output)
+    return np.pad(output, (missing // 2, missing - missing // 2)) if missing else output
 
 
 @dataclass
@@ -271,11 +330,12 @@ def enhance_file(
         return _stream_file(enhancer.mask, source, target, peak, threads)
     audio = read_multichannel(source)
     samples = audio.samples  # overwritten channel by channel: long files are large
+    num_at_16k = math.ceil(len(samples) * SAMPLE_RATE_HZ / audio.source_rate_hz)
+    way = "whole" if whole or enhancer.takes_whole(num_at_16k) else "blocks"
     for channel in range(samples.shape[1]):
-        noisy = np.ascontiguousarray(samples[:, channel])
-        wanted = _peak_of(noisy)
-        at_16k = resample(noisy, audio.source_rate_hz, SAMPLE_RATE_HZ)
-        del noisy
+        at_16k = resample(
+            np.ascontiguousarray(samples[:, channel]), audio.source_rate_hz, SAMPLE_RATE_HZ
+        )
         if not len(at_16k):
             raise _too_short(source)
         enhanced = resample(
@@ -284,14 +344,14 @@ def enhance_file(
             audio.source_rate_hz,
         )
         enhanced = fit_length(enhanced, len(samples))
-        # Resampling moves the peak a little: set it on the samples that are written.
-        samples[:, channel] = enhanced * _gain(wanted, _peak_of(enhanced))
-    if peak is not None:  # one factor for all channels: their balance stays
-        samples *= _gain(peak, max(_peak_of(samples[:, c]) for c in range(samples.shape[1])))
-    write_audio(target, samples, audio.source_rate_hz, writable_subtype(target, audio.subtype))
-    seconds = len(samples) / audio.source_rate_hz
-    way = "whole" if whole or seconds <= WHOLE_SECONDS else "blocks"
-    return _row(source, target, audio.source_rate_hz, samples.shape, way)
+        if way == "whole":  # resampling moves the gain a little
+            enhanced = _fitting(enhanced, samples[:, channel])
+        samples[:, channel] = enhanced
+    row = _row(source, target, audio.source_rate_hz, samples.shape, way)
+    subtype = writable_subtype(target, audio.subtype)
+    samples *= level_for(subtype, _peak_of(samples), row, peak)
+    write_audio(target, samples, audio.source_rate_hz, subtype)
+    return row
 
 
 def _row(
@@ -327,8 +387,8 @@ def _stream_file(
             raise _too_short(source)
         row = _row(source, target, rate_hz, shape, "stream")
         blocks = _fitted(_enhanced(mask, reader, threads), shape[0])
-        if peak is not None or subtype not in ("FLOAT", "DOUBLE"):
-            blocks = _levelled(blocks, target.parent, row, peak)
+        if peak is not None or subtype not in _UNBOUNDED:
+            blocks = _levelled(blocks, target.parent, row, subtype, peak)
         write_blocks(target, blocks, shape[1], rate_hz, subtype)
     return row
 
@@ -374,14 +434,19 @@ def _fitted(blocks: Iterator[np.ndarray], num_samples: int) -> Iterator[np.ndarr
 
 
 def _levelled(
-    blocks: Iterator[np.ndarray], folder: Path, row: dict[str, Any], peak: float | None
+    blocks: Iterator[np.ndarray],
+    folder: Path,
+    row: dict[str, Any],
+    subtype: str,
+    peak: float | None,
 ) -> Iterator[np.ndarray]:
     """Yields blocks times one factor, which is known once all are there; they wait in a file.
 
     Args:
         blocks: float32 [any number, num_channels].
         folder: Where there is room for a file.
-        row: Gets ``turned_down_db`` where ``peak`` is None and the peak is beyond full scale.
+        row: As for `level_for`.
+        subtype: Of the file.
         peak: max |x| to give; None to only keep it within full scale.
     """
     import tempfile
@@ -394,12 +459,7 @@ def _levelled(
         for block in blocks:
             highest = max(highest, float(np.max(np.abs(block), initial=0.0)))
             file.write(np.ascontiguousarray(block).data)
-        gain = np.float32(1.0)
-        if peak is not None:
-            gain = _gain(peak, highest)
-        elif highest > 1.0:
-            gain = np.float32((1 - 1e-6) / highest)
-            row["turned_down_db"] = round(20 * math.log10(highest), 3)
+        gain = level_for(subtype, highest, row, peak)
         file.seek(0)
         num_channels = row["channels"]
         while data := file.read(4 * num_channels * _WAITING_SAMPLES):
@@ -467,7 +527,8 @@ def plan_outputs(inputs: Sequence[Path], out: Path) -> list[tuple[Path, Path]]:
         if item.is_dir():
             # With several folders each keeps its own name.
             base = out if len(inputs) == 1 else out / item.resolve().name
-            jobs += [(path, base / _writable(path.relative_to(item))) for path in find_audio(item)]
+            paths = [path.relative_to(item) for path in find_audio(item, unreadable=True)]
+            jobs += [(item / path, base / name) for path, name in _names(paths).items()]
         elif item.exists():
             jobs.append((item, out if to_file and not out.is_dir() else out / _writable(item.name)))
         else:
@@ -487,8 +548,20 @@ def plan_outputs(inputs: Sequence[Path], out: Path) -> list[tuple[Path, Path]]:
     return jobs
 
 
+def _names(paths: Sequence[Path]) -> dict[Path, Path]:
+    """Returns the name to write for each of a tree: of x.wav and x.mp3, that of x.mp3.wav too."""
+    names = {path: path for path in paths if _writable(path) == path}
+    taken = set(names)
+    for path in paths:
+        if path not in names:
+            name = _writable(path)
+            names[path] = path.with_name(f"{path.name}.wav") if name in taken else name
+            taken.add(names[path])
+    return {path: names[path] for path in paths}
+
+
 def _writable(path: Path | str) -> Path:
-    """Returns the name to write: endings that only name a container we read become .wav."""
+    """Returns the name to write: endings that can only be read become .wav."""
     from speech.audio import FORMATS
 
     path = Path(path)
@@ -508,6 +581,50 @@ def writable_subtype(target: Path, wanted: str) -> str:
     if plain and soundfile.check_format(audio_format, wanted):
         return wanted
     return soundfile.default_subtype(audio_format)
+
+
+def level_for(
+    subtype: str, highest: float, row: dict[str, Any], peak: float | None = None
+) -> np.float32:
+    """Returns the factor for all channels of a file: their balance stays.
+
+    Args:
+        subtype: libsndfile's name of the sample format.
+        highest: max |x| of the samples.
+        row: Gets ``turned_down_db`` where ``peak`` is None and the format would clip.
+        peak: max |x| to give; None to only keep it within full scale.
+    """
+    import numpy as np
+
+    if peak is not None:
+        return _gain(peak, highest)
+    if subtype in _UNBOUNDED or highest <= 1.0:
+        return np.float32(1.0)
+    row["turned_down_db"] = round(20 * math.log10(highest), 3)
+    return np.float32((1 - 1e-6) / highest)
+
+
+def say_turned_down(rows: Sequence[dict[str, Any]]) -> None:
+    """Says on stderr which files `level_for` has turned down."""
+    for row in rows:
+        if "turned_down_db" in row:
+            print(f"{row['output']}: turned down by {row['turned_down_db']:.1f} dB, its format "
+                  "would have clipped", file=sys.stderr)  # fmt: skip
+
+
+def _fitting(output: np.ndarray, noisy: np.ndarray) -> np.ndarray:
+    """Returns an output of no scale of its own with the gain that fits it best to the input.
+
+    The gain g is <x, y> / <y, y>, which makes the sum of (x - g y)^2 least.
+    """
+    import numpy as np
+
+    highest, at_most = _peak_of(output), _peak_of(noisy)
+    if not highest or not at_most:
+        return output
+    unit = output / highest  # neither too large nor too small to be squared
+    gain = float(np.dot(noisy / at_most, unit)) / float(np.dot(unit, unit))
+    return unit * np.float32(gain * at_most)
 
 
 def _peak_of(signal: np.ndarray) -> float:
@@ -531,6 +648,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     from speech.files import remove_leftovers, write_json
+    from speech.net.reach import summary_of
 
     jobs = plan_outputs(options.inputs, options.out)
     for folder in {target.parent for _, target in jobs}:
@@ -543,10 +661,9 @@ def _run(options: argparse.Namespace) -> int:
     ways = [row["way"] for row in report.files]
     audio_seconds = report.audio_seconds
     print(f"model     {enhancer.file.path} (sha256 {enhancer.file.sha256[:12]}, {enhancer.engine})")
-    if enhancer.mask is not None:
-        from speech.net.reach import MaskSummary
-
-        print(f"network   {MaskSummary.of(enhancer.file)}")
+    summary = summary_of(enhancer.file)
+    if summary is not None:
+        print(f"network   {summary}")
     print(f"files     {len(report.files)} enhanced, {len(report.skipped)} skipped")
     if report.files:
         if enhancer.mask is not None:
@@ -557,10 +674,7 @@ def _run(options: argparse.Namespace) -> int:
         print(f"audio     {audio_seconds:.1f} s in {report.seconds:.1f} s, real-time factor "
               f"{report.seconds / max(audio_seconds, 1e-9):.4f}")  # fmt: skip
         print(f"written   {report.files[0]['output'] if len(jobs) == 1 else options.out}")
-    for row in report.files:
-        if "turned_down_db" in row:
-            print(f"{row['output']}: turned down by {row['turned_down_db']:.1f} dB, its format "
-                  "would have clipped", file=sys.stderr)  # fmt: skip
+    say_turned_down(report.files)
     for _, reason in report.skipped:
         print(f"skipped: {reason}", file=sys.stderr)
     if options.json:
@@ -569,6 +683,8 @@ def _run(options: argparse.Namespace) -> int:
             {
                 "model": str(enhancer.file.path),
                 "sha256": enhancer.file.sha256,
+                "kind": enhancer.file.kind,
+                **({} if summary is None else {"summary": summary.to_json()}),
                 "engine": enhancer.engine,
                 "seconds": report.seconds,
                 "audio_seconds": audio_seconds,
@@ -597,8 +713,8 @@ def _parser() -> argparse.ArgumentParser:
         "--model", type=Path, default=DEFAULT_MODEL, metavar="FILE", help="model (default: shipped)"
     )
     add("--peak", type=peak, metavar="P",
-        help="max |x| of the output (default: the input's; with a model over time and frequency "
-        "what it gives)")  # fmt: skip
+        help="max |x| of the output (default: the level that fits the input best; with a model "
+        "over time and frequency what it gives)")  # fmt: skip
     add("--whole", action="store_true",
         help="never cut into blocks (memory grows with length; for waveform models)")  # fmt: skip
     add("--json", **cli.JSON)

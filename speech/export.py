@@ -6,10 +6,13 @@
     python -m speech.export model.icse --to tflite --int8 -o small.tflite
 
 The exported network takes and gives what the Keras model does: float32 [batch, time, channels] of
-any batch and length, or [batch, values] for a network of matrices. LiteRT is exported for one item
-of any length: set it with ``resize_tensor_input``. ``--int8`` (LiteRT) stores kernels as INT8 with
-a scale a filter and computes with what the runtime makes of them (dynamic-range quantization);
-everything else is exact up to the order of additions.
+any batch and length, [batch, time, bands, channels] for a network over time and frequency, or
+[batch, values] for a network of matrices. STFT, compression and mask stay outside, as they do of
+the Keras model: ``speech.net.timefrequency`` says what they are, the model's ``speech_meta`` with
+what numbers. LiteRT is exported for one item of any length: set it with ``resize_tensor_input``.
+``--int8`` (LiteRT) stores kernels as INT8 with a scale a filter and computes with what the runtime
+makes of them (dynamic-range quantization); everything else is exact up to the order of additions.
+Of a graph, batch normalisations are folded into the layers before them.
 
 The ONNX graph is made from the layers themselves (opset 17, plain operators) and needs the package
 ``onnx``, extra ``[onnx]``. LiteRT goes through TensorFlow's own converter.
@@ -49,13 +52,22 @@ def to_onnx(layers: Sequence[LayerSpec]) -> bytes:
         import onnx
     except ImportError:
         raise ValueError("ONNX needs the package onnx: pip install onnx onnxruntime") from None
-    return _OnnxGraph(onnx).of(layers).SerializeToString()
+    return _OnnxGraph(onnx).of(_folded(layers)).SerializeToString()
+
+
+def _folded(layers: Sequence[LayerSpec]) -> tuple[LayerSpec, ...]:
+    """Returns a graph without batch normalisations that can be folded; a chain as it is."""
+    from speech.modelfile import is_chain
+    from speech.net.folding import fold_batch_normalization
+
+    return tuple(layers) if is_chain(layers) else fold_batch_normalization(layers)
 
 
 class _OnnxGraph:
     """Builds the graph layer by layer; ``value`` is the name of the latest output.
 
-    Signals with a time axis are [batch, channels, time] between convolutions, as ONNX wants.
+    Signals with a time axis are [batch, channels, time] or [batch, channels, time, bands] between
+    convolutions, as ONNX wants.
     """
 
     def __init__(self, onnx: Any) -> None:
@@ -68,24 +80,42 @@ class _OnnxGraph:
 
     def of(self, layers: Sequence[LayerSpec]) -> Any:
         """Returns the model."""
+        from speech.modelfile import linked, output_shapes
+
         helper, onnx = self._onnx.helper, self._onnx
         shape = ["batch", *layers[0].config["batch_shape"][1:]]
-        if len(shape) == 3:
+        if len(shape) > 2:
             shape[1] = shape[1] or "time"
-        self._has_time = len(shape) == 3
+        self._rank = len(shape)
         self._num_channels = shape[-1]
+        layers = linked(layers)
+        self._shapes = output_shapes(layers) if len(shape) == 4 else {}
+        # Of each layer: name and order of its output, and channels.
+        found = {layers[0].name: ("input", False, self._num_channels)}
         for layer in layers[1:]:
             method = getattr(self, "_add_" + layer.class_name.replace("icse>", ""), None)
             if method is None:
                 raise ValueError(f"layer {layer.name!r} is a {layer.class_name}: no ONNX for it")
+            self._sources = []
+            for source in layer.inputs:
+                self.value, self._channels_first, self._num_channels = found[source]
+                if len(layer.inputs) > 1:
+                    self._order(channels_first=False)
+                    found[source] = self.value, False, self._num_channels
+                self._sources.append(self.value)
             method(layer)
-            if "kernel" in layer.weights:
+            if self._shapes:
+                self._num_channels = self._shapes[layer.name][-1] or 0
+            elif "kernel" in layer.weights:
                 self._num_channels = layer.weights["kernel"].shape[-1]
+            found[layer.name] = self.value, self._channels_first, self._num_channels
         self._order(channels_first=False)
         self._node("Identity", self.value, output="output")
         # The length of a 'valid' convolution's output is another one.
         same = all(layer.config.get("padding", "same") == "same" for layer in layers)
         middle = shape[1:-1] if same else ["out_time"]
+        if self._shapes:
+            middle = ["out_time", self._shapes[layers[-1].name][2]]
         ends = [
             helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, dims)
             for name, dims in (
@@ -114,12 +144,15 @@ class _OnnxGraph:
         return name
 
     def _order(self, *, channels_first: bool) -> None:
-        if self._has_time and channels_first != self._channels_first:
-            self._node("Transpose", self.value, perm=[0, 2, 1])
+        if self._rank > 2 and channels_first != self._channels_first:
+            inner = list(range(1, self._rank))
+            order = [inner[-1], *inner[:-1]] if channels_first else [*inner[1:], inner[0]]
+            self._node("Transpose", self.value, perm=[0, *order])
             self._channels_first = channels_first
 
     def _per_channel(self, array: np.ndarray) -> str:
-        return self._constant(array[:, None] if self._channels_first else array)
+        axes = (1,) * (self._rank - 2) if self._channels_first else ()
+        return self._constant(np.reshape(array, (-1, *axes)))
 
     def _add_Conv1D(self, layer: LayerSpec) -> None:  # noqa: N802 - the name of the class
         self._order(channels_first=True)
@@ -127,10 +160,60 @@ class _OnnxGraph:
         reach = config["dilation_rate"] * (len(kernel) - 1)
         pads = [reach // 2, reach - reach // 2] if config["padding"] == "same" else [0, 0]
         inputs = [self.value, self._constant(kernel.transpose(2, 1, 0))]
+        self._convolve("Conv", inputs, layer, pads=pads, dilations=[config["dilation_rate"]])
+
+    def _add_Conv2D(self, layer: LayerSpec) -> None:  # noqa: N802
+        self._order(channels_first=True)
+        kernel, config = layer.weights["kernel"], layer.config
+        low, high = [0, 0], [0, 0]
+        if config["padding"] == "same":
+            for axis in (0, 1):
+                size = (kernel.shape[axis] - 1) * config["dilation_rate"][axis]
+                stride = config["strides"][axis]
+                # Over time there is no stride, and what is padded does not depend on the length.
+                length = self._shapes[layer.inputs[0]][axis + 1] or 1
+                total = max((-(-length // stride) - 1) * stride + size + 1 - length, 0)
+                low[axis], high[axis] = total // 2, total - total // 2
+        inputs = [self.value, self._constant(kernel.transpose(3, 2, 0, 1))]
+        self._convolve("Conv", inputs, layer, pads=low + high, strides=config["strides"],
+                       dilations=config["dilation_rate"])  # fmt: skip
+
+    def _add_Conv2DTranspose(self, layer: LayerSpec) -> None:  # noqa: N802
+        self._order(channels_first=True)
+        kernel, strides = layer.weights["kernel"], layer.config["strides"]
+        totals = [size - stride for size, stride in zip(kernel.shape, strides, strict=False)]
+        if min(totals) < 0:
+            raise ValueError(
+                f"layer {layer.name!r}: kernel_size is {kernel.shape[:2]} and strides "
+                f"{tuple(strides)}; ONNX needs a kernel at least as large as the stride"
+            )
+        pads = [total // 2 for total in totals] + [total - total // 2 for total in totals]
+        inputs = [self.value, self._constant(kernel.transpose(3, 2, 0, 1))]
+        self._convolve("ConvTranspose", inputs, layer, pads=pads, strides=strides)
+
+    def _convolve(self, kind: str, inputs: list[str], layer: LayerSpec, **settings: Any) -> None:
         if "bias" in layer.weights:
             inputs.append(self._constant(layer.weights["bias"]))
-        self._node("Conv", *inputs, pads=pads, dilations=[config["dilation_rate"]])
-        self._activate(config["activation"])
+        self._node(kind, *inputs, **settings)
+        self._activate(layer.config["activation"])
+
+    def _add_ZeroPadding2D(self, layer: LayerSpec) -> None:  # noqa: N802
+        pads = [[0, 0], *layer.config["padding"]]
+        pads.insert(1 if self._channels_first else 3, [0, 0])
+        values = [before for before, _ in pads] + [after for _, after in pads]
+        self._node("Pad", self.value, self._constant(values, np.int64))
+
+    def _add_Permute(self, layer: LayerSpec) -> None:  # noqa: N802
+        self._order(channels_first=False)
+        self._node("Transpose", self.value, perm=[0, *layer.config["dims"]])
+
+    def _add_Add(self, layer: LayerSpec) -> None:  # noqa: N802
+        first, *others = self._sources
+        for other in others:
+            first = self._node("Add", first, other)
+
+    def _add_Concatenate(self, layer: LayerSpec) -> None:  # noqa: N802
+        self._node("Concat", *self._sources, axis=-1)
 
     def _add_Dense(self, layer: LayerSpec) -> None:  # noqa: N802
         self._order(channels_first=False)
@@ -216,10 +299,12 @@ def to_tflite(layers: Sequence[LayerSpec], *, int8: bool = False) -> bytes:
         import keras
         import tensorflow as tf
 
+    from speech.modelfile import linked
     from speech.weights import build_model
 
     if keras.backend.backend() != "tensorflow":
         raise ValueError("LiteRT needs Keras on TensorFlow; unset KERAS_BACKEND")
+    layers = linked(_folded(layers))
     model = build_model(layers)
     shape = [1, *layers[0].config["batch_shape"][1:]]
 
@@ -230,7 +315,7 @@ def to_tflite(layers: Sequence[LayerSpec], *, int8: bool = False) -> bytes:
         centred = grouped - tf.reduce_mean(grouped, axis=[1, 3], keepdims=True)
         variance = tf.reduce_mean(centred * centred, axis=[1, 3], keepdims=True)
         outputs = tf.reshape(centred * tf.math.rsqrt(variance + layer.epsilon), tf.shape(inputs))
-        own = weights[layer.name]
+        own = specs[layer.name].weights
         return outputs * own.get("gamma", np.float32(1)) + own.get("beta", np.float32(0))
 
     # Weights go in as constants: the converter does not see variables of Keras.
@@ -241,16 +326,21 @@ def to_tflite(layers: Sequence[LayerSpec], *, int8: bool = False) -> bytes:
         ]
         for layer in model.layers
     }
-    weights = {layer.name: layer.weights for layer in layers}
+    specs = {layer.name: layer for layer in layers}
 
     @tf.function(input_signature=[tf.TensorSpec(shape, tf.float32, name="input")])
     def call(inputs):
-        for layer in model.layers:
+        found = {layers[0].name: inputs}
+        for spec in layers[1:]:
+            layer = model.get_layer(spec.name)
+            values = [found[name] for name in spec.inputs]
             if isinstance(layer, keras.layers.GroupNormalization):
-                inputs = normalized(layer, inputs)
+                outputs = normalized(layer, values[0])
             else:
-                inputs, _ = layer.stateless_call(*constants[layer.name], inputs)
-        return {"output": inputs}
+                given = values if len(values) > 1 else values[0]
+                outputs, _ = layer.stateless_call(*constants[layer.name], given)
+            found[spec.name] = outputs
+        return {"output": outputs}
 
     converter = tf.lite.TFLiteConverter.from_concrete_functions(
         [call.get_concrete_function()], tf.Module()
@@ -324,8 +414,9 @@ def _run(options: argparse.Namespace) -> int:
     out = options.out or options.model.with_suffix(ending)
     if out.resolve() == options.model.resolve():
         raise ValueError(f"{out}: would overwrite the model; choose another -o")
-    layers = file.require_chain("the export")
-    data = to_onnx(layers) if options.to == "onnx" else to_tflite(layers, int8=options.int8)
+    data = (
+        to_onnx(file.layers) if options.to == "onnx" else to_tflite(file.layers, int8=options.int8)
+    )
     with atomic_path(out) as temporary:
         temporary.write_bytes(data)
     original = options.model.stat().st_size

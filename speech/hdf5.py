@@ -99,6 +99,7 @@ class File:
         self.num_bytes = os.fstat(stream.fileno()).st_size
         self._steps = self._metadata_bytes = 0
         self._messages: dict[int, list[tuple[int, bytes]]] = {}
+        self._attributes: dict[int, dict[bytes, tuple[bytes, bytes, bytes]]] = {}
         self._links: dict[int, dict[str, Link]] = {}
         self._heaps: dict[int, dict[int, tuple[int, int]]] = {}
         root = self.open(self._root_address(), "/")
@@ -108,7 +109,7 @@ class File:
 
     def read(self, address: int, num_bytes: int) -> bytes:
         """Returns bytes of a structure, never beyond the end of the file."""
-        self._step()
+        self.count_steps()
         self._metadata_bytes += num_bytes
         if self._metadata_bytes > MAX_METADATA_BYTES:
             raise Hdf5Error(f"over {MAX_METADATA_BYTES:,} bytes of structures")
@@ -136,6 +137,7 @@ class File:
             name: Its path, for messages.
         """
         messages = self._messages_at(address)
+        self.count_steps(len(messages))  # many links may lead to one long header
         kinds = {kind for kind, _ in messages}
         if kinds & {_SYMBOL_TABLE, _LINK_INFO, _LINK}:
             return Group(self, address, name, messages)
@@ -149,6 +151,19 @@ class File:
             self._links[address] = self._read_links(self._messages_at(address))
         return self._links[address]
 
+    def attributes_of(self, address: int) -> dict[bytes, tuple[bytes, bytes, bytes]]:
+        """Returns name -> (datatype, dataspace, data) of the attributes of the object there."""
+        if address not in self._attributes:
+            found: dict[bytes, tuple[bytes, bytes, bytes]] = {}
+            for kind, body in self._messages_at(address):
+                if kind == _ATTRIBUTE_INFO and _dense_attributes(body) != _UNDEFINED:
+                    raise Hdf5Error("attributes are of a newer format than Keras writes")
+                if kind == _ATTRIBUTE:
+                    name, parts = _attribute_name(body)
+                    found.setdefault(name, parts)
+            self._attributes[address] = found
+        return self._attributes[address]
+
     def string_at(self, heap: int, index: int, num_bytes: int) -> bytes:
         """Returns a string out of a collection of strings (a "global heap")."""
         if heap not in self._heaps:
@@ -158,8 +173,9 @@ class File:
             raise Hdf5Error("its strings are damaged")
         return self.read(address, num_bytes)
 
-    def _step(self) -> None:
-        self._steps += 1
+    def count_steps(self, count: int = 1) -> None:
+        """Counts structures that are looked at; Hdf5Error once there are over `MAX_STEPS`."""
+        self._steps += count
         if self._steps > MAX_STEPS:
             raise Hdf5Error(f"over {MAX_STEPS:,} structures")
 
@@ -195,7 +211,7 @@ class File:
         for start, num_bytes in blocks:  # continuations add to it on the way
             block, place = self.read(start, num_bytes), 0
             while num_found < count and place + 8 <= num_bytes:
-                self._step()
+                self.count_steps()
                 num_found += 1
                 kind, size, flags = struct.unpack_from("<2HB", block, place)
                 body = block[place + 8 : place + 8 + size]
@@ -299,15 +315,8 @@ class _Object:
 
     def attribute(self, name: str) -> Attribute | None:
         """Returns an attribute by name, None if there is none."""
-        wanted = name.encode()
-        for kind, body in self._all:
-            if kind == _ATTRIBUTE_INFO and _dense_attributes(body) != _UNDEFINED:
-                raise Hdf5Error("attributes are of a newer format than Keras writes")
-            if kind == _ATTRIBUTE:
-                found, rest = _attribute_name(body)
-                if found == wanted:
-                    return _attribute_of(self.file, *rest)
-        return None
+        parts = self.file.attributes_of(self._address).get(name.encode())
+        return None if parts is None else _attribute_of(self.file, *parts)
 
     def _message(self, kind: int) -> bytes | None:
         bodies = [body for found, body in self._all if found == kind]
@@ -414,6 +423,7 @@ class Attribute:
 
     def strings(self) -> list[bytes]:
         """Returns its strings, without padding; look at `string_bytes` first."""
+        self.file.count_steps(self.count)  # many links may lead to one long list
         if self.datatype.is_free_length:
             found = [self.file.string_at(heap, index, length)
                      for length, heap, index in self._references()]  # fmt: skip

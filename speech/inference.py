@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from speech import blockconv
+from speech.net.memory import lane_bytes
 from speech.network import ConvBlock, split_parameters
 
 
@@ -114,6 +115,17 @@ class _Layer:
         )
 
 
+def spectra_bytes(parameters: Sequence[np.ndarray]) -> int:
+    """Returns the bytes that the kernels of a chain take once they are transformed.
+
+    Args:
+        parameters: As for `InferenceNetwork`.
+    """
+    kernels = [array for array in parameters if array.ndim == 3]
+    size = blockconv.block_size(max((len(kernel) for kernel in kernels), default=1))
+    return 8 * (size // 2 + 1) * sum(math.prod(kernel.shape[1:]) for kernel in kernels)
+
+
 class InferenceNetwork:
     """A chain of layers with its parameters, transformed once.
 
@@ -181,6 +193,12 @@ class InferenceNetwork:
         self._run_layers(frame, values, edges, threads)
         output = frame.join(values[:, : channels[-1]])
         return np.tanh(output, out=output) if self.tanh else output
+
+    def num_bytes(self, num_samples: int, threads: int | None = None) -> int:
+        """Returns the bytes of working memory for a signal, known before it runs."""
+        threads = self.threads if threads is None else blockconv.num_threads(threads)
+        most = max(self._layers[0].in_channels, *(layer.out_channels for layer in self._layers))
+        return lane_bytes(num_samples, most, self.hop, self.width, threads)
 
     def _run_layers(
         self, frame: _Frame, values: np.ndarray, edges: Sequence[np.ndarray], threads: int

@@ -139,7 +139,7 @@ def mix_at_snr(
         if energy == 0.0:
             raise ValueError(f"{name} is silent: no SNR can be made; leave this {name} file out")
         if not math.isfinite(energy):
-            raise ValueError(f"{name} holds a NaN or an infinity; repair or remove the file")
+            raise ValueError(f"{name} holds a NaN or an infinity; convert it again or leave it out")
     noise = noise * math.sqrt(clean_energy / noise_energy * 10.0 ** (-snr_db / 10.0))
     highest = max(np.max(np.abs(clean + noise)), np.max(np.abs(clean)))
     limit = MAX_PEAK if peak is None else peak

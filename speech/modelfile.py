@@ -1,17 +1,17 @@
 """Model files (.h5) as data: read without running anything in them, written whole or not at all.
 
 A model file is the legacy Keras HDF5 format: a ``model_config`` attribute (JSON) and one group of
-weights per layer. Any Keras 3 opens a file written here, without our code; one that holds the
-modified ReLU needs the few lines in ``speech.layers``. Files are read by ``speech.hdf5``, in Python
-and with bounds on time and memory, and written by h5py; Keras is never asked, so reading a
-stranger's file cannot deserialise an object. A packed file (.icse, ``speech.compact``) is read in
-the same call and gives the same.
+weights per layer, as Keras 3, Keras 2 and tf.keras write it. Any Keras 3 opens a file written here,
+without our code; one that holds the modified ReLU needs the few lines in ``speech.layers``. Files
+are read by ``speech.hdf5``, in Python and with bounds on time and memory, and written by h5py.
+Keras is never asked: reading a stranger's file cannot deserialise an object. A packed file (.icse,
+``speech.compact``) is read in the same call and gives the same.
 
 What is accepted:
 
 * ``model_config`` is a Sequential model, or a Functional one: a graph of layers with one input and
-  one output, in which each layer is called once. Nodes may be written as Keras 3 or as Keras 2
-  writes them.
+  one output, in which each layer is called once. Nodes, settings and inputs may be written as
+  Keras 3 or as Keras 2 writes them; they are kept as Keras 3 has them.
 * Every layer is in ``LAYER_RULES`` and every setting is in range; settings that only matter for
   training from scratch (initializers, regularizers, constraints) are dropped.
 * The shapes fit: all axes are followed through the graph, the axis of time as the input's plus a
@@ -177,8 +177,8 @@ class ModelFile:
 def kind_of_shapes(layers: Sequence[LayerSpec]) -> str:
     """Returns the kind that the shapes of the kernels tell.
 
-    'waveform': from a convolution of one channel to a convolution to one channel. 'mask': Dense
-    layers from an odd number of frames of 513 bins to 513 bins, a logistic function last. '':
+    'waveform': from a convolution over one channel to a kernel that gives one channel. 'mask':
+    Dense layers from an odd number of frames of 513 bins to 513 bins, a logistic function last. '':
     anything else.
     """
     from speech.stft import DEFAULT
@@ -187,8 +187,8 @@ def kind_of_shapes(layers: Sequence[LayerSpec]) -> str:
     if not kernels:
         return ""
     first, last = kernels[0], kernels[-1]
-    if first.ndim == last.ndim == 3:
-        return "waveform" if first.shape[1] == last.shape[2] == 1 else ""
+    if first.ndim == 3 and last.ndim in (2, 3):  # Dense takes each frame by itself
+        return "waveform" if first.shape[1] == last.shape[-1] == 1 else ""
     if any(kernel.ndim != 2 for kernel in kernels):
         return ""
     context, rest = divmod(first.shape[0], DEFAULT.num_bins)
@@ -360,9 +360,9 @@ def a_pair(check: Check) -> Check:
 
     def checked(value: Any) -> list[Any]:
         values = value if isinstance(value, list) else [value, value]
+        if len(values) != 2:
+            values = [None]  # whose refusal says what is expected
         try:
-            if len(values) != 2:
-                raise ValueError(check.__doc__)
             return [check(item) for item in values]
         except ValueError as error:
             raise ValueError(f"a list of two, each {error}") from None
@@ -394,7 +394,7 @@ def _an_input_shape(value: Any) -> list[int | None]:
 
 
 def _permuted_axes(value: Any) -> list[int]:
-    if isinstance(value, list) and all(type(axis) is int for axis in value):
+    if isinstance(value, list) and len(value) <= 3 and all(type(axis) is int for axis in value):
         if sorted(value) == [*range(1, len(value) + 1)]:
             return value
     raise ValueError("the axes behind the batch in another order, such as [1, 3, 2]")
@@ -519,6 +519,29 @@ def _group_normalization_shapes(config: dict[str, Any], shape: Shape) -> tuple[S
     return _scale_and_center(config, channels), shape
 
 
+def _a_last_axis(value: Any) -> int:
+    """Checks an axis, to be compared with the rank in ``_with_last_axis``."""
+    value = value[0] if isinstance(value, list) and len(value) == 1 else value
+    if type(value) is not int or value not in (-1, 1, 2, 3):
+        raise ValueError("-1, the last axis")
+    return value
+
+
+def _with_last_axis(layer: LayerSpec, inputs: Sequence[Shape]) -> LayerSpec:
+    """Returns a layer whose axis, if it has one, is -1.
+
+    Keras notes the last axis by its number where it knows the number of axes.
+    """
+    axis = layer.config.get("axis", -1)
+    if axis == -1:
+        return layer
+    if any(axis != len(shape) - 1 for shape in inputs):
+        raise ModelFileError(
+            f"{_where(layer)}: 'axis' is {axis}, expected -1, the last axis of {inputs[0][1:]}"
+        )
+    return dataclasses.replace(layer, config={**layer.config, "axis": -1})
+
+
 _a_flag = one_of(True, False)
 _an_epsilon = a_number(1e-12, 1.0)
 _a_slope = a_number(0.0, 1000.0)
@@ -589,10 +612,10 @@ LAYER_RULES: dict[str, LayerRule] = {
     ),
     "Permute": LayerRule({"dims": _permuted_axes}, _permuted_shapes, ranks=(3, 4)),
     "Add": LayerRule(shapes=_added_shapes, most_inputs=MAX_INPUTS),
-    "Concatenate": LayerRule({"axis": one_of(-1)}, _joined_shapes, most_inputs=MAX_INPUTS),
+    "Concatenate": LayerRule({"axis": _a_last_axis}, _joined_shapes, most_inputs=MAX_INPUTS),
     "BatchNormalization": LayerRule(
         {
-            "axis": one_of(-1),
+            "axis": _a_last_axis,
             "momentum": a_number(0.0, 1.0),
             "epsilon": _an_epsilon,
             "center": _a_flag,
@@ -610,7 +633,7 @@ LAYER_RULES: dict[str, LayerRule] = {
     "GroupNormalization": LayerRule(
         {
             "groups": an_integer(-1, MAX_UNITS),
-            "axis": one_of(-1),
+            "axis": _a_last_axis,
             "epsilon": _an_epsilon,
             "center": _a_flag,
             "scale": _a_flag,
@@ -668,6 +691,7 @@ def read_model_file(path: str | os.PathLike) -> ModelFile:
                 "with 'python -m speech.weights import', or save it again with model.save()"
             )
         plan = plan_layers(parse_json(text, "'model_config'"))
+        _refuse_reversed_kernels(file)
         text = text_attribute(file, META_ATTRIBUTE, MAX_META_BYTES)
         meta = {} if text is None else parse_json(text, f"'{META_ATTRIBUTE}'")
         if not isinstance(meta, dict):
@@ -685,6 +709,17 @@ def read_model_file(path: str | os.PathLike) -> ModelFile:
             for layer, shapes in plan
         )
     return ModelFile(layers, meta, sha256_of(path), path)
+
+
+def _refuse_reversed_kernels(file: hdf5.Group) -> None:
+    attribute = file.attribute("backend")
+    if attribute is not None and attribute.datatype.is_string:
+        backend = text_attribute(file, "backend", 100)
+        if backend in ("theano", "cntk"):
+            raise ModelFileError(
+                f"saved with the backend {backend!r}, whose kernels run backwards; load it in "
+                "Keras 2 with TensorFlow and save it again"
+            )
 
 
 def is_compact(path: str | os.PathLike) -> bool:
@@ -726,6 +761,37 @@ def output_shapes(layers: Iterable[LayerSpec]) -> dict[str, tuple[int | None, ..
     }
 
 
+def shapes_for(layers: Iterable[LayerSpec], num_frames: int) -> dict[str, tuple[int, ...]]:
+    """Returns the shape of each layer's output for one signal, in the order of computation.
+
+    Args:
+        layers: Layers that pass the exam.
+        num_frames: Length of the signal, if the network has an axis of time.
+    """
+    return {
+        layer.name: tuple(
+            max(num_frames + axis.more, 0) if isinstance(axis, Frames) else axis or 1
+            for axis in shape[1:]
+        )
+        for layer, _, shape in _examine(model_config_of(layers))
+    }
+
+
+def frames_more(layers: Iterable[LayerSpec]) -> int:
+    """Returns how many frames longer a network's output is than its input.
+
+    The number is negative for convolutions without padding.
+
+    Raises:
+        ModelFileError: The layers would not pass the exam, or the output has no axis of time.
+    """
+    *_, (layer, _, shape) = _examine(model_config_of(layers))
+    for axis in shape:
+        if isinstance(axis, Frames):
+            return axis.more
+    raise ModelFileError(f"{_where(layer)} gives no axis of time")
+
+
 def model_config_of(layers: Iterable[LayerSpec]) -> dict[str, Any]:
     """Returns the Keras configuration of layers, Sequential if they are a chain.
 
@@ -762,6 +828,7 @@ def _examine(model_config: Any) -> list[tuple[LayerSpec, Shapes, Shape]]:
     num_bytes = num_values = 0
     for layer in layers:
         inputs = [found[name] for name in layer.inputs]
+        layer = _with_last_axis(layer, inputs)
         shapes, shape = _shapes_of(layer, inputs, length)
         num_bytes += sum(4 * math.prod(shape) for shape in shapes.values())
         num_values += _values_per_frame(shape)
@@ -825,7 +892,12 @@ def _layers_and_output(model_config: Any) -> tuple[list[LayerSpec], str]:
     """Returns the checked layers of a model with their inputs, and the output's name."""
     class_name = _get(model_config, "class_name")
     config = _get(model_config, "config")
+    if class_name == "Sequential" and isinstance(config, list):  # Keras 2 before 2.2.3
+        config = {"layers": config}
+    class_name = "Functional" if class_name == "Model" else class_name  # Keras 2 before 2.3
     entries = _get(config, "layers")
+    if class_name == "Sequential":
+        entries = _with_input(entries)
     if class_name not in ("Sequential", "Functional"):
         raise ModelFileError(
             f"the model is a {_show(class_name)}, expected a Sequential or Functional model"
@@ -863,6 +935,43 @@ def _layers_and_output(model_config: Any) -> tuple[list[LayerSpec], str]:
             f"the model's input is {_show(ends[0])}, expected the InputLayer {source.name!r}"
         )
     return layers, ends[1]
+
+
+def _with_input(entries: Any) -> Any:
+    """Returns the layers of a Sequential model with an InputLayer.
+
+    Keras 2 may note the input in the first layer instead.
+    """
+    if not isinstance(entries, list) or not entries or not isinstance(entries[0], dict):
+        return entries
+    config = entries[0].get("config")
+    if entries[0].get("class_name") == "InputLayer" or not isinstance(config, dict):
+        return entries
+    shape = config.get("batch_input_shape")
+    if shape is None or not isinstance(config.get("name"), str):
+        return entries
+    source = {"name": f"{config['name'][:90]}_input", "batch_shape": shape}
+    return [{"class_name": "InputLayer", "config": source}, *entries]
+
+
+def _as_keras_3(class_name: str, config: Any) -> Any:
+    """Returns settings of a layer under the names that Keras 3 gives them."""
+    if not isinstance(config, dict):
+        return config
+    renamed = _KERAS_2_NAMES.get(class_name, {})
+    config = {
+        name: value
+        for name, value in config.items()
+        if name not in renamed and (name != "batch_input_shape" or class_name == "InputLayer")
+    } | {new: config[old] for old, new in renamed.items() if old in config and new not in config}
+    return config
+
+
+#: Settings that Keras 2 has under other names.
+_KERAS_2_NAMES = {
+    "InputLayer": {"batch_input_shape": "batch_shape"},
+    "LeakyReLU": {"alpha": "negative_slope"},
+}
 
 
 def _inputs_of(entry: Any, layer: LayerSpec) -> tuple[str, ...]:
@@ -929,8 +1038,7 @@ def _in_order(layers: Sequence[LayerSpec], output: str) -> list[LayerSpec]:
             raise ModelFileError(
                 f"{_where(layer)} is layer {place + 1} and reads "
                 f"{_show(layer.inputs[0]) if layer.inputs else 'nothing'}, expected one "
-                "InputLayer, as the first; build the model with keras.Input and save it again "
-                "with Keras 3"
+                "InputLayer, as the first; build the model with keras.Input and save it again"
             )
         most = LAYER_RULES[layer.class_name].most_inputs
         if place and not min(most, 2) <= len(layer.inputs) <= most:
@@ -989,10 +1097,17 @@ def _checked_layer(entry: Any) -> LayerSpec:
     class_name = _get(entry, "class_name")
     config = _get(entry, "config")
     rule = LAYER_RULES.get(class_name) if isinstance(class_name, str) else None
-    if rule is None:
+    if rule is not None:
+        config = _as_keras_3(class_name, config)
+    elif isinstance(class_name, str) and class_name.startswith("Convolution"):
+        raise ModelFileError(
+            f"layer {_show(class_name)} is of Keras 1; import its weights with 'python -m "
+            "speech.weights import'"
+        )
+    else:
         raise ModelFileError(
             f"refused: layer {_show(class_name)} is not known; only {', '.join(LAYER_RULES)} are "
-            "accepted (see docs/security.md)"
+            "accepted (see docs/security.md): build the model of these and save it again"
         )
     name = _get(config, "name")
     if not isinstance(name, str) or not _LAYER_NAME.fullmatch(name):
@@ -1003,7 +1118,7 @@ def _checked_layer(entry: Any) -> LayerSpec:
     kept = {}
     for key, check in rule.settings.items():
         if key not in config:
-            raise ModelFileError(f"{where} lacks {key!r}; save it again with Keras 3")
+            raise ModelFileError(f"{where} lacks {key!r}; save it again with Keras 2 or 3")
         try:
             kept[key] = check(config[key])
         except ValueError as error:
@@ -1023,7 +1138,7 @@ def _checked_layer(entry: Any) -> LayerSpec:
         elif not _HARMLESS.fullmatch(key):
             raise ModelFileError(
                 f"{where}: unknown setting {_show(key)}, expected {', '.join(rule.settings)}; "
-                "save it again with Keras 3"
+                "build the layer without it and save it again"
             )
     return LayerSpec(class_name, name, kept)
 
@@ -1129,31 +1244,43 @@ def write_model_file(
             weights = {key: np.asarray(layer.weights[key]) for key in shapes}
             for key, shape in shapes.items():
                 _check_array(weights[key], shape, f"{layer.name}/{key}")
-            if weights:
-                arrays[layer.name] = weights
+            arrays[layer.name] = weights
     with atomic_path(path) as temporary:
-        temporary.write_bytes(_hdf5_image(config_text, text_of_meta, arrays))
+        temporary.write_bytes(
+            _hdf5_image(config_text, text_of_meta, arrays, lean=not is_chain(layers))
+        )
 
 
 def _hdf5_image(
-    config_text: str, text_of_meta: str, arrays: Mapping[str, Mapping[str, np.ndarray]]
+    config_text: str,
+    text_of_meta: str,
+    arrays: Mapping[str, Mapping[str, np.ndarray]],
+    *,
+    lean: bool,
 ) -> bytes:
-    """Returns the bytes of a model file, from the weights by layer and name.
+    """Returns the bytes of a model file.
 
-    By default HDF5 takes 2.8 kB for the two groups of a layer. A list of links instead of a symbol
-    table (any HDF5 since 1.8 reads both), and room for structures asked for as it is needed,
-    leave half.
+    By default HDF5 takes 2.8 kB for the two groups of a layer, which is as much as the weights of a
+    layer of a small network with skips. A list of links instead of a symbol table (any HDF5 since
+    1.8 reads both), room for structures asked for as it is needed, and no groups for layers
+    without weights leave a third. Chains, which have few layers, are written as they always were.
+
+    Args:
+        config_text: The ``model_config`` attribute.
+        text_of_meta: The ``speech_meta`` attribute.
+        arrays: Layer name -> its weights by name.
+        lean: Whether to save these bytes.
     """
     import h5py
 
-    lean = h5py.h5p.create(h5py.h5p.GROUP_CREATE)
-    lean.set_link_creation_order(h5py.h5p.CRT_ORDER_TRACKED)
-
-    def group_of(parent: Any, name: str) -> Any:
-        return h5py.Group(h5py.h5g.create(parent.id, name.encode(), gcpl=lean))
-
+    options: dict[str, Any] = {"driver": "core", "backing_store": False}
+    if lean:
+        arrays = {name: weights for name, weights in arrays.items() if weights}
+        options["meta_block_size"] = 1
+        as_links = h5py.h5p.create(h5py.h5p.GROUP_CREATE)
+        as_links.set_link_creation_order(h5py.h5p.CRT_ORDER_TRACKED)
     # In memory: on a full disk HDF5 can neither write nor close a file, and crashes.
-    with h5py.File("model.h5", "w", driver="core", backing_store=False, meta_block_size=1) as file:
+    with h5py.File("model.h5", "w", **options) as file:
         file.attrs.update(_FILE_ATTRIBUTES)
         file.attrs["model_config"] = config_text
         file.attrs[META_ATTRIBUTE] = text_of_meta
@@ -1161,11 +1288,13 @@ def _hdf5_image(
         groups.attrs.update(_FILE_ATTRIBUTES)
         groups.attrs["layer_names"] = _bytes_array(arrays)
         for name, weights in arrays.items():
-            group = group_of(groups, name)
+            if lean:
+                for path in (name, f"{name}/{name}"):
+                    h5py.h5g.create(groups.id, path.encode(), gcpl=as_links)
+            group = groups.require_group(name)
             group.attrs["weight_names"] = _bytes_array(f"{name}/{key}" for key in weights)
-            inner = group_of(group, name)
             for key, array in weights.items():
-                inner[key] = array
+                group[f"{name}/{key}"] = array
         file.flush()
         return file.id.get_file_image()
 
@@ -1298,13 +1427,21 @@ def open_hdf5(path: Path) -> Iterator[hdf5.Group]:
         raise FileNotFoundError(errno.ENOENT, "no such model file; check the path", str(path))
     with refusals(path):
         if not path.is_file():
-            raise ModelFileError("not a regular file, expected an HDF5 model file")
+            raise ModelFileError(
+                "not a regular file, expected an HDF5 model file; of a SavedModel folder, load the "
+                "model and save it with model.save('NAME.h5')"
+            )
         if path.stat().st_size > MAX_FILE_BYTES:
             raise ModelFileError(
                 f"{path.stat().st_size:,} bytes, expected at most {MAX_FILE_BYTES:,}"
             )
         try:
             with open(path, "rb") as stream:
+                if stream.read(4) == b"PK\3\4":
+                    raise ModelFileError(
+                        "an archive, as .keras files are, expected an HDF5 file; load the model "
+                        "with Keras and save it with model.save('NAME.h5')"
+                    )
                 yield hdf5.File(stream).root
         except (hdf5.Hdf5Error, OSError, MemoryError) as error:
             reason = " ".join(str(error).split())[:200]
@@ -1474,7 +1611,7 @@ def _check_array(array: np.ndarray, shape: tuple[int, ...], name: str) -> None:
 def _get(value: Any, key: str) -> Any:
     """Returns ``value[key]`` of a JSON object."""
     if not isinstance(value, dict) or key not in value:
-        raise ModelFileError(f"the configuration lacks {key!r}; save it again with Keras 3")
+        raise ModelFileError(f"the configuration lacks {key!r}; save it again with Keras 2 or 3")
     return value[key]
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from speech.augment import Augmentation
-from speech.cli import SEED, decibels, natural_number, positive_number
+from speech.cli import PAIR_BY, SEED, decibels, natural_number, positive_number
 from speech.losses import LOSSES
 
 #: Used for training and for the test set unless --snr says otherwise.
@@ -70,6 +70,9 @@ def add_data_options(parser: argparse.ArgumentParser, *, test: bool = True) -> N
     if test:
         add("--test-noisy", type=Path, metavar="DIR", help="noisy files (like --train-noisy)")
         add("--test-clean", type=Path, metavar="DIR", help="clean files (like --train-clean)")
+    add("--pair-by", **PAIR_BY)
+    add("--keep-low-snr", action="store_true", default=None,
+        help="train on premixed files at -15 and -10 dB too, which the paper left out")  # fmt: skip
     add("--snr", type=decibels, nargs="+", metavar="DB",
         help="SNRs to mix at (default -5 0 5 10 15); premixed folders have theirs")  # fmt: skip
     add("--snr-range", type=decibels, nargs=2, metavar=("LOW", "HIGH"),
@@ -101,7 +104,9 @@ def add_training_options(
         text = f"{paper} [{_in_recipes(RECIPES, name, paper)}]"
         if other is None:
             return text
-        same = {recipe.get(name, "no") for recipe in other.values()}
+        same = {recipe[name] for recipe in other.values() if name in recipe}
+        if not same:
+            return f"{text} (fcn)"
         return f"fcn {text}, tf " + (
             f"[{_in_recipes(other, name, 'no')}]" if len(same) > 1 else _shown(same.pop())
         )
@@ -184,6 +189,9 @@ def check_data_options(parser: argparse.ArgumentParser, options: argparse.Namesp
         parser.error(f"give --speech and --noise, or {folders}, not both")
     if options.split == "original" and not any(paired):
         parser.error(f"--split original is for {folders}")
+    if not any(paired) and (options.pair_by or options.keep_low_snr):
+        flag = "--pair-by" if options.pair_by else "--keep-low-snr"
+        parser.error(f"{flag} is for {folders}")
     if any(paired) and (options.snr or options.snr_range or options.skip_sa):
         parser.error(
             "--snr, --snr-range and --skip-sa are for mixing; premixed folders stay as they are"

@@ -19,7 +19,6 @@ late reflections.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import csv
 import hashlib
 import io
@@ -34,6 +33,7 @@ from pathlib import Path
 from typing import Any
 
 from speech import cli
+from speech.base import schema
 from speech.cli import decibels, positive_number
 from speech.cluster import Cluster, Failed, add_option, connected
 
@@ -182,6 +182,17 @@ def _write(
     write_text(out / "manifest.csv", table.getvalue())
 
 
+@dataclass
+class _Entry:
+    """A line of the journal; see `_Journal.add`."""
+
+    utterance: str
+    sources: str
+    converted_from: tuple[int, int]
+    skipped: list[tuple[str, str]]
+    rows: list[list[str | int | float | None]]
+
+
 class _Journal:
     """Which run writes, and which utterances are whole, with their rows of the manifest.
 
@@ -198,7 +209,7 @@ class _Journal:
         from speech.files import end_line
 
         self.path = path
-        self._known: dict[str, dict[str, Any]] = {}
+        self._known: dict[str, _Entry] = {}
         self._sources: dict[str, str] = {}  # utterance -> what it was made of
         self._noises: dict[Path, str] = {}
         digest = hashlib.sha256(subtype.encode())
@@ -210,15 +221,14 @@ class _Journal:
                 "".encode("utf-8", "surrogateescape")
             )
         self._run = digest.hexdigest()
-        run, *lines = [""]
+        run = ""
         if path.exists():
             end_line(path)
-            run, *lines = path.read_text(encoding="utf-8", errors="replace").splitlines() or [""]
+            with open(path, "rb") as stream:
+                run = stream.readline(1000).decode("utf-8", "replace").rstrip("\n")
         self.is_repeated = run == self._run
-        for line in lines if self.is_repeated else ():
-            with contextlib.suppress(ValueError, KeyError, TypeError):  # cut by a kill
-                entry = json.loads(line)
-                self._known[entry["utterance"]] = entry
+        for entry in schema.lines(path, _Entry, skip=1) if self.is_repeated else ():
+            self._known[entry.utterance] = entry
 
     def begin(self, anew: bool) -> None:
         """Takes the folder for this run; forgets what is whole, if it is all to be done anew."""
@@ -233,13 +243,18 @@ class _Journal:
         name = plans[0].utterance.id
         self._sources[name] = self._digest(plans)
         entry = self._known.pop(name, None)
-        if entry is None or entry["sources"] != self._sources[name]:
+        if entry is None or entry.sources != self._sources[name]:
             return None
-        rows = [dict(zip(COLUMNS + ROOM_COLUMNS, row, strict=False)) for row in entry["rows"]]
-        if not all((out / row[key]).is_file() for row in rows for key in ("noisy", "clean")):
+        rows = [dict(zip(COLUMNS + ROOM_COLUMNS, row, strict=False)) for row in entry.rows]
+        if not all(
+            len(row) in (len(COLUMNS), len(COLUMNS + ROOM_COLUMNS))
+            and isinstance(row["noisy"], str) and isinstance(row["clean"], str)
+            for row in rows
+        ):  # fmt: skip
             return None
-        skipped = [tuple(item) for item in entry["skipped"]]
-        return Report(rows, skipped, Counter({tuple(entry["converted_from"]): 1}))
+        if not all((out / str(row[key])).is_file() for row in rows for key in ("noisy", "clean")):
+            return None
+        return Report(rows, entry.skipped, Counter({entry.converted_from: 1}))
 
     def add(self, plans: Sequence[Any], report: Report) -> None:
         """Notes an utterance after `get`; one without any mixture is tried again."""
@@ -468,7 +483,7 @@ def _check_target(out: Path, plans: Sequence[Any], force: bool) -> None:
     if strange:
         raise ValueError(
             f"{out}: holds {len(strange)} files that this command would not replace, "
-            f"such as {min(strange)}; delete the folder first"
+            f"such as {min(strange)}; choose another --out"
         )
 
 

@@ -7,6 +7,7 @@ the builders of the bundled corpus (``speech.minicorpus``) and of the open one
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from io import BytesIO
 from pathlib import Path
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 SAMPLE_RATE_HZ = 16000
+_MAX_MANIFEST_BYTES = 64 << 20
 SPEECH_PEAK = 0.5
 NOISE_RMS = 0.05
 NOISE_PEAK = 0.9
@@ -154,3 +156,26 @@ def write_flac(path: Path, samples: np.ndarray) -> None:
 def manifest_of(root: Path, names: Iterable[str]) -> str:
     """Returns the lines of a ``sha256sum`` file for ``names`` below ``root``."""
     return "".join(f"{files.sha256_of(root / name)}  {name}\n" for name in names)
+
+
+def read_manifest(path: Path) -> dict[str, str]:
+    """Returns the SHA-256 of each file by its name, from what `manifest_of` wrote.
+
+    Raises:
+        OSError: It cannot be read.
+        ValueError: It is malformed, or names a file outside of its folder.
+    """
+    found = {}
+    if path.stat().st_size > _MAX_MANIFEST_BYTES:
+        raise ValueError(f"{path}: over {_MAX_MANIFEST_BYTES:,} bytes, expected a manifest")
+    text = path.read_text(encoding="utf-8", errors="replace")
+    for number, line in enumerate(filter(str.strip, text.splitlines()), 1):
+        digest, _, name = line.partition("  ")
+        parts = name.split("/")
+        if not re.fullmatch("[0-9a-f]{64}", digest) or {"", ".", ".."} & set(parts):
+            raise ValueError(
+                f"{path}: line {number} is {line!r:.80}, expected a SHA-256, two spaces and a "
+                "name below its folder; make it again"
+            )
+        found[name] = digest
+    return found

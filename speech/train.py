@@ -65,6 +65,8 @@ def _train_fcn(asked: Request, machines: Any) -> Trainer:
 
     data = load_training(asked.data, asked.augmentation, asked.snr_range_db)
     print(f"data        {data.description}")
+    if data.left_out:
+        print(f"left out    {data.left_out}")
     return train_fcn(
         data, asked.training, asked.augmentation, asked.out,
         recipe=asked.recipe, created_by="python -m speech.train", num_filters=asked.num_filters,

@@ -482,7 +482,10 @@ def _show_info(path: Path, json_path: Path | None) -> int:
     for row in rows:
         cells = [cell.ljust(width) for cell, width in zip(row[:-1], widths, strict=False)]
         print("  ".join([*cells, row[-1].rjust(widths[-1])]))
+    print(f"kind        {info['kind'] or 'not said'}")
     print(f"parameters  {info['parameters']:,} ({info['weight_bytes']:,} bytes)")
+    if "summary" in info:
+        print(f"network     {info['summary']['text']}")
     print(f"file        {info['file_bytes']:,} bytes")
     print(f"sha256      {info['sha256']}")
     print(f"meta        {json.dumps(info['meta'])}")
@@ -492,10 +495,18 @@ def _show_info(path: Path, json_path: Path | None) -> int:
 
 
 def describe(file: ModelFile) -> dict[str, Any]:
-    """Returns what ``info`` prints as JSON values; sizes in bytes, weights as shapes."""
+    """Returns what ``info`` prints as JSON values; sizes in bytes, weights as shapes.
+
+    A network of the kind 'complex_mask' has a 'summary' too (`speech.net.reach.MaskSummary`).
+    """
+    from speech.net.reach import summary_of
+
+    summary = summary_of(file)
     return {
         "path": str(file.path),
         "sha256": file.sha256,
+        "kind": file.kind,
+        **({} if summary is None else {"summary": summary.to_json()}),
         "file_bytes": file.path.stat().st_size,
         "weight_bytes": 4 * file.num_parameters,
         "parameters": file.num_parameters,

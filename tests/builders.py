@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from pathlib import Path
 
 import numpy as np
@@ -31,8 +32,9 @@ def shaken(layers: tuple[LayerSpec, ...], seed: int = 0) -> tuple[LayerSpec, ...
     return tuple(result)
 
 
+@functools.cache
 def mask_layers(config: TimeFrequencyConfig = TINY, seed: int = 0) -> tuple[LayerSpec, ...]:
-    """Returns the layers of a network over time and frequency of random weights."""
+    """Returns the layers of a network over time and frequency of random weights, shared."""
     from speech.weights import layers_of
 
     return shaken(layers_of(build_time_frequency(config)), seed)

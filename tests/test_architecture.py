@@ -53,11 +53,13 @@ def test_rooms_import_only_what_they_may(path):
 
 @pytest.mark.parametrize(
     "module",
-    ["speech.audio", "speech.augment", "speech.corpus", "speech.demo", "speech.doctor",
+    ["speech.audio", "speech.augment", "speech.corpus", "speech.data.prefetch", "speech.demo",
+     "speech.doctor",
      "speech.enhance", "speech.fcn", "speech.losses", "speech.mixing", "speech.modelfile",
-     "speech.net.folding", "speech.network", "speech.opencorpus", "speech.options",
-     "speech.prepare", "speech.tensorboard", "speech.train", "speech.training.config",
-     "speech.training.options", "speech.weights", "eval.cost", "eval.cycles", "eval.metrics",
+     "speech.net.enhancer", "speech.net.folding", "speech.net.keras_models", "speech.net.reach",
+     "speech.network", "speech.opencorpus", "speech.options", "speech.prepare",
+     "speech.tensorboard", "speech.train", "speech.training.config", "speech.training.options",
+     "speech.weights", "eval.cost", "eval.cycles", "eval.metrics",
      "eval.page", "eval.report", "eval.run", "eval.scoring", "eval.sweep", "mnn.arbiter",
      "mnn.experiments", "mnn.pool", "mnn.select", "mnn.selection", "mnn.selector", "mnn.tables",
      "mnn.train", "pruning.run", "pruning.surgery", "timit_fcn_mse"],

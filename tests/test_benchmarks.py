@@ -1,5 +1,6 @@
 """The timing itself: turns, ratios, contenders that are not installed. No speed is tested."""
 
+import importlib.util
 import json
 import math
 import re
@@ -11,7 +12,16 @@ import pytest
 from PIL import Image
 
 import timit_fcn_mse
-from benchmarks import common, evaluation, inference, pruning, recipes, training, triptych
+from benchmarks import (
+    common,
+    evaluation,
+    inference,
+    mask_steps,
+    pruning,
+    recipes,
+    training,
+    triptych,
+)
 from pruning import run as pruning_command
 from speech import corpus
 
@@ -47,6 +57,25 @@ def test_too_few_rounds_are_refused(capsys):
     for module in (training, inference, evaluation):
         assert module.main(["--rounds", "1"]) == 1
         assert "at least 7" in capsys.readouterr().err
+
+
+def test_a_step_of_ours_is_timed_and_checked_in_its_own_process(tmp_path):
+    """PyTorch and Keras have to agree with what this leaves; here are only those installed."""
+    task = mask_steps.Task("small", 2, tmp_path)
+    step = mask_steps.start(mask_steps.OURS, task)
+    step()
+    with np.load(tmp_path / "gradients.npz") as found:
+        assert np.isfinite(found["loss"]) and len(found.files) > 60
+        gradients = dict(found)
+    mask_steps._check(task, gradients.pop("loss"), gradients)
+    gradients["mask/bias"] = gradients["mask/bias"] * 1.001
+    with pytest.raises(ValueError, match="the gradient of mask/bias differs from ours"):
+        mask_steps._check(task, np.load(tmp_path / "gradients.npz")["loss"], gradients)
+    if importlib.util.find_spec("torch"):
+        mask_steps.start("PyTorch", task)()
+    else:
+        with pytest.raises(ImportError, match="torch"):
+            mask_steps.start("PyTorch", task)
 
 
 def test_the_picture_of_the_readme_shows_the_median_file(tmp_path, capsys, monkeypatch):
@@ -94,6 +123,32 @@ def test_recipes_train_score_and_are_not_run_twice(tmp_path, capsys):
     assert "| spectral |" in capsys.readouterr().out
 
 
+def test_recipes_of_the_network_for_use_are_understood(tmp_path, capsys):
+    from speech import train
+    from speech.training.options import check_usage, request
+
+    words = ["--network", "tf", "--timit", "a", "--noise", "n", "--more-speech", "b", "c"]
+    options = recipes._parser().parse_args([*words, "--hours", "0.5", "--out", str(tmp_path)])
+    parser = train._parser()
+    asked = {}
+    for name in recipes.TF_VARIANTS:
+        command = recipes.tf_command(name, options)
+        assert command[1:3] == ["-m", "speech.train"]
+        parsed = parser.parse_args(command[3:])
+        check_usage(parser, parsed)
+        asked[name] = request(parsed)
+        assert asked[name].training.hours == 0.5
+    assert asked["medium"].size == "medium" and asked["large"].size == "large"
+    assert asked["consistency"].training.loss.consistency == 3
+    assert [len(asked[name].data.speech) for name in ("medium", "more_speech")] == [1, 3]
+    for wrong in (["--only", "paper"], ["--test-noisy", "x"]):
+        with pytest.raises(SystemExit, match="2"):
+            recipes.main(["--network", "tf", *wrong])
+    with pytest.raises(SystemExit, match="2"):
+        recipes.main(["--more-speech", "x", "--timit", "a", "--noise", "b"])
+    assert "give some of medium" in capsys.readouterr().err
+
+
 def test_recipes_gain_is_paired_and_leaves_out_what_has_no_score(tmp_path):
     (tmp_path / "history.csv").write_text("epoch,validation_loss\n1,0.5\n")
     lines = ["system,name,pesq_wb,stoi,status", "noisy,a,1.0,0.5,ok", "enhanced,a,1.5,0.6,ok",
@@ -101,10 +156,22 @@ def test_recipes_gain_is_paired_and_leaves_out_what_has_no_score(tmp_path):
              "enhanced,c,1.1,0.6,ok"]  # fmt: skip
     (tmp_path / "scores.csv").write_text("\n".join(lines) + "\n")
     found = recipes.summary(tmp_path)
-    assert found["n"] == 2
+    assert found["n"] == 2 and "steps" not in found
     assert found["pesq_wb"] == pytest.approx(0.3)
     assert found["stoi"] == pytest.approx(0.0)
     assert found["pesq_wb_half_width"] == pytest.approx(1.96 * np.std([0.5, 0.1], ddof=1) / 2**0.5)
+
+
+def test_recipes_scored_side_by_side_are_read_by_name(tmp_path):
+    (tmp_path / "history.csv").write_text("hours,steps,validation_loss\n0.5,1200,7.5\n")
+    scores = tmp_path / "side_by_side.csv"
+    lines = ["system,name,pesq_wb,stoi,status", "noisy,a,1.0,0.5,ok", "small,a,1.2,0.6,ok",
+             "large,a,1.9,0.9,ok"]  # fmt: skip
+    scores.write_text("\n".join(lines) + "\n")
+    found = recipes.summary(tmp_path, scores, "small")
+    assert found["pesq_wb"] == pytest.approx(0.2) and found["steps"] == 1200
+    row = {"name": "small", "meaning": "m", **found}
+    assert "| 1,200, 7.50000 |" in recipes.format_rows([row], head=True)
 
 
 def test_pruning_commands_are_understood_and_train_alike(tmp_path):
@@ -132,3 +199,19 @@ def test_pruning_commands_are_understood_and_train_alike(tmp_path):
             epochs = parsed.epochs
         steps.add(epochs * parsed.num_items // parsed.batch_size)
     assert steps == {7 * 3 + 3 * 3}
+
+
+def test_mixing_is_measured(tmp_path, capsys):
+    from benchmarks import mixing
+
+    result = tmp_path / "mixing.json"
+    words = ["--pieces", "3", "--seconds", "0.05", "--json", str(result)]
+    assert mixing.main(words) == 0
+    figures = json.loads(result.read_text())
+    assert 0 < figures["piece_ms"] < 1000
+    assert figures["loop_beside_thread"] > 0 and figures["loop_beside_process"] > 0
+    assert f"{figures['piece_ms']:.2f} ms of one core" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as stopped:
+        mixing.main(["--speech", str(tmp_path)])
+    assert stopped.value.code == 2
+    assert "--speech and --noise go together" in capsys.readouterr().err

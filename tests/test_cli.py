@@ -3,6 +3,7 @@
 import argparse
 import errno
 import importlib
+import os
 import re
 import shlex
 import signal
@@ -245,6 +246,7 @@ MEANINGS_DIFFER = {
     "--split": "speech.prepare: TRAIN or TEST; training: how validation is split off",
     "--models": "see above",
     "--dask": "what is done there: mixing, or scoring",
+    "--optimizer": "speech.train: the default follows from the network",
     "--batch-size": "utterances for the FCN, frames for the networks over frames",
 }
 
@@ -315,3 +317,41 @@ def test_a_result_file_is_refused_before_the_work(tmp_path, monkeypatch):
     monkeypatch.setattr("os.access", lambda *_: False)
     with pytest.raises(argparse.ArgumentTypeError, match="cannot be written"):
         cli.json_file(str(tmp_path / "results.json"))
+
+
+#: Files of these names, beside recordings, leave a mark when they are imported.
+_PLANTED = ("soundfile", "numpy", "joblib", "pickle", "json", "scipy", "tensorflow", "speech")
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "from eval import isolation; import os; isolation.run_isolated(os.getpid)",
+        "from speech import cli; import joblib, math\n"
+        "list(cli.in_processes([joblib.delayed(math.sqrt)(4)] * 2, 2))",
+        "from eval import grid; from pathlib import Path\n"
+        "grid.run_recorded(['speech.enhance', '--help'], Path('r.json'), {})",
+    ],
+    ids=["isolation", "joblib", "grid"],
+)
+def test_children_run_no_module_of_the_working_folder(code, tmp_path):
+    for name in _PLANTED:
+        text = f"open({str(tmp_path / 'marker')!r}, 'a').write({name!r})\n"
+        (tmp_path / f"{name}.py").write_text(text)
+    # -P: a command that was installed; its own folder is on no path.
+    run = subprocess.run(
+        [sys.executable, "-P", "-c", code], cwd=tmp_path, capture_output=True, text=True,
+        timeout=120, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=False,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    assert not (tmp_path / "marker").exists(), (tmp_path / "marker").read_text()
+
+
+def test_a_working_folder_on_the_path_stays_out_of_the_children(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend("")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    environment = cli.python_environment(X="1")
+    assert environment["X"] == environment["PYTHONSAFEPATH"] == "1"
+    assert str(tmp_path) not in environment["PYTHONPATH"].split(os.pathsep)
+    assert cli.python_command("-m", "x") == [sys.executable, "-P", "-m", "x"]

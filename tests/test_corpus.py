@@ -29,6 +29,7 @@ from speech.corpus import (
     snr_folder,
     split_pairs_original,
     split_utterances,
+    training_pairs,
 )
 from tests.conftest import make_noises, make_speech, make_timit
 from tests.reference import mixing_oracle
@@ -209,6 +210,32 @@ def test_bad_speech_folders(tmp_path, names, reason):
         find_speech(tmp_path, skip_sa=True)
 
 
+@pytest.mark.parametrize(
+    ("names", "split", "expected"),
+    [
+        (["TRAIN/FCJF0/SA1.wav", "TRAIN/FCJF0/SX127.wav", "TRAIN/MABC0/SA2.WAV"], "TRAIN",
+         ["FCJF0_SX127"]),
+        (["train/fcjf0/sa1.wav", "train/fcjf0/sx127.wav"], "TRAIN", ["FCJF0_SX127"]),
+        (["DR1/FCJF0/SA1.WAV", "DR1/FCJF0/SX37.WAV"], None, ["DR1_FCJF0_SX37"]),
+        (["FCJF0/SA1.WAV", "FCJF0/SX37.WAV"], None, ["FCJF0_SX37"]),
+        (["FCJF0_SA1.wav", "FCJF0_SX37.wav", "visa1.wav"], None, ["FCJF0_SX37", "visa1"]),
+        (["a/SA1_rif.wav", "a/SX1.wav"], None, ["a_SX1"]),
+    ],
+)  # fmt: skip
+def test_sa_sentences_are_left_out_of_any_tree(tmp_path, names, split, expected):
+    touch(tmp_path, *names)
+    assert ids(find_speech(tmp_path, split, skip_sa=True)) == expected
+
+
+def test_timit_without_dialects_tells_gender(tmp_path):
+    touch(tmp_path, "train/fcjf0/sx1.wav", "train/mabc0/sx1.wav", "train/other/sx1.wav")
+    found = find_speech(tmp_path, "TRAIN")
+    assert [(item.id, item.speaker, item.gender, item.dialect) for item in found] == [
+        ("FCJF0_SX1", "FCJF0", "F", ""), ("MABC0_SX1", "MABC0", "M", ""),
+        ("other_sx1", "other", "", ""),
+    ]  # fmt: skip
+
+
 def test_missing_folders_are_named(tmp_path):
     for find in (find_speech, find_noise, lambda root: find_pairs(root, tmp_path)):
         with pytest.raises(ValueError, match="nowhere: no such folder"):
@@ -231,6 +258,25 @@ def test_noise_is_split_by_folder(tmp_path):
     assert [n.path for n in find_noise(tmp_path, "TEST")] == [tmp_path / "Test" / "birds.wav"]
     with pytest.raises(ValueError, match="both named 'birds'"):
         find_noise(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["DKITCHEN/ch01.wav", "NPARK/ch01.wav"], ["DKITCHEN", "NPARK"]),
+        (["DKITCHEN/ch02.wav", "DKITCHEN/ch01.wav", "DKITCHEN/ch10.wav"], ["DKITCHEN"]),
+        (["TRAIN/DKITCHEN/ch01.wav", "TRAIN/NPARK/CH01.WAV"], ["DKITCHEN", "NPARK"]),
+        (["street/rec1.wav", "car/rec1.wav", "car/rec2.wav"],
+         ["car_rec1", "rec2", "street_rec1"]),
+        (["ch01.wav", "babble.wav"], ["babble", "ch01"]),
+    ],
+)  # fmt: skip
+def test_noise_is_named_by_its_folder_where_files_do_not_say_it(tmp_path, names, expected):
+    touch(tmp_path, *names)
+    found = find_noise(tmp_path, "TRAIN")
+    assert [noise.name for noise in found] == expected
+    if expected == ["DKITCHEN"]:
+        assert found[0].path.name == "ch01.wav"
 
 
 def test_noise_is_split_in_time(tmp_path, caplog):
@@ -272,7 +318,12 @@ def test_clean_files_by_speaker_or_by_unique_name(tmp_path):
     touch(tmp_path / "clean", "DR1/F1/SA1.WAV", "DR2/M1/SA1.WAV", "elsewhere/sx1.wav")
     pairs = find_pairs(tmp_path / "noisy", tmp_path / "clean")
     found = [pair.clean_path.relative_to(tmp_path / "clean").as_posix() for pair in pairs]
-    assert found == ["DR1/F1/SA1.WAV", "DR2/M1/SA1.WAV", "elsewhere/sx1.wav"]
+    # M1 has a folder of clean files, and SX1 is not in it: that elsewhere may be of anyone.
+    assert found == ["DR1/F1/SA1.WAV", "DR2/M1/SA1.WAV"]
+    touch(tmp_path / "noisy", "car/0db/SX1.wav")
+    pairs = find_pairs(tmp_path / "noisy", tmp_path / "clean")
+    (found,) = [pair for pair in pairs if pair.name == "SX1"]
+    assert (found.noise, found.speaker, found.clean_path.name) == ("car", "unknown", "sx1.wav")
 
 
 @pytest.mark.parametrize(
@@ -402,6 +453,22 @@ def test_low_snr_is_dropped():
     items = [pairs_of(1, snr_db=snr_db)[0] for snr_db in (-15, -10, -5, math.nan)]
     assert drop_low_snr(items) == items[2:]
     assert drop_low_snr(items, excluded_db=()) == items
+
+
+def test_low_snr_that_is_left_out_is_counted_and_can_be_kept(tmp_path):
+    names = [f"babble/S1/{snr_db}db/u{n}.wav" for snr_db in (-15, -10, 0) for n in range(2)]
+    touch(tmp_path / "noisy", *names)
+    touch(tmp_path / "clean", "u0.wav", "u1.wav")
+    folders = tmp_path / "noisy", tmp_path / "clean"
+    pairs, left_out = training_pairs(*folders)
+    assert [pair.snr_db for pair in pairs] == [0, 0]
+    assert left_out.startswith("4 of 6 training pairs are left out, at -15 and -10 dB")
+    pairs, left_out = training_pairs(*folders, keep_low_snr=True)
+    assert (len(pairs), left_out) == (6, "")
+    for name in names[-2:]:
+        (tmp_path / "noisy" / name).unlink()
+    with pytest.raises(ValueError, match="4 of 4 .* none remain; --keep-low-snr"):
+        training_pairs(*folders)
 
 
 # --- mixtures ---------------------------------------------------------------------------------

@@ -297,6 +297,52 @@ def test_the_command_prints_and_writes_the_counts(tmp_path, capsys):
     assert len(written["layers"]) == 15
 
 
+def mask_network(tmp_path):
+    from speech.net.timefrequency import TimeFrequencyConfig, build_time_frequency
+    from speech.weights import save_model
+
+    config = TimeFrequencyConfig(12, 10, (1, 3))
+    path = tmp_path / "mask.h5"
+    save_model(build_time_frequency(config), path, config.meta())
+    return path
+
+
+def test_a_network_over_bands_is_counted_for_each_band(tmp_path):
+    """By hand: channels 12, bands 10, two blocks of (3 taps + Dense) and (bands + Dense)."""
+    found = cost.cost_of(mask_network(tmp_path))
+    macs = {layer.name: layer.mac for layer in found.layers}
+    assert macs["encoder1"] == 64 * 8 * 3 * 12
+    assert macs["encoder2"] == macs["decoder3"] == 64 * 3 * 12 * 12
+    assert macs["bands_down"] == macs["bands_up"] == 12 * 64 * 10
+    assert macs["block1_time"] == 10 * 3 * 12 * 12
+    assert macs["block2_time_dense"] == 10 * 12 * 12
+    assert macs["block2_bands"] == 12 * 10 * 10
+    assert macs["mask"] == 64 * 8 * 12 * 2  # each band writes to 8 bins
+    blocks = 2 * (10 * 3 * 144 + 2 * 10 * 144 + 12 * 100)
+    edges = 64 * 8 * 3 * 12 + 4 * 64 * 3 * 144 + 2 * 12 * 640 + 64 * 8 * 12 * 2
+    assert found.total("mac") == blocks + edges
+    assert found.step == "frame" and found.steps_per_second == 62.5
+    assert (found.receptive_field, found.lookahead, found.latency_ms) == (9, 0, 32.0)
+    assert found.total("indexed_weights") == found.total("weights") - (
+        found.total("zero_kernels")  # the triangles over bands, whose kernels are single weights
+    )
+    assert "latency: 32.0 ms with the STFT" in cost.format_cost(found)
+
+
+def test_models_are_measured_on_one_core(tmp_path, capsys):
+    path = mask_network(tmp_path)
+    result = tmp_path / "cost.json"
+    assert cost.main([str(path), "--measure", "--json", str(result)]) == 0
+    measured = json.loads(result.read_text())[0]["measured"]
+    assert 0 < measured["real_time_factor"] < 10
+    assert 10e6 < measured["peak_bytes"] < 2e9
+    assert "s per second of audio" in capsys.readouterr().out
+    spectra = tmp_path / "spectra.h5"
+    write_model_file(spectra, dense_layers(np.random.default_rng(0), []), {"kind": "dae"})
+    assert cost.main([str(spectra), "--measure"]) == 1
+    assert "cannot enhance a file by itself" in capsys.readouterr().err
+
+
 def test_importing_needs_no_tensorflow():
     code = (
         "import sys, eval.cost, eval.cycles, eval.plots, eval.sweep; "

@@ -25,6 +25,7 @@ from speech import demo
 from speech.demo import Demo, Server, spectrogram_db
 from speech.enhance import Enhancer, main
 from tests import mnn_files
+from tests.builders import write_mask_network
 from tests.conftest import make_speech
 
 ROOT = Path(__file__).parent.parent
@@ -33,8 +34,9 @@ ROOT = Path(__file__).parent.parent
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
     folder = tmp_path_factory.mktemp("demo")
-    model = mnn_files.write_fcn(folder / "mine.h5")
-    with Server(Demo(folder / "clips", [model]), port=0, max_mb=8) as server:
+    models = [mnn_files.write_fcn(folder / "mine.h5"), folder / "tf.h5"]
+    write_mask_network(models[1])
+    with Server(Demo(folder / "clips", models), port=0, max_mb=8) as server:
         (folder / "clips").mkdir()
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield server
@@ -78,13 +80,13 @@ def test_shipped_models_the_pool_and_one_s_own_are_offered(server):
     offer = json.loads(body)
     assert status == 200 and headers["Content-Type"] == "application/json"
     names = [label.split(" ")[0] for label in offer["choices"]]
-    assert names[:3] == ["mine.h5", "fcn.h5", "the"]
-    assert "the best of a pool" in offer["choices"][2]
+    assert names[:5] == ["mine.h5", "tf.h5", "denoise.icse", "the", "fcn.h5"]
+    assert "the best of a pool" in offer["choices"][3]
     assert {"fcn_small.icse", "fcn_pp22_k16.icse"} < set(names)
     for choice in server.demo.choices:
         if choice.module == "speech.enhance":
             assert Enhancer(choice.options[1])
-    assert "(1,266 kB)" in offer["choices"][1]
+    assert "(1,266 kB)" in offer["choices"][4]
     assert len(offer["clips"]) == 8 and offer["max_bytes"] == 8_000_000
     for noise in offer["clips"][:2]:
         status, _, clip = ask(server, "GET", f"/clip?noise={noise}")
@@ -124,11 +126,11 @@ def test_any_rate_and_channels(server, rate_hz, channels, kind, subtype, suffix,
 
 def test_the_command_that_is_shown_makes_the_same(server, tmp_path, rng):
     content = audio(make_speech(rng, 16000))
-    _, result = enhance(server, content, choice=1)
+    _, result = enhance(server, content, choice=2)
     (tmp_path / "clip.wav").write_bytes(content)
     command = result["command"].split()
     assert command[:3] == ["python", "-m", "speech.enhance"]
-    assert command[-1] == str(Path("models", "fcn.h5"))
+    assert command[-1] == str(Path("models", "denoise.icse"))
     command[0], command[-1] = sys.executable, str(ROOT / command[-1])
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, env=environment)
@@ -171,6 +173,15 @@ def test_silence_stays_silent(server):
         status, result = enhance(server, audio(np.zeros(16000)), choice=choice)
         assert status == 200 and result["is_silent"]
         assert not soundfile.read(io.BytesIO(fetch(server, result, "output")))[0].any()
+
+
+def test_a_network_over_time_and_frequency(server, rng):
+    samples = 0.3 * make_speech(rng, 2 * 9000).reshape(-1, 2)
+    status, result = enhance(server, audio(samples, 22050), choice=1)
+    assert status == 200 and not result["in_blocks"]
+    assert re.fullmatch("complex_mask, .* latency 32 ms", result["network"])
+    after, rate_hz = soundfile.read(io.BytesIO(fetch(server, result, "output")))
+    assert after.shape == samples.shape and rate_hz == 22050
 
 
 def test_a_long_clip_goes_in_blocks(server, rng):
@@ -475,3 +486,12 @@ def test_dropped_recorded_and_refused_in_a_browser(server, tmp_path):
         samples, _ = soundfile.read(next(server.demo._folder.glob("*/given/recording.wav")))
         assert np.abs(samples).max() > 0.01  # the beeps of the browser's own test device
         assert not troubles
+
+
+def test_what_is_heard_never_clips(tmp_path, rng, caplog):
+    samples = 3 * np.stack([make_speech(rng, 4000), make_speech(rng, 4000)], axis=1)
+    soundfile.write(tmp_path / "x.wav", samples, 16000, subtype="FLOAT")
+    _, heard = demo._shown({"x": tmp_path / "x.wav"}, tmp_path)
+    found = soundfile.read(heard["x"])[0]
+    assert_allclose(found * np.abs(samples).max(), samples, rtol=0, atol=3e-4)
+    assert "clipped" not in caplog.text

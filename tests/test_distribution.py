@@ -19,6 +19,7 @@ import timit_fcn_mse
 from speech import distribution
 from speech.augment import Augmentation
 from speech.corpus import find_noise, find_speech
+from speech.data.mixtures import MixingConfig, PieceSource
 from speech.distribution import (
     EveryNth,
     MachineLostError,
@@ -28,8 +29,12 @@ from speech.distribution import (
     read_task,
 )
 from speech.fcn import FCNConfig, build_fcn
+from speech.net.mask_loss import MaskLoss
+from speech.net.timefrequency import TimeFrequencyConfig, build_time_frequency
+from speech.net.training_model import MaskTrainingModel
 from speech.pipeline import MixtureSource, TrainingData, collate
 from speech.training.config import TrainingConfig
+from speech.training.pieces import PieceData
 from speech.training.trainer import Trainer
 from speech.weights import load_model
 from tests.test_training import without_times
@@ -45,7 +50,7 @@ SETTINGS = ["--gpu", "-1", "--snr", "0", "--num-test", "1", "--jobs", "1", "--fi
 COMMAND = """
 import os, signal, sys
 from pathlib import Path
-import timit_fcn_mse
+import importlib
 from speech.training.trainer import Trainer
 
 notes, die_at = Path(sys.argv[1]), int(sys.argv[2])
@@ -59,7 +64,7 @@ def watched(self, batch):
     return losses[-1]
 
 Trainer._step = watched
-sys.exit(timit_fcn_mse.main(sys.argv[3:]))
+sys.exit(importlib.import_module(sys.argv[3]).main(sys.argv[4:]))
 """
 
 
@@ -74,9 +79,9 @@ def free_ports(count):
     return ports
 
 
-def start(notes, arguments, die_at=-1, config=None):
+def start(notes, arguments, die_at=-1, config=None, module="timit_fcn_mse"):
     environment = {**os.environ, "TF_CONFIG": json.dumps(config) if config else ""}
-    command = [sys.executable, "-c", COMMAND, notes, die_at, *arguments]
+    command = [sys.executable, "-c", COMMAND, notes, die_at, module, *arguments]
     return subprocess.Popen(
         list(map(str, command)), cwd=ROOT, env=environment, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
@@ -281,6 +286,65 @@ def test_what_is_held_at_zero_stays_there(timit, noises, tmp_path):
     after = layer.kernel.numpy()
     assert not after[:, :, 1].any()
     assert (after[:, :, [0, 2]] != before[:, :, [0, 2]]).all()
+
+
+def test_devices_share_the_pieces_of_the_network_over_time_and_frequency(timit, noises, tmp_path):
+    """Without BatchNormalization, whose statistics are those of a share, the step is the same."""
+    form = TimeFrequencyConfig(3, 3, (1,), normalization="none")
+    mixing = MixingConfig(room_share=0, codec_share=0)
+    config = TrainingConfig(
+        epochs=2, num_items=6, batch_size=3, conv="keras", loss=MaskLoss(), ema=0.9,
+        optimizer="adamw", weight_decay=0.01, clip_norm=1.0,
+    )  # fmt: skip
+
+    def history(name, devices):
+        sources = [
+            PieceSource(
+                find_speech(timit, "TRAIN"), find_noise(noises, "TRAIN"), mixing,
+                num_samples=3200, batch_size=3, seed=seed,
+            )
+            for seed in (0, 1)
+        ]  # fmt: skip
+        trainer = Trainer(
+            build_time_frequency(form),
+            PieceData(sources[0], num_items=6, workers=0),
+            PieceData(sources[1], num_items=3, workers=0, keep=True),
+            config,
+            tmp_path / name,
+            make_model=lambda network, engine: MaskTrainingModel(
+                network, form, config.loss, engine
+            ),
+            devices=devices,
+        )
+        return without_times(trainer.run().history)
+
+    for one, other in zip(history("one", []), history("two", ["CPU:0"] * 2), strict=True):
+        assert one.keys() == other.keys()
+        assert_allclose(list(other.values()), list(one.values()), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_two_machines_use_up_one_budget(timit, noises, tmp_path):
+    """By the clock of the first machine: both take the same steps and end together."""
+    words = ["--network", "tf", "--size", "small", "--speech", timit, "--noise", noises,
+             "--gpu", "-1", "--batch-size", "2", "--crop-seconds", "0.3", "--rooms", "0",
+             "--hours", "0.01"]  # fmt: skip
+    ports = free_ports(2)
+    cluster = {"worker": [f"localhost:{port}" for port in ports]}
+    both = [
+        start(
+            tmp_path / f"{index}.txt",
+            [*words, "-o", tmp_path / f"{index}"],
+            config={"cluster": cluster, "task": {"type": "worker", "index": index}},
+            module="speech.train",
+        )
+        for index in range(2)
+    ]
+    output = [process.communicate(timeout=600) for process in both]
+    assert [process.returncode for process in both] == [0, 0], output
+    first, second = (losses(tmp_path / f"{index}.txt") for index in range(2))
+    assert first and first == second
+    assert (tmp_path / "0" / "model.h5").exists() and not (tmp_path / "1").exists()
 
 
 def test_more_devices_than_utterances_are_refused(timit, noises, tmp_path):

@@ -148,6 +148,14 @@ def test_a_convolution_on_this_machine():
     assert "cpu:0" in doctor.check_convolutions()
 
 
+def test_a_network_on_this_machine(monkeypatch):
+    expected = "C kernels and Keras agree" if blockconv.is_available() else "Keras runs it"
+    assert expected in doctor.check_network()
+    monkeypatch.setattr(doctor, "_TOLERANCE", -1.0)
+    if blockconv.is_available():
+        assert "differ by" in trouble(doctor.check_network)[0]
+
+
 def test_corpora(monkeypatch, tmp_path, timit, noises):
     from speech import corpus
 
@@ -170,7 +178,7 @@ def test_corpora(monkeypatch, tmp_path, timit, noises):
 
 
 def test_models(tmp_path):
-    assert "can be read" in doctor.check_models()
+    assert re.search("all can be read: .*8 mask, 14 waveform", doctor.check_models())
     assert "no model" in trouble(doctor.check_models, tmp_path)[0]
     (tmp_path / "broken.h5").write_bytes(b"\x89HDF\r\n\x1a\n cut")
     what, fix = trouble(doctor.check_models, tmp_path)

@@ -21,6 +21,7 @@ import soundfile
 
 import pruning.run
 from tests import mnn_files
+from tests.builders import write_mask_network
 from tests.conftest import make_noises, make_speech
 from tests.reference import keras1_files
 from tests.reference.sphere import write_sphere
@@ -380,6 +381,7 @@ class Material:
             **dict.fromkeys(("a.icse", "b.icse"), mnn_files.write_fcn),
             **dict.fromkeys(("a.h5", "b.h5", "small.h5", "model.h5", "more.h5", "pq16.h5"),
                             mnn_files.write_fcn),
+            "tf.h5": write_mask_network,
             **dict.fromkeys(("data/TIMIT", "TIMIT", "corpus/speech"), self._timit),
             **dict.fromkeys(("data/noises", "NOISES", "noises"),
                             lambda path: make_noises(path, self.rng)),

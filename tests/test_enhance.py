@@ -14,8 +14,9 @@ import soundfile
 from numpy.testing import assert_allclose
 
 from speech import blockconv, enhance
-from speech.audio import peak_normalize, write_audio
-from speech.enhance import Enhancer, blocks, main
+from speech.audio import peak_normalize, read_audio, write_audio
+from speech.corpus import bundled_speech
+from speech.enhance import BASELINE_MODEL, Enhancer, blocks, main
 from speech.fcn import FCNConfig, build_fcn
 from speech.weights import load_model, save_model
 from tests.conftest import make_speech
@@ -55,8 +56,8 @@ def test_output_is_the_network_s(enhancer, model_path, num_samples, rng):
     expected = np.array(load_model(model_path)(peak_normalize(signal)[None, :, None]))[0, :, 0]
     assert_allclose(enhancer(signal), expected, rtol=0, atol=1e-5)
     if num_samples > 1:  # one sample is normalised to nothing
-        highest = np.abs(enhancer.enhance(signal)).max()
-        assert highest == pytest.approx(np.abs(signal).max(), rel=1e-6)
+        gain = np.dot(signal, expected) / np.dot(expected, expected)
+        assert_allclose(enhancer.enhance(signal), gain * expected, rtol=0, atol=1e-5)
         assert np.abs(enhancer.enhance(signal, peak=1.0)).max() == pytest.approx(1.0, rel=1e-6)
 
 
@@ -106,7 +107,7 @@ def test_silence_stays_silent(enhancer):
     ("rate_hz", "channels", "suffix", "subtype"),
     [(16000, 1, ".wav", "PCM_16"), (44100, 2, ".flac", "PCM_24"), (8000, 3, ".wav", "FLOAT")],
 )
-def test_rate_channels_length_format_and_peak_are_kept(
+def test_rate_channels_length_and_format_are_kept_and_the_level_fits(
     rate_hz, channels, suffix, subtype, model_path, tmp_path, rng
 ):
     samples = np.stack([make_speech(rng, 9001) * 0.7**c for c in range(channels)], axis=1)
@@ -118,7 +119,8 @@ def test_rate_channels_length_format_and_peak_are_kept(
         assert getattr(before, name) == getattr(after, name), name
     noisy, _ = soundfile.read(source, always_2d=True)
     enhanced, _ = soundfile.read(target, always_2d=True)
-    assert_allclose(np.abs(enhanced).max(0), np.abs(noisy).max(0), rtol=0, atol=1e-4)
+    for before, after in zip(noisy.T, enhanced.T, strict=True):
+        assert np.dot(before, after) / np.dot(after, after) == pytest.approx(1.0, abs=0.002)
 
 
 def test_a_folder_keeps_its_tree_and_bad_files_are_listed(model_path, tmp_path, rng, capsys):
@@ -140,6 +142,24 @@ def test_a_folder_keeps_its_tree_and_bad_files_are_listed(model_path, tmp_path, 
     for name in ("nan.wav", "empty.wav", "text.wav"):
         assert name in output.err
     assert len(json.loads(summary.read_text())["skipped"]) == 3
+
+
+def test_a_folder_of_many_formats(model_path, tmp_path, rng, capsys):
+    """What can be read is enhanced, in its own format if that can be written; names differ."""
+    folder = tmp_path / "in"
+    for name in ("x.wav", "x.mp3", "x.caf", "y.opus", "z.au", "z.MP3", "v.w64", "u.oga"):
+        write_as = {"opus": ("OGG", "OPUS"), "mp3": ("MP3", None), "oga": ("OGG", None)}
+        ending = name[2:].lower()
+        audio_format, subtype = write_as.get(ending, (ending.upper(), "PCM_16"))
+        folder.mkdir(exist_ok=True)
+        soundfile.write(folder / name, make_speech(rng, 4000), 16000, subtype, format=audio_format)
+    (folder / "w.m4a").write_bytes(b"\0\0\0\x20ftypM4A " + bytes(99))
+    (folder / "note.txt").write_text("no sound")
+    assert main([str(folder), "-o", str(tmp_path / "out"), "--model", str(model_path)]) == 0
+    written = {path.name for path in (tmp_path / "out").iterdir()}
+    assert written == {"x.wav", "x.mp3.wav", "x.caf", "y.wav", "z.au", "z.wav", "v.w64", "u.oga"}
+    output = capsys.readouterr()
+    assert "8 enhanced, 1 skipped" in output.out and "w.m4a: cannot be decoded" in output.err
 
 
 def bad_inputs(tmp_path):
@@ -173,7 +193,8 @@ def test_bad_input_is_one_line(number, model_path, tmp_path, capsys, monkeypatch
 
 
 def test_channels_keep_their_balance(model_path, tmp_path, rng):
-    samples = np.stack([make_speech(rng, 8000), 0.01 * make_speech(rng, 8000)], axis=1)
+    speech = make_speech(rng, 8000)
+    samples = np.stack([speech, 0.01 * speech], axis=1)
     source = write(tmp_path / "in.wav", samples, subtype="FLOAT")
     arguments = [str(source), "-o", str(tmp_path / "out.wav"), "--model", str(model_path)]
     assert main([*arguments, "--peak", "1"]) == 0
@@ -181,6 +202,85 @@ def test_channels_keep_their_balance(model_path, tmp_path, rng):
     peaks, before = np.abs(enhanced).max(0), np.abs(samples).max(0)
     assert peaks.max() == pytest.approx(1.0, rel=1e-5)
     assert peaks[1] / peaks[0] == pytest.approx(before[1] / before[0], rel=1e-4)
+
+
+def speech_level_db(clean, signal):
+    """Returns the level of the clean speech in a signal."""
+    return 20 * np.log10(abs(np.dot(clean, signal) / np.dot(clean, clean)))
+
+
+@pytest.mark.parametrize("fault", ["click", "burst", "offset", "clipped", "hum", "none"])
+def test_the_speech_keeps_its_level_whatever_the_input_holds(fault, tmp_path):
+    """With the shipped model; a peak says nothing of the level."""
+    clean = 0.2 * peak_normalize(read_audio(bundled_speech("TEST")[0].path).samples)[:24000]
+    noisy = clean.copy()
+    if fault == "click":
+        noisy[12000] = 0.99
+    elif fault == "burst":
+        noisy[20000:20040] = 0.9
+    elif fault == "offset":
+        noisy += 0.3
+    elif fault == "clipped":
+        noisy = np.clip(noisy, -0.1, 0.1)
+    elif fault == "hum":
+        noisy += 0.05 * np.sin(2 * np.pi * 50 * np.arange(len(noisy)) / 16000)
+    enhanced = Enhancer(BASELINE_MODEL).enhance(noisy)
+    before = speech_level_db(clean, noisy - noisy.mean())
+    assert speech_level_db(clean, enhanced) == pytest.approx(before, abs=1.0)
+
+
+@pytest.mark.parametrize("snr_db", [-5, 5])
+@pytest.mark.parametrize("in_blocks", [False, True])
+def test_noise_does_not_change_the_level_of_the_speech(snr_db, in_blocks, monkeypatch, rng):
+    if in_blocks:
+        for name, value in (("WHOLE_SECONDS", 0.5), ("BLOCK_SECONDS", 1.0), ("FADE_SECONDS", 0.1)):
+            monkeypatch.setattr(enhance, name, value)
+    clean = 0.05 * peak_normalize(read_audio(bundled_speech("TEST")[0].path).samples)
+    noise = rng.standard_normal(len(clean))
+    scale = np.sqrt(np.dot(clean, clean) / np.dot(noise, noise) / 10 ** (snr_db / 10))
+    enhanced = Enhancer(BASELINE_MODEL).enhance(clean + scale * noise)
+    assert abs(speech_level_db(clean, enhanced)) < 1.0
+
+
+@pytest.mark.parametrize("scale", [1e-36, 1e-20, 1e30])
+def test_any_level_that_a_float_has_is_fitted(scale, enhancer, rng):
+    signal = make_speech(rng, 4000).astype(np.float32)
+    expected = enhancer.enhance(signal)
+    assert_allclose(enhancer.enhance(signal * np.float32(scale)) / scale, expected, atol=1e-4)
+
+
+def test_a_network_that_turns_the_sign_is_no_silence(enhancer, rng):
+    signal = make_speech(rng, 4000)
+    output = enhancer(signal)
+    run = enhancer._run
+    enhancer._run = lambda given, threads: -run(given, threads)
+    assert_allclose(enhancer.enhance(signal), enhance._fitting(output, signal), atol=1e-6)
+
+
+@pytest.mark.parametrize(("suffix", "subtype"), [(".wav", "PCM_16"), (".flac", "PCM_24")])
+def test_integer_formats_are_turned_down_where_they_would_clip(
+    suffix, subtype, model_path, tmp_path, capsys, monkeypatch, rng
+):
+    monkeypatch.setattr(enhance, "_fitting", lambda output, noisy: 3 * noisy)
+    speech = 0.9 * make_speech(rng, 4000) / np.abs(make_speech(rng, 4000)).max()
+    samples = np.stack([np.clip(speech, -0.9, 0.9), 0.1 * np.clip(speech, -0.9, 0.9)], axis=1)
+    source = write(tmp_path / f"in{suffix}", samples, subtype=subtype)
+    summary = tmp_path / "s.json"
+    target = tmp_path / f"out{suffix}"
+    arguments = [str(source), "-o", str(target), "--model", str(model_path), "--json", str(summary)]
+    assert main(arguments) == 0
+    enhanced, _ = soundfile.read(target)
+    down_db = json.loads(summary.read_text())["files"][0]["turned_down_db"]
+    highest = np.abs(3 * soundfile.read(source)[0]).max()
+    assert down_db == pytest.approx(20 * np.log10(highest), abs=0.001)
+    assert_allclose(enhanced, 3 * soundfile.read(source)[0] / highest, rtol=0, atol=1e-4)
+    output = capsys.readouterr().err
+    assert "turned down by" in output and "clipped" in output and "beyond full scale" not in output
+    float_source = write(tmp_path / "f.wav", samples, subtype="FLOAT")
+    target = tmp_path / "g.wav"
+    assert main([str(float_source), "-o", str(target), "--model", str(model_path)]) == 0
+    assert np.abs(soundfile.read(target)[0]).max() == pytest.approx(2.7, abs=0.1)
+    assert "turned down" not in capsys.readouterr().err
 
 
 def test_one_enhancer_in_two_threads(model_path, rng):

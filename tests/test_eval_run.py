@@ -199,9 +199,10 @@ def test_without_arguments_the_shipped_model_is_scored(tmp_path, monkeypatch, ca
     assert "SI-SSNRI" in out
     assert "0 of 2 files could not be scored" in out
     summary = json.loads((tmp_path / "eval" / "summary.json").read_text())
-    assert [system["name"] for system in summary["systems"]] == ["noisy", "fcn"]
+    assert [system["name"] for system in summary["systems"]] == ["noisy", "denoise", "fcn"]
     groups = {g["system"]: g for g in summary["summary"] if g["noise"] == g["snr_db"] == "all"}
-    assert groups["fcn"]["pesq_wb"] > groups["noisy"]["pesq_wb"]
+    for model in ("denoise", "fcn"):
+        assert groups[model]["pesq_wb"] > groups["noisy"]["pesq_wb"]
     assert list(summary["metrics"]) == list(scoring.METRICS)
 
 
@@ -264,3 +265,91 @@ def test_numbers_that_are_not_there_are_shown_as_such():
     assert "p = -" in tables.format_differences(differences)
     small = [row | {"wilcoxon_p": 1e-5} for row in differences]
     assert "  p < 0.001" in tables.format_differences(small)
+
+
+def test_enhanced_and_clean_files_alone(mixtures, tmp_path, capsys):
+    write_flat(tmp_path, some(mixtures, 3), lambda noisy: 0.5 * noisy)
+    for name, (_, noisy) in some(mixtures, 2).items():
+        write(tmp_path / "other" / "car" / "5dB" / f"{name}.wav", noisy**3)
+    out = tmp_path / "out"
+    words = ["--clean", str(tmp_path / "clean"), "--enhanced", f"a={tmp_path / 'enhanced'}",
+             f"b={tmp_path / 'other'}", "--out", str(out), "--jobs", "1"]  # fmt: skip
+    assert run.main([*words, "--metrics", "si_sdr", "ssnri"]) == 0
+    printed = capsys.readouterr()
+    assert "ssnri: without --noisy" in printed.out and "noisy  " not in printed.out
+    rows = rows_of(out / "scores.csv")
+    assert [(row["system"], row["status"] == "ok") for row in rows] == [
+        ("a", True), ("b", True), ("a", True), ("b", True), ("a", True), ("b", False)
+    ]  # fmt: skip
+    assert set(rows[0]) == {"system", "noise", "snr_db", "name", "si_sdr", "status"}
+    assert not (out / "differences.csv").exists()
+    result = json.loads((out / "summary.json").read_text())
+    assert result["folders"] == {"clean": str(tmp_path / "clean")}
+    assert "3 enhanced files" in (out / "summary.md").read_text()
+    assert run.main([*words, "--metrics", "ssnri"]) == 1
+    assert "ssnri compare with the noisy files; give --noisy" in capsys.readouterr().err
+    assert run.main([*words, "--metrics", "si_sdr", "--baseline", "a"]) == 0
+    assert {row["system"] for row in rows_of(out / "differences.csv")} == {"b"}
+
+
+def test_enhanced_folders_inside_the_clean_one(mixtures, tmp_path):
+    for name, (clean, noisy) in some(mixtures, 2).items():
+        for folder, samples in (("", clean), ("a", noisy), ("b", 0.5 * noisy)):
+            write(tmp_path / "c" / folder / f"{name}.wav", samples)
+    words = ["--clean", str(tmp_path / "c"), "--enhanced", f"a={tmp_path / 'c' / 'a'}",
+             f"b={tmp_path / 'c' / 'b'}", "--metrics", "si_sdr", "--jobs", "1"]  # fmt: skip
+    assert run.main([*words, "--out", str(tmp_path / "out")]) == 0
+    scores = [float(row["si_sdr"]) for row in rows_of(tmp_path / "out" / "scores.csv")]
+    assert len(scores) == 4 and max(scores) < 10
+
+
+def test_files_that_are_numbered_pair_by_a_pattern(mixtures, tmp_path):
+    for number, (clean, noisy) in enumerate(some(mixtures, 2).values()):
+        write(tmp_path / "clean" / f"clean_fileid_{number}.wav", clean)
+        write(tmp_path / "noisy" / f"book_{number}_snr5_tl-2{number}_fileid_{number}.wav", noisy)
+        write(tmp_path / "enh" / f"enhanced_fileid_{number}.wav", noisy)
+    write(tmp_path / "noisy" / "book_fileid_7.wav", np.ones(9000))
+    words = ["--clean", str(tmp_path / "clean"), "--noisy", str(tmp_path / "noisy"), "--enhanced",
+             f"x={tmp_path / 'enh'}", "--pair-by", r"fileid_(\d+)"]  # fmt: skip
+    out = tmp_path / "out"
+    words += ["--metrics", "si_sdr", "--jobs", "1", "--out", str(out)]
+    assert run.main(words) == 0
+    rows = rows_of(out / "scores.csv")
+    assert [(row["system"], row["snr_db"], row["status"]) for row in rows] == [
+        ("noisy", "5.0", "ok"), ("x", "5.0", "ok")
+    ] * 2  # fmt: skip
+    # The same signal is neither better nor worse than itself.
+    assert abs(float(rows[0]["si_sdr"]) - float(rows[1]["si_sdr"])) < 1e-6
+    result = json.loads((out / "summary.json").read_text())
+    assert result["noisy_files_without_clean"] == 1
+    assert result["without_clean"][0]["file"].endswith("book_fileid_7.wav")
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "verdict"),
+    [
+        (1e-9, 2e-9, ""), (-3e-7, -1e-7, ""), (-0.0004, -0.0001, ""), (0.0, 0.0, ""),
+        (0.001, 0.002, "  better"), (-0.2, -0.1, "  worse"), (-0.1, 0.1, ""),
+        (math.nan, math.nan, ""),
+    ],
+)  # fmt: skip
+def test_a_difference_of_zero_is_neither_better_nor_worse(low, high, verdict):
+    row = {"metric": "stoi", "low": low, "high": high}
+    assert tables._verdict(row) == verdict
+    lower_is_better = {"  better": "  worse", "  worse": "  better"}
+    assert tables._verdict(row | {"metric": "lsd"}) == lower_is_better.get(verdict, verdict)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--noisy", "n"], ["--clean", "c"], ["--enhanced", "a=e"],
+        ["--clean", "c", "--enhanced", "a=e", "--model", "m=m.h5"],
+        ["--clean", "c", "--enhanced", "a=e", "--baseline", "b"],
+        ["--clean", "c", "--noisy", "n", "--pair-by", "("], ["--pair-by", "x"],
+    ],
+)  # fmt: skip
+def test_usage_without_noisy_files(words):
+    with pytest.raises(SystemExit) as stop:
+        run.main(words)
+    assert stop.value.code == 2

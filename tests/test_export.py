@@ -54,6 +54,7 @@ def mixed(rng):
         LayerSpec("GroupNormalization", "d", group, {"beta": draw(6)}),
         LayerSpec("ReLU", "e", {"max_value": 1.0, "negative_slope": 0.2, "threshold": 0.1}),
         LayerSpec("Dropout", "f", {"rate": 0.5}),
+        LayerSpec("Activation", "s", {"activation": "silu"}),
         LayerSpec("icse>ModifiedReLU", "g", {"epsilon": 1e-5}),
         LayerSpec("LeakyReLU", "h", {"negative_slope": 0.3}),
         LayerSpec("Conv1D", "i", {**conv, "filters": 1, "padding": "valid", "activation": "tanh"},
@@ -77,6 +78,71 @@ def test_onnx_knows_every_layer(rng):
     found = export.run_onnx(export.to_onnx(layers), inputs)
     assert_allclose(found, keras_output(layers, inputs), rtol=1e-4, atol=1e-5)
     assert found.shape == (2, 41, 1)
+
+
+def over_bands(rng):
+    """A network over time and frequency, with statistics as after training."""
+    from speech.net.timefrequency import TimeFrequencyConfig, build_time_frequency
+    from speech.weights import layers_of
+
+    network = build_time_frequency(TimeFrequencyConfig(12, 10, (1, 3)))
+    for variable in network.weights:
+        name = variable.path.rsplit("/", 1)[-1]
+        if name in ("gamma", "moving_variance"):
+            variable.assign(rng.uniform(0.5, 1.5, variable.shape))
+        elif name in ("beta", "moving_mean", "bias"):
+            variable.assign(rng.normal(0, 0.3, variable.shape))
+    return layers_of(network)
+
+
+def other_graph(rng):
+    """What that network has not: Concatenate, 'valid', odd strides, an Add of three, bands lost."""
+    import keras
+
+    from speech.weights import layers_of
+
+    layers = keras.layers
+    inputs = keras.Input((None, 9, 2))
+    x = layers.Conv2D(4, (2, 3), strides=(1, 2), padding="same", activation="relu")(inputs)
+    y = layers.Conv2D(4, (1, 3), dilation_rate=(1, 2), padding="same")(x)
+    y = layers.LeakyReLU(negative_slope=0.2)(y)
+    z = layers.Add()([x, y, layers.Activation("tanh")(x)])
+    z = layers.Concatenate()([z, layers.BatchNormalization()(y)])
+    z = layers.Conv2D(3, (1, 2), padding="valid")(layers.ZeroPadding2D(((2, 0), (1, 0)))(z))
+    z = layers.Conv2DTranspose(2, (1, 3), strides=(1, 2), padding="same")(z)
+    network = keras.Model(inputs, layers.Permute((1, 3, 2))(z))
+    for variable in network.weights:
+        variable.assign(rng.uniform(0.1, 0.9, variable.shape))
+    return layers_of(network)
+
+
+GRAPHS = pytest.mark.parametrize("make", [over_bands, other_graph])
+
+
+def same_as_keras(layers, run, rng, batch):
+    shape = layers[0].config["batch_shape"]
+    for length in (1, 5, 40):
+        inputs = rng.normal(0, 1, (batch, length, *shape[2:])).astype("f4")
+        wanted = keras_output(layers, inputs)
+        found = run(inputs)
+        assert found.shape == wanted.shape
+        assert_allclose(found, wanted, rtol=0, atol=1e-4 * abs(wanted).max())
+
+
+@needs_onnx
+@GRAPHS
+def test_onnx_of_a_graph_gives_what_keras_gives(make, rng):
+    layers = make(rng)
+    data = export.to_onnx(layers)
+    same_as_keras(layers, lambda inputs: export.run_onnx(data, inputs), rng, batch=2)
+
+
+@needs_litert
+@GRAPHS
+def test_litert_of_a_graph_gives_what_keras_gives(make, rng):
+    layers = make(rng)
+    data = export.to_tflite(layers)
+    same_as_keras(layers, lambda inputs: export.run_tflite(data, inputs), rng, batch=1)
 
 
 @needs_onnx

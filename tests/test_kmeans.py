@@ -145,3 +145,8 @@ def test_network_errors_name_the_layer(rng):
 def test_settings_that_make_no_sense(bad):
     with pytest.raises(ValueError, match="give"):
         Codebooks(**bad)
+
+
+@pytest.mark.parametrize("how", ["fp32", "fp16", "int8"])
+def test_a_codebook_of_zero_alone_stays_as_it_is(how):
+    assert_array_equal(kmeans.round_centroids(np.zeros(1, np.float32), how), [0])

@@ -14,9 +14,9 @@ from mnn.experts import MaskExpert, build_expert
 from mnn.features import level, scaled_magnitudes
 from mnn.layers import DenseNetwork, modified_relu
 from speech.layers import ModifiedReLU
-from speech.modelfile import LayerSpec, ModelFileError, read_model_file
+from speech.modelfile import ACTIVATIONS, LayerSpec, ModelFileError, read_model_file
 from speech.stft import context_frames, istft, stft
-from speech.weights import layers_of, load_model, save_model
+from speech.weights import build_model, layers_of, load_model, save_model
 
 ROOT = Path(__file__).parent.parent
 EPSILON = 1e-5
@@ -166,6 +166,20 @@ def test_numpy_and_keras_give_the_same(which, request, rng):
     by_numpy = DenseNetwork(read_model_file(path).layers)(frames)
     assert by_numpy.dtype == np.float32
     assert_allclose(by_numpy, by_keras, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_numpy_and_keras_know_the_same_activations(activation, rng):
+    kernel = rng.normal(size=(4, 3)).astype(np.float32)
+    settings = {"units": 3, "activation": activation, "use_bias": False}
+    layers = [
+        LayerSpec("InputLayer", "in", {"batch_shape": [None, 4]}),
+        LayerSpec("Dense", "dense", settings, {"kernel": kernel}),
+        LayerSpec("Activation", "act", {"activation": activation}),
+    ]
+    frames = rng.normal(0, 3, (20, 4)).astype(np.float32)
+    by_keras = keras.ops.convert_to_numpy(build_model(layers)(frames))
+    assert_allclose(DenseNetwork(layers)(frames), by_keras, rtol=1e-5, atol=1e-6)
 
 
 def test_dropout_is_drawn_when_asked_for(dae_file, rng):

@@ -26,7 +26,7 @@ from mnn.features import (
 )
 from mnn.training import FitConfig, FrameTrainer
 from speech.corpus import Noise, Pair, Utterance, bundled_noise, bundled_speech
-from speech.files import sha256_of
+from speech.files import read_npz, sha256_of, write_npz
 from speech.modelfile import read_model_file
 from speech.stft import context_frames, stft
 from speech.training.config import TrainingError
@@ -282,6 +282,23 @@ def test_another_run_is_not_taken_up(make_trainer):
     whole = trainer.checkpoint_path.read_bytes()
     trainer.checkpoint_path.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(TrainingError, match="not a readable checkpoint .* delete it"):
+        make_trainer().run()
+    trainer.checkpoint_path.write_bytes(whole)
+    arrays = read_npz(trainer.checkpoint_path)
+    state = json.loads(arrays["state"].tobytes())
+    for changes, message in (
+        ({"state": {**state["state"], "iteration": "x"}}, "Expected `int`, got `str`"),
+        ({"state": {**state["state"], "history": [{"a": 1}]}}, "its history lacks errors"),
+        ({"state": []}, "Expected `object`, got `array`"),
+        ({"fingerprint": "x"}, "Expected `object`, got `str`"),
+        ({"fingerprint": {}}, "is of a run with"),
+    ):
+        text = json.dumps(state | changes).encode()
+        write_npz(trainer.checkpoint_path, arrays | {"state": np.frombuffer(text, np.uint8)})
+        with pytest.raises(TrainingError, match=message):
+            make_trainer().run()
+    write_npz(trainer.checkpoint_path, arrays | {"variable_0": np.zeros((2, 2), "f4")})
+    with pytest.raises(TrainingError, match="not a readable checkpoint .*of another network"):
         make_trainer().run()
 
 

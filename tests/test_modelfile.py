@@ -276,8 +276,8 @@ HOSTILE = {
         "names module 'builtins'",
     ),
     "subclassed model": (
-        edit_config(lambda model, layers: {**model, "class_name": "Model"}),
-        "the model is a 'Model'",
+        edit_config(lambda model, layers: {**model, "class_name": "Net"}),
+        "the model is a 'Net'",
     ),
     "branching graph": (edit_config(branch), "'act1' .* is read by no layer"),
     "no layers": (edit_config(lambda model, layers: layers.clear()), "2 to 1000 layers"),

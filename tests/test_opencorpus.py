@@ -375,6 +375,74 @@ def test_bad_recipe_is_one_line(tmp_path, capsys, text, message):
     assert error.count("\n") == 1 and message in error
 
 
+def _set(book, *path, value):
+    *way, last = path
+    for key in way:
+        book = book[key]
+    book[last] = value
+
+
+def _rename_package(book, name):
+    text = json.dumps(book).replace('"etw-data"', json.dumps(name))
+    book.clear()
+    book.update(json.loads(text))
+
+
+_PIECE = ("noises", "crowd", "TRAIN", "pieces", 0)
+_VOICE = ("speakers", "FAR0")
+
+HOSTILE = {
+    **{f"package {name!r:.30}": lambda book, name=name: _rename_package(book, name) for name in (
+        "-oAPT::Update::Pre-Invoke::=touch marker", "../outside", "/etc", ".", "..", "a/b", "x y",
+        "x*", "X", "x\n", "", "x=1", "a" * 1000, "x\u0661")},
+    **{f"version {value!r:.30}": lambda book, v=value: _set(
+        book, "packages", "etw-data", "version", value=v) for value in (
+        "1.0 -o Dir=/", "../1", "-1", "1/2", "1*", "1\n", "\u0661", 1, None, ["1"], "1" * 1000)},
+    **{f"sha256 {value!r:.30}": lambda book, v=value: _set(
+        book, "packages", "etw-data", "sha256", value=v) for value in ("0", "Z" * 64, 0, None)},
+    **{f"file {path!r:.30}": lambda book, p=path: _set(book, *_PIECE, "file", value=p) for path in (
+        "../../etc/passwd", "/etc/passwd", "usr/../../x", "usr//x", "usr/./x", "", "a\0b", "a\x1bb",
+        "usr/", "x" * 2000, 7, None, ["x"])},
+    **{f"pattern {path!r:.30}": lambda book, p=path: _set(book, *_VOICE, "files", value=p)
+       for path in (["../*"], ["/etc/*"], [7], "usr/*", {"a": 1}, [["x"]])},
+    **{f"seconds {value!r:.30}": lambda book, v=value: _set(
+        book, "noises", "brown", "TRAIN", "duration_s", value=v) for value in (
+        1e9, -1, float("nan"), float("inf"), "30", None, True, [1])},
+    "start": lambda book: _set(book, *_PIECE, "start_s", value=-5),
+    "talkers": lambda book: _set(book, "noises", "babble", "TRAIN", "talkers", value=10**9),
+    "pitch": lambda book: _set(book, *_VOICE, "f0_hz", value=[1]),
+    "pitch of text": lambda book: _set(book, *_VOICE, "f0_hz", value=["a", "b"]),
+    "gender": lambda book: _set(book, *_VOICE, "gender", value=""),
+    "digit": lambda book: _set(book, "speakers", "FAR\u0661", value=book["speakers"]["FAR0"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_recipe_of_a_stranger_reaches_no_tool_and_no_folder(name, tmp_path, capsys, monkeypatch):
+    book = copy.deepcopy(BOOK)
+    HOSTILE[name](book)
+    path = tmp_path / "recipe.json"
+    path.write_text(json.dumps(book))
+    (tmp_path / "out" / "packages").mkdir(parents=True)
+    (tmp_path / "out" / "outside").mkdir()
+    monkeypatch.setattr(debian.subprocess, "run", lambda *a, **k: pytest.fail(f"ran {a}"))
+    monkeypatch.setattr(shutil, "rmtree", lambda *a, **k: pytest.fail(f"deleted {a}"))
+    assert command.main(["--out", str(tmp_path / "out"), "--corpus-recipe", str(path)]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {path}: ") and error.count("\n") == 1
+    assert error.strip().isprintable() and len(error) < 400
+    assert (tmp_path / "out" / "outside").is_dir()
+
+
+@pytest.mark.parametrize(("package", "version"), [("-o", "1.0"), ("../x", "1.0"), ("xx", "-1")])
+def test_tools_get_names_and_versions_only(package, version, tmp_path, monkeypatch):
+    """Whoever calls them: the bundled corpus has a recipe of its own."""
+    monkeypatch.setattr(debian.subprocess, "run", lambda *a, **k: pytest.fail(f"ran {a}"))
+    for reach in (debian.find_archive, debian.download):
+        with pytest.raises(ValueError, match="of a Debian package"):
+            reach(package, version, tmp_path)
+
+
 # The recipe that comes with the package.
 
 
@@ -399,6 +467,12 @@ def test_bundled_voices_keep_their_split():
         assert BOOK["speakers"][speaker]["split"] == voice["split"]
         assert BOOK["speakers"][speaker]["package"] == voice["package"]
     assert {"FBE0", "FEL0", "MDA0", "MRU0"} <= speakers_of("TEST")
+
+
+def test_speakers_of_the_test_stay_and_their_languages_are_not_taken_from_volunteers():
+    assert speakers_of("TEST") == {"FBE0", "FEL0", "FUK0", "MDA0", "MLT0", "MRU0"}
+    files = [name for voice in BOOK["speakers"].values() for name in voice["files"]]
+    assert not [name for name in files if re.search(r"klettres/(uk|lt|da|be|el)/", name)]
 
 
 def test_no_recording_can_be_of_two_speakers():

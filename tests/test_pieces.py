@@ -1,7 +1,6 @@
 """Pieces as the data of a run: the stream, shares of devices, pieces of premixed pairs."""
 
 import pickle
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,6 +9,7 @@ from numpy.testing import assert_allclose
 
 from speech.corpus import Pair
 from speech.data.pairs import PairPieces
+from speech.distribution import Replicas
 from speech.training.pieces import PieceData
 
 
@@ -92,7 +92,8 @@ def test_every_device_gets_its_rows_and_no_others_are_mixed(pairs):
     made = []
     piece = source.piece
     source.piece = lambda position: (made.append(position), piece(position))[1]
-    second = SimpleNamespace(places=lambda num_items: [range(1, 2), range(2, 3)])
+    second = Replicas(None, ["CPU:0"] * 2, None, 3)
+    second.first, second.total = 1, 3  # behind a machine of one device
     stream = PieceData(source, workers=0).stream(4, second)
     share = next(stream)
     stream.close()

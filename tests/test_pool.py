@@ -1,5 +1,6 @@
 """Pools: what each file is taken for, what is refused, and who is out."""
 
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -20,8 +21,10 @@ from mnn.pool import Expert, Place, folder_expert, names_of, open_expert, open_p
 from mnn.selection import needs_of
 from speech.enhance import Enhancer
 from speech.modelfile import LayerSpec
+from speech.net.enhancer import MaskEnhancer
 from speech.stft import StftConfig
 from speech.weights import save_model
+from tests.builders import write_mask_network
 from tests.conftest import make_speech
 from tests.mnn_files import dense, write, write_dae, write_fcn, write_mask
 
@@ -103,6 +106,21 @@ def test_another_stft_runs_by_itself(tmp_path, noisy, monkeypatch):
         monkeypatch.setattr(blocks, "BLOCK_FRAMES", size)
         (hearing,) = heard(tmp_path, [open_expert(path)], noisy)
         assert_allclose(hearing.signal, 0.5 * noisy, rtol=0, atol=1e-6)
+
+
+def test_a_complex_mask_is_heard_at_its_level(tmp_path, noisy):
+    path = tmp_path / "tf.icse"
+    alone = MaskEnhancer(write_mask_network(path))(noisy)
+    mask = write_mask(tmp_path / "mask.h5", 0.5, spread=1.0)
+    expert = open_expert(path)
+    assert expert.kind == "complex_mask" and expert.keeps_level and not expert.is_spectral
+    for fit in (True, False):
+        arbiter = Arbiter(Autoencoder(write_dae(tmp_path / "judge.h5")), needs_of("ae", "voiced"))
+        judge = dataclasses.replace(arbiter, fit=fit)
+        hearings = judge.hear(noisy, [open_expert(mask), expert])
+        assert [hearing.reason for hearing in hearings] == ["", ""]
+        assert_allclose(hearings[1].signal, alone, rtol=0, atol=1e-6)
+        assert all(np.isfinite(own).all() for own in hearings[1].statistics.frames.values())
 
 
 def refused_files(tmp_path):

@@ -15,7 +15,7 @@ import soundfile
 from numpy.testing import assert_allclose, assert_array_equal
 
 from speech import augment, prepare
-from speech.audio import read_audio
+from speech.audio import read_audio, write_audio
 from speech.corpus import Noise, Utterance, find_pairs, plan_mixtures, put_in_rooms
 from tests.conftest import make_noises, make_speech
 from tests.reference import mixing_oracle
@@ -268,9 +268,18 @@ def test_help_does_not_load_the_heavy_parts():
 
 
 def test_noise_names_must_differ(run, noises, rng, capsys):
-    make_noises(noises / "again", rng, ["birds"])
+    (noise,) = noises.glob("birds.*")
+    write_audio(noise.with_suffix(".flac"), read_audio(noise).samples, subtype="PCM_16")
     assert run("--snr", 0) == 1
     assert "both named 'birds'" in capsys.readouterr().err
+
+
+def test_noises_of_one_name_get_their_folders_in_front(run, noises, rng, tmp_path):
+    make_noises(noises / "again", rng, ["birds"])
+    assert run("--snr", 0) == 0
+    names = {Path(row["noisy"]).parts[1] for row in manifest(tmp_path / "out")}
+    assert len(names) == len({row["source_noise"] for row in manifest(tmp_path / "out")})
+    assert any("again" in name for name in names)
 
 
 OLD_COLUMNS = (

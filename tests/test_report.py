@@ -360,9 +360,9 @@ def test_without_audio_the_tables_remain(tmp_path, capsys):
     [
         (lambda run: shutil.rmtree(run), "no such file or folder"),
         (lambda run: (run / "summary.json").unlink(), "holds no results"),
-        (lambda run: (run / "summary.json").write_text("{"), "is no JSON"),
-        (lambda run: (run / "summary.json").write_text("[]"), "expected an object"),
-        (lambda run: (run / "summary.json").write_text('{"systems": 3}'), "list of objects"),
+        (lambda run: (run / "summary.json").write_text("{"), "no JSON"),
+        (lambda run: (run / "summary.json").write_text("[]"), "Expected `object`"),
+        (lambda run: (run / "summary.json").write_text('{"systems": 3}'), "at `$.systems`"),
         (lambda run: (run / "scores.csv").write_text("a,b\n1,2\n"), "columns system"),
         (lambda run: (run / "scores.csv").write_bytes(b"\xff\xfe\x00"), "no table of scores"),
         (lambda run: (run / "scores.csv").unlink(), "scores.csv"),
@@ -376,11 +376,57 @@ def test_bad_folders_are_named_in_one_line(tmp_path, capsys, spoil, words):
     assert words in error and "eval" in error and error.count("\n") == 1
 
 
+_CHOICE = {"input": "a.wav", "scores": {"x": 1.0}}
+_SELECTION = {"dae": "d.h5", "experts": [{"name": "x"}], "files": [_CHOICE], "picks": {"x": 1}}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("summary.json", {"command": 5}),
+        ("summary.json", {"systems": [{"name": ["a"]}]}),
+        ("summary.json", {"systems": [{"source": "x"}]}),
+        ("summary.json", {"systems": [{"name": "a", "sha256": "1", "file_bytes": "big"}]}),
+        ("summary.json", {"folders": {"noisy": 5}}),
+        ("sweep.json", {"table": [{"name": ["a"]}], "models": []}),
+        ("sweep.json", {"models": {"a": 1}}),
+        ("sweep.json", {"models": [{"name": "a", "labels": {"k": [1]}}]}),
+        ("results.json", {"experiment": "snr", "table": 5}),
+        ("results.json", {"experiment": "snr", "confusion": {"a": 5}}),
+        ("results.json", {"experiment": "snr", "experts": 5}),
+        ("results.json", {"experiment": "snr", "published": {"sdr": {"rows": {"a": 5}}}}),
+        ("results.json", {"experiment": "snr", "published": {"sdr": {"experts": 5}}}),
+        ("results.json", {"model_sha256": "x", "model": 5}),
+        ("x.json", _SELECTION | {"experts": 5}),
+        ("x.json", _SELECTION | {"picks": {"x": [1]}}),
+        ("x.json", _SELECTION | {"files": [_CHOICE | {"scores": {"x": "1"}}]}),
+        ("x.json", _SELECTION | {"files": [_CHOICE | {"segments": [{"start_s": "x"}]}]}),
+        ("x.json", _SELECTION | {"files": [_CHOICE | {"segments": [{"pick": ["x"]}]}]}),
+        ("x.json", _SELECTION | {"files": [5]}),
+    ],
+)  # fmt: skip
+def test_malformed_results_are_one_line(name, value, tmp_path):
+    path = tmp_path / "run" / name
+    files.write_json(path, value)
+    with pytest.raises(ValueError, match=r"malformed \(.* - at `\$\.") as caught:
+        runfiles.read_runs([tmp_path / "run"])
+    said = str(caught.value)
+    assert said.startswith(f"{path}: ") and said.isprintable() and len(said) < 500
+
+
+@pytest.mark.parametrize("epoch", ["inf", "nan", "1e999"])
+def test_a_history_counts_epochs(epoch, tmp_path):
+    text = f"epoch,training_loss,validation_loss\n{epoch},0.2,0.1\n"
+    (tmp_path / "history.csv").write_text(text)
+    with pytest.raises(ValueError, match=r"history\.csv: is no history of a training"):
+        runfiles.read_runs([tmp_path])
+
+
 def test_a_selection_that_is_none(tmp_path, capsys):
     path = tmp_path / "x.json"
     path.write_text(json.dumps({"dae": 1, "experts": [], "files": [{"input": 3}], "picks": {}}))
     assert make(tmp_path / "out", [path]) == 1
-    assert "has no input and scores" in capsys.readouterr().err
+    assert "at `$.files[0].input`" in capsys.readouterr().err
 
 
 def test_a_missing_package_is_said(folders, tmp_path, capsys, monkeypatch):

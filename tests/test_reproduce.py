@@ -55,6 +55,7 @@ if os.path.exists(f"{folder}/half-{name}"):
 def toy(tmp_path, monkeypatch):
     (tmp_path / "toy_command.py").write_text(TOY)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.syspath_prepend(tmp_path)  # a child may import what we may import
     return tmp_path
 
 

@@ -98,6 +98,23 @@ def test_children_answer_raise_and_are_used_again(capfd):
     assert "into stderr" in capfd.readouterr().err
 
 
+def test_a_child_that_takes_too_long_is_ended_alone():
+    start = time.monotonic()
+    with pytest.raises(isolation.ProcessDied, match=r"took over 0\.5 s and was ended"):
+        isolation.run_isolated(time.sleep, 60, limit_s=0.5)
+    assert time.monotonic() - start < 20
+    one = isolation.run_isolated(os.getpid, limit_s=60)
+    assert isolation.run_isolated(os.getpid) == one  # a limit kept leaves the child alone
+    isolation.close_idle()
+
+
+def test_a_file_that_takes_too_long_to_score_is_a_status(folder, monkeypatch):
+    monkeypatch.setattr(scoring, "LIMIT_S", 0.0)
+    monkeypatch.setattr(scoring, "_SCORED_BYTES_PER_S", 1e12)
+    (row,) = scoring.score_all([task(folder)], 1, CHEAP)
+    assert math.isnan(row[CHEAP[0]]) and "s and was ended" in row["status"]
+
+
 @pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="no signal masks here")
 def test_ctrl_c_ends_a_child_without_a_word_from_its_first_moment(capfd):
     for seconds in (0.0, 0.05, 0.2):

@@ -66,7 +66,7 @@ def test_neighbours_stop_at_the_ends_of_each_utterance():
         (lambda: StftConfig(1024, 300), "multiple of the hop"),
         (lambda: StftConfig(1024, 512), "at least 3 times"),
         (lambda: StftConfig(1024.0, 256), "frame is 1024.0"),
-        (lambda: StftConfig(window="boxcar"), "'boxcar'; only 'hann'"),
+        (lambda: StftConfig(window="boxcar"), "'boxcar'; give one of 'hann', 'sqrt_hann'"),
         (lambda: context_frames(np.zeros((3, 2)), 2), "context is 2; give an odd"),
     ],
 )

@@ -71,7 +71,8 @@ def test_a_constant_filter_before_a_normalisation_leaves_the_inside_nearly_as_it
     assert difference[50:-50].max() < 0.02  # the ends have a small part in the statistics
 
 
-def test_dense_layers_fold_exactly(rng):
+@pytest.mark.parametrize("activation", ["relu", "silu"])
+def test_dense_layers_fold_exactly(activation, rng):
     def dense(name, num_in, num_out, activation):
         config = {"units": num_out, "activation": activation, "use_bias": True}
         weights = {
@@ -82,7 +83,7 @@ def test_dense_layers_fold_exactly(rng):
 
     layers = (
         LayerSpec("InputLayer", "input", {"batch_shape": [None, 9]}),
-        dense("one", 9, 12, "relu"),
+        dense("one", 9, 12, activation),
         LayerSpec("Dropout", "dropout", {"rate": 0.2}),
         dense("two", 12, 8, "tanh"),
         dense("three", 8, 4, "sigmoid"),

@@ -8,13 +8,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.testing import assert_allclose
 
 from eval import sweep
 from eval.cost import cost_of
 from eval.scoring import json_ready
 from eval.systems import bundled_pairs
+from speech.audio import peak_normalize, read_audio
 from speech.fcn import FCNConfig
 from speech.modelfile import write_model_file
+from speech.net.enhancer import MaskEnhancer
+from tests.builders import write_mask_network
 from tests.test_cost import kernel_shapes, layers_of
 
 CONFIG = FCNConfig(num_hidden_layers=1, num_filters=4, kernel_size=9)
@@ -44,6 +48,22 @@ def finished(tmp_path_factory):
     ]
     pairs = bundled_pairs(root / "test", 1, (5.0,), 1)[:3]
     return points, pairs, root / "out", sweep.sweep(points, pairs, root / "out", num_jobs=1)
+
+
+def test_networks_over_time_and_frequency_stand_beside_others(tmp_path):
+    models = [tmp_path / "tf.h5", tmp_path / "tf.icse"]
+    file = write_mask_network(models[0])
+    write_mask_network(models[1])
+    fcn = sweep.Point("fcn", write_model(tmp_path / "fcn.h5", 1))
+    points = [fcn, *(sweep.Point(path.suffix[1:], path) for path in models)]
+    pairs = bundled_pairs(tmp_path / "test", 1, (5.0,), 1)[:1]
+    table = sweep.sweep(points, pairs, tmp_path / "out", num_jobs=1)
+    assert [row["name"] for row in table] == ["noisy", "fcn", "h5", "icse"]
+    assert {row["n"] for row in table} == {1} and table[3]["pesq_wb"] == table[2]["pesq_wb"]
+    noisy = read_audio(pairs[0].noisy_path).samples
+    expected = peak_normalize(MaskEnhancer(file)(noisy))
+    found = read_audio(tmp_path / "out" / "enhanced" / "icse" / pairs[0].relative_path).samples
+    assert_allclose(found, expected, rtol=0, atol=1e-6)
 
 
 def test_a_row_for_the_noisy_files_and_each_model(finished):

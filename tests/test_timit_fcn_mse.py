@@ -76,7 +76,10 @@ def test_the_original_layout_and_its_split(timit, noises, tmp_path, capsys):
     arguments = [*map(str, folders), "--out", str(out), *quick, "--split", "original"]
     assert timit_fcn_mse.main(arguments) == 0
     # 4 utterances x 2 noises; -10 dB is not trained on, but tested
-    assert "8 training and 8 validation pairs, 4 test pairs" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "8 training and 8 validation pairs, 4 test pairs" in printed
+    assert "8 of 16 training pairs are left out, at -15 and -10 dB" in printed
+    assert "--keep-low-snr" in printed
     assert len(list((out / "FCN_TIMIT_MSE_wav").rglob("-10db/*.wav"))) == 2
     before = (out / "model.h5").read_bytes()
     assert timit_fcn_mse.main([*arguments, "--eval-only"]) == 0

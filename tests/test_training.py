@@ -12,7 +12,7 @@ from numpy.testing import assert_allclose
 from speech.augment import Augmentation
 from speech.corpus import find_noise, find_speech
 from speech.fcn import FCNConfig, build_fcn
-from speech.files import held
+from speech.files import held, read_npz, write_npz
 from speech.pipeline import MixtureSource, TrainingData
 from speech.training.config import TrainingConfig, TrainingError
 from speech.training.trainer import Trainer
@@ -216,6 +216,49 @@ def test_a_nan_before_any_model_or_in_validation_says_so(make_trainer):
         trainer.run()
 
 
+#: What a stranger may put into the state of a checkpoint, and what the message says.
+MALFORMED = {
+    "no epoch": (lambda state: state.pop("epoch"), "missing required field `epoch`"),
+    "epoch of text": (lambda state: state.update(epoch="1"), r"Expected `int`, got `str` - at"),
+    "epoch below 0": (lambda state: state.update(epoch=-1), "fewer than no epochs"),
+    "history of text": (lambda state: state.update(history="x"), "Expected `array`"),
+    "history without losses": (lambda state: state.update(history=[{"a": 1}]), "lacks epochs"),
+    "loss of text": (lambda state: state["history"][0].update(validation_loss="\x1b"), "got `str`"),
+    "fingerprint of text": (lambda state: state.update(fingerprint="x"), "Expected `object`"),
+    "fingerprint of nothing": (lambda state: state.update(fingerprint={}), "holds a run with"),
+    "length of text": (lambda state: state.update(length="x"), "Expected"),
+    "a list": (None, "Expected `object`, got `array`"),
+}
+
+
+def test_a_malformed_checkpoint_is_one_line(make_trainer, tmp_path):
+    make_trainer().run()
+    path = tmp_path / "run" / "checkpoint.npz"
+    whole = read_npz(path)
+    for name, (spoil, message) in MALFORMED.items():
+        state = json.loads(whole["state"].tobytes())
+        if spoil is None:
+            state = []
+        else:
+            spoil(state)
+        write_npz(path, whole | {"state": np.frombuffer(json.dumps(state).encode(), np.uint8)})
+        with pytest.raises(TrainingError, match=message) as caught:
+            make_trainer().run()
+        said = str(caught.value)
+        assert str(tmp_path / "run") in said and said.isprintable() and len(said) < 600, name
+    for key, message in (("weight_0", "another network"), ("best_0", "another network"),
+                         ("optimizer_0", "another optimizer")):  # fmt: skip
+        write_npz(path, whole | {key: np.zeros((2, 2, 2), "f4")})
+        with pytest.raises(TrainingError, match=message):
+            make_trainer().run()
+    write_npz(path, {key: array for key, array in whole.items() if key != "weight_1"})
+    with pytest.raises(TrainingError, match="another network"):
+        make_trainer().run()
+    write_npz(path, {key: array for key, array in whole.items() if key != "state"})
+    with pytest.raises(TrainingError, match="no state of a run"):
+        make_trainer().run()
+
+
 def test_a_damaged_checkpoint_is_named(make_trainer, tmp_path):
     make_trainer().run()
     path = tmp_path / "run" / "checkpoint.npz"
@@ -331,56 +374,56 @@ def test_a_budget_ends_the_run_and_its_share_is_the_progress(clocked, tmp_path):
     assert (folder / "history.csv").read_text().startswith("epoch,hours,steps,training_loss,")
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_leaves_an_averaged_model_and_the_same_command_goes_on(clocked, tmp_path, number):
+@pytest.fixture
+def heard():
+    """Signals have their usual handlers, also where a shell has put the tests in background."""
+    usual = {signal.SIGTERM: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
+    before = {number: signal.signal(number, handler) for number, handler in usual.items()}
+    yield usual
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def test_a_run_that_is_stopped_in_every_way_ends_like_an_unbroken_one(clocked, tmp_path, heard):
     whole = clocked("whole").run()
     clocked.steps = 0
-    stopped = clocked("run", at_step=(3, lambda _: os.kill(os.getpid(), number)))
-    with pytest.raises(SystemExit if number == signal.SIGTERM else KeyboardInterrupt) as end:
+
+    # SIGTERM, before the first validation
+    stopped = clocked(at_step=(3, lambda _: os.kill(os.getpid(), signal.SIGTERM)))
+    with pytest.raises(SystemExit) as end:
         stopped.run()
-    if number == signal.SIGTERM:
-        assert end.value.code == 143
-    assert signal.getsignal(number) not in (None, signal.SIG_IGN)
-    folder = tmp_path / "run"
-    model, meta = load_model_and_meta(folder / "model.h5")  # before the first validation
+    assert end.value.code == 143
+    assert signal.getsignal(signal.SIGTERM) == heard[signal.SIGTERM]
+    model, meta = load_model_and_meta(tmp_path / "run" / "model.h5")
     assert same_weights(model.get_weights(), stopped.state.average)
     assert meta["training"]["steps_done"] == 3 and meta["training"]["validation_loss"] is None
-    again = clocked("run").run()
-    assert clocked.steps == 18
-    assert without_times(again.history) == without_times(whole.history)
-    assert same_weights(again.average, whole.average)
 
-
-def test_a_signal_in_a_validation_ends_it(clocked):
-    whole = clocked("whole").run()
-    clocked.steps = 0
+    # Ctrl-C, while it validates
     stopped = clocked()
     validate = stopped._validate
-
-    def interrupted():
-        os.kill(os.getpid(), signal.SIGTERM)
-        return validate()
-
-    stopped._validate = interrupted
-    with pytest.raises(SystemExit):
+    stopped._validate = lambda: (os.kill(os.getpid(), signal.SIGINT), validate())[1]
+    with pytest.raises(KeyboardInterrupt):
         stopped.run()
     assert not stopped.state.history and stopped.state.num_items == 6
-    again = clocked().run()
-    assert without_times(again.history) == without_times(whole.history)
-    assert same_weights(again.average, whole.average)
 
-
-def test_a_kill_leaves_what_the_last_checkpoint_saw(clocked, tmp_path):
+    # a kill, which loses what came after the checkpoint
     def die(_):
         raise Stop
 
-    broken = clocked(at_step=(5, die))
+    broken = clocked(at_step=(11, die))
     broken.checkpoint_seconds = 0.0
     with pytest.raises(Stop):
         broken.run()
-    assert load_model_and_meta(tmp_path / "run" / "model.h5")[1]["training"]["steps_done"] == 4
-    clocked.steps = 4
-    assert [row["steps"] for row in clocked().run().history] == [6, 12, 18]
+    meta = load_model_and_meta(tmp_path / "run" / "model.h5")[1]
+    assert meta["training"]["steps_done"] == 10
+    clocked.steps = 10
+
+    # where a shell lets Ctrl-C be ignored, it is
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    again = clocked(at_step=(12, lambda _: os.kill(os.getpid(), signal.SIGINT))).run()
+    assert clocked.steps == 18
+    assert without_times(again.history) == without_times(whole.history)
+    assert same_weights(again.average, whole.average)
 
 
 def test_a_larger_budget_goes_on_with_a_finished_run(clocked, tmp_path, caplog):

@@ -13,6 +13,7 @@ from speech import weights
 from speech.fcn import FCNConfig, build_fcn
 from speech.modelfile import LAYER_RULES, LayerRule, ModelFileError, read_model_file
 from speech.weights import import_keras1, load_model, load_model_and_meta, main, save_model
+from tests.builders import write_mask_network
 from tests.reference import keras1_files
 from tests.reference.fcn_oracle import forward
 
@@ -453,6 +454,20 @@ def test_info_prints_a_table_and_writes_json(tmp_path, capsys):
     assert info["layers"][1]["weights"] == {"kernel": [55, 1, 30], "bias": [30]}
     for expected in ("conv8", "GroupNormalization", "300,931", info["sha256"], "waveform"):
         assert expected in printed
+
+
+def test_info_says_what_a_network_over_time_and_frequency_is(tmp_path, capsys):
+    path = tmp_path / "model.icse"
+    file = write_mask_network(path)
+    assert main(["info", str(path), "--json", str(tmp_path / "info.json")]) == 0
+    info = json.loads((tmp_path / "info.json").read_text())
+    assert info["kind"] == "complex_mask"
+    summary = info["summary"]
+    assert (summary["reach_frames"], summary["latency_ms"]) == (9, 32)
+    assert summary["num_parameters"] < info["parameters"] == file.num_parameters
+    printed = capsys.readouterr().out
+    assert f"kind        complex_mask\nparameters  {info['parameters']:,}" in printed
+    assert f"network     {summary['text']}" in printed
 
 
 @pytest.mark.parametrize("command", ["info", "import"])

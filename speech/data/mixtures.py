@@ -221,7 +221,7 @@ class PiecePlan:
         noises: None for speech alone, else one or two.
         self_noise_db: Level of the self-noise relative to the other noise; None for none.
         is_new_voice: Whether the voice is changed.
-        speed: Of the voice.
+        speed: Of the voice, to 1 %.
         room: Number of the simulated room (`augment.room_response`); None for none.
         has_microphone: Whether speech and noise are coloured.
         band_limit_hz: What lies above is taken from both; 0 for nothing.
@@ -466,7 +466,7 @@ class PieceSource:
             gains = gains * _on_grid(envelope_db, _LOG_ENVELOPE)
         lead = _MARGIN_SAMPLES if plan.room is None else _ROOM_LEAD_SAMPLES
         total = scipy.fft.next_fast_len(lead + self.num_samples + _MARGIN_SAMPLES, real=True)
-        length = scipy.fft.next_fast_len(round(total * plan.speed), real=True)
+        length = _input_length(total, plan.speed)
         dry = self._join(plan.speaker, length, rng)
         curve = _curve(gains, total // 2 + 1)
         place = slice(lead, lead + self.num_samples)
@@ -547,7 +547,7 @@ class PieceSource:
         length = total
         if part.kind != "synthetic" and config.noise_speed != 1:
             speed = augment.draw_speed(config.noise_speed, rng)
-            length = scipy.fft.next_fast_len(round(total * speed), real=True)
+            length = _input_length(total, speed)
         if part.kind == "recorded":
             noise = self.noises[part.index]
             samples = self._cache.get(noise, lambda: load_noise.__wrapped__(noise)[0])
@@ -744,6 +744,12 @@ def _modulated(noise: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     points = 10 ** (depth_db * rng.standard_normal(num_points) / 20)
     places = np.linspace(0, num_points - 1, len(noise))
     return noise * np.interp(places, np.arange(num_points), points).astype(np.float32)
+
+
+def _input_length(num_samples: int, speed: float) -> int:
+    """Returns how much sound makes ``num_samples`` at a speed, to 1 %: a fast transform."""
+    # Those for complex transforms lie ten times as close as those for real ones.
+    return scipy.fft.next_fast_len(round(num_samples * speed), real=False)
 
 
 def _power(samples: np.ndarray) -> float:

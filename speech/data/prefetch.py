@@ -21,11 +21,11 @@ import tempfile
 from collections.abc import Iterator
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import IO, NoReturn
 
 import numpy as np
 
+from speech import cli
 from speech.data.mixtures import PieceSource
 
 #: Batches that are ready or in the making, for each worker.
@@ -82,22 +82,15 @@ class _Worker:
     def __init__(self, source: PieceSource) -> None:
         self._connection, theirs = Pipe()
         shape = (_DEPTH, 2, source.batch_size, source.num_samples)
-        root = Path(__file__).parents[2]
-        paths = [str(root), *filter(None, [os.environ.get("PYTHONPATH")])]
         with _shared_file() as file, theirs:
             os.truncate(file.fileno(), 4 * int(np.prod(shape)))
             self._slots = _mapped(file.fileno(), shape)
             numbers = (theirs.fileno(), file.fileno())
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "speech.data.prefetch", *map(str, numbers)],
+                cli.python_command("-m", "speech.data.prefetch", *map(str, numbers)),
                 pass_fds=numbers,
                 stdin=subprocess.DEVNULL,
-                env={
-                    **os.environ,
-                    "PYTHONPATH": os.pathsep.join(paths),
-                    "OMP_NUM_THREADS": "1",
-                    "OPENBLAS_NUM_THREADS": "1",
-                },
+                env=cli.python_environment(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1"),
             )
         self._asked = self._taken = 0
         self._send(source)

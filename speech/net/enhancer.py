@@ -35,6 +35,7 @@ from speech.modelfile import (
 )
 from speech.net import tape
 from speech.net.folding import fold_batch_normalization
+from speech.net.memory import MAX_BYTES
 from speech.net.reach import reach_of
 from speech.net.timefrequency import compress, expand, features
 from speech.stft import Synthesis, whole_frames
@@ -47,8 +48,9 @@ _MIN_NEW_FRAMES = 32
 
 #: Memory for the tensors of all cores together; beyond it, chunks become shorter and cores idle.
 _BYTES = 192 << 20
-#: A network that needs more than this for the shortest chunk is refused.
-_MAX_BYTES = 1 << 30
+
+#: Squares of spectra of louder signals may not fit in float32.
+_MAX_SAMPLE = 1e15
 
 
 class MaskEnhancer:
@@ -95,11 +97,11 @@ class MaskEnhancer:
             self.engine = "keras" if nodes is None else "c"
             self._frame_bytes = _bytes_of(layers) if nodes is None else _bytes_of_tape(nodes)
             least = 2 * (self.behind + 1) * self._frame_bytes
-            if least > _MAX_BYTES:
+            if least > MAX_BYTES:
                 raise ModelFileError(
                     f"the network reaches {self.behind:,} frames back and needs "
                     f"{self._frame_bytes:,} bytes per frame, {least:,} in all; expected at most "
-                    f"{_MAX_BYTES:,}"
+                    f"{MAX_BYTES:,}"
                 )
         self._run: Callable[[np.ndarray, tuple[int, int]], np.ndarray]
         if nodes is None:
@@ -189,7 +191,13 @@ class MaskStream:
 
     def push(self, samples: np.ndarray) -> np.ndarray:
         """Takes the next samples, float [any number], and returns those that are finished."""
-        samples = require_signal(samples).astype(np.float32, copy=False)
+        samples = require_signal(samples)
+        highest = float(np.max(np.abs(samples), initial=0.0))
+        if highest > _MAX_SAMPLE:
+            raise ValueError(
+                f"signal reaches {highest:.3g}, expected full scale at 1, at most {_MAX_SAMPLE:g}"
+            )
+        samples = samples.astype(np.float32, copy=False)
         self._num_samples += len(samples)
         self._append(samples)
         stft = self._enhancer.conventions.stft
@@ -238,8 +246,8 @@ class MaskStream:
             context = np.concatenate([self._past, compress(spectra[:, :-1], power)])
             mask = enhancer.masks(context, len(self._past), self._shape)
             spectra[:, :-1] = expand(mask * context[len(self._past) :], power)
-        spectra[:, -1] = 0
-        output = self._synthesis.add(spectra)
+            spectra[:, -1] = 0
+            output = self._synthesis.add(spectra)
         if not np.isfinite(output).all():
             raise ValueError(f"{enhancer.path}: the network's output holds a NaN or an infinity")
         self._num_frames += count

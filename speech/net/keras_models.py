@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 import numpy as np
 
 from speech.modelfile import LayerSpec
+from speech.net.memory import MAX_BYTES, keras_bytes, too_large
 
 
 def keras_function(layers: Iterable[LayerSpec]) -> Callable[[np.ndarray], np.ndarray]:
@@ -17,7 +18,8 @@ def keras_function(layers: Iterable[LayerSpec]) -> Callable[[np.ndarray], np.nda
 
     Returns:
         A function of float32 [batch, time, ...] or [batch, values], of any batch and time, that
-        returns float32. It may be called from several threads.
+        returns float32. It may be called from several threads. A batch without time goes in parts
+        that fit into memory. It raises ValueError for a signal that does not fit.
     """
     from speech.device import quiet_start
 
@@ -42,7 +44,19 @@ def keras_function(layers: Iterable[LayerSpec]) -> Callable[[np.ndarray], np.nda
         def call(x):
             return model(x, training=False)
 
-    def run(values: np.ndarray) -> np.ndarray:
+    def part(values: np.ndarray) -> np.ndarray:
         return np.array(keras.ops.convert_to_numpy(call(values)), np.float32)
+
+    def run(values: np.ndarray) -> np.ndarray:
+        num_frames = values.shape[1] if values.ndim > 2 else 1
+        item_bytes = keras_bytes(layers, num_frames)
+        if values.ndim == 2:
+            size = max(1, MAX_BYTES // max(item_bytes, 1))
+            return np.concatenate(
+                [part(values[at : at + size]) for at in range(0, max(len(values), 1), size)]
+            )
+        if item_bytes * len(values) > MAX_BYTES:
+            raise ValueError(too_large(item_bytes * len(values), f"{num_frames:,} frames"))
+        return part(values)
 
     return run

@@ -17,6 +17,7 @@ from speech.modelfile import (
     ModelFile,
     ModelFileError,
     linked,
+    refusals,
 )
 from speech.net.folding import fold_batch_normalization
 
@@ -114,23 +115,9 @@ class MaskSummary:
         """Bytes of the values in FP32."""
         return 4 * self.num_parameters
 
-    @classmethod
-    def of(cls, file: ModelFile) -> MaskSummary:
-        """Reads them off a model file.
-
-        Raises:
-            ModelFileError: The file holds a network of another kind, or one without a reach.
-        """
-        conventions = MaskConventions.of(file.meta)
-        reach = reach_of(file.layers)
-        stft, rate_hz = conventions.stft, conventions.sample_rate_hz
-        folded = fold_batch_normalization(file.layers)
-        return cls(
-            sum(array.size for layer in folded for array in layer.weights.values()),
-            1 + reach.behind,
-            (1 + reach.behind) * stft.hop / rate_hz,
-            1000 * (stft.frame + reach.ahead * stft.hop) / rate_hz,
-        )
+    def to_json(self) -> dict[str, Any]:
+        """Returns all figures and the line as JSON values."""
+        return {**dataclasses.asdict(self), "num_bytes": self.num_bytes, "text": str(self)}
 
     def __str__(self) -> str:
         """Returns one line."""
@@ -139,3 +126,24 @@ class MaskSummary:
             f"normalisation folded away, reach {self.reach_s:.2f} s ({self.reach_frames} frames), "
             f"latency {self.latency_ms:g} ms"
         )
+
+
+def summary_of(file: ModelFile) -> MaskSummary | None:
+    """Returns the figures of a network of the kind 'complex_mask', None for another kind.
+
+    Raises:
+        ModelFileError: The network has no reach.
+    """
+    if file.kind != COMPLEX_MASK:
+        return None
+    with refusals(file.path):
+        conventions = MaskConventions.of(file.meta)
+        reach = reach_of(file.layers)
+    stft, rate_hz = conventions.stft, conventions.sample_rate_hz
+    folded = fold_batch_normalization(file.layers)
+    return MaskSummary(
+        sum(array.size for layer in folded for array in layer.weights.values()),
+        1 + reach.behind,
+        (1 + reach.behind) * stft.hop / rate_hz,
+        1000 * (stft.frame + reach.ahead * stft.hop) / rate_hz,
+    )

@@ -4,8 +4,10 @@
 operations they come to (the tape), finds memory for what the operations pass on, and leads through
 a training step. Each core takes a piece of signal (2 s, say) through as many operations as need
 nothing of other pieces; only the batch statistics of a normalisation make all pieces wait for each
-other. Whatever lives within such a phase lies in a buffer of the thread, which stays in the core's
-cache. Normalisation, activation and residual are one operation.
+other. It goes through such a phase block by block, some frames at a time, which stay in the core's
+cache from operation to operation; what no later phase and no other block reads has memory for one
+block only. Normalisation, activation and residual are one operation. The backward pass computes
+activations again that it would have to read from memory.
 
 Tensors are float32 [pieces, frames, bands, channels]; inside, channels are filled up with zeros to
 whole vectors of 8. Weights have Keras' shapes and come and go in Keras' order. NumPy only.
@@ -19,7 +21,7 @@ BatchNormalization, Activation (SiLU, linear) and Add.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -33,6 +35,13 @@ LANES = 8
 )
 _ACTIVATIONS = {"linear": 0, "silu": 1, "swish": 1}
 _MAX_TAPS = 64  # MOST_SEGMENTS in tape.c
+
+#: A block of frames holds so many floats of the widest tensor, 64 kB: several fit into a core's
+#: second cache.
+_BLOCK_FLOATS = 16384
+_FEWEST_FRAMES = 4
+_LINE_FLOATS = 16
+_TURNED_FRAMES = 4  # TURNED in tape.c
 
 #: class name, layer name, Keras config, names of the layers it reads
 Layer = tuple[str, str, dict[str, Any], Sequence[str]]
@@ -288,7 +297,7 @@ class _Tensor(ctypes.Structure):
         ("data", ctypes.c_void_p),
         ("stride", ctypes.c_int64),
         ("per", ctypes.c_int32),
-        ("unused", ctypes.c_int32),
+        ("frame", ctypes.c_int32),
     ]
 
 
@@ -297,7 +306,7 @@ _NUMBERS = (
     "in_channels", "out_bands", "out_channels", "activation", "history",
 )  # fmt: skip
 _TENSORS = (
-    "in", "out", "extra", "residual", "weights", "bias", "scale", "shift", "level", "sums",
+    "in", "out", "extra", "residual", "value", "weights", "bias", "scale", "shift", "level", "sums",
 )  # fmt: skip
 
 
@@ -310,21 +319,30 @@ class _Buffer:
     """A tensor to find memory for.
 
     Attributes:
-        size: Floats of one piece.
-        array: float32 [pieces or threads, size], once it was found; constants have it at once.
+        size: Floats: of a frame if it has frames, else in all.
+        array: float32 [owners, floats], once it was found; constants have it at once.
         per: Who owns a row: 0 all, 1 each piece, 2 each thread.
+        has_frames: Whether it runs along the piece.
         first: Number of the operation that writes it first; likewise ``last``, that reads it last.
         phases: Phases in which it is used.
-        fixed: Keep it, whoever reads it (inputs, outputs).
+        is_far: Whether an operation reads other frames of it than the one it writes.
+        is_fixed: Keep all of it, whoever reads it (inputs, outputs).
     """
 
     size: int
     array: np.ndarray | None = None
     per: int = 1
+    has_frames: bool = True
     first: int = 1 << 30
     last: int = -1
     phases: set[int] = field(default_factory=set)
-    fixed: bool = False
+    is_far: bool = False
+    is_fixed: bool = False
+
+    @property
+    def is_local(self) -> bool:
+        """Whether memory for one block of frames is enough."""
+        return not (self.is_far or self.is_fixed or len(self.phases) > 1)
 
 
 @dataclass(eq=False)
@@ -334,9 +352,18 @@ class _Op:
     tensors: dict[str, _Buffer]
 
 
+def _aligned(rows: int, size: int) -> np.ndarray:
+    """Returns float32 zeros [rows, size]; each row begins with a line of the cache."""
+    stride = -(-size // _LINE_FLOATS) * _LINE_FLOATS
+    memory = np.zeros(rows * stride + _LINE_FLOATS, np.float32)
+    start = -memory.ctypes.data % (4 * _LINE_FLOATS) // 4
+    return memory[start : start + rows * stride].reshape(rows, stride)[:, :size]
+
+
 def _constant(array: np.ndarray, per: int = 0) -> _Buffer:
     """Returns an array that exists as a buffer: one for all, or a row for each piece."""
-    return _Buffer(int(np.prod(array.shape[1:])) if per else array.size, array, per, fixed=True)
+    size = int(np.prod(array.shape[1:])) if per else array.size
+    return _Buffer(size, array, per, has_frames=False, is_fixed=True)
 
 
 class _Program:
@@ -362,32 +389,60 @@ class _Program:
             buffer.phases.add(len(self.phases) - 1)
             if buffer.array is None and buffer not in self._buffers:
                 self._buffers.append(buffer)
+        if numbers.get("taps", 1) > 1:
+            used["in"].is_far = True
         self.phases[-1].append(_Op(kind, numbers, used))
         self._count += 1
 
-    def allocate(self, pieces: int, threads: int) -> int:
+    def block_frames(self, phase: int) -> int:
+        """Returns the number of frames that a phase works on at a time."""
+        widest = max(
+            (
+                buffer.size
+                for op in self.phases[phase]
+                for buffer in op.tensors.values()
+                if buffer.has_frames
+            ),
+            default=1,
+        )
+        return max(_BLOCK_FLOATS // widest, _FEWEST_FRAMES)
+
+    def allocate(self, pieces: int, frames: int, threads: int) -> int:
         """Gives every buffer memory, which buffers share that are not needed at a time.
+
+        Blocks of frames come one after the other, so within a phase only buffers of one block
+        may take turns.
 
         Returns:
             The bytes taken.
         """
-        free: list[tuple[int, int, np.ndarray]] = []  # per, size, memory
+        free: list[tuple[tuple[int, bool], np.ndarray]] = []
         held: list[_Buffer] = []
         total = 0
+
+        def is_over(old: _Buffer, new: _Buffer) -> bool:
+            if old.is_local and new.is_local:
+                return old.last < new.first
+            return max(old.phases) < min(new.phases)
+
         for buffer in sorted(self._buffers, key=lambda item: item.first):
-            for other in [item for item in held if item.last < buffer.first and not item.fixed]:
+            for other in [x for x in held if not x.is_fixed and is_over(x, buffer)]:
                 held.remove(other)
                 assert other.array is not None
-                free.append((other.per, other.array.shape[1], other.array))
-            buffer.per = 1 if buffer.fixed or len(buffer.phases) > 1 else 2
-            fits = [x for x in free if x[0] == buffer.per and x[1] >= buffer.size]
-            if fits and not buffer.fixed:
-                best = min(fits, key=lambda x: x[1])
-                free = [x for x in free if x[2] is not best[2]]
-                buffer.array = best[2]
+                free.append(((other.per, other.is_local), other.array))
+            buffer.per = 2 if not buffer.is_fixed and len(buffer.phases) == 1 else 1
+            kind, size = (buffer.per, buffer.is_local), buffer.size
+            if buffer.has_frames:
+                block = self.block_frames(min(buffer.phases))
+                size *= min(block, frames) if buffer.is_local else frames
+            fits = [x for x in free if x[0] == kind and x[1].shape[1] >= size]
+            if fits and not buffer.is_fixed:
+                best = min(fits, key=lambda x: x[1].shape[1])
+                free = [x for x in free if x[1] is not best[1]]
+                buffer.array = best[1]
             else:
                 rows = pieces if buffer.per == 1 else threads
-                buffer.array = np.zeros((rows, buffer.size), np.float32)
+                buffer.array = _aligned(rows, size)
                 total += buffer.array.nbytes
             held.append(buffer)
         return total
@@ -405,16 +460,10 @@ class _Program:
                     memory = buffer.array
                     assert memory is not None
                     stride = memory.strides[0] // 4 if buffer.per else 0
-                    setattr(record, name, _Tensor(memory.ctypes.data, stride, buffer.per, 0))
+                    frame = 0 if buffer.is_local or not buffer.has_frames else buffer.size
+                    setattr(record, name, _Tensor(memory.ctypes.data, stride, buffer.per, frame))
             result.append(array)
         return result
-
-
-def _run(records: Any, pieces: int, frames: int, threads: int) -> None:
-    if len(records):
-        blockconv.kernels().run_phase(
-            records, len(records), ctypes.c_int64(pieces), frames, threads
-        )
 
 
 # --------------------------------------------------------------------------------------------
@@ -492,7 +541,7 @@ class Tape:
         if gradients:
             self._forward_phases = self._program.barrier()
             self._write_backward()
-        self.num_bytes = self._program.allocate(pieces, self.threads)
+        self.num_bytes = self._program.allocate(pieces, frames, self.threads)
         self._records = self._program.records()
 
     # ---- writing the tape
@@ -507,16 +556,17 @@ class Tape:
         return _constant(self._array(name, what, self.pieces, 2, channels, dtype=np.float64), 1)
 
     def _size(self, node: Node) -> int:
-        return self.frames * node.bands * padded(node.channels)
+        """Returns the floats of a frame."""
+        return node.bands * padded(node.channels)
 
     def _write_forward(self) -> list[_Buffer]:
         add, values = self._program.add, []
         for index, node in enumerate(self.nodes):
             if node.kind == "input":
-                out = _Buffer(self.frames * node.bands * node.channels, fixed=True)
+                out = _Buffer(node.bands * node.channels, is_fixed=True)
                 values.append(out)
                 continue
-            out = _Buffer(self._size(node), fixed=index == len(self.nodes) - 1)
+            out = _Buffer(self._size(node), is_fixed=index == len(self.nodes) - 1)
             sources = [values[source] for source in node.inputs]
             wide, source = padded(node.channels), self.nodes[node.inputs[0]]
             if node.kind == "conv":
@@ -586,8 +636,9 @@ class Tape:
         """Writes the operations that turn the gradient of the output into those of all weights."""
         nodes, values, add = self.nodes, self._values, self._program.add
         gradients: list[_Buffer | None] = [None] * len(nodes)
+        waiting: dict[int, Any] = {}  # node -> writes what needs the node's output once more
         last = len(nodes) - 1
-        gradients[last] = self._upstream = _Buffer(self._size(nodes[last]), fixed=True)
+        gradients[last] = self._upstream = _Buffer(self._size(nodes[last]), is_fixed=True)
 
         def shape(node: Node) -> dict[str, int]:
             return {"out_bands": node.bands, "out_channels": padded(node.channels)}
@@ -600,16 +651,22 @@ class Tape:
                 return known, 0
             return known, 1
 
+        def collide(one: int, other: int, done: int) -> bool:
+            """Returns whether what happens to one's gradient would spoil that of the other."""
+            adding = [i for i in range(other, done) if one in nodes[i].inputs]
+            later = nodes[max(one, other)]
+            in_place = later.kind == "apply" and len(later.inputs) == 1
+            return bool(adding) or in_place
+
         def give(index: int, gradient: _Buffer, reader: int) -> None:
             """Passes a gradient on as it is; ``reader`` is the node that does so."""
             if gradients[index] is not None:
                 add(_ADD, {"in": gradient, "out": gradients[index]}, accumulate=1,
                     **shape(nodes[index]))  # fmt: skip
                 return
-            others = [i for i, node in enumerate(nodes) if index in node.inputs and i != reader]
-            partners = [i for i in nodes[reader].inputs if i != index]
-            if others and any(other > partner for other in others for partner in partners):
-                # Others will add to it before the partner has read it: it needs its own.
+            sharing = [i for i in range(reader) if gradients[i] is gradient] + [index]
+            pairs = [(one, other) for one in sharing for other in sharing if one != other]
+            if any(collide(one, other, reader) for one, other in pairs):
                 own = _Buffer(self._size(nodes[index]))
                 add(_ADD, {"in": gradient, "out": own}, **shape(nodes[index]))
                 gradient = own
@@ -632,9 +689,13 @@ class Tape:
                 wide = padded(node.channels)
                 sums = self._sums(node.name, "sums", wide) if node.normalized else None
                 inputs = {"extra": values[node.inputs[0]], **self._scale_and_shift(node)}
+                if index in waiting:
+                    inputs["value"] = again = _Buffer(self._size(node))
                 if curved or sums is not None:
                     add(_ACT_GRADIENT, {"in": gradient, "out": out, "sums": sums, **inputs},
                         activation=_ACTIVATIONS[node.activation], **shape(node))  # fmt: skip
+                if index in waiting:
+                    waiting.pop(index)(again)
                 if not node.normalized:
                     assert gradients[node.inputs[0]] is None, "activations are read alone"
                     gradients[node.inputs[0]] = out
@@ -650,13 +711,20 @@ class Tape:
                     {"in": out, "extra": values[node.inputs[0]], "out": below, **numbers},
                     **shape(node))  # fmt: skip
             elif node.kind == "conv":
-                self._write_conv_gradients(node, gradient, values, receive)
+                write_weights = self._write_conv_gradients(node, gradient, receive)
+                readers = [other for other in nodes if node.inputs[0] in other.inputs]
+                if source.kind == "apply" and len(source.inputs) == 1 == len(readers):
+                    # Not kept since the forward pass: its own gradient computes it anyway.
+                    waiting[node.inputs[0]] = write_weights
+                else:
+                    write_weights(values[node.inputs[0]])
             else:
-                weights = self._array(node.name, "gradient", self.pieces, source.bands, node.bands)
+                columns = padded(node.bands)
+                weights = self._array(node.name, "gradient", self.pieces, source.bands, columns)
                 bias = None
                 if node.use_bias:
                     bias = _constant(
-                        self._array(node.name, "bias_gradient", self.pieces, node.bands), 1
+                        self._array(node.name, "bias_gradient", self.pieces, columns), 1
                     )
                 sizes = {
                     "in_bands": source.bands, "in_channels": padded(node.channels), **shape(node),
@@ -667,7 +735,9 @@ class Tape:
                         "in": values[node.inputs[0]],
                         "extra": gradient,
                         "out": _constant(weights, 1),
-                        "level": _Buffer(source.bands * node.bands * LANES),
+                        "level": _Buffer(
+                            _TURNED_FRAMES * padded(node.channels) * columns, has_frames=False
+                        ),
                         "sums": bias,
                     },
                     **sizes,
@@ -682,8 +752,9 @@ class Tape:
                 )  # fmt: skip
 
     def _write_conv_gradients(
-        self, node: Node, gradient: _Buffer, values: list[_Buffer], receive: Any
-    ) -> None:
+        self, node: Node, gradient: _Buffer, receive: Any
+    ) -> Callable[[_Buffer], None]:
+        """Writes all but the gradient of the weights; returns what writes that, given the input."""
         add = self._program.add
         source, wide = self.nodes[node.inputs[0]], padded(node.channels)
         ins = _in_stride(self.nodes, node)
@@ -693,25 +764,28 @@ class Tape:
                 {"in": gradient, "out": gradient,
                  "sums": self._sums(node.name, "bias_gradient", wide)},
                 out_bands=node.bands, out_channels=wide)  # fmt: skip
+        if source.kind != "input":
+            turned = self._array(node.name, "backward", node.taps, node.width, wide, ins)
+            below, accumulate = receive(node.inputs[0])
+            add(
+                _CONV,
+                {"in": gradient, "out": below, "weights": _constant(turned)},
+                accumulate=accumulate, taps=node.taps, first=-first, step=-step, width=node.width,
+                stride=1, pad=node.width - 1 - node.pad, in_bands=node.bands, in_channels=wide,
+                out_bands=source.bands, out_channels=ins,
+            )  # fmt: skip
         weights = self._array(node.name, "gradient", self.pieces, node.taps, node.width, ins, wide)
-        add(
-            _CONV_WEIGHTS,
-            {"in": values[node.inputs[0]], "extra": gradient, "out": _constant(weights, 1)},
-            taps=node.taps, first=first, step=step, width=node.width, stride=node.stride,
-            pad=node.pad, in_bands=source.bands, in_channels=ins, out_bands=node.bands,
-            out_channels=wide,
-        )  # fmt: skip
-        if source.kind == "input":
-            return
-        turned = self._array(node.name, "backward", node.taps, node.width, wide, ins)
-        below, accumulate = receive(node.inputs[0])
-        add(
-            _CONV,
-            {"in": gradient, "out": below, "weights": _constant(turned)},
-            accumulate=accumulate, taps=node.taps, first=-first, step=-step, width=node.width,
-            stride=1, pad=node.width - 1 - node.pad, in_bands=node.bands, in_channels=wide,
-            out_bands=source.bands, out_channels=ins,
-        )  # fmt: skip
+
+        def write_weights(inputs: _Buffer) -> None:
+            add(
+                _CONV_WEIGHTS,
+                {"in": inputs, "extra": gradient, "out": _constant(weights, 1)},
+                taps=node.taps, first=first, step=step, width=node.width, stride=node.stride,
+                pad=node.pad, in_bands=source.bands, in_channels=ins, out_bands=node.bands,
+                out_channels=wide,
+            )  # fmt: skip
+
+        return write_weights
 
     # ---- running
 
@@ -747,7 +821,7 @@ class Tape:
         for phase in range(self._forward_phases):
             if phase in starts:
                 self._normalize(self.nodes[starts[phase]], weights)
-            _run(self._records[phase], pieces, frames, min(self.threads, pieces))
+            self._run(phase, pieces, frames)
         return self._output(pieces, frames)
 
     def backward(self, gradient: np.ndarray, weights: Weights) -> dict[str, dict[str, np.ndarray]]:
@@ -764,11 +838,21 @@ class Tape:
             if phase in turns:
                 node = self.nodes[turns[phase]]
                 result[node.name] = self._turn(node, weights)
-            _run(self._records[phase], self.pieces, self.frames, self.threads)
+            self._run(phase, self.pieces, self.frames)
         for node in self.nodes:
             if node.kind in ("conv", "bands"):
                 result[node.name] = self._weight_gradients(node, weights)
         return result
+
+    def _run(self, phase: int, pieces: int, frames: int) -> None:
+        records = self._records[phase]
+        if not len(records):
+            return
+        blockconv.kernels().run_phase(
+            records, len(records), ctypes.c_int64(pieces), frames,
+            self._program.block_frames(phase), phase >= self._forward_phases,
+            min(self.threads, pieces),
+        )  # fmt: skip
 
     def _output(self, pieces: int, frames: int) -> np.ndarray:
         node, memory = self.nodes[-1], self._values[-1].array
@@ -777,20 +861,31 @@ class Tape:
         out = own[..., : node.channels]
         if not node.split:
             return out.copy()
-        bins = out.reshape(pieces, frames, node.bands * node.split, -1)
-        return bins[:, :, node.split // 2 : -(node.split // 2)].copy()
+        half = node.split // 2
+        parts = out.reshape(pieces, frames, node.bands, node.split, -1)
+        result = np.empty((*parts.shape[:2], (node.bands - 1) * node.split, parts.shape[4]), "f4")
+        result[:, :, :half] = parts[:, :, 0, half:]
+        result[:, :, -half:] = parts[:, :, -1, :half]
+        inner = result[:, :, half:-half].reshape(*parts.shape[:2], node.bands - 2, *parts.shape[3:])
+        inner[:] = parts[:, :, 1:-1]
+        return result
 
     def _take_upstream(self, gradient: np.ndarray) -> None:
         node, memory = self.nodes[-1], self._upstream.array
         assert memory is not None
-        rows = memory.reshape(self.pieces, self.frames, node.bands, -1)
+        rows = memory.reshape(self.pieces, self.frames, node.bands, -1)[..., : node.channels]
         if not node.split:
-            rows[..., : node.channels] = gradient
+            rows[:] = gradient
             return
-        half, channels = node.split // 2, node.channels // node.split
-        bins = np.zeros((*gradient.shape[:2], node.bands * node.split, channels), np.float32)
-        bins[:, :, half:-half] = gradient
-        rows[..., : node.channels] = bins.reshape(self.pieces, self.frames, node.bands, -1)
+        half = node.split // 2
+        parts = rows.reshape(*rows.shape[:3], node.split, -1)
+        parts[:, :, 0, :half] = 0
+        parts[:, :, 0, half:] = gradient[:, :, :half]
+        parts[:, :, 1:-1] = gradient[:, :, half:-half].reshape(
+            *rows.shape[:2], node.bands - 2, *parts.shape[3:]
+        )
+        parts[:, :, -1, :half] = gradient[:, :, -half:]
+        parts[:, :, -1, half:] = 0
 
     def _fill(self, weights: Weights) -> None:
         """Copies the weights into the layout of the kernels."""
@@ -854,9 +949,9 @@ class Tape:
         total = self._memory[node.name, "gradient"].sum(0)
         result = {}
         if node.kind == "bands":
-            result["kernel"] = total
+            result["kernel"] = total[:, : node.bands]
             if node.use_bias:
-                result["bias"] = self._memory[node.name, "bias_gradient"].sum(0)
+                result["bias"] = self._memory[node.name, "bias_gradient"].sum(0)[: node.bands]
             return result
         ins = self.nodes[node.inputs[0]].channels
         running = total[:, :, :ins, : node.channels]

@@ -145,7 +145,7 @@ class MaskTrainingModel(keras.Model):
 
 def layers_of(network: keras.Model) -> list[tape.Layer]:
     """Returns the layers of a Keras model as `speech.net.tape.read_layers` takes them."""
-    result = []
+    result: list[tape.Layer] = []
     for layer in network.layers:
         sources = []
         if not isinstance(layer, keras.layers.InputLayer):

@@ -8,19 +8,28 @@ verified, and a damaged file is made anew.
 
 from __future__ import annotations
 
-import json
 import shutil
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from speech import cli, files
+from speech.base import schema
 from speech.opencorpus import g722, noises, packages, recipe, report, voices
-from speech.sounds import SAMPLE_RATE_HZ, condition, lay_out_keys, manifest_of, to_int16, write_flac
+from speech.sounds import (
+    SAMPLE_RATE_HZ,
+    condition,
+    lay_out_keys,
+    manifest_of,
+    read_manifest,
+    to_int16,
+    write_flac,
+)
 
 MANIFEST = "MANIFEST.sha256"
 STATE = ".state"
@@ -132,15 +141,36 @@ def read_records(book: dict, out: Path) -> dict[str, dict]:
     return records
 
 
+@dataclass
+class _File:
+    sha256: str
+    seconds: int | float
+
+
+@dataclass
+class _Record:
+    """The part of a record that every part has; `report` prints the rest."""
+
+    fingerprint: str
+    files: dict[str, _File]
+    num_sources: int = 0
+    num_clips: int = 0
+    refused: dict[str, int] = field(default_factory=dict)
+    f0_hz: int | float = 0.0
+    level_range_db: int | float = 0.0
+
+
 def _read_record(out: Path, name: str, fingerprint: str) -> dict | None:
     try:
-        record = json.loads((out / STATE / f"{name}.json").read_text(encoding="utf-8"))
+        path = out / STATE / f"{name}.json"
+        about = schema.read(path, _Record)
+        record = schema.read(path, dict[str, Any])
     except (OSError, ValueError):
         return None
-    if record.get("fingerprint") != fingerprint:
+    if about.fingerprint != fingerprint:
         return None
-    for path, about in record["files"].items():
-        if not (out / path).is_file() or files.sha256_of(out / path) != about["sha256"]:
+    for path_of, file in about.files.items():
+        if not (out / path_of).is_file() or files.sha256_of(out / path_of) != file.sha256:
             return None
     return record
 
@@ -384,10 +414,10 @@ def _write_papers(
 def _is_whole(out: Path) -> bool:
     """Tells whether the files that ``MANIFEST`` names are there with their sums."""
     try:
-        lines = (out / MANIFEST).read_text(encoding="utf-8").splitlines()
-    except OSError:
+        named = read_manifest(out / MANIFEST)
+    except (OSError, ValueError):
         return False
-    named = (line.split("  ", 1) for line in lines)
     return all(
-        (out / name).is_file() and files.sha256_of(out / name) == sum_ for sum_, name in named
+        (out / name).is_file() and files.sha256_of(out / name) == sum_
+        for name, sum_ in named.items()
     )

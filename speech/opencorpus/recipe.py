@@ -9,16 +9,22 @@
   start_s, end_s; the whole file where these are missing) or ``make`` and ``duration_s``.
 
 The sum of the package fixes every file in it, so files have no sums of their own.
+
+A recipe is data, possibly of a stranger: names, versions and paths must look like such
+(``speech.debian``) before a tool or the file system sees one of them, and lengths are bounded.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
+
+from speech import debian
 
 BUNDLED = Path(__file__).with_name("recipe.json")
 SPLITS = ("TRAIN", "TEST")
@@ -28,6 +34,12 @@ SYNTHETIC = ("white", "pink", "brown", "hum")
 OF_VOICES = ("babble", "speech_shaped")
 
 
+#: Bounds what a recipe may ask for, in seconds and in bytes.
+MAX_SECONDS = 3600.0
+MAX_BYTES = 16 << 20
+MAX_TALKERS = 100
+
+
 def read_recipe(path: Path = BUNDLED) -> dict:
     """Reads and checks a recipe.
 
@@ -35,13 +47,15 @@ def read_recipe(path: Path = BUNDLED) -> dict:
         ValueError: The file is no recipe, or names a package, split or maker that there is not.
     """
     try:
+        if path.stat().st_size > MAX_BYTES:
+            raise ValueError(f"over {MAX_BYTES:,} bytes, expected a recipe")
         recipe = json.loads(path.read_text(encoding="utf-8"))
         _check(recipe)
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not a JSON file ({error})") from error
     except KeyError as error:
         raise ValueError(f"{path}: an entry lacks {error}") from error
-    except (TypeError, AttributeError) as error:
+    except (TypeError, AttributeError, LookupError, RecursionError) as error:
         raise ValueError(f"{path}: not a recipe ({error})") from error
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
@@ -51,25 +65,62 @@ def read_recipe(path: Path = BUNDLED) -> dict:
 def _check(recipe: dict) -> None:
     packages = recipe["packages"]
     for name, about in packages.items():
+        debian.check_package(name, about["version"])
         for key in ("version", "sha256", "title", "copyright", "licence"):
-            if not about[key]:
-                raise ValueError(f"package {name}: {key} is empty")
+            if not about[key] or not isinstance(about[key], str):
+                raise ValueError(f"package {name}: {key} is empty, or no text")
+        if not re.fullmatch("[0-9a-f]{64}", about["sha256"]):
+            raise ValueError(f"package {name}: sha256 is not 64 small hexadecimal digits")
     for speaker, voice in recipe["speakers"].items():
-        if not re.fullmatch(r"[FM][A-Z]{2}\d", speaker):
-            raise ValueError(f"speaker {speaker!r}: give F or M, two letters, a digit")
+        if not re.fullmatch("[FM][A-Z]{2}[0-9]", speaker):
+            raise ValueError(f"speaker {speaker!r:.40}: give F or M, two letters, a digit")
         if voice["split"] not in SPLITS or speaker[0] != voice["gender"][0].upper():
             raise ValueError(f"speaker {speaker}: split or gender is wrong")
+        for key in ("files", "exclude"):
+            if not isinstance(patterns := voice.get(key, []), list):
+                raise ValueError(f"speaker {speaker}: {key} is no list of patterns")
+            for pattern in patterns:
+                _check_path(f"speaker {speaker}", pattern)
+        lowest, highest = voice["f0_hz"]
+        for value in (lowest, highest, voice["min_level_range_db"], voice.get("min_high_db", 0)):
+            _check_number(f"speaker {speaker}", value, -1e6, 1e6)
     for kind, noise in recipe["noises"].items():
         if not re.fullmatch(r"[a-z]+", kind):
-            raise ValueError(f"noise {kind!r}: give small letters only")
+            raise ValueError(f"noise {kind!r:.40}: give small letters only")
         if not any(split in noise for split in SPLITS):
             raise ValueError(f"noise {kind}: has neither TRAIN nor TEST")
         for split in SPLITS:
             part = noise.get(split, {})
             if part.get("make", "white") not in SYNTHETIC + OF_VOICES:
-                raise ValueError(f"noise {kind}: cannot make {part['make']!r}")
+                raise ValueError(f"noise {kind}: cannot make {part['make']!r:.40}")
+            if part and "pieces" not in part and "make" not in part:
+                raise ValueError(f"noise {kind}: has neither pieces nor make")
+            if "make" in part and "pieces" not in part:
+                _check_number(f"noise {kind}", part["duration_s"], 0.0, MAX_SECONDS)
+            if "typing_s" in part:
+                _check_number(f"noise {kind}", part["typing_s"], 0.0, MAX_SECONDS)
+            talkers = part.get("talkers", 1)
+            if type(talkers) is not int or not 1 <= talkers <= MAX_TALKERS:
+                raise ValueError(f"noise {kind}: talkers is {talkers!r:.40}, expected 1 or more")
+            for piece in part.get("pieces", ()):
+                _check_path(f"noise {kind}", piece["file"])
+                for key in ("start_s", "end_s"):
+                    _check_number(f"noise {kind}", piece.get(key, 0), 0.0, 1e6)
     for name in sorted(used_packages(recipe) - packages.keys()):
         raise ValueError(f"package {name} is used but not described")
+
+
+def _check_path(whose: str, path: Any) -> None:
+    try:
+        debian.check_path(path)
+    except ValueError as error:
+        raise ValueError(f"{whose}: {error}") from None
+
+
+def _check_number(whose: str, value: Any, lowest: float, highest: float) -> None:
+    is_number = type(value) in (int, float) and math.isfinite(value)
+    if not is_number or not lowest <= value <= highest:
+        raise ValueError(f"{whose}: {value!r:.40} is not a number from {lowest:g} to {highest:g}")
 
 
 def used_packages(recipe: dict) -> set[str]:

@@ -46,17 +46,18 @@ def _totals(book: dict, records: dict[str, dict]) -> list[str]:
 
 def _voices(book: dict, records: dict[str, dict]) -> list[str]:
     rows = [
-        "| speaker | split | language | gender | voice | package | clips used | utterances | "
-        "minutes | F0 in Hz | level range in dB |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
+        "| speaker | split | language | gender | voice | package | clips used | left out | "
+        "utterances | minutes | F0 in Hz | level range in dB |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     order = sorted(book["speakers"].items(), key=lambda item: (item[1]["split"] == "TEST", item[0]))
     for speaker, voice in order:
         record, seconds = records[speaker], _utterances(records, speaker)
+        left_out = ", ".join(f"{reason} {count}" for reason, count in record["refused"].items())
         rows.append(
             f"| {speaker} | {voice['split']} | {voice['language']} | {voice['gender']} | "
             f"{voice['voice']} | {voice['package']} | "
-            f"{record['num_clips']} of {record['num_sources']} | {len(seconds)} | "
+            f"{record['num_clips']} of {record['num_sources']} | {left_out} | {len(seconds)} | "
             f"{sum(seconds) / 60:.1f} | {record['f0_hz']:.0f} | {record['level_range_db']:.0f} |"
         )
     return rows

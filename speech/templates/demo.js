@@ -240,6 +240,7 @@ async function show(result) {
     ["took", `${seconds(result.seconds)}, with start and loading ${seconds(result.seconds_in_all)}`],
     ["real-time factor", speed.toFixed(4)],
   ];
+  if (result.network) facts.push(["network", result.network]);
   if (result.in_blocks) facts.push(["long", "in cross-faded blocks"]);
   if (result.is_silent) facts.push(["note", "the clip is silent, and stays so"]);
   get("facts").replaceChildren(...facts.map(([name, value]) => {

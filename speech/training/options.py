@@ -70,7 +70,7 @@ _MIXING = {
     "codecs": "codec_share",
 }
 #: Options that one network alone has.
-_OF_FCN = ("filters", "loss", "gain_db", "snr")
+_OF_FCN = ("filters", "loss", "gain_db", "snr", "keep_low_snr")
 _OF_TF = (
     "size", "level", "noise_only", "speech_only", "babble", "synthetic_noise", "self_noise",
     "voices", "voice_speed", "voice_equalizer", "microphones", "microphone_equalizer", "clipping",
@@ -91,6 +91,8 @@ class DataOptions:
         skip_sa: Whether TIMIT's SA sentences are left out.
         split: How premixed files are split into training and validation: 'disjoint' or 'original'.
         seed: Of the split.
+        pair_by: How premixed files are paired (`speech.corpus.find_matches`).
+        keep_low_snr: Whether premixed files at -15 and -10 dB train the FCN too.
     """
 
     speech: tuple[Path, ...] = ()
@@ -101,6 +103,8 @@ class DataOptions:
     skip_sa: bool = False
     split: str = "disjoint"
     seed: int = 0
+    pair_by: str | None = None
+    keep_low_snr: bool = False
 
     @classmethod
     def of(cls, options: argparse.Namespace) -> DataOptions:
@@ -114,6 +118,8 @@ class DataOptions:
             skip_sa=options.skip_sa,
             split=options.split,
             seed=options.seed,
+            pair_by=options.pair_by,
+            keep_low_snr=bool(options.keep_low_snr),
         )
 
     @property
@@ -217,8 +223,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--workers", type=natural_number, metavar="N",
         help="processes that mix for tf (default: 1, on a GPU more; 0 for a thread)")  # fmt: skip
     add("--tensorboard", nargs="?", type=Path, const=False, metavar="DIR",
-        help="log errors and learning rate for TensorBoard (default DIR: OUT/tensorboard); needs "
-        "pip install tensorboard")  # fmt: skip
+        help="log errors, and the learning rate, for TensorBoard (default DIR: OUT/tensorboard); "
+        "needs pip install tensorboard")  # fmt: skip
     add("--json", **cli.JSON)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,9 @@ from speech.training.config import TrainingConfig
 from speech.training.pieces import PieceData
 from speech.training.trainer import MakeModel, Trainer
 from speech.weights import load_model_and_meta
+
+#: Waiting for data that is worth a line.
+_WAITING_SHARE = 0.1
 
 #: What the loss of the network over time and frequency is, for the axis of a figure.
 _SPECTRAL = "weighted error of compressed spectra"
@@ -120,7 +124,7 @@ def train(
     if config.hours is None:
         length = f"{len(training)} steps an epoch, {config.epochs} epochs"
     else:
-        length = f"{config.hours:g} hours, {config.batch_size} pieces a step"
+        length = f"{config.hours:g} hours, batches of {config.batch_size}"
     print(f"training    {length}, {engine}{devices}", flush=True)
     if not trainer.writes:
         trainer.run()
@@ -148,7 +152,11 @@ def train(
 
     out.mkdir(parents=True, exist_ok=True)
     write_text(out / "model.json", network.to_json(indent=2) + "\n")
+    started = time.perf_counter()
     trainer.run(report)
+    waited = trainer.waited_seconds / (time.perf_counter() - started)
+    if waited > _WAITING_SHARE:
+        print(f"note        the steps waited for data {100 * waited:.0f} % of the time")
     draw()
     if log is not None:
         log.close(trainer.state.history)

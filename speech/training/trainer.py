@@ -27,8 +27,7 @@ import math
 import signal
 import threading
 import time
-import zipfile
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
@@ -36,9 +35,10 @@ from typing import Any, NoReturn
 import keras
 import numpy as np
 
+from speech.base import schema
 from speech.conv import TrainingModel
 from speech.distribution import EveryNth, Machines, Replicas, Share, local_devices
-from speech.files import held, write_json, write_npz, write_text
+from speech.files import held, read_npz, write_json, write_npz, write_text
 from speech.losses import find_loss
 from speech.pipeline import Batch, Batches, TrainingData, data_fingerprint, prefetched
 from speech.runinfo import run_info
@@ -49,11 +49,16 @@ from speech.weights import save_model
 
 _LOGGER = logging.getLogger("speech")
 
-#: Batches of which averaged weights get the statistics of their normalisations.
-STATISTICS_BATCHES = 8
+#: Batches of which averaged weights get the statistics of their normalisations. Measured on a tiny
+#: network and 2000 steps: the validation error is 0.509 with averaged statistics, 0.502 to 0.504
+#: with those of 8, 16 or 32 batches.
+STATISTICS_BATCHES = 16
 
 #: A run with a budget validates less often where that would take a larger share of its time.
 _VALIDATION_SHARE = 0.1
+
+#: Steps before a validation, unless its time is asked for.
+_MIN_STEPS = 10
 
 #: Settings of a run that may change when it is taken up.
 _FREE = ("epochs", "hours", "validate_minutes", "conv")
@@ -100,6 +105,33 @@ class _State:
     def best_loss(self) -> float:
         """Smallest validation error so far."""
         return min((row["validation_loss"] for row in self.history), default=math.inf)
+
+
+@dataclass
+class _Stored:
+    """The state of a run in its checkpoint, as JSON; arrays stand beside it."""
+
+    fingerprint: dict[str, Any]
+    epoch: int
+    batch: int
+    loss_sum: float
+    seconds: float
+    history: list[dict[str, int | float]]
+    num_items: int | None = None
+    used_seconds: float = 0.0
+    length: dict[str, Any] | None = None
+
+    @classmethod
+    def of(cls, arrays: Mapping[str, np.ndarray]) -> _Stored:
+        """Reads it; ValueError if it is missing or malformed."""
+        if "state" not in arrays:
+            raise ValueError("it holds no state of a run")
+        stored = schema.parse(arrays["state"].tobytes(), cls)
+        if min(stored.epoch, stored.batch, stored.num_items or 0) < 0:
+            raise ValueError("it counts fewer than no epochs")
+        if not all({"epoch", "validation_loss"} <= row.keys() for row in stored.history):
+            raise ValueError("its history lacks epochs or losses")
+        return stored
 
 
 class Trainer:
@@ -151,12 +183,12 @@ class Trainer:
         engine = "keras" if len(devices) > 1 else config.conv
         self.model = (make_model or self._waveform_model)(network, engine)
         self.optimizer = _optimizer(config)
-        # No XLA: it would compile anew for every length, and can't call the C kernels. JAX is
-        # nothing without it.
+        # No XLA: it would compile anew for every length, and can't call the C kernels. Pieces have
+        # one length, and JAX is slow without it.
         self.model.compile(
             optimizer=self.optimizer,
             weighted_metrics=["mse"] if self._reports_mse else [],
-            jit_compile=keras.backend.backend() == "jax",
+            jit_compile=isinstance(training, PieceData) and keras.backend.backend() == "jax",
         )
         self.optimizer.build(network.trainable_variables)
         self._replicas = None
@@ -231,9 +263,6 @@ class Trainer:
                 while not self._is_done():
                     row = self._epoch(batches)
                     self._share_state()  # machines of another kind round in another way
-                    trained = self.state.used_seconds
-                    self._tick()
-                    self._validation_seconds = self.state.used_seconds - trained
                     if on_epoch is not None:
                         on_epoch(row)
         if self.config.hours is not None:
@@ -254,8 +283,14 @@ class Trainer:
         state, budget = self.state, self.config.budget_seconds
         if budget is None:
             return state.batch >= len(self.training)
+        if not state.num_items or state.used_seconds >= budget:
+            return state.num_items > 0
+        # The first steps of a call are slow: what they need is built.
+        soon = self.config.validate_minutes is None and (
+            state.num_items < _MIN_STEPS * self.training.batch_size
+        )
         wait = max(self.config.validate_seconds, self._validation_seconds / _VALIDATION_SHARE)
-        return state.num_items > 0 and (state.used_seconds >= budget or state.seconds >= wait)
+        return state.seconds >= wait and not soon
 
     def _now(self) -> float:
         """Returns the seconds of the whole run, by the clock of this machine."""
@@ -318,7 +353,7 @@ class Trainer:
             if self._signal is not None:
                 self._stop()
             if self.writes and time.monotonic() - written > self.checkpoint_seconds:
-                self._save_progress()
+                self._save_progress(exact=False)
                 written = time.monotonic()
         bar.close()
         try:
@@ -347,6 +382,10 @@ class Trainer:
         state.num_items, state.loss_sum, state.seconds = 0, 0.0, 0.0
         if self.writes:
             self._save_models()
+        trained = state.used_seconds
+        self._tick()
+        self._validation_seconds = state.used_seconds - trained
+        if self.writes:
             self._save_checkpoint()
         return row
 
@@ -448,13 +487,18 @@ class Trainer:
         return self._statistics_batches
 
     @contextlib.contextmanager
-    def _averaged(self) -> Iterator[None]:
-        """Puts the average of the weights, if there is one, into the network for a while."""
+    def _averaged(self, exact: bool = True) -> Iterator[None]:
+        """Puts the average of the weights, if there is one, into the network for a while.
+
+        Args:
+            exact: With statistics of its own; else with the average of those of the steps, which
+                takes no time.
+        """
         if self.state.average is None:
             yield
             return
         current = [np.array(array) for array in self.network.get_weights()]
-        self.network.set_weights(self._averaged_weights())
+        self.network.set_weights(self._averaged_weights() if exact else self.state.average)
         try:
             yield
         finally:
@@ -472,7 +516,9 @@ class Trainer:
                 raise KeyboardInterrupt
             self._signal = number
 
-        before = {number: signal.signal(number, ask) for number in _ENDINGS}
+        # What is ignored stays ignored: Ctrl-C, in the background of a shell.
+        heard = [x for x in _ENDINGS if signal.getsignal(x) is not signal.SIG_IGN]
+        before = {number: signal.signal(number, ask) for number in heard}
         try:
             yield
         finally:
@@ -482,23 +528,23 @@ class Trainer:
     def _stop(self) -> NoReturn:
         """Ends the run as a signal has asked, all its files written."""
         if self.writes:
-            self._save_progress()
+            self._save_progress(exact=True)
             _LOGGER.info("%s: stopped; the same command goes on from here", self.out)
         number, self._signal = self._signal, None
         if number == signal.SIGTERM:
             raise SystemExit(128 + number)
         raise KeyboardInterrupt
 
-    def _save_progress(self) -> None:
+    def _save_progress(self, exact: bool) -> None:
         """Writes the checkpoint between validations; with a budget, the model as well."""
         # The step of a finite error may have spoilt them; the next error would tell.
         if not all(np.isfinite(array).all() for array in self.network.get_weights()):
             self._diverged("weights became infinite or NaN", f"step {self.state.batch}")
-        if self.config.hours is not None:
-            self._save_models()
         self._save_checkpoint()
+        if self.config.hours is not None:
+            self._save_models(exact)
 
-    def _save_models(self) -> None:
+    def _save_models(self, exact: bool = True) -> None:
         state, timed = self.state, self.config.hours is not None
         done: dict[str, Any] = {
             "epochs_done": state.epoch,
@@ -518,7 +564,7 @@ class Trainer:
                 "data_sha256": self._fingerprint["data"],
             },
         }
-        with self._averaged():
+        with self._averaged(exact):
             save_model(self.network, self.out / ("model.h5" if timed else "last.h5"), meta)
         if not timed:
             current = self.network.get_weights()
@@ -570,20 +616,15 @@ class Trainer:
         if not self.checkpoint_path.exists():
             return
         try:
-            with open(self.checkpoint_path, "rb") as stream:
-                with np.load(stream, allow_pickle=False) as file:
-                    arrays = dict(file)
-            json.loads(arrays["state"].tobytes())["fingerprint"]
-        except (OSError, EOFError, RuntimeError, ValueError, KeyError, zipfile.BadZipFile) as error:
+            arrays = read_npz(self.checkpoint_path)
+            stored = _Stored.of(arrays)
+        except (OSError, ValueError) as error:
             raise TrainingError(
-                f"{self.checkpoint_path}: not a readable checkpoint ({error}); "
+                f"{self.checkpoint_path}: not a readable checkpoint ({schema.shown(error)}); "
                 "delete it to start anew"
             ) from None
-        self._restore(
-            arrays,
-            f"{self.out}",
-            "repeat its command, choose another --out, or delete the folder",
-        )
+        advice = "repeat its command, choose another --out, or delete the folder"
+        self._restore(arrays, stored, f"{self.out}", advice)
         state, hours = self.state, self.config.hours
         if hours is not None:
             if self._is_done():
@@ -608,45 +649,59 @@ class Trainer:
             np.savez(stream, **self._arrays())  # type: ignore[arg-type]
         content = self.machines.broadcast(stream.getvalue())
         if not self.writes:
-            with np.load(io.BytesIO(content), allow_pickle=False) as file:
-                arrays = dict(file)
-            self._restore(arrays, "the first machine", "give all the same command and data")
+            arrays = read_npz(io.BytesIO(content))
+            advice = "give all the same command and data"
+            self._restore(arrays, _Stored.of(arrays), "the first machine", advice)
 
-    def _restore(self, arrays: dict[str, np.ndarray], whose: str, advice: str) -> None:
+    def _restore(
+        self, arrays: dict[str, np.ndarray], stored: _Stored, whose: str, advice: str
+    ) -> None:
         """Takes the state of the run from what `_arrays` returned."""
-        stored = json.loads(arrays["state"].tobytes())
         # Settings that came later than a checkpoint had their defaults.
-        theirs = _DEFAULTS | {"budget": "epochs"} | stored["fingerprint"]
+        theirs = _DEFAULTS | {"budget": "epochs"} | stored.fingerprint
         mine = dict(self._fingerprint)
-        length = stored.get("length", {"epochs": theirs["epochs"]})
+        length = stored.length or {"epochs": theirs.get("epochs")}
         # Side by side, machines have the same way to go. A run that is taken up may have got a
         # longer one, and its learning rate follows; with a shorter one it would be past its end.
-        shorter = (self.config.epochs or 0) < (length["epochs"] or 0)
+        shorter = (self.config.epochs or 0) < (_whole(length.get("epochs")))
         if not self.writes or (self.config.schedule != "constant" and shorter):
             theirs, mine = theirs | length, mine | self._length
         for name, value in mine.items():
-            if theirs[name] != value:
+            if theirs.get(name) != value:
                 raise TrainingError(
-                    f"{whose} holds a run with {name} {theirs[name]!r}, not {value!r}; {advice}"
+                    f"{whose} holds a run with {name} {theirs.get(name)!r:.80}, not {value!r}; "
+                    f"{advice}"
                 )
-        self.network.set_weights(_numbered(arrays, "weight"))
-        for variable, value in zip(
-            self.optimizer.variables, _numbered(arrays, "optimizer"), strict=True
-        ):
+        weights, optimizer = _numbered(arrays, "weight"), _numbered(arrays, "optimizer")
+        lists = [_numbered(arrays, "best"), _numbered(arrays, "average")]
+        shapes = [array.shape for array in self.network.get_weights()]
+        for found in (weights, *filter(None, lists)):
+            if [array.shape for array in found] != shapes:
+                raise TrainingError(f"{whose} holds weights of another network; {advice}")
+        if [array.shape for array in optimizer] != [
+            tuple(variable.shape) for variable in self.optimizer.variables
+        ]:
+            raise TrainingError(f"{whose} holds the state of another optimizer; {advice}")
+        self.network.set_weights(weights)
+        for variable, value in zip(self.optimizer.variables, optimizer, strict=True):
             variable.assign(value)
-        at_work = min(stored["batch"] * self.training.batch_size, self.training.num_items)
+        at_work = min(stored.batch * self.training.batch_size, self.training.num_items)
         self.state = _State(
-            epoch=stored["epoch"],
-            batch=stored["batch"],
-            num_items=stored.get("num_items", at_work),
-            loss_sum=stored["loss_sum"],
-            seconds=stored["seconds"],
-            used_seconds=stored.get("used_seconds", 0.0),
-            history=stored["history"],
-            best_weights=_numbered(arrays, "best") or None,
-            average=_numbered(arrays, "average") or None,
+            epoch=stored.epoch,
+            batch=stored.batch,
+            num_items=at_work if stored.num_items is None else stored.num_items,
+            loss_sum=stored.loss_sum,
+            seconds=stored.seconds,
+            used_seconds=stored.used_seconds,
+            history=stored.history,
+            best_weights=lists[0] or None,
+            average=lists[1] or None,
         )
         self._settled = None
+
+
+def _whole(value: Any) -> int:
+    return value if type(value) is int else 0
 
 
 def write_history(path: Path, history: list[dict[str, float]]) -> None:
@@ -677,5 +732,5 @@ def _optimizer(config: TrainingConfig) -> keras.optimizers.Optimizer:
     optimizer = keras.optimizers.AdamW(
         config.learning_rate, weight_decay=config.weight_decay, **settings
     )
-    optimizer.exclude_from_weight_decay(var_names=[r"(^|/)(bias|beta|gamma)$"])
+    optimizer.exclude_from_weight_decay(var_names=[r"(^|/)(bias|beta|gamma)(:0)?$"])
     return optimizer

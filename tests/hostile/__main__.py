@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import os
 import resource
 import sys
@@ -29,10 +30,12 @@ def content_of(file):
 
 
 def read(path):
+    import speech.stft  # noqa: F401  what a reader imports on the way is no cost of an attack
     from speech.audio import AudioError, read_audio
     from speech.modelfile import ModelFileError, read_model_file
 
     reader = read_audio if path.suffix in SOUNDS else read_model_file
+    logging.getLogger("speech").setLevel(logging.ERROR)  # what is said of a file that is read
     before, start = reset_peak(), time.process_time()
     result = {"file": str(path)}
     try:

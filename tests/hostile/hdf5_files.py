@@ -8,7 +8,13 @@ import struct
 import h5py
 import numpy as np
 
-from speech.modelfile import read_model_file, write_model_file
+from speech.modelfile import (
+    LayerSpec,
+    model_config_of,
+    read_model_file,
+    write_model_file,
+)
+from tests import graph_files
 from tests import test_modelfile as exam
 
 KERNEL = exam.KERNEL
@@ -22,9 +28,9 @@ def good(folder):
     return path
 
 
-def spoilt(folder, attacks):
+def spoilt(folder, attacks, write=good):
     """Applies each of {name: what spoils a path} to a valid file."""
-    whole = good(folder).read_bytes()
+    whole = write(folder).read_bytes()
     (folder / "good.h5").unlink()
     for index, (name, spoil) in enumerate(attacks.items()):
         path = folder / f"{index:03}.h5"
@@ -89,8 +95,8 @@ def graph(folder):
     attacks = {f"registered as {name}": exam.insert_layer("ReLU", registered_name=name)
                for name in names}  # fmt: skip
     attacks |= {f"class {name}": exam.insert_layer(name) for name in (
-        "os>system", "eval", "Conv2D", "conv1d", "Conv1D ", "Conv1D\0", "__class__", "", None, 7,
-        "MultiHeadAttention", "Wrapper", "TimeDistributed", "RNN", "icse>x")}  # fmt: skip
+        "os>system", "eval", "SeparableConv2D", "conv1d", "Conv1D ", "Conv1D\0", "__class__", "",
+        None, 7, "MultiHeadAttention", "Wrapper", "TimeDistributed", "RNN", "icse>x")}  # fmt: skip
     attacks |= {f"module {name}": exam.insert_layer("ReLU", module=name) for name in (
         "os", "builtins", "posix", "subprocess", "keras.layers;os", "keras\n", "keras..os",
         "kerаs", 7, ["keras"], {"keras": 1}, "tensorflow.keras", "speech.layers")}  # fmt: skip
@@ -110,6 +116,109 @@ def graph(folder):
             lambda file: file.attrs.create("model_config", json.dumps("{}"))),
     }  # fmt: skip
     yield from spoilt(folder, attacks)
+
+
+def skips(folder):
+    """Networks with skips: graphs that are none, shapes that do not fit, bombs of shapes."""
+
+    def deep(depth, key="args"):
+        value = graph_files.tensor("pad")
+        for _ in range(depth):
+            value = [value]
+        return graph_files.calls("time", {"args": [], "kwargs": {}, key: value})
+
+    def ladder(config, layers):
+        """Each layer reads all that it can of the layers before: paths without number."""
+        names = ["act"]
+        for index in range(900):
+            name = f"add{index}"
+            config["layers"].append({
+                "class_name": "Add", "config": {"name": name}, "name": name,
+                "inbound_nodes": [graph_files.nodes(*(names * 16)[-16:])],
+            })  # fmt: skip
+            names.append(name)
+        layers["join"]["inbound_nodes"] = [graph_files.nodes(names[-1], "sum", "pad")]
+
+    def long_cycle(config, layers):
+        circle = []
+        for index in range(900):
+            name, before = f"act{index}", f"act{(index or 900) - 1}"
+            circle.append({
+                "class_name": "Activation", "config": {"name": name, "activation": "relu"},
+                "name": name, "inbound_nodes": [graph_files.nodes(before)],
+            })  # fmt: skip
+        config["layers"] += circle
+
+    def doubling(config, layers):
+        """Concatenates double the channels until nobody could hold them."""
+        last = "act"
+        for index in range(200):
+            name = f"double{index}"
+            config["layers"].append({
+                "class_name": "Concatenate", "config": {"name": name, "axis": -1}, "name": name,
+                "inbound_nodes": [graph_files.nodes(last, last)],
+            })  # fmt: skip
+            last = name
+        layers["join"]["inbound_nodes"] = [graph_files.nodes(last, "sum")]
+
+    def stretched(config, layers):
+        """Transposed convolutions, each of one weight, make 64 bands of each."""
+        settings = graph_files.convolution(1, (1, 1), strides=[1, 64])
+        del settings["dilation_rate"]
+        last = "act"
+        for index in range(100):
+            name = f"stretch{index}"
+            config["layers"].append({
+                "class_name": "Conv2DTranspose", "config": {"name": name, **settings},
+                "name": name, "inbound_nodes": [graph_files.nodes(last)],
+            })  # fmt: skip
+            last = name
+        layers["join"]["inbound_nodes"] = [graph_files.nodes(last, "sum")]
+
+    edit, calls, sets = graph_files.edit, graph_files.calls, graph_files.sets
+    attacks = {name: spoil for name, (spoil, _) in graph_files.HOSTILE.items()}
+    attacks |= {f"call {depth} deep": deep(depth) for depth in (3, 30, 60, 900)}
+    attacks |= {f"options {depth} deep": deep(depth, "kwargs") for depth in (1, 30, 900)}
+    attacks |= {
+        "a thousand adds": graph_files.adds(1000),
+        "900 adds without an end": edit(ladder),
+        "900 layers in a circle": edit(long_cycle),
+        "channels double 200 times": edit(doubling),
+        "bands grow by 64, 100 times": edit(stretched),
+        "20,000 inputs": graph_files.reads("sum", *["act"] * 20_000),
+        "60,000 calls": calls("time", *[[["pad", 0, 0]]] * 30_000),
+        "a name of a megabyte": graph_files.reads("time", "x" * (1 << 20)),
+        "a name that drives the terminal": graph_files.reads("time", "\x1b[2J"),
+        "no name": calls("time", [[None, 0, 0]]),
+        "a call that is a number": calls("time", 7),
+        "calls are an object": edit(
+            lambda config, layers: layers["time"].update(inbound_nodes={"0": []})),
+        "inputs are an object": graph_files.ends(input_layers={"x": ["features", 0, 0]}),
+        "outputs deep in lists": graph_files.ends(output_layers=[[[["mask", 0, 0]]]]),
+        "no nodes": edit(lambda config, layers: layers["time"].pop("inbound_nodes")),
+        "no name in the graph": edit(lambda config, layers: layers["time"].pop("name")),
+        "permute of a thousand axes": sets("in", dims=list(range(1, 1001))),
+        "permute of none": sets("in", dims=[]),
+        "permute of text": sets("in", dims="132"),
+        "reshape to a giant": graph_files.inserts(
+            "Reshape", "time", target_shape=[1 << 40, 1 << 40]),
+        "upsampling": graph_files.inserts("UpSampling2D", "time", size=[1 << 20, 1 << 20]),
+        "lambda between": graph_files.inserts("Lambda", "time", function="os.system"),
+        "padding of 2^63": sets("pad", padding=[[0, 0], [1 << 63, 0]]),
+        "padding of true": sets("pad", padding=[[True, 0], [0, 0]]),
+        "padding three times": sets("pad", padding=[[1, 0], [0, 0], [0, 0]]),
+        "padding of lists": sets("pad", padding=[[[[[1]]]], [0, 0]]),
+        "strides of 0": sets("encoder", strides=[1, 0]),
+        "a kernel of 8192 x 8192": sets("time", kernel_size=[8192, 8192], padding="same"),
+        "dilated beyond all bands": sets("encoder", dilation_rate=[1, 1024], strides=[1, 1],
+                                         padding="valid"),
+        "meta of another kind of list": graph_files.meta(features=[["real"]] * 3),
+        "power of 1e308": graph_files.meta(power=1e308),
+        "frame of 2^20": graph_files.meta(stft={**graph_files.META["stft"], "frame": 1 << 20}),
+        "frame of true": graph_files.meta(stft={**graph_files.META["stft"], "frame": True}),
+        "frame of 2^70": graph_files.meta(stft={**graph_files.META["stft"], "frame": 1 << 70}),
+    }  # fmt: skip
+    yield from spoilt(folder, attacks, lambda f: graph_files.write_graph(f / "good.h5"))
 
 
 def nested(depth):
@@ -389,10 +498,64 @@ def a_million_strings(whole, strings):
     return bytes(data)
 
 
+def steps(folder):
+    """Short ways to long work: 900 layers whose groups are one, which takes long to look at."""
+    num_layers = 900
+
+    def shared(fill):
+        """Spoils a chain of equal layers: ``fill(group, kernel)`` makes the group of them all."""
+        layers = [
+            LayerSpec("InputLayer", "i", {"batch_shape": [None, None, 1]}),
+            *(LayerSpec("Conv1D", f"c{index}", one_tap()) for index in range(num_layers)),
+        ]
+        text = json.dumps(model_config_of(layers))
+
+        def spoil(path):
+            with h5py.File(path, "w") as file:
+                file.attrs["model_config"] = text
+                groups = file.create_group("model_weights")
+                group = groups.create_group("c0")
+                group["kernel"] = np.zeros((1, 1, 1), "f4")
+                fill(group)
+                for index in range(1, num_layers):
+                    groups[f"c{index}"] = group
+
+        return spoil
+
+    def attributes(group):
+        for index in range(3000):
+            group.attrs[f"a{index:04}"] = np.float32(0)
+        group.attrs["weight_names"] = np.array([b"kernel"])
+
+    def names(group):
+        group.attrs["weight_names"] = np.array([b""] * 9000 + [b"kernel"])
+
+    def free_names(group):
+        group.attrs["weight_names"] = ["a"] * 3000
+
+    def long_way(group):
+        attributes(group)
+        group["x"] = group
+        group.attrs["weight_names"] = np.array([b"x/" * 19 + b"kernel"])
+
+    yield from spoilt(folder, {
+        "an attribute behind many": shared(attributes),
+        "a long header twenty times": shared(long_way),
+        "names without end": shared(names),
+        "names of free length": shared(free_names),
+    })  # fmt: skip
+
+
+def one_tap():
+    return exam.small_layers()[1].config | {
+        "filters": 1, "kernel_size": 1, "use_bias": False, "activation": "linear"
+    }  # fmt: skip
+
+
 FAMILIES = {
     family.__name__: family
-    for family in (known_from_the_exam, code, graph, links, storage, types, texts, truncated,
-                   structures)
+    for family in (known_from_the_exam, code, graph, skips, links, storage, types, texts, truncated,
+                   structures, steps)
 }  # fmt: skip
 
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from benchmarks.mutation import deflated, sealed, sections_of
 from speech import compact
+from tests import graph_files
 from tests.test_compact import META, clustered
 
 SAMPLED = 300
@@ -135,6 +136,63 @@ def bombs(folder):
         ("module", of([source, ["ReLU", {"name": "x", "module": "os"}]])),
         ("rows without end", rows(60_000)),
         ("65536 rows of a column", rows(65_536)),
+        ("800 rows of 16384 symbols of 256 values", symbols(800, 16_384, 256)),
+        ("3200 rows of 4096 symbols of 128 values", symbols(3200, 4096, 128)),
+        ("9000 rows, each of few symbols of 256 values", symbols(9000, 300, 256)),
+    ])  # fmt: skip
+
+
+def skips(folder):
+    """Headers whose graphs are none, or whose shapes do not fit; conventions that are missing."""
+    whole = compact.pack(graph_files.small_graph(), graph_files.META)
+    _, *sections = sections_of(whole)
+    header = json.loads(zlib.decompress(bytes(sections_of(whole)[0]), -15))
+    place = {entry[1]["name"]: index for index, entry in enumerate(header["layers"])}
+
+    def spoil(change):
+        spoilt = json.loads(json.dumps(header))
+        change(spoilt)
+        text = json.dumps(spoilt, separators=(",", ":")).encode()
+        return sealed([deflated(text), *sections], whole[-4:])
+
+    def steps(name, value):
+        return spoil(lambda h: h["layers"][place[name]].insert(2, value))
+
+    def adds(count, inputs):
+        def change(h):
+            for index in range(count):
+                h["layers"].insert(place["join"], ["Add", {"name": f"a{index}"}, inputs])
+
+        return spoil(change)
+
+    def settings(layer, **changes):
+        return spoil(lambda h: h["layers"][place[layer]][1].update(changes))
+
+    yield from numbered([
+        *((f"steps {value!r:.30}", steps("time", value)) for value in (
+            [], [0], [-1], [6], [1 << 40], [True], [1.0], ["pad"], [None], [[1]], 1, None, "1",
+            {"1": 1}, [1, 1])),
+        *((f"{count} inputs", steps("sum", [1] * count)) for count in (17, 50_000)),
+        ("input reads", steps("features", [1])),
+        ("skip of other channels", steps("sum", [10, 1])),
+        ("skip of another time", steps("sum", [6, 1])),
+        ("skip of one", steps("sum", [1])),
+        ("layer nobody reads", steps("sum", [7, 7])),
+        ("an entry of four", spoil(lambda h: h["layers"][3].extend([[1], [1]]))),
+        ("an entry of one", spoil(lambda h: h["layers"][3].pop())),
+        ("name twice", settings("act", name="norm")),
+        ("name of a list", settings("act", name=["norm"])),
+        ("a thousand adds", adds(1000, [1, 1])),
+        ("900 adds and a skip too far", adds(900, [1, 910])),
+        ("permuted time", settings("in", dims=[2, 3, 1])),
+        ("padding without end", settings("pad", padding=[[65_536, 65_536], [65_536, 65_536]])),
+        ("padding of time only", settings("pad", padding=[[6, 0], [0, 0]])),
+        ("stride over time", settings("encoder", strides=[2, 2])),
+        ("kernel of 512 MiB", settings("time", kernel_size=[8192, 1024], padding="same")),
+        *((f"no {key}", spoil(lambda h, key=key: h["meta"].pop(key)))
+          for key in ("stft", "power", "features", "sample_rate_hz")),
+        ("power of 2", spoil(lambda h: h["meta"].update(power=2))),
+        ("frame of 64", spoil(lambda h: h["meta"]["stft"].update(frame=64))),
     ])  # fmt: skip
 
 
@@ -158,4 +216,20 @@ def rows(count):
     return sealed([deflated(text), b"", kernel, kernel, kernel], struct.pack("<I", zlib.crc32(b"")))
 
 
-FAMILIES = {family.__name__: family for family in (flipped, truncated, forged, bombs)}
+def symbols(num_rows, num_columns, num_values):
+    """Returns a file whose indices choose among many values: each symbol weighs all of them."""
+    layers = [
+        ["InputLayer", {"name": "i", "batch_shape": [None, num_rows]}],
+        ["Dense", {"name": "d", "units": num_columns, "activation": "relu", "use_bias": False}],
+    ]
+    book = bytes([num_values - 1, compact.BOOK_FP32])
+    book += np.arange(1, num_values + 1, dtype="<f4").tobytes()
+    kernel = bytes([compact.CODED, compact.MASK_NONE]) + book
+    kernel += struct.pack("<2b3H", 0, 0, 1, 2, 3) + bytes(4000)
+    # Zeros are the first symbol, of which a good model needs next to no bits.
+    padding = "x" + np.random.default_rng(0).bytes(200_000).hex()
+    text = json.dumps({"layers": layers, "meta": {"padding": padding}}).encode()
+    return sealed([deflated(text), b"", kernel], struct.pack("<I", zlib.crc32(b"")))
+
+
+FAMILIES = {family.__name__: family for family in (flipped, truncated, forged, skips, bombs)}

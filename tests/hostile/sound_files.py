@@ -102,15 +102,16 @@ def flac(folder):
         "noise for frames": whole[:200] + np.random.default_rng(0).bytes(8000),
         "silence, 300 MB": packed,
         "silence of unknown length": patched(packed, unknown),
+        "silence at 1000 Hz, 1 GB at 16 kHz": silence(64 << 20, 1000),
     }
     yield from numbered(".flac", attacks)
 
 
-def silence(num_bytes):
+def silence(num_bytes, rate_hz=16_000):
     """Returns a FLAC that decodes to so many bytes of float32."""
     stream = io.BytesIO()
     block = np.zeros((1 << 20, 8), np.int16)
-    with soundfile.SoundFile(stream, "w", 16_000, 8, "PCM_16", format="FLAC") as file:
+    with soundfile.SoundFile(stream, "w", rate_hz, 8, "PCM_16", format="FLAC") as file:
         for _ in range(num_bytes // (4 * block.size)):
             file.write(block)
     return stream.getvalue()

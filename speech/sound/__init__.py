@@ -1,0 +1,1 @@
+"""Sound files and signals: what their headers say. NumPy only."""
