@@ -143,7 +143,7 @@ def round_centroids(centroids: np.ndarray, how: str) -> np.ndarray:
         ValueError: A centroid is too large for FP16.
     """
     centroids = np.asarray(centroids, np.float32)
-    if how == "fp32" or not centroids.any():
+    if how == "fp32":
         return centroids
     if how == "fp16":
         largest = float(np.abs(centroids).max())
