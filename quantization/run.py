@@ -155,6 +155,7 @@ def _folded(file: ModelFile) -> ModelFile:
 
 def _plan(file: ModelFile, options: argparse.Namespace, training: Continuation | None) -> Plan:
     """Returns how to quantize."""
+    from quantization.budget import can_measure
     from quantization.kmeans import FORMATS, Codebooks
     from quantization.plans import ByK, ByLambda
     from quantization.ratedistortion import RateDistortion
@@ -192,6 +193,11 @@ def _plan(file: ModelFile, options: argparse.Namespace, training: Continuation |
     signals = []
     if by_lambda or target is not None:
         signals = _signals(file, training)
+    if options.target_snr is not None and not can_measure(file.layers, signals):
+        raise ValueError(
+            f"{file.path}: --target-snr measures outputs, and networks of this kind are not run "
+            "here; give --lambda or a size"
+        )
     if by_lambda:
         plan: Plan = ByLambda(how, file.layers, signals, target, size_of, options.target_snr)
     else:

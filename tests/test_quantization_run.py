@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
 
+from mnn.experts import build_expert
 from pruning import sparsity
 from quantization import accounting, budget, graphs, run
 from quantization.kmeans import Codebooks, cluster_layers, clustered_layers
@@ -15,6 +16,7 @@ from speech.net.folding import fold_batch_normalization
 from speech.net.taps import has_kernel, taps_of
 from speech.training.config import TrainingConfig
 from speech.training.continuing import Continuation
+from speech.weights import save_model
 from tests.builders import TINY, mask_layers
 from tests.test_pruning_run import PIECES, zeros
 from tests.test_sparsity import network
@@ -412,6 +414,15 @@ def test_a_target_error_of_a_network_over_time_and_frequency(
     assert run.main([str(spectral), *words]) == 1
     assert "cannot be reached: the smallest is" in capsys.readouterr().err
     assert not (tmp_path / "none").exists()
+
+
+def test_a_target_error_is_refused_where_nothing_runs_the_network(tmp_path, capsys):
+    network, conventions = build_expert()
+    path = tmp_path / "expert.h5"
+    save_model(network, path, {"kind": "mask", **conventions.to_json()})
+    assert run.main([str(path), "--target-snr", "20", "-o", str(tmp_path / "q")]) == 1
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert "expert.h5: --target-snr measures outputs" in line and not (tmp_path / "q").exists()
 
 
 def test_a_target_error_of_a_chain(model, tmp_path, signals, capsys):
