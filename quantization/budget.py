@@ -392,6 +392,11 @@ def _error_of_kernel(layers: Layers, signals: Signals) -> Callable[[str, np.ndar
     return error
 
 
+def can_measure(layers: Layers, signals: Signals) -> bool:
+    """Returns whether `error_measure` runs the network, and does not only compare its kernels."""
+    return graphs.are_spectra(signals) or (bool(signals) and _runner(layers) is not None)
+
+
 def error_measure(layers: Layers, signals: Signals) -> Callable[[Layers], float]:
     """Returns what measures the error of a network's output after its weights have changed.
 

@@ -125,7 +125,7 @@ def _quantize(file: ModelFile, options: argparse.Namespace) -> int:
     result = {"model": str(options.model), "settings": settings, **to_dict(rows, original),
               "clustered": {"path": str(clustered), "sha256": sha256_of(clustered)},
               "packed": {"path": str(packed), "sha256": found.model.sha256}}  # fmt: skip
-    if test:
+    if test and options.score is not False:
         result["scores"] = _score(options, test)
     if options.json is not None:
         from speech.files import write_json
@@ -155,6 +155,7 @@ def _folded(file: ModelFile) -> ModelFile:
 
 def _plan(file: ModelFile, options: argparse.Namespace, training: Continuation | None) -> Plan:
     """Returns how to quantize."""
+    from quantization.budget import can_measure
     from quantization.kmeans import FORMATS, Codebooks
     from quantization.plans import ByK, ByLambda
     from quantization.ratedistortion import RateDistortion
@@ -192,6 +193,11 @@ def _plan(file: ModelFile, options: argparse.Namespace, training: Continuation |
     signals = []
     if by_lambda or target is not None:
         signals = _signals(file, training)
+    if options.target_snr is not None and not can_measure(file.layers, signals):
+        raise ValueError(
+            f"{file.path}: --target-snr measures outputs, and networks of this kind are not run "
+            "here; give --lambda or a size"
+        )
     if by_lambda:
         plan: Plan = ByLambda(how, file.layers, signals, target, size_of, options.target_snr)
     else:
@@ -684,8 +690,9 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument_group("run").add_argument
     add("--gpu", default="0", metavar="LIST", help="0 (default), several as 0,1, or -1 for the CPU")
     add("--work", type=Path, metavar="DIR", help="checkpoints; default runs/quantization/MODEL-...")
-    add("--score", action="store_true",
-        help="PESQ and STOI before and after, on the bundled test set; data imply it")  # fmt: skip
+    add("--score", action=argparse.BooleanOptionalAction,
+        help="PESQ and STOI before and after, on the test data at hand or the bundled ones; "
+        "fine-tuning implies it")  # fmt: skip
     add("--jobs", **cli.JOBS)
     add("--json", **cli.JSON)
     return parser

@@ -8,6 +8,7 @@ from numpy.testing import assert_array_equal
 
 from mnn.experts import build_expert
 from pruning import run, sparsity
+from speech import blockconv
 from speech.fcn import FCNConfig, build_fcn
 from speech.modelfile import read_model_file, write_model_file
 from speech.net.mask_loss import MaskLoss
@@ -213,6 +214,7 @@ def test_soft_pruning_of_a_network_over_time_and_frequency(spectral, tmp_path, c
     assert {"kernel", "bias", "gamma", "moving_mean", "moving_variance"} <= set(changed)
     told = json.loads((work / "final" / "run.json").read_text())
     assert told["config"]["loss"]["magnitude"] == 2.0 and told["config"]["optimizer"] == "adamw"
+    assert told["c_kernels"] == blockconv.is_available()
     assert told["config"]["learning_rate"] == run.RETRAIN_LEARNING_RATE
     seeds = [json.loads((work / x / "run.json").read_text())["config"]["seed"]
              for x in ("stage-1", "final")]  # fmt: skip

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
 
+from mnn.experts import build_expert
 from pruning import sparsity
-from quantization import accounting, graphs, run
+from quantization import accounting, budget, graphs, run
 from quantization.kmeans import Codebooks, cluster_layers, clustered_layers
 from speech import compact
 from speech.modelfile import LayerSpec, MaskConventions, read_model_file, write_model_file
@@ -15,6 +16,7 @@ from speech.net.folding import fold_batch_normalization
 from speech.net.taps import has_kernel, taps_of
 from speech.training.config import TrainingConfig
 from speech.training.continuing import Continuation
+from speech.weights import save_model
 from tests.builders import TINY, mask_layers
 from tests.test_pruning_run import PIECES, zeros
 from tests.test_sparsity import network
@@ -395,31 +397,48 @@ def test_a_target_size_of_a_network_over_time_and_frequency(how, spectral, tmp_p
     assert 0.7 * target < (out / "model.icse").stat().st_size <= target
 
 
-@pytest.mark.parametrize("network_of", ["samples", "spectra"])
-def test_a_target_error_is_kept(network_of, request, tmp_path, capsys):
-    is_spectral = network_of == "spectra"
-    path = request.getfixturevalue("spectral" if is_spectral else "model")
-    signals = request.getfixturevalue("speech_like" if is_spectral else "signals")
+def test_a_target_error_of_a_network_over_time_and_frequency(
+    spectral, tmp_path, speech_like, capsys
+):
     sizes = []
     for target in (10, 20):
         out = tmp_path / f"q{target}"
-        assert run.main([str(path), "--target-snr", str(target), "-o", str(out)]) == 0
+        assert run.main([str(spectral), "--target-snr", str(target), "-o", str(out)]) == 0
         assert read_model_file(out / "model.icse").meta["quantization"]["target_snr_db"] == target
         sizes.append((out / "model.icse").stat().st_size)
-        if is_spectral:
-            error = output_error(path, out / "model.icse", signals)
-            assert target - 0.05 < -10 * np.log10(error) < target + 2
+        error = output_error(spectral, out / "model.icse", speech_like)
+        assert target - 0.05 < -10 * np.log10(error) < target + 2
     assert sizes[0] < sizes[1]
     capsys.readouterr()
-    assert run.main([str(path), "--target-snr", "60", "--centroids", "int8", "-o", "none"]) == 1
+    words = ["--target-snr", "60", "--centroids", "int8", "-o", str(tmp_path / "none")]
+    assert run.main([str(spectral), *words]) == 1
     assert "cannot be reached: the smallest is" in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_target_error_is_refused_where_nothing_runs_the_network(tmp_path, capsys):
+    network, conventions = build_expert()
+    path = tmp_path / "expert.h5"
+    save_model(network, path, {"kind": "mask", **conventions.to_json()})
+    assert run.main([str(path), "--target-snr", "20", "-o", str(tmp_path / "q")]) == 1
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert "expert.h5: --target-snr measures outputs" in line and not (tmp_path / "q").exists()
+
+
+def test_a_target_error_of_a_chain(model, tmp_path, signals, capsys):
+    out = tmp_path / "q"
+    assert run.main([str(model), "--target-snr", "15", "-o", str(out)]) == 0
+    measure = budget.error_measure(read_model_file(model).layers, signals)
+    error = measure(read_model_file(out / "model.icse").layers)
+    assert 14.95 < -10 * np.log10(error) < 17
+    assert "output at" in capsys.readouterr().out
 
 
 @pytest.mark.filterwarnings("ignore")
 def test_fine_tuning_of_a_network_over_time_and_frequency(spectral, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("speech.datasets._VALIDATION_PIECES", 2)
     out = tmp_path / "q"
-    flags = [x for x in PIECES if x not in ("--retrain", "--no-score")]
+    flags = [x for x in PIECES if x != "--retrain"]
     flags = [x for n, x in enumerate(flags) if not {"--retrain-epochs", "--final-epochs"}
              & set(flags[max(n - 1, 0) : n + 1])]  # fmt: skip
     command = [str(spectral), "-k", "4", "-o", str(out), "--work", str(tmp_path / "work"),
@@ -440,7 +459,9 @@ def test_fine_tuning_of_a_network_over_time_and_frequency(spectral, tmp_path, ca
         assert len(values[values != 0]) <= 4
         moved |= not np.array_equal(values, np.unique(old.weights["kernel"]))
     assert moved
-    assert "before" in capsys.readouterr().out  # scored on the test set
+    capsys.readouterr()
+    assert run.main(command) == 0
+    assert "epoch" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
