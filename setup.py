@@ -17,7 +17,7 @@ setup(
         "speech",
         "speech.base",
         "speech.data",
-        "speech.kernels",
+        "speech.net.kernels",
         "speech.minicorpus",
         "speech.net",
         "speech.net.kernels",
@@ -32,7 +32,7 @@ setup(
     ],
     py_modules=["timit_fcn_mse"],
     package_data={
-        "speech.kernels": ["*.c", "*.h"],
+        "speech.net.kernels": ["*.c", "*.h"],
         "speech.net.kernels": ["*.c"],
         "speech.minicorpus": [
             "ATTRIBUTION.md",

@@ -37,7 +37,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import common, mutation
-from speech import cli
+from speech.base import cli
 
 READERS = ("h5", "icse", "wav", "flac", "sphere")
 TIMEOUT_S = 2.0
@@ -262,10 +262,10 @@ def _serve(pipe: Any, reader: str, seed: int, folder: str) -> None:
 def _reading(reader: str) -> Callable[[Path], Any]:
     """Returns what opens a file; its own errors are ValueErrors."""
     if reader in ("h5", "icse"):
-        from speech.modelfile import read_model_file
+        from speech.modelfile.read import read_model_file
 
         return read_model_file
-    from speech.audio import read_audio
+    from speech.sound.audio import read_audio
 
     logging.getLogger("speech").setLevel(logging.ERROR)  # headers that are wrong are announced
     return read_audio

@@ -48,8 +48,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from benchmarks import common
-from speech import cli
-from speech.files import remove_leftovers
+from speech.base import cli
+from speech.base.files import remove_leftovers
 
 _ROOT = Path(__file__).resolve().parent.parent
 NUM_KILLS = 45
@@ -60,7 +60,7 @@ TIMEOUT_S = 600.0
 #: Imported before the first fork, besides the commands: by all, and by those that train.
 _IMPORTS = ("eval.scoring", "eval.plots", "joblib", "matplotlib.figure", "soundfile", "soxr")
 _IMPORTS_OF_TRAINING = ("mnn.training", "pruning.schedule", "quantization.finetune",
-                        "quantization.plans", "speech.datasets", "speech.training.run",
+                        "quantization.plans", "speech.training.datasets", "speech.training.run",
                         "speech.weights")  # fmt: skip
 _TRAINING = {"timit_fcn_mse", "speech.train", "pruning.run", "quantization.run", "mnn.train",
              "mnn.experiments"}  # fmt: skip
@@ -385,10 +385,11 @@ def serve() -> None:
 def write_inputs(folder: Path) -> None:
     """Writes a tiny corpus, premixed pairs and two models."""
     from pruning.sparsity import apply_masks, masks_for_share
-    from speech import corpus
-    from speech.files import write_json
-    from speech.modelfile import read_model_file, write_model_file
-    from speech.prepare import write_mixtures
+    from speech.base.files import write_json
+    from speech.data import corpus
+    from speech.data.prepared import write_mixtures
+    from speech.modelfile.h5 import write_model_file
+    from speech.modelfile.read import read_model_file
 
     for split, count in (("TRAIN", 4), ("TEST", 2)):
         speech = corpus.bundled_speech(split)
@@ -448,8 +449,8 @@ def unreadable(folder: Path) -> list[Path]:
 def _is_readable(path: Path) -> bool:
     import numpy as np
 
-    from speech.audio import read_audio
-    from speech.modelfile import read_model_file
+    from speech.modelfile.read import read_model_file
+    from speech.sound.audio import read_audio
 
     with contextlib.suppress(ValueError, OSError, EOFError, RuntimeError):
         if path.suffix in (".h5", ".icse"):

@@ -43,8 +43,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks import common
-from speech import cli
-from speech.files import strict_json
+from speech.base import cli
+from speech.base.files import strict_json
 
 if TYPE_CHECKING:
     import numpy as np
@@ -147,7 +147,7 @@ def write_short_files(folder: Path, num_files: int) -> None:
     """Writes pairs ``noisy/<noise>/<speaker>/<dB>/<name>.wav`` and ``clean/<name>.wav``."""
     import numpy as np
 
-    from speech.audio import SAMPLE_RATE_HZ, write_audio
+    from speech.sound.audio import SAMPLE_RATE_HZ, write_audio
 
     rng = np.random.default_rng(0)
     length = round(SHORT_SECONDS * SAMPLE_RATE_HZ)
@@ -166,7 +166,7 @@ def write_long_file(path: Path, hours: float) -> None:
     import numpy as np
     import soundfile
 
-    from speech.audio import SAMPLE_RATE_HZ
+    from speech.sound.audio import SAMPLE_RATE_HZ
 
     once = np.concatenate([noisy for _, noisy, _ in _mixtures()]).astype(np.float32)
     left = round(3600 * hours * SAMPLE_RATE_HZ)
@@ -178,7 +178,7 @@ def write_long_file(path: Path, hours: float) -> None:
 
 def write_clips(folder: Path) -> float:
     """Writes whole noisy utterances for the pools; returns their seconds."""
-    from speech.audio import SAMPLE_RATE_HZ, write_audio
+    from speech.sound.audio import SAMPLE_RATE_HZ, write_audio
 
     mixtures = list(_mixtures())
     num_samples = 0
@@ -208,8 +208,8 @@ def _shipped() -> Sequence[Path]:
 
 def _mixtures() -> Iterator[tuple[Any, np.ndarray, np.ndarray]]:
     """Yields (plan, noisy, clean) of test utterances that are longer than the short files."""
-    from speech import corpus
-    from speech.audio import SAMPLE_RATE_HZ
+    from speech.data import corpus
+    from speech.sound.audio import SAMPLE_RATE_HZ
 
     plans = corpus.spread_mixtures(
         corpus.bundled_speech("TEST"), corpus.bundled_noise("TEST"), [SNR_DB], 5

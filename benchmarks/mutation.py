@@ -54,7 +54,7 @@ def seeds(reader: str) -> list[bytes]:
 
 def _layers(rng: np.random.Generator, num_values: int | None = None) -> list:
     """Returns a small FCN, its kernels of few values if asked."""
-    from speech.fcn import FCNConfig
+    from speech.net.fcn import FCNConfig
 
     config = FCNConfig(num_hidden_layers=2, num_filters=4, kernel_size=9)
     entries = [{"class_name": name, "config": c} for name, c in config.layer_configs()]
@@ -72,7 +72,8 @@ def graph_layers(rng: np.random.Generator, num_values: int | None = None) -> lis
         rng: Draws the weights.
         num_values: Most distinct values of a kernel; default: as many as there are weights.
     """
-    from speech.modelfile import LayerSpec, model_config_of
+    from speech.modelfile.exam import model_config_of
+    from speech.modelfile.spec import LayerSpec
 
     def convolution(filters: int, size: list[int], **settings: Any) -> dict[str, Any]:
         return {"filters": filters, "kernel_size": size, "strides": [1, 1], "padding": "same",
@@ -110,7 +111,7 @@ def graph_layers(rng: np.random.Generator, num_values: int | None = None) -> lis
 
 def _with_weights(model: Any, rng: np.random.Generator, num_values: int | None) -> list:
     """Returns the layers of a Keras configuration with weights from 0.1 to 1."""
-    from speech.modelfile import plan_layers
+    from speech.modelfile.exam import plan_layers
 
     layers = []
     for spec, shapes in plan_layers(model):
@@ -128,7 +129,7 @@ def _with_weights(model: Any, rng: np.random.Generator, num_values: int | None) 
 def _hdf5_seeds() -> list[bytes]:
     import h5py
 
-    from speech.modelfile import write_model_file
+    from speech.modelfile.h5 import write_model_file
 
     meta = {"kind": "waveform", "sample_rate_hz": 16_000}
     with tempfile.TemporaryDirectory() as folder:
@@ -152,7 +153,7 @@ def _hdf5_seeds() -> list[bytes]:
 
 
 def _compact_seeds() -> list[bytes]:
-    from speech.compact import pack
+    from speech.modelfile.icse import pack
 
     rng = np.random.default_rng(0)
     chains = [pack(_layers(rng, values), {"kind": "waveform"}, entropy=entropy)

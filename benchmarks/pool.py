@@ -41,9 +41,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks import common, peers, quality
-from speech import cli
-from speech.files import strict_json
-from speech.options import check_corpus
+from speech.base import cli
+from speech.base.files import strict_json
+from speech.training.common_options import check_corpus
 
 if TYPE_CHECKING:
     from mnn.pool import Expert
@@ -196,7 +196,7 @@ def judge(
     """
     from eval.scoring import Task, score_all
     from mnn.dae import Autoencoder
-    from speech.audio import write_audio
+    from speech.sound.audio import write_audio
 
     dae = Autoencoder(dae_path)
     rows, tasks = [], []

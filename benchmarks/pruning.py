@@ -24,9 +24,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks import common
-from speech import cli
-from speech.cli import natural_number, positive_number
-from speech.options import check_corpus
+from speech.base import cli
+from speech.base.cli import natural_number, positive_number
+from speech.training.common_options import check_corpus
 
 if TYPE_CHECKING:
     from eval.sweep import Point
@@ -171,7 +171,7 @@ def draw(table: Sequence[Mapping[str, Any]], path: Path) -> None:
     """
     from matplotlib.figure import Figure
 
-    from speech.files import atomic_path
+    from speech.base.files import atomic_path
 
     baseline = next(row for row in table if row["name"] == BASELINE)
     series: dict[str, list[Mapping[str, Any]]] = {}
@@ -240,7 +240,7 @@ def _pruning(row: Row, path: Path, options: argparse.Namespace) -> list[str]:
 
 
 def _from_scratch(folder: Path, options: argparse.Namespace) -> list[str]:
-    from speech.modelfile import read_model_file
+    from speech.modelfile.read import read_model_file
 
     widths = [
         layer.config["filters"]

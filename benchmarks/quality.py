@@ -44,9 +44,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks import common, peers
-from speech import cli
-from speech.files import strict_json
-from speech.options import check_corpus
+from speech.base import cli
+from speech.base.files import strict_json
+from speech.training.common_options import check_corpus
 
 if TYPE_CHECKING:
     import numpy as np
@@ -179,9 +179,9 @@ def named_models(arguments: Sequence[str] | None) -> dict[str, str]:
 
 def test_set(options: argparse.Namespace, folder: Path) -> tuple[list[Any], set[str], str]:
     """Writes the mixtures; returns the pairs, the noises without a training part, and a line."""
-    from speech import corpus
-    from speech.options import SNRS_DB
-    from speech.prepare import write_mixtures
+    from speech.data import corpus
+    from speech.data.prepared import write_mixtures
+    from speech.training.common_options import SNRS_DB
 
     if options.timit is None:
         speech = corpus.bundled_speech("TEST")
@@ -267,7 +267,7 @@ def enhance_aligned(contender: Contender, noisy: np.ndarray) -> peers.Result:
 
 def enhance_all(contenders: Sequence[Contender], pairs: Sequence[Any], folder: Path) -> None:
     """Lets every contender enhance every file, taking turns."""
-    from speech.audio import write_audio
+    from speech.sound.audio import write_audio
 
     for pair in cli.progress(pairs, total=len(pairs), label="enhancing"):
         noisy = read_samples(pair.noisy_path)
@@ -456,7 +456,7 @@ def draw(systems: dict[str, dict[str, Any]], path: Path, title: str) -> None:
     """
     from matplotlib.figure import Figure
 
-    from speech.files import atomic_path
+    from speech.base.files import atomic_path
 
     num_bytes = {name: system["bytes"] for name, system in systems.items()}
     without = [name for name, count in num_bytes.items() if not count]
@@ -520,14 +520,14 @@ def output_path(folder: Path, place: int, pair: Any) -> Path:
 
 def read_samples(path: Path) -> np.ndarray:
     """Returns the samples of a file, [num_samples]."""
-    from speech.audio import read_audio
+    from speech.sound.audio import read_audio
 
     return read_audio(path).samples
 
 
 def at_peak(signal: np.ndarray) -> np.ndarray:
     """Scales to the common peak; silence stays silence."""
-    from speech.audio import peak_normalize
+    from speech.sound.audio import peak_normalize
 
     return peak_normalize(signal) * signal.dtype.type(INPUT_PEAK)
 

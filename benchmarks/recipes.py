@@ -31,9 +31,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import common
-from speech import cli
-from speech.cli import amount, natural_number, positive_number
-from speech.options import check_corpus
+from speech.base import cli
+from speech.base.cli import amount, natural_number, positive_number
+from speech.training.common_options import check_corpus
 
 ROOT = Path(__file__).parent.parent
 STEPS = 600

@@ -39,9 +39,9 @@ from typing import Any
 from benchmarks import reproduce_raw, results_page
 from benchmarks.reproduce_steps import ROOT, SECTIONS, Setting, Step
 from eval.grid import is_done, record_of, run_recorded
-from speech import cli
-from speech.files import held, sha256_of, write_json
-from speech.options import check_corpus
+from speech.base import cli
+from speech.base.files import held, sha256_of, write_json
+from speech.training.common_options import check_corpus
 
 OUT = ROOT / "runs" / "reproduce"
 SMALL_OUT = ROOT / "runs" / "reproduce_small"

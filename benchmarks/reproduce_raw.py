@@ -27,7 +27,7 @@ from benchmarks.reproduce_steps import (
     compressed_models,
     pruned_name,
 )
-from speech.files import strict_json, write_json, write_text
+from speech.base.files import strict_json, write_json, write_text
 
 #: A table of single files is kept only if it is smaller.
 MAX_FILE_TABLE_BYTES = 300_000
@@ -149,7 +149,7 @@ def _size_row(name: str, cost: Mapping[str, Any]) -> Row:
 
 def unseen_noises(setting: Setting) -> set[str]:
     """Returns the names of the noises that only the TEST part of the corpus has."""
-    from speech import corpus
+    from speech.data import corpus
 
     if setting.noise is None:
         return set()
@@ -452,7 +452,7 @@ def note_commands(
         setting: For portable paths.
         page: Folder that holds ``results``.
     """
-    from speech.runinfo import run_info
+    from speech.base.runinfo import run_info
 
     info = run_info()
     info.pop("command")

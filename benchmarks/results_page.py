@@ -15,7 +15,7 @@ from benchmarks import results_figures, results_mnn, results_published
 from benchmarks.reproduce_raw import ALL, NOISY, SEEN, UNSEEN, Row, read_csv, read_json
 from benchmarks.reproduce_steps import CONTROLS, K_MAIN, ROOT, SECTIONS
 from benchmarks.results_text import LABELS, duration, interval, number, score, table
-from speech.files import write_text
+from speech.base.files import write_text
 
 PAGE = "RESULTS.md"
 TITLES = {

@@ -25,8 +25,8 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks import common
 from eval.published import JOINT_SNRS_DB, JOINT_TRAINING, SOURCE
-from speech import cli
-from speech.options import check_corpus
+from speech.base import cli
+from speech.training.common_options import check_corpus
 
 if TYPE_CHECKING:
     from eval.sweep import Point
@@ -71,8 +71,8 @@ def named_models(arguments: Sequence[str] | None) -> list[Point]:
 
 
 def _run(models: Sequence[Point], options: argparse.Namespace) -> int:
-    from speech.augment import require_rooms
-    from speech.files import held, sha256_of, strict_json, write_text
+    from speech.base.files import held, sha256_of, strict_json, write_text
+    from speech.sound.augment import require_rooms
 
     require_rooms()
     described = [
@@ -155,8 +155,8 @@ def test_set(
         The pairs; and how many rooms there are, and the least, median and largest reverberation
         time of the utterances in s, or None without rooms.
     """
-    from speech import corpus
-    from speech.prepare import write_mixtures
+    from speech.data import corpus
+    from speech.data.prepared import write_mixtures
 
     if options.timit is None:
         speech, noise = corpus.bundled_speech("TEST"), corpus.bundled_noise("TEST")

@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks import common
-from speech import cli
+from speech.base import cli
 
 if TYPE_CHECKING:
     from mnn.arbiter import Arbiter

@@ -43,10 +43,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from speech import cli
+from speech.base import cli
 
 if TYPE_CHECKING:
-    from speech.modelfile import LayerSpec, ModelFile
+    from speech.modelfile.spec import LayerSpec, ModelFile
 
 SAMPLE_RATE_HZ = 16000
 #: Of the models of spectra that name none (SPEC 6).
@@ -233,7 +233,9 @@ def cost_of(
         FileNotFoundError: There is no such file.
         ValueError: The file is refused, nothing in it has weights, or an argument makes no sense.
     """
-    from speech.modelfile import COMPLEX_MASK, MaskConventions, ModelFile, read_model_file, refusals
+    from speech.modelfile.meta import COMPLEX_MASK, MaskConventions
+    from speech.modelfile.read import read_model_file
+    from speech.modelfile.spec import ModelFile, refusals
     from speech.net.reach import reach_of
 
     if isinstance(source, str | os.PathLike):
@@ -330,7 +332,8 @@ def zero_kernels(kernel: np.ndarray) -> np.ndarray:
 
 def _uses(specs: Sequence[LayerSpec]) -> dict[str, int]:
     """Returns by layer how often a weight is used for one output step: 1 without bands."""
-    from speech.modelfile import linked, output_shapes
+    from speech.modelfile.exam import output_shapes
+    from speech.modelfile.spec import linked
 
     if len(specs[0].config.get("batch_shape", ())) != 4:
         return {spec.name: 1 for spec in specs}
@@ -594,7 +597,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from speech.files import write_json
+    from speech.base.files import write_json
 
     baseline = cost_of(options.baseline or options.models[0]).total("parameters")
     settings = {

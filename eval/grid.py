@@ -16,9 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from eval.sweep import Point
-from speech import cli
-from speech.base import schema
-from speech.files import sha256_of, write_json
+from speech.base import cli, schema
+from speech.base.files import sha256_of, write_json
 
 _ROOT = Path(__file__).resolve().parent.parent
 

@@ -24,7 +24,7 @@ import threading
 from collections.abc import Callable
 from typing import IO, Any, TypeVar
 
-from speech.cli import python_command, python_environment, without_ctrl_c
+from speech.base.cli import python_command, python_environment, without_ctrl_c
 
 T = TypeVar("T")
 

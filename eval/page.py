@@ -18,7 +18,7 @@ from eval.runfiles import Run
 from eval.scoring import NOISY, OVERALL, format_snr
 from eval.testsets import TestSet
 from eval.views import Table
-from speech.pictures import learning_curve
+from speech.sound.pictures import learning_curve
 
 _TEMPLATES = Path(__file__).parent / "templates"
 

@@ -18,8 +18,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from speech import cli
-from speech.cli import positive_number
+from speech.base import cli
+from speech.base.cli import positive_number
 
 DEFAULT_OUT = Path("report")
 MAX_MB = 15.0
@@ -41,7 +41,7 @@ def _run(options: argparse.Namespace) -> int:
     from eval.page import build, render
     from eval.runfiles import read_runs
     from eval.testsets import join_runs
-    from speech.files import write_text
+    from speech.base.files import write_text
 
     if options.out.exists() and not options.out.is_dir():
         raise ValueError(f"{options.out}: is not a folder; choose another -o")

@@ -27,9 +27,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from speech import cli
-from speech.cli import positive_number
-from speech.cluster import add_option, connected
+from speech.base import cli
+from speech.base.cli import positive_number
+from speech.base.cluster import add_option, connected
 
 DEFAULT_OUT = Path("runs") / "eval"
 
@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(options: argparse.Namespace) -> int:
     from eval import scoring
     from eval.systems import tasks_of
-    from speech.files import held
+    from speech.base.files import held
 
     started = time.perf_counter()
     if options.out.exists() and not options.out.is_dir():
@@ -83,7 +83,7 @@ def _pairs_and_systems(
     options: argparse.Namespace,
 ) -> tuple[list[Any], list[Any], list[tuple[Path, str]]]:
     """Returns the pairs, the systems, and what has no clean partner with the reason."""
-    from speech import corpus
+    from speech.data import corpus
 
     if options.noisy is None and options.clean is not None:
         from eval.systems import enhanced_alone
@@ -152,8 +152,8 @@ def _report(
 ) -> None:
     from eval import scoring, tables
     from eval.metrics import METRICS
-    from speech.files import write_json, write_text
-    from speech.runinfo import run_info
+    from speech.base.files import write_json, write_text
+    from speech.base.runinfo import run_info
 
     summary = scoring.summarize(rows)
     names = {system.name for system in systems}

@@ -18,8 +18,8 @@ from typing import Any
 
 from eval.metrics import METRICS
 from eval.scoring import NOISY
-from speech import cli, corpus
-from speech.base import schema
+from speech.base import cli, schema
+from speech.data import corpus
 
 #: What the trained network of ``timit_fcn_mse.py`` is called on the page.
 BASELINE = "baseline"

@@ -32,8 +32,8 @@ from pathlib import Path
 from typing import Any
 
 from eval.plots import SYMBOLS, score_against_size
-from speech import cli
-from speech.cluster import Cluster, add_option, connected
+from speech.base import cli
+from speech.base.cluster import Cluster, add_option, connected
 
 #: The metrics, by the names of `eval.metrics`, and what the table calls them.
 SHOWN = {"pesq_wb": "PESQ-WB", "stoi": "STOI"}
@@ -112,7 +112,7 @@ def sweep(
 
     Args:
         points: The baseline first.
-        pairs: `speech.corpus.Pair` objects to enhance and score.
+        pairs: `speech.data.corpus.Pair` objects to enhance and score.
         out: Folder to write; what an earlier call made and scored is used again.
         num_jobs: Files at a time; -1 for one a core.
         cluster: Where to score instead.
@@ -126,8 +126,8 @@ def sweep(
     from eval import scoring
     from eval.cost import cost_of
     from eval.systems import model_system, noisy_system, tasks_of
-    from speech.files import write_json, write_text
-    from speech.runinfo import run_info
+    from speech.base.files import write_json, write_text
+    from speech.base.runinfo import run_info
 
     names = [point.name for point in points]
     if not points or len(set(names)) < len(names):
@@ -385,7 +385,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from speech.files import held
+    from speech.base.files import held
 
     if options.out.exists() and not options.out.is_dir():
         raise ValueError(f"{options.out}: is not a folder; choose another --out")
@@ -425,7 +425,7 @@ def _whole_or_none(text: str) -> int | None:
 def _pairs(options: argparse.Namespace) -> list[Any]:
     from eval.run import BUNDLED_NUM_EACH, BUNDLED_SNRS_DB
     from eval.systems import bundled_pairs
-    from speech import corpus
+    from speech.data import corpus
 
     if options.test_noisy:
         return corpus.find_pairs(options.test_noisy, options.test_clean, options.pair_by)

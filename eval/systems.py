@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from eval.scoring import NOISY, Task
-from speech import cli, corpus
-from speech.base import schema
+from speech.base import cli, schema
+from speech.data import corpus
 from speech.data.pairing import key_of
 
 _logger = logging.getLogger("speech")
@@ -51,7 +51,7 @@ def bundled_pairs(folder: Path, num_each: int, snrs_db: Sequence[float], jobs: i
         snrs_db: SNRs in dB.
         jobs: Processes.
     """
-    from speech.prepare import write_mixtures
+    from speech.data.prepared import write_mixtures
 
     plans = corpus.spread_mixtures(
         corpus.bundled_speech("TEST"), corpus.bundled_noise("TEST"), snrs_db, num_each
@@ -83,13 +83,13 @@ def folder_system(
     A file belongs to a pair by its path below the folder: that of the noisy file below its own, or
     ``<noise>/<speaker>/<dB>/<name>``; in a flat folder by its name, where no two pairs share it.
     Audio endings and upper or lower case may differ. With ``pair_by``, which is that of
-    `speech.corpus.find_matches`, it also belongs by what the pattern finds in its name, where that
+    `speech.data.corpus.find_matches`, it also belongs by what the pattern finds in its name, where that
     is of one pair only.
 
     Raises:
         ValueError: The folder is missing or empty, or has a file for no pair.
     """
-    from speech.audio import find_audio
+    from speech.sound.audio import find_audio
 
     available = defaultdict(list)
     for path in find_audio(folder):
@@ -179,14 +179,14 @@ def enhanced_alone(
 ) -> tuple[list[corpus.Pair], list[System], list[tuple[Path, str]]]:
     """Pairs folders of enhanced files with the clean ones where there are no noisy files.
 
-    Files are paired as noisy ones are (`speech.corpus.find_matches`). The first folder gives the
+    Files are paired as noisy ones are (`speech.data.corpus.find_matches`). The first folder gives the
     tables their names; those of the others are found by these, and what only they have comes
     after.
 
     Args:
         folders: Name of the system, and its folder.
         clean: Folder of the clean files.
-        pair_by: See `speech.corpus.find_matches`.
+        pair_by: See `speech.data.corpus.find_matches`.
 
     Returns:
         Pairs whose noisy file is an enhanced one, the systems, and files without a clean one.
@@ -281,7 +281,7 @@ def pair_name(pair: Any) -> str:
 
 def _enhance(enhancer: Any, pair: Any, target: Path, convert: bool) -> None:
     from eval.scoring import read_at_16k
-    from speech.audio import write_audio
+    from speech.sound.audio import write_audio
 
     noisy = read_at_16k(pair.noisy_path, convert)
     write_audio(target, enhancer.enhance(noisy, peak=1.0, threads=1))
@@ -309,7 +309,7 @@ class _Made:
 
     def __enter__(self) -> _Made:
         """Reads what is known; lines of other models, and one that was cut, are dropped."""
-        from speech.files import write_text
+        from speech.base.files import write_text
 
         with contextlib.suppress(FileNotFoundError):
             for entry in schema.lines(self._path, _Line):
@@ -327,7 +327,7 @@ class _Made:
         return json.dumps(entry) + "\n"
 
     def _note(self, name: str, digest: str | None) -> None:
-        from speech.files import append_text
+        from speech.base.files import append_text
 
         with self._lock:
             self._made[name] = digest
@@ -335,7 +335,7 @@ class _Made:
 
     def once(self, source: Path, target: Path, make: Any) -> None:
         """Calls ``make`` unless ``target`` is there and was made from the same ``source``."""
-        from speech.files import sha256_of
+        from speech.base.files import sha256_of
 
         name = target.relative_to(self._path.parent).as_posix()
         digest = sha256_of(source)

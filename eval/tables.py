@@ -126,7 +126,7 @@ def published_files(rows: Sequence[dict[str, Any]]) -> dict[str, str]:
     Returns:
         ``<system>/<noise>_<dB>.txt`` -> text.
     """
-    from speech.corpus import snr_folder
+    from speech.data.corpus import snr_folder
 
     files: dict[str, list[dict[str, Any]]] = {}
     for row in rows:

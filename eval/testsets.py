@@ -19,8 +19,8 @@ from eval import scoring
 from eval.metrics import METRICS
 from eval.runfiles import Run, System, audio_files, audio_pairs
 from eval.scoring import NOISY
-from speech.audio import read_audio
-from speech.corpus import Pair, find_pairs, parse_snr_folder
+from speech.data.corpus import Pair, find_pairs, parse_snr_folder
+from speech.sound.audio import read_audio
 
 #: Metrics that pages show first.
 MAIN_METRICS = ("pesq_wb", "stoi", "si_sdr")

@@ -12,7 +12,7 @@ folder       files that any other tool has made             samples
 ============ ============================================== ====================================
 
 The ``kind`` in the ``speech_meta`` of a model file says which it is, or else the shapes of its
-kernels do (`speech.modelfile.ModelFile.kind`); where they leave it open, the user is asked. Samples
+kernels do (`speech.modelfile.spec.ModelFile.kind`); where they leave it open, the user is asked. Samples
 are at 16 kHz. A network over samples is given the signal divided by its maximum, as
 `speech.enhance` does. A complex mask has an STFT of its own, so the pool only meets its samples.
 """
@@ -33,11 +33,13 @@ import numpy as np
 from mnn.blocks import frame_blocks, stft_frames
 from mnn.features import Conventions, conventions_of, network_input, scaled_magnitudes
 from mnn.layers import DenseNetwork
-from speech.audio import SAMPLE_RATE_HZ, read_multichannel, resample
+from speech.base.files import sha256_of
 from speech.enhance import Enhancer
-from speech.files import sha256_of
-from speech.modelfile import COMPLEX_MASK, ModelFile, read_model_file
-from speech.stft import DEFAULT, Synthesis
+from speech.modelfile.meta import COMPLEX_MASK
+from speech.modelfile.read import read_model_file
+from speech.modelfile.spec import ModelFile
+from speech.sound.audio import SAMPLE_RATE_HZ, read_multichannel, resample
+from speech.sound.stft import DEFAULT, Synthesis
 
 SPECTRAL_KINDS = ("mask", "magnitude")
 
@@ -191,7 +193,7 @@ def open_pool(
         except (ValueError, OSError) as error:
             if strict:
                 raise
-            from speech.cli import one_line
+            from speech.base.cli import one_line
 
             experts.append(None)
             refused.append(one_line(error))
@@ -229,7 +231,7 @@ def folder_expert(name: str, folder: Path) -> Expert:
     Raises:
         ValueError: The folder is missing or holds no audio.
     """
-    from speech.audio import find_audio
+    from speech.sound.audio import find_audio
 
     by_path: dict[str, list[Path]] = {}
     for path in find_audio(folder):
@@ -264,7 +266,7 @@ def folder_expert(name: str, folder: Path) -> Expert:
 
 
 def _bare(path: Path) -> str:
-    from speech.corpus import audio_stem
+    from speech.data.corpus import audio_stem
 
     # Some systems write an accent as a character of its own.
     return unicodedata.normalize("NFC", (path.parent / audio_stem(path)).as_posix()).lower()
@@ -277,7 +279,7 @@ def _question(file: ModelFile) -> ValueError:
     return ValueError(
         f"{file.path}: what does it take and give? Its speech_meta names no kind, and its kernels, "
         f"{shapes}, leave it open; write kind (waveform, complex_mask, mask or magnitude), and for "
-        "spectra stft, context and input_scale, into its speech_meta (speech.weights.save_model)"
+        "spectra stft, context and input_scale, into its speech_meta (speech.net.keras_models.save_model)"
     )
 
 

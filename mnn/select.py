@@ -30,8 +30,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from speech import cli
-from speech.cli import natural_number
+from speech.base import cli
+from speech.base.cli import natural_number
 
 if TYPE_CHECKING:
     from mnn.pool import Expert
@@ -68,14 +68,14 @@ def select_file(selector: Selector, source: Path, relative: Path, target: Path) 
     """
     import numpy as np
 
-    from speech.audio import (
+    from speech.enhance import level_for, writable_subtype
+    from speech.sound.audio import (
         SAMPLE_RATE_HZ,
         fit_length,
         read_multichannel,
         resample,
         write_audio,
     )
-    from speech.enhance import level_for, writable_subtype
 
     audio = read_multichannel(source)
     samples = audio.samples
@@ -127,8 +127,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
+    from speech.base.files import remove_leftovers
     from speech.enhance import plan_outputs, say_turned_down
-    from speech.files import remove_leftovers
 
     selector, refused = _selector(options)
     inputs, out = options.inputs, options.out
@@ -200,7 +200,7 @@ def _report(
     skipped: Sequence[tuple[str, str]],
     wall_seconds: float,
 ) -> None:
-    from speech.files import write_json
+    from speech.base.files import write_json
 
     seconds = {name: float(value) for name, value in selector.seconds.items()}
     picks = Counter({expert.name: 0 for expert in selector.experts})
@@ -312,8 +312,8 @@ def _check_shipped(dae: Path, experts: Sequence[Path]) -> None:
 
 def _bundled_clips(out: Path) -> Path:
     """Writes noisy test clips of the bundled corpus, the same each time; returns their folder."""
-    from speech import corpus
-    from speech.prepare import write_mixtures
+    from speech.data import corpus
+    from speech.data.prepared import write_mixtures
 
     plans = corpus.spread_mixtures(
         corpus.bundled_speech("TEST"), corpus.bundled_noise("TEST"), [CLIPS_SNR_DB], NUM_CLIPS_EACH
@@ -323,7 +323,7 @@ def _bundled_clips(out: Path) -> Path:
 
 
 def _check_usage(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
-    from speech.audio import is_audio_name
+    from speech.sound.audio import is_audio_name
 
     asked = options.experts is not None
     # Inputs may follow --experts, which takes all it can get.

@@ -29,12 +29,13 @@ import numpy as np
 from mnn.features import Frames
 from mnn.rprop import Rprop
 from speech.base import schema
-from speech.files import held, read_npz, write_json, write_npz
-from speech.modelfile import ModelFileError, read_model_file
-from speech.runinfo import run_info
+from speech.base.files import held, read_npz, write_json, write_npz
+from speech.base.runinfo import run_info
+from speech.modelfile.read import read_model_file
+from speech.modelfile.spec import ModelFileError
+from speech.net.keras_models import save_model
 from speech.training.config import TrainingError
 from speech.training.trainer import write_history
-from speech.weights import save_model
 
 _LOGGER = logging.getLogger("speech")
 OPTIMIZERS = ("rprop", "adam")

@@ -42,16 +42,16 @@ from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
-from speech import cli
-from speech.base import schema
-from speech.files import read_npz, write_npz
-from speech.modelfile import MAX_LAYERS, LayerSpec
+from speech.base import cli, schema
+from speech.base.files import read_npz, write_npz
+from speech.modelfile.exam import MAX_LAYERS
+from speech.modelfile.spec import LayerSpec
 from speech.net.taps import for_kernel, has_kernel, taps_of
 
 if TYPE_CHECKING:
+    from speech.data.pipeline import Batch, TrainingData
     from speech.net.mask_loss import MaskLoss
     from speech.net.timefrequency import TimeFrequencyConfig
-    from speech.pipeline import Batch, TrainingData
     from speech.training.pieces import PieceData
 
     Data = TrainingData | PieceData
@@ -99,7 +99,7 @@ def cluster(
         epochs: Of fine-tuning. 0: each weight becomes its nearest centroid, and nothing else
             changes.
         learning_rate: At the start.
-        loss: One of ``speech.losses.LOSSES``, or that of a network over time and frequency.
+        loss: One of ``speech.net.losses.LOSSES``, or that of a network over time and frequency.
         seed: Of Dropout. What else is random is the data's, which has its own seed.
         progress: Called after each epoch with a row: epoch, training_loss, validation_loss (if
             there is ``validation``), learning_rate, seconds. Epoch 0 is the start: validation_loss
@@ -446,7 +446,7 @@ def _shown(data: Data, text: str) -> Iterator[Batch]:
     """Yields the batches of an epoch under a progress bar, if stderr is a terminal."""
     from tqdm import tqdm
 
-    from speech.pipeline import prefetched
+    from speech.data.pipeline import prefetched
 
     return iter(
         tqdm(
@@ -466,7 +466,7 @@ def _fingerprint(
     conventions: TimeFrequencyConfig | None,
 ) -> str:
     """Returns a SHA-256 over all that decides what a run gives."""
-    from speech.pipeline import data_fingerprint
+    from speech.data.pipeline import data_fingerprint
 
     digest = hashlib.sha256()
     settings: list[Any] = [run.epochs, run.learning_rate, loss, seed]

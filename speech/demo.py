@@ -43,8 +43,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from speech import cli
-from speech.cli import natural_number
+from speech.base import cli
+from speech.base.cli import natural_number
 from speech.enhance import BASELINE_MODEL, DEFAULT_MODEL, Enhancer
 
 if TYPE_CHECKING:
@@ -148,7 +148,7 @@ class Demo:
 
     @cached_property
     def _plans(self) -> dict[str, Any]:
-        from speech import corpus
+        from speech.data import corpus
 
         speech, noise = corpus.bundled_speech("TEST"), corpus.bundled_noise("TEST")
         return {p.noise.name: p for p in corpus.spread_mixtures(speech, noise, [SNR_DB], 1)}
@@ -169,8 +169,8 @@ class Demo:
         """
         import soundfile
 
-        from speech import corpus
-        from speech.audio import SAMPLE_RATE_HZ
+        from speech.data import corpus
+        from speech.sound.audio import SAMPLE_RATE_HZ
 
         if noise not in self._plans:
             raise ValueError(f"{noise}: no such clip; there are {', '.join(self._plans)}")
@@ -348,9 +348,15 @@ def _shown(paths: dict[str, Path], folder: Path) -> tuple[dict[str, Any], dict[s
     Returns:
         Rate and silence of the first, an image of each as a data: URI; and the files by name.
     """
-    from speech.audio import SAMPLE_RATE_HZ, is_silent, read_multichannel, resample, write_audio
     from speech.enhance import level_for
-    from speech.pictures import level_png
+    from speech.sound.audio import (
+        SAMPLE_RATE_HZ,
+        is_silent,
+        read_multichannel,
+        resample,
+        write_audio,
+    )
+    from speech.sound.pictures import level_png
 
     facts: dict[str, Any] = {}
     files, levels = {}, {}
@@ -383,7 +389,7 @@ def spectrogram_db(signal: np.ndarray, max_columns: int = MAX_COLUMNS) -> np.nda
     """
     import numpy as np
 
-    from speech.stft import StftConfig, magnitudes, stft
+    from speech.sound.stft import StftConfig, magnitudes, stft
 
     config = StftConfig(512, 128)
     together = max(1, math.ceil(len(signal) / config.hop / max_columns))

@@ -7,7 +7,7 @@
 
 Any rate and number of channels goes in; the same rate, channels, length, format and folder tree
 come out. Each channel is resampled to the model's 16 kHz and enhanced by itself, so nothing above
-8 kHz is left. The file says what kind of network it holds (`speech.modelfile.ModelFile.kind`):
+8 kHz is left. The file says what kind of network it holds (`speech.modelfile.spec.ModelFile.kind`):
 
 * 'complex_mask' (``speech.net.enhancer``): the output has the level that the mask gives, unless
   ``--peak`` says another. A file is read, enhanced and written as a stream: memory does not grow
@@ -41,14 +41,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from speech import cli
+from speech.base import cli
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from speech.audio import AudioReader
-    from speech.modelfile import ModelFile
+    from speech.modelfile.spec import ModelFile
     from speech.net.enhancer import MaskEnhancer
+    from speech.sound.audio import AudioReader
 
 _MODELS = Path(__file__).resolve().parent.parent / "models"
 #: The model that is used when none is named.
@@ -86,9 +86,11 @@ class Enhancer:
     _num_bytes: Callable[[int], int] = staticmethod(lambda num_samples: 0)
 
     def __init__(self, path: str | os.PathLike = DEFAULT_MODEL) -> None:
-        from speech.audio import SAMPLE_RATE_HZ
-        from speech.modelfile import COMPLEX_MASK, kind_of_shapes, read_model_file
+        from speech.modelfile.meta import COMPLEX_MASK
+        from speech.modelfile.read import read_model_file
+        from speech.modelfile.spec import kind_of_shapes
         from speech.net.memory import MAX_BYTES, too_large
+        from speech.sound.audio import SAMPLE_RATE_HZ
 
         self.path = Path(path)
         self.file = read_model_file(path)
@@ -131,7 +133,7 @@ class Enhancer:
         """
         import numpy as np
 
-        from speech.audio import is_silent, peak_normalize, require_signal
+        from speech.sound.audio import is_silent, peak_normalize, require_signal
 
         signal = require_signal(signal)
         if self.mask is not None:
@@ -166,7 +168,7 @@ class Enhancer:
         Raises:
             ValueError: As `Enhancer.__call__`, or the peak is no positive number.
         """
-        from speech.audio import require_signal
+        from speech.sound.audio import require_signal
 
         signal = require_signal(signal)
         if peak is not None and not 0 < peak < math.inf:
@@ -181,16 +183,16 @@ class Enhancer:
 
     def takes_whole(self, num_samples: int) -> bool:
         """Returns whether a waveform model enhances so many samples at 16 kHz in one piece."""
-        from speech.audio import SAMPLE_RATE_HZ
         from speech.net.memory import MAX_BYTES
+        from speech.sound.audio import SAMPLE_RATE_HZ
 
         is_short = num_samples <= WHOLE_SECONDS * SAMPLE_RATE_HZ
         return is_short and self._num_bytes(num_samples) <= MAX_BYTES
 
     def _block_samples(self) -> int:
         """Returns the length of a block: `BLOCK_SECONDS`, or halves of it until one fits."""
-        from speech.audio import SAMPLE_RATE_HZ
         from speech.net.memory import MAX_BYTES
+        from speech.sound.audio import SAMPLE_RATE_HZ
 
         size = round(BLOCK_SECONDS * SAMPLE_RATE_HZ)
         # The last two blocks may be longer by half of the overlap.
@@ -202,7 +204,7 @@ class Enhancer:
     def _in_blocks(self, signal: np.ndarray, threads: int | None) -> np.ndarray:
         import numpy as np
 
-        from speech.audio import SAMPLE_RATE_HZ
+        from speech.sound.audio import SAMPLE_RATE_HZ
 
         fade = round(FADE_SECONDS * SAMPLE_RATE_HZ)
         ramp = np.linspace(0.0, 1.0, fade + 2, dtype=np.float32)[1:-1]
@@ -239,10 +241,10 @@ def _runner(
     file: ModelFile,
 ) -> tuple[str, Callable[[np.ndarray, int | None], np.ndarray], Callable[[int], int]]:
     """Returns the engine, what runs float32 [num_samples] with some threads, and its memory."""
-    from speech import blockconv
-    from speech.inference import InferenceNetwork, spectra_bytes
+    from speech.net import blockconv
+    from speech.net.chain import blocks_from_layers, parameters_of
+    from speech.net.inference import InferenceNetwork, spectra_bytes
     from speech.net.memory import MAX_BYTES
-    from speech.network import blocks_from_layers, parameters_of
 
     found = blocks_from_layers([(layer.class_name, layer.config) for layer in file.layers])
     parameters = parameters_of(file.layers)
@@ -251,7 +253,8 @@ def _runner(
     if found is not None and fits and blockconv.is_available():
         network = InferenceNetwork(found[0], parameters, tanh=found[1])
         return "c", lambda signal, threads: network(signal, threads)[:, 0], network.num_bytes
-    from speech.modelfile import frames_more, refusals
+    from speech.modelfile.exam import frames_more
+    from speech.modelfile.spec import refusals
     from speech.net.keras_models import keras_function
     from speech.net.memory import keras_bytes
 
@@ -318,7 +321,7 @@ def enhance_file(
     """
     import numpy as np
 
-    from speech.audio import (
+    from speech.sound.audio import (
         SAMPLE_RATE_HZ,
         fit_length,
         read_multichannel,
@@ -368,7 +371,7 @@ def _row(
 
 
 def _too_short(source: Path) -> ValueError:
-    from speech.audio import SAMPLE_RATE_HZ
+    from speech.sound.audio import SAMPLE_RATE_HZ
 
     return ValueError(f"{source}: too short, nothing is left at {SAMPLE_RATE_HZ} Hz")
 
@@ -377,7 +380,7 @@ def _stream_file(
     mask: MaskEnhancer, source: Path, target: Path, peak: float | None, threads: int | None
 ) -> dict[str, Any]:
     """Enhances a file of any length in constant memory; see `enhance_file`."""
-    from speech.audio import SAMPLE_RATE_HZ, open_audio, resampled_length, write_blocks
+    from speech.sound.audio import SAMPLE_RATE_HZ, open_audio, resampled_length, write_blocks
 
     with open_audio(source) as reader:
         rate_hz, shape = reader.sample_rate_hz, (reader.num_samples, reader.num_channels)
@@ -397,7 +400,7 @@ def _enhanced(mask: MaskEnhancer, reader: AudioReader, threads: int | None) -> I
     """Yields enhanced float32 [any number, num_channels] at the rate of the file."""
     import numpy as np
 
-    from speech.audio import SAMPLE_RATE_HZ, StreamResampler
+    from speech.sound.audio import SAMPLE_RATE_HZ, StreamResampler
 
     num_channels = reader.num_channels
     down = StreamResampler(reader.sample_rate_hz, SAMPLE_RATE_HZ, num_channels)
@@ -423,7 +426,7 @@ def _fitted(blocks: Iterator[np.ndarray], num_samples: int) -> Iterator[np.ndarr
 
     Rounding in two resamplings may differ by a sample.
     """
-    from speech.audio import fit_length
+    from speech.sound.audio import fit_length
 
     left, last = num_samples, None
     for last in blocks:
@@ -481,7 +484,7 @@ def enhance_all(
     """
     from concurrent.futures import ThreadPoolExecutor
 
-    from speech.blockconv import default_threads
+    from speech.net.blockconv import default_threads
 
     num_workers = min(default_threads(), len(jobs)) if enhancer.engine == "c" else 1
     threads = 1 if num_workers > 1 else None
@@ -513,7 +516,7 @@ def plan_outputs(inputs: Sequence[Path], out: Path) -> list[tuple[Path, Path]]:
     Raises:
         ValueError: An input is missing, two would have one target, or one would be overwritten.
     """
-    from speech.audio import FORMATS, find_audio
+    from speech.sound.audio import FORMATS, find_audio
 
     jobs: list[tuple[Path, Path]] = []
     one_file = len(inputs) == 1 and inputs[0].is_file()
@@ -562,7 +565,7 @@ def _names(paths: Sequence[Path]) -> dict[Path, Path]:
 
 def _writable(path: Path | str) -> Path:
     """Returns the name to write: endings that can only be read become .wav."""
-    from speech.audio import FORMATS
+    from speech.sound.audio import FORMATS
 
     path = Path(path)
     keep = path.suffix.lower() in FORMATS and FORMATS[path.suffix.lower()] != "NIST"
@@ -573,7 +576,7 @@ def writable_subtype(target: Path, wanted: str) -> str:
     """Returns a sample format for ``target``: ``wanted``, or its default if it can't hold that."""
     import soundfile
 
-    from speech.audio import FORMATS
+    from speech.sound.audio import FORMATS
 
     audio_format = FORMATS.get(target.suffix.lower(), "WAV")
     # Of the compressed kinds only Vorbis is written by everything that reads it.
@@ -647,7 +650,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from speech.files import remove_leftovers, write_json
+    from speech.base.files import remove_leftovers, write_json
     from speech.net.reach import summary_of
 
     jobs = plan_outputs(options.inputs, options.out)

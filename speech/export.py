@@ -28,10 +28,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from speech import cli
+from speech.base import cli
 
 if TYPE_CHECKING:
-    from speech.modelfile import LayerSpec
+    from speech.modelfile.spec import LayerSpec
 
 FORMATS = ("onnx", "tflite")
 OPSET = 17
@@ -57,7 +57,7 @@ def to_onnx(layers: Sequence[LayerSpec]) -> bytes:
 
 def _folded(layers: Sequence[LayerSpec]) -> tuple[LayerSpec, ...]:
     """Returns a graph without batch normalisations that can be folded; a chain as it is."""
-    from speech.modelfile import is_chain
+    from speech.modelfile.spec import is_chain
     from speech.net.folding import fold_batch_normalization
 
     return tuple(layers) if is_chain(layers) else fold_batch_normalization(layers)
@@ -80,7 +80,8 @@ class _OnnxGraph:
 
     def of(self, layers: Sequence[LayerSpec]) -> Any:
         """Returns the model."""
-        from speech.modelfile import linked, output_shapes
+        from speech.modelfile.exam import output_shapes
+        from speech.modelfile.spec import linked
 
         helper, onnx = self._onnx.helper, self._onnx
         shape = ["batch", *layers[0].config["batch_shape"][1:]]
@@ -293,14 +294,14 @@ def to_tflite(layers: Sequence[LayerSpec], *, int8: bool = False) -> bytes:
     Raises:
         ValueError: Keras runs on another backend than TensorFlow.
     """
-    from speech.device import quiet_start
+    from speech.base.device import quiet_start
 
     with quiet_start():
         import keras
         import tensorflow as tf
 
-    from speech.modelfile import linked
-    from speech.weights import build_model
+    from speech.modelfile.spec import linked
+    from speech.net.keras_models import build_model
 
     if keras.backend.backend() != "tensorflow":
         raise ValueError("LiteRT needs Keras on TensorFlow; unset KERAS_BACKEND")
@@ -405,9 +406,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from speech.compact import pack
-    from speech.files import atomic_path
-    from speech.modelfile import read_model_file
+    from speech.base.files import atomic_path
+    from speech.modelfile.icse import pack
+    from speech.modelfile.read import read_model_file
 
     file = read_model_file(options.model)
     ending = ".int8.tflite" if options.int8 else "." + options.to

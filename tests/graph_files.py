@@ -7,7 +7,7 @@ import numpy as np
 
 from benchmarks.mutation import GRAPH_META as META
 from benchmarks.mutation import graph_layers
-from speech.modelfile import write_model_file
+from speech.modelfile.h5 import write_model_file
 
 
 def convolution(filters, size, **settings):

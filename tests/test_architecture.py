@@ -53,12 +53,12 @@ def test_rooms_import_only_what_they_may(path):
 
 @pytest.mark.parametrize(
     "module",
-    ["speech.audio", "speech.augment", "speech.corpus", "speech.data.prefetch", "speech.demo",
+    ["speech.sound.audio", "speech.sound.augment", "speech.data.corpus", "speech.data.prefetch", "speech.demo",
      "speech.doctor",
-     "speech.enhance", "speech.fcn", "speech.losses", "speech.mixing", "speech.modelfile",
+     "speech.enhance", "speech.net.fcn", "speech.net.losses", "speech.sound.mixing", "speech.modelfile",
      "speech.net.enhancer", "speech.net.folding", "speech.net.keras_models", "speech.net.reach",
-     "speech.network", "speech.opencorpus", "speech.options", "speech.prepare",
-     "speech.tensorboard", "speech.train", "speech.training.config", "speech.training.options",
+     "speech.net.chain", "speech.opencorpus", "speech.training.common_options", "speech.prepare",
+     "speech.training.tensorboard", "speech.train", "speech.training.config", "speech.training.options",
      "speech.weights", "eval.cost", "eval.cycles", "eval.metrics",
      "eval.page", "eval.report", "eval.run", "eval.scoring", "eval.sweep", "mnn.arbiter",
      "mnn.experiments", "mnn.pool", "mnn.select", "mnn.selection", "mnn.selector", "mnn.tables",

@@ -23,7 +23,7 @@ from benchmarks import (
     triptych,
 )
 from pruning import run as pruning_command
-from speech import corpus
+from speech.data import corpus
 
 MINICORPUS = Path(__file__).parent.parent / "speech/minicorpus"
 

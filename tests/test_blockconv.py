@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
-from speech import blockconv
-from speech.blockconv import Activation, Signal, Spectra
+from speech.net import blockconv
+from speech.net.blockconv import Activation, Signal, Spectra
 from tests.reference import convolution_oracle as oracle
 
 

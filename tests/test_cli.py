@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from speech import cli
+from speech.base import cli
 
 ROOT = Path(__file__).parent.parent
 

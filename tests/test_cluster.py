@@ -22,10 +22,12 @@ from pathlib import Path
 import pytest
 
 from eval import run, scoring, sweep
-from speech import cluster, corpus, prepare
-from speech.audio import read_audio, write_audio
-from speech.cluster import Failed
-from speech.files import atomic_path
+from speech import prepare
+from speech.base import cluster
+from speech.base.cluster import Failed
+from speech.base.files import atomic_path
+from speech.data import corpus
+from speech.sound.audio import read_audio, write_audio
 
 ROOT = Path(__file__).parent.parent
 

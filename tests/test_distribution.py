@@ -16,11 +16,18 @@ import pytest
 from numpy.testing import assert_allclose
 
 import timit_fcn_mse
-from speech import distribution
-from speech.augment import Augmentation
-from speech.corpus import find_noise, find_speech
+from speech.data.corpus import find_noise, find_speech
 from speech.data.mixtures import MixingConfig, PieceSource
-from speech.distribution import (
+from speech.data.pipeline import MixtureSource, TrainingData, collate
+from speech.net.fcn import FCNConfig, build_fcn
+from speech.net.keras_models import load_model
+from speech.net.mask_loss import MaskLoss
+from speech.net.timefrequency import TimeFrequencyConfig, build_time_frequency
+from speech.net.training_model import MaskTrainingModel
+from speech.sound.augment import Augmentation
+from speech.training import distribution
+from speech.training.config import TrainingConfig
+from speech.training.distribution import (
     EveryNth,
     MachineLostError,
     Replicas,
@@ -28,15 +35,8 @@ from speech.distribution import (
     Task,
     read_task,
 )
-from speech.fcn import FCNConfig, build_fcn
-from speech.net.mask_loss import MaskLoss
-from speech.net.timefrequency import TimeFrequencyConfig, build_time_frequency
-from speech.net.training_model import MaskTrainingModel
-from speech.pipeline import MixtureSource, TrainingData, collate
-from speech.training.config import TrainingConfig
 from speech.training.pieces import PieceData
 from speech.training.trainer import Trainer
-from speech.weights import load_model
 from tests.test_training import without_times
 
 ROOT = Path(__file__).parent.parent
@@ -183,7 +183,7 @@ def test_a_machine_that_is_killed_or_frozen_ends_the_other(timit, noises, tmp_pa
 TWO_DEVICES = """
 import json, sys
 from pathlib import Path
-from speech.device import quiet_start
+from speech.base.device import quiet_start
 with quiet_start():
     import tensorflow as tf
 cpu = tf.config.list_physical_devices("CPU")[0]
@@ -274,7 +274,7 @@ def test_gradients_of_shares_add_up(timit, noises, tmp_path, loss):
 
 
 def test_what_is_held_at_zero_stays_there(timit, noises, tmp_path):
-    from speech.constraints import HeldZeros
+    from speech.net.constraints import HeldZeros
 
     trainer = small_trainer(tmp_path, tmp_path / "run", ["CPU:0", "CPU:0"])
     layer = next(x for x in trainer.network.layers if isinstance(x, keras.layers.Conv1D))

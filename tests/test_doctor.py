@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from speech import blockconv, doctor
-from speech.corpus import bundled_noise
+from speech import doctor
+from speech.data.corpus import bundled_noise
+from speech.net import blockconv
 
 ROOT = Path(__file__).parent.parent
 QUICK = ("packages", "processor", "disk", "corpus", "C compiler")
@@ -157,7 +158,7 @@ def test_a_network_on_this_machine(monkeypatch):
 
 
 def test_corpora(monkeypatch, tmp_path, timit, noises):
-    from speech import corpus
+    from speech.data import corpus
 
     assert "8 noises" in doctor.check_bundled_corpus()
     copy = tmp_path / "speech" / "minicorpus"

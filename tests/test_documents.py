@@ -253,7 +253,7 @@ def check_python(module, words, *, in_block, monkeypatch, capsys):
         assert not words
         return
     asked = []
-    monkeypatch.setattr("speech.cli.run", lambda work: asked.append(work) or 0)
+    monkeypatch.setattr("speech.base.cli.run", lambda work: asked.append(work) or 0)
     if not words and not in_block:
         assert callable(own.main)
         return

@@ -13,12 +13,13 @@ import pytest
 import soundfile
 from numpy.testing import assert_allclose
 
-from speech import blockconv, enhance
-from speech.audio import peak_normalize, read_audio, write_audio
-from speech.corpus import bundled_speech
+from speech import enhance
+from speech.data.corpus import bundled_speech
 from speech.enhance import BASELINE_MODEL, Enhancer, blocks, main
-from speech.fcn import FCNConfig, build_fcn
-from speech.weights import load_model, save_model
+from speech.net import blockconv
+from speech.net.fcn import FCNConfig, build_fcn
+from speech.net.keras_models import load_model, save_model
+from speech.sound.audio import peak_normalize, read_audio, write_audio
 from tests.conftest import make_speech
 
 

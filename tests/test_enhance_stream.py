@@ -14,7 +14,10 @@ import pytest
 import soundfile
 from numpy.testing import assert_allclose, assert_array_equal
 
-from speech.audio import (
+from speech.enhance import Enhancer, main
+from speech.modelfile.meta import META_ATTRIBUTE
+from speech.modelfile.read import read_model_file
+from speech.sound.audio import (
     StreamResampler,
     fit_length,
     open_audio,
@@ -22,8 +25,6 @@ from speech.audio import (
     resample,
     write_blocks,
 )
-from speech.enhance import Enhancer, main
-from speech.modelfile import META_ATTRIBUTE, read_model_file
 from tests.builders import TINY, conv2d, graph, mask_layers, write_mask_network
 from tests.conftest import make_speech
 
@@ -59,7 +60,7 @@ def enhance(source, target, model, *options):
 def test_a_file_is_what_its_channels_are(
     rate_hz, channels, suffix, subtype, model, tmp_path, rng, monkeypatch
 ):
-    monkeypatch.setattr("speech.audio._BLOCK_VALUES", 5000)  # several blocks
+    monkeypatch.setattr("speech.sound.audio._BLOCK_VALUES", 5000)  # several blocks
     samples = np.stack([0.2 * make_speech(rng, 9001) * 0.7**c for c in range(channels)], axis=1)
     if subtype == "PCM_U8":
         suffix, subtype = ".wav", "PCM_U8"
@@ -173,7 +174,7 @@ def test_what_is_said(model, tmp_path, rng, capsys):
 
 
 def test_memory_does_not_grow_with_the_file(model, tmp_path, monkeypatch):
-    monkeypatch.setattr("speech.audio._BLOCK_VALUES", 1 << 16)
+    monkeypatch.setattr("speech.sound.audio._BLOCK_VALUES", 1 << 16)
     monkeypatch.setenv("SPEECH_THREADS", "1")
     rng, peaks = np.random.default_rng(0), []
     for seconds in (25, 60):
@@ -354,7 +355,7 @@ def test_a_stream_is_resampled_as_the_whole(from_hz, to_hz, num_samples, rng):
 
 
 def test_reading_by_blocks(tmp_path, rng, monkeypatch):
-    monkeypatch.setattr("speech.audio._BLOCK_VALUES", 1000)
+    monkeypatch.setattr("speech.sound.audio._BLOCK_VALUES", 1000)
     samples = rng.uniform(-1, 1, (1234, 3)).astype(np.float32)
     path = write(tmp_path / "x.wav", samples, 22050)
     with open_audio(path) as reader:

@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
-from speech import blockconv
-from speech.modelfile import COMPLEX_MASK, LayerSpec, ModelFile, ModelFileError, read_model_file
+from speech.modelfile.meta import COMPLEX_MASK
+from speech.modelfile.read import read_model_file
+from speech.modelfile.spec import LayerSpec, ModelFile, ModelFileError
+from speech.net import blockconv
 from speech.net.enhancer import MaskEnhancer
 from speech.net.reach import Reach, reach_of, summary_of
 from speech.net.timefrequency import SIZES, TimeFrequencyConfig

@@ -11,8 +11,8 @@ import pytest
 import soundfile
 from numpy.testing import assert_allclose, assert_array_equal
 
-from speech import audio
-from speech.audio import AudioError, open_audio, read_audio, read_multichannel
+from speech.sound import audio
+from speech.sound.audio import AudioError, open_audio, read_audio, read_multichannel
 from tests.reference.sphere import quantize
 
 NUM_SAMPLES = 6000

@@ -11,8 +11,9 @@ import soundfile
 from numpy.testing import assert_allclose, assert_array_equal
 
 from speech.enhance import Enhancer, main
-from speech.modelfile import LayerSpec, ModelFileError, read_model_file
-from speech.weights import build_model, load_model, save_model
+from speech.modelfile.read import read_model_file
+from speech.modelfile.spec import LayerSpec, ModelFileError
+from speech.net.keras_models import build_model, load_model, save_model
 
 GOLDEN = Path(__file__).parent / "golden" / "keras2"
 SIGNAL = (np.sin(np.arange(64) ** 1.3 / 5) / 2).astype(np.float32)

@@ -5,8 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from speech import blockconv
-from speech.net import mask_gradient
+from speech.net import blockconv, mask_gradient
 from speech.net.mask_loss import MaskLoss
 from speech.net.timefrequency import TimeFrequencyConfig, build_time_frequency, features
 from speech.net.training_model import MaskTrainingModel

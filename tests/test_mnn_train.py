@@ -25,10 +25,10 @@ from mnn.features import (
     speech_frames,
 )
 from mnn.training import FitConfig, FrameTrainer
-from speech.corpus import Noise, Pair, Utterance, bundled_noise, bundled_speech
-from speech.files import read_npz, sha256_of, write_npz
-from speech.modelfile import read_model_file
-from speech.stft import context_frames, stft
+from speech.base.files import read_npz, sha256_of, write_npz
+from speech.data.corpus import Noise, Pair, Utterance, bundled_noise, bundled_speech
+from speech.modelfile.read import read_model_file
+from speech.sound.stft import context_frames, stft
 from speech.training.config import TrainingError
 from tests.conftest import make_speech
 
@@ -451,7 +451,7 @@ def test_wrong_usage_is_one_line(run, tmp_path, monkeypatch, capsys, words, code
 
 def test_imports_and_help_need_no_tensorflow():
     code = (
-        "import sys, mnn.train, mnn.data, mnn.dae, mnn.experts, mnn.features, speech.stft; "
+        "import sys, mnn.train, mnn.data, mnn.dae, mnn.experts, mnn.features, speech.sound.stft; "
         "assert not {'tensorflow', 'keras'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)

@@ -9,8 +9,10 @@ import h5py
 import numpy as np
 import pytest
 
-from speech import modelfile
-from speech.modelfile import LayerRule, LayerSpec, ModelFileError, read_model_file, write_model_file
+from speech.modelfile.h5 import write_model_file
+from speech.modelfile.read import read_model_file
+from speech.modelfile.rules import LayerRule
+from speech.modelfile.spec import LayerSpec, ModelFileError
 
 KERNEL = "model_weights/conv1/conv1/kernel"
 

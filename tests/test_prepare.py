@@ -14,9 +14,10 @@ import pytest
 import soundfile
 from numpy.testing import assert_allclose, assert_array_equal
 
-from speech import augment, prepare
-from speech.audio import read_audio, write_audio
-from speech.corpus import Noise, Utterance, find_pairs, plan_mixtures, put_in_rooms
+from speech import prepare
+from speech.data.corpus import Noise, Utterance, find_pairs, plan_mixtures, put_in_rooms
+from speech.sound import augment
+from speech.sound.audio import read_audio, write_audio
 from tests.conftest import make_noises, make_speech
 from tests.reference import mixing_oracle
 from tests.reference.sphere import write_sphere

@@ -262,7 +262,7 @@ def test_every_command_parses_and_what_it_starts_from_is_made_before(
         asked.append(command)
         return 0
 
-    monkeypatch.setattr("speech.cli.run", instead)
+    monkeypatch.setattr("speech.base.cli.run", instead)
     steps = SECTIONS[section](settings(tmp_path)[size])
     there = {reproduce_steps.BASELINE, reproduce_steps.SMALLEST}
     assert len({step.name for step in steps}) == len(steps)

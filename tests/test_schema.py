@@ -15,9 +15,9 @@ from benchmarks.fuzz import peak_mb, reset_peak
 from eval import grid, systems
 from eval.scoring import ScoreCache
 from speech.base import schema
-from speech.files import read_npz, write_npz
-from speech.prepare import COLUMNS, _Journal
-from speech.sounds import read_manifest
+from speech.base.files import read_npz, write_npz
+from speech.data.prepared import COLUMNS, _Journal
+from speech.sound.conditioning import read_manifest
 
 ARRAYS = {
     "a": np.arange(6, dtype="f4").reshape(2, 3),

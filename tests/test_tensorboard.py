@@ -10,8 +10,9 @@ import pytest
 import soundfile
 
 import timit_fcn_mse
-from speech import corpus, tensorboard
-from speech.audio import read_audio, write_audio
+from speech.data import corpus
+from speech.sound.audio import read_audio, write_audio
+from speech.training import tensorboard
 from tests.conftest import make_speech
 
 ROOT = Path(__file__).parent.parent

@@ -9,18 +9,20 @@ import pytest
 from numpy.testing import assert_allclose
 
 import timit_fcn_mse
-from speech import datasets, train
+from speech import train
+from speech.base.files import sha256_of
 from speech.data.mixtures import MixingConfig
-from speech.fcn import FCNConfig
-from speech.files import sha256_of
-from speech.modelfile import read_model_file, sha256_of_weights
+from speech.modelfile.read import read_model_file
+from speech.modelfile.spec import sha256_of_weights
+from speech.net.fcn import FCNConfig
+from speech.net.keras_models import load_model, save_model
 from speech.net.mask_loss import MaskLoss
 from speech.net.timefrequency import SIZES, TimeFrequencyConfig, build_time_frequency
 from speech.prepare import main as prepare
+from speech.training import datasets
 from speech.training import options as training_options
 from speech.training.config import TrainingConfig
 from speech.training.options import TF_RECIPES
-from speech.weights import load_model, save_model
 
 #: A network that is made in no time.
 TINY = TimeFrequencyConfig(4, 4, (1,))
@@ -49,8 +51,8 @@ def weights_hash(path):
 
 def validation_loss(path, options):
     """Returns the error of a model file on the run's validation pieces, through plain Keras."""
-    from speech.datasets import load_pieces
     from speech.net.training_model import MaskTrainingModel
+    from speech.training.datasets import load_pieces
 
     request = asked(*options)
     _, validation, _ = load_pieces(request.data, request.mixing, request.training, 0)

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
-from speech.augment import Augmentation
-from speech.corpus import find_noise, find_speech
-from speech.fcn import FCNConfig, build_fcn
-from speech.files import held, read_npz, write_npz
-from speech.pipeline import MixtureSource, TrainingData
+from speech.base.files import held, read_npz, write_npz
+from speech.data.corpus import find_noise, find_speech
+from speech.data.pipeline import MixtureSource, TrainingData
+from speech.net.fcn import FCNConfig, build_fcn
+from speech.net.keras_models import load_model, load_model_and_meta
+from speech.sound.augment import Augmentation
 from speech.training.config import TrainingConfig, TrainingError
 from speech.training.trainer import Trainer
-from speech.weights import load_model, load_model_and_meta
 
 SMALL = FCNConfig(num_hidden_layers=1, num_filters=3, kernel_size=9)
 AUGMENTATION = Augmentation(second_noise=0.5, equalizer_db=6, noise_speed=1.2, band_limit=0.5)

@@ -25,7 +25,7 @@ from typing import IO, NoReturn
 
 import numpy as np
 
-from speech import cli
+from speech.base import cli
 from speech.data.mixtures import PieceSource
 
 #: Batches that are ready or in the making, for each worker.

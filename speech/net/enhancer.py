@@ -22,23 +22,16 @@ from collections.abc import Callable
 
 import numpy as np
 
-from speech import blockconv
-from speech.audio import require_signal
-from speech.modelfile import (
-    COMPLEX_MASK,
-    LayerSpec,
-    MaskConventions,
-    ModelFile,
-    ModelFileError,
-    output_shapes,
-    refusals,
-)
-from speech.net import tape
+from speech.modelfile.exam import output_shapes
+from speech.modelfile.meta import COMPLEX_MASK, MaskConventions
+from speech.modelfile.spec import LayerSpec, ModelFile, ModelFileError, refusals
+from speech.net import blockconv, tape
 from speech.net.folding import fold_batch_normalization
 from speech.net.memory import MAX_BYTES
 from speech.net.reach import reach_of
 from speech.net.timefrequency import compress, expand, features
-from speech.stft import Synthesis, whole_frames
+from speech.sound.audio import require_signal
+from speech.sound.stft import Synthesis, whole_frames
 
 #: Frames of a chunk besides those that it only starts earlier with: 10 s.
 NEW_FRAMES = 625

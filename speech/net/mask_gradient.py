@@ -16,10 +16,10 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.fft
 
-from speech.losses import MeanAbsoluteError, NegativeSISDR
+from speech.net.losses import MeanAbsoluteError, NegativeSISDR
 from speech.net.mask_loss import MaskLoss
 from speech.net.timefrequency import NUM_BINS, TimeFrequencyConfig, compress
-from speech.stft import StftConfig, analysis_window, istft, stft
+from speech.sound.stft import StftConfig, analysis_window, istft, stft
 
 _TINY = np.float32(1e-12)
 _WAVEFORM = MeanAbsoluteError()

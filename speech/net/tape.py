@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 
-from speech import blockconv
+from speech.net import blockconv
 
 LANES = 8
 (_CONV, _CONV_WEIGHTS, _BANDS, _BANDS_WEIGHTS, _APPLY, _ACT_GRADIENT, _NORM_GRADIENT, _ADD) = range(

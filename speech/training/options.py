@@ -1,7 +1,7 @@
 """The options of ``python -m speech.train``, turned into frozen settings once, at the door.
 
 A recipe is a named set of settings; single options override it. Those of the FCN are in
-``speech.options``, as are the options that other commands share.
+``speech.training.common_options``, as are the options that other commands share.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from speech import cli
-from speech import options as shared
-from speech.augment import Augmentation
-from speech.cli import amount, decibels, natural_number, positive_number
+from speech.base import cli
+from speech.base.cli import amount, decibels, natural_number, positive_number
+from speech.base.files import sha256_of
 from speech.data.mixtures import MixingConfig
-from speech.files import sha256_of
 from speech.net.mask_loss import MaskLoss
 from speech.net.timefrequency import SIZES
+from speech.sound.augment import Augmentation
+from speech.training import common_options as shared
 from speech.training.config import OPTIMIZERS, TrainingConfig
 
 NETWORKS = ("fcn", "tf")
@@ -91,7 +91,7 @@ class DataOptions:
         skip_sa: Whether TIMIT's SA sentences are left out.
         split: How premixed files are split into training and validation: 'disjoint' or 'original'.
         seed: Of the split.
-        pair_by: How premixed files are paired (`speech.corpus.find_matches`).
+        pair_by: How premixed files are paired (`speech.data.corpus.find_matches`).
         keep_low_snr: Whether premixed files at -15 and -10 dB train the FCN too.
     """
 
@@ -108,7 +108,7 @@ class DataOptions:
 
     @classmethod
     def of(cls, options: argparse.Namespace) -> DataOptions:
-        """Returns what the options of `speech.options.add_data_options` say."""
+        """Returns what the options of `speech.training.common_options.add_data_options` say."""
         return cls(
             speech=tuple(options.timit or ()),
             noise=options.noise,

@@ -11,7 +11,7 @@ again.
 
 SIGTERM and Ctrl-C end a run after the step at work, with a checkpoint.
 
-Of several machines (``speech.distribution``) the first one alone has the folder; the others take
+Of several machines (``speech.training.distribution``) the first one alone has the folder; the others take
 the state of the run from it.
 """
 
@@ -36,16 +36,16 @@ import keras
 import numpy as np
 
 from speech.base import schema
-from speech.conv import TrainingModel
-from speech.distribution import EveryNth, Machines, Replicas, Share, local_devices
-from speech.files import held, read_npz, write_json, write_npz, write_text
-from speech.losses import find_loss
-from speech.pipeline import Batch, Batches, TrainingData, data_fingerprint, prefetched
-from speech.runinfo import run_info
+from speech.base.files import held, read_npz, write_json, write_npz, write_text
+from speech.base.runinfo import run_info
+from speech.data.pipeline import Batch, Batches, TrainingData, data_fingerprint, prefetched
+from speech.net.chain_training import TrainingModel
+from speech.net.keras_models import save_model
+from speech.net.losses import find_loss
 from speech.training.config import TrainingConfig, TrainingError
+from speech.training.distribution import EveryNth, Machines, Replicas, Share, local_devices
 from speech.training.pieces import PieceData
 from speech.training.reestimate import has_statistics, reestimate
-from speech.weights import save_model
 
 _LOGGER = logging.getLogger("speech")
 
@@ -138,13 +138,13 @@ class Trainer:
     """Trains a plain Keras network and keeps everything in one folder.
 
     Args:
-        network: The plain model (``speech.fcn.build_fcn``); trained in place.
+        network: The plain model (``speech.net.fcn.build_fcn``); trained in place.
         training: Its ``batch_size``, ``num_items`` and ``crop_samples`` are used as they are.
         validation: Read in order, never shuffled.
         config: See :class:`TrainingConfig`.
         out: Folder of the run.
         make_model: Returns what trains the network: a Keras model whose ``compute_loss`` is that
-            of the run, with ``uses_c_kernels``. None for ``speech.conv.TrainingModel``, of
+            of the run, with ``uses_c_kernels``. None for ``speech.net.chain_training.TrainingModel``, of
             networks from waveform to waveform.
         meta: What goes into the ``speech_meta`` of the model files.
         checkpoint_seconds: Also write a checkpoint between validations, so often.

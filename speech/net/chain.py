@@ -1,12 +1,12 @@
 """A stack of convolutions as one function on the CPU: outputs, and gradients of every parameter.
 
-This is what training runs when the C kernels are there (:func:`speech.blockconv.is_available`);
-enhancement runs :mod:`speech.inference`. A layer's normalisation and LeakyReLU are never stored:
+This is what training runs when the C kernels are there (:func:`speech.net.blockconv.is_available`);
+enhancement runs :mod:`speech.net.inference`. A layer's normalisation and LeakyReLU are never stored:
 they are applied while the next layer reads, so each layer costs one read and one write of its
 signal. Utterances of a batch are computed one by one, with their own statistics and their own
 lengths: padding can't leak, whatever the batch.
 
-NumPy only; ``speech.conv`` makes a Keras layer of it.
+NumPy only; ``speech.net.chain_training`` makes a Keras layer of it.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from speech import blockconv
-from speech.blockconv import Activation, Signal, Spectra, pad_channels
+from speech.net import blockconv
+from speech.net.blockconv import Activation, Signal, Spectra, pad_channels
 
 
 @dataclass(frozen=True)
@@ -306,7 +306,7 @@ def split_parameters(
 
 
 def parameters_of(layers: Sequence[Any]) -> list[np.ndarray]:
-    """Returns the arrays of ``speech.modelfile.LayerSpec`` objects in a network's order."""
+    """Returns the arrays of ``speech.modelfile.spec.LayerSpec`` objects in a network's order."""
     names = ("kernel", "bias", "gamma", "beta")
     return [layer.weights[name] for layer in layers for name in names if name in layer.weights]
 

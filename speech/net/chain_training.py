@@ -2,8 +2,8 @@
 
 About 85 % of a stock Keras training step of this project's network is the CPU kernel for the
 convolution's filter gradient. :class:`FastConv1D` computes outputs and both gradients through
-:mod:`speech.blockconv`; :class:`TrainingModel` runs a whole network through
-:mod:`speech.network`, normalisation included. Weights, results and files are those of the plain
+:mod:`speech.net.blockconv`; :class:`TrainingModel` runs a whole network through
+:mod:`speech.net.chain`, normalisation included. Weights, results and files are those of the plain
 Keras layers. On a GPU, on a Keras backend other than TensorFlow, or without a C compiler, both are
 the backend's own layers.
 """
@@ -18,9 +18,9 @@ import keras
 import numpy as np
 from keras import ops
 
-from speech import blockconv
-from speech.losses import Loss
-from speech.network import Network, blocks_from_layers
+from speech.net import blockconv
+from speech.net.chain import Network, blocks_from_layers
+from speech.net.losses import Loss
 
 
 def uses_c_kernels() -> bool:
@@ -36,7 +36,7 @@ class FastConv1D(keras.layers.Conv1D):
     """A Conv1D with the same weights, config and results, fast in training on a CPU.
 
     Falls back to Keras' own convolution wherever the C kernels do not run, and for strides,
-    dilation, groups or 'causal' padding. ``speech.weights.save_model`` writes it as a plain
+    dilation, groups or 'causal' padding. ``speech.net.keras_models.save_model`` writes it as a plain
     ``Conv1D``.
     """
 

@@ -1,6 +1,6 @@
 """Runs a stack of convolutions on whole signals as fast as a CPU allows.
 
-``speech.network`` has the channels as SIMD lanes, which training needs. Here the blocks of the
+``speech.net.chain`` has the channels as SIMD lanes, which training needs. Here the blocks of the
 signal are the lanes (``kernels/blocklanes.c``): the transforms of one-channel layers cost what one
 channel costs, no channel is padded to whole vectors, and every (in, out) kernel is multiplied by
 itself, so kernels that pruning has set to zero are skipped. Nothing is compiled per length.
@@ -17,9 +17,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from speech import blockconv
+from speech.net import blockconv
+from speech.net.chain import ConvBlock, split_parameters
 from speech.net.memory import lane_bytes
-from speech.network import ConvBlock, split_parameters
 
 
 class _LaneSpectra(ctypes.Structure):
@@ -130,7 +130,7 @@ class InferenceNetwork:
     """A chain of layers with its parameters, transformed once.
 
     Args:
-        blocks: The layers, as for :class:`speech.network.Network`.
+        blocks: The layers, as for :class:`speech.net.chain.Network`.
         parameters: Arrays in Keras' order, layer by layer: kernel [taps, in, out], bias [out],
             gamma [out], beta [out].
         tanh: Whether tanh ends the chain.

@@ -1,6 +1,6 @@
 """Augmentation: noises, levels, bands and rooms that the recordings themselves do not hold.
 
-Pure functions of arrays and a ``numpy.random.Generator``; ``speech.pipeline`` calls them. All of it
+Pure functions of arrays and a ``numpy.random.Generator``; ``speech.data.pipeline`` calls them. All of it
 is off by default, as in the published recipe.
 
 Conventions: float [num_samples] at 16 kHz, one channel; the dtype is kept.
@@ -15,8 +15,8 @@ from dataclasses import asdict, dataclass
 import numpy as np
 import scipy.fft
 
-from speech.audio import SAMPLE_RATE_HZ
-from speech.mixing import mix_at_snr
+from speech.sound.audio import SAMPLE_RATE_HZ
+from speech.sound.mixing import mix_at_snr
 
 #: Centres of the bands of a random equalizer.
 BANDS_HZ = np.geomspace(60.0, 8000.0, 10)

@@ -29,28 +29,32 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from speech.files import atomic_path, sha256_of
-from speech.modelfile import (
-    COMPACT_MAGIC,
-    MAX_META_BYTES,
-    MAX_WEIGHT_BYTES,
-    LayerSpec,
-    ModelFile,
-    ModelFileError,
-    Shapes,
-    check_conventions,
-    is_chain,
-    linked,
-    meta_text,
-    model_config_of,
-    parse_json,
-    plan_layers,
-    refusals,
-)
+from speech.base.files import atomic_path, sha256_of
+from speech.modelfile.exam import MAX_WEIGHT_BYTES, model_config_of, plan_layers
+from speech.modelfile.icse import COMPACT_MAGIC
+from speech.modelfile.meta import MAX_META_BYTES, check_conventions, meta_text, parse_json
+from speech.modelfile.rules import Shapes
+from speech.modelfile.spec import LayerSpec, ModelFile, ModelFileError, is_chain, linked, refusals
+
+if TYPE_CHECKING:
+    pass
+
+
+#: The first bytes of a packed file (``speech.modelfile.icse``).
+COMPACT_MAGIC = b"\x89ICSE"
+
+
+def is_compact(path: str | os.PathLike) -> bool:
+    """Returns whether a file starts as a packed one does; False if there is none."""
+    if not os.path.isfile(path):
+        return False
+    with open(path, "rb") as stream:
+        return stream.read(len(COMPACT_MAGIC)) == COMPACT_MAGIC
+
 
 VERSION = 1
 SUFFIX = ".icse"
@@ -120,7 +124,7 @@ def write_compact(
 
     Args:
         path: The file to write, ending in '.icse'.
-        layers: Layers that ``speech.modelfile.write_model_file`` accepts.
+        layers: Layers that ``speech.modelfile.h5.write_model_file`` accepts.
         meta: The ``speech_meta`` object.
         entropy: False for indices of a fixed number of bits, with no entropy coding.
 
@@ -681,7 +685,7 @@ class _Reader:
 
 
 def read_compact(path: str | os.PathLike) -> ModelFile:
-    """Reads a packed file as data, as ``speech.modelfile.read_model_file`` reads an .h5 file.
+    """Reads a packed file as data, as ``speech.modelfile.read.read_model_file`` reads an .h5 file.
 
     Raises:
         FileNotFoundError: There is no such file.

@@ -12,7 +12,7 @@ import dataclasses
 import math
 from typing import TYPE_CHECKING, Any
 
-from speech.modelfile import MAX_WEIGHT_BYTES
+from speech.modelfile.exam import MAX_WEIGHT_BYTES
 
 if TYPE_CHECKING:
     import keras

@@ -13,7 +13,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from speech import files
+from speech.base import files
 
 if TYPE_CHECKING:
     import numpy as np

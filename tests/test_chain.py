@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from speech import blockconv
-from speech.network import ConvBlock, Network, blocks_from_layers
+from speech.net import blockconv
+from speech.net.chain import ConvBlock, Network, blocks_from_layers
 from tests.reference import fcn_oracle
 
 pytestmark = pytest.mark.skipif(not blockconv.is_available(), reason="no C compiler here")

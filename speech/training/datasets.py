@@ -9,17 +9,17 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from speech import corpus
-from speech.augment import Augmentation
 from speech.base import schema
-from speech.files import write_json
-from speech.options import BUNDLED_NUM_TEST, NUM_TEST, augmentation, resolved
-from speech.prepare import write_mixtures
+from speech.base.files import write_json
+from speech.data import corpus
+from speech.data.prepared import write_mixtures
+from speech.sound.augment import Augmentation
+from speech.training.common_options import BUNDLED_NUM_TEST, NUM_TEST, augmentation, resolved
 from speech.training.options import DataOptions
 
 if TYPE_CHECKING:
     from speech.data.mixtures import MixingConfig
-    from speech.modelfile import ModelFile
+    from speech.modelfile.spec import ModelFile
     from speech.training.config import TrainingConfig
     from speech.training.pieces import PieceData
 
@@ -35,10 +35,10 @@ class Data:
     """What to train, validate and test on.
 
     Attributes:
-        training: A `speech.pipeline.Source`.
+        training: A `speech.data.pipeline.Source`.
         validation: Likewise, never augmented.
         validation_items: Number of validation items to use.
-        test: `speech.corpus.Pair` objects.
+        test: `speech.data.corpus.Pair` objects.
         description: One line for people.
         num_noises: Of training.
         left_out: Sentence on premixed files that are not trained on, or ''.
@@ -55,7 +55,7 @@ class Data:
 
 def check_trains_on_waveforms(file: ModelFile) -> None:
     """Raises ValueError for networks over spectra, which are trained elsewhere, and other rates."""
-    from speech.audio import SAMPLE_RATE_HZ
+    from speech.sound.audio import SAMPLE_RATE_HZ
 
     kind = file.meta.get("kind", "waveform")
     rate_hz = file.meta.get("sample_rate_hz", SAMPLE_RATE_HZ)
@@ -123,7 +123,7 @@ def load_training(
             augmented.
     """
     from speech.data.cache import AudioCache
-    from speech.pipeline import MixtureSource
+    from speech.data.pipeline import MixtureSource
 
     if data.noisy is not None:
         return _load_pairs(data, changes)
@@ -166,9 +166,9 @@ def load_pieces(
         ValueError: A folder is missing, empty or of another shape, or rooms are asked for and
             can't be simulated.
     """
-    from speech.audio import SAMPLE_RATE_HZ
     from speech.data.mixtures import training_and_validation
     from speech.data.pairs import PairPieces
+    from speech.sound.audio import SAMPLE_RATE_HZ
     from speech.training.pieces import PieceData, Pieces
 
     assert config.crop_seconds is not None
@@ -220,10 +220,10 @@ def training_parts(
     Args:
         data: What `load_data` or `load_training` found.
         config: Of the run.
-        gain_db: As in `speech.augment.Augmentation`.
+        gain_db: As in `speech.sound.augment.Augmentation`.
     """
-    from speech.audio import SAMPLE_RATE_HZ
-    from speech.pipeline import TrainingData
+    from speech.data.pipeline import TrainingData
+    from speech.sound.audio import SAMPLE_RATE_HZ
 
     crop = config.crop_seconds
     training = TrainingData(

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
-from speech.conv import FastConv1D, TrainingModel, uses_c_kernels
-from speech.fcn import FCNConfig, build_fcn
-from speech.losses import LOSSES, find_loss
-from speech.weights import load_model, save_model
+from speech.net.chain_training import FastConv1D, TrainingModel, uses_c_kernels
+from speech.net.fcn import FCNConfig, build_fcn
+from speech.net.keras_models import load_model, save_model
+from speech.net.losses import LOSSES, find_loss
 from tests.reference import convolution_oracle as oracle
 
 needs_c_kernels = pytest.mark.skipif(not uses_c_kernels(), reason="the C kernels do not run here")

@@ -24,7 +24,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from speech.cli import means_no_room
+from speech.base.cli import means_no_room
 
 
 def _current_umask() -> int:

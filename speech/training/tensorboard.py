@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from speech.pictures import level_png
-from speech.stft import DEFAULT, magnitudes, stft
+from speech.sound.pictures import level_png
+from speech.sound.stft import DEFAULT, magnitudes, stft
 
 #: How many test clips, and after how many epochs they are heard again.
 NUM_CLIPS = 3
@@ -138,7 +138,7 @@ class TensorBoardLog:
         import soundfile
         from tensorboard.compat.proto.summary_pb2 import Summary
 
-        from speech.audio import SAMPLE_RATE_HZ
+        from speech.sound.audio import SAMPLE_RATE_HZ
 
         stream = io.BytesIO()
         highest = max(float(np.max(np.abs(signal), initial=0.0)), 1.0)
@@ -179,7 +179,7 @@ def _name(pair: Any) -> str:
 
 
 def _read(path: Path) -> np.ndarray:
-    from speech.audio import read_audio
+    from speech.sound.audio import read_audio
 
     return read_audio(path).samples
 

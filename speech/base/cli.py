@@ -178,7 +178,7 @@ PAIR_BY: dict[str, Any] = {
 
 
 def decibels(text: str) -> float:
-    """Parses a ratio from -100 to 100, as `speech.mixing` takes it."""
+    """Parses a ratio from -100 to 100, as `speech.sound.mixing` takes it."""
     value = finite_number(text)
     if abs(value) > MAX_DECIBELS:
         raise argparse.ArgumentTypeError(

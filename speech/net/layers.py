@@ -1,7 +1,7 @@
 """Keras layers of our own that may stand in a model file.
 
 A model file names them by their registered name, ``icse>ModifiedReLU``; `speech.weights` imports
-this module when it meets one, and ``speech.modelfile.LAYER_RULES`` says what is accepted.
+this module when it meets one, and ``speech.modelfile.rules.LAYER_RULES`` says what is accepted.
 Importing this module imports Keras.
 
 Keras without this package opens such a file once the layer is registered under the same name::

@@ -24,11 +24,11 @@ from typing import TypeVar
 
 import numpy as np
 
-from speech.audio import find_audio, read_audio
 from speech.data import pairing
 from speech.data.pairing import audio_stem
 from speech.data.pairing import parse_snr_folder as parse_snr_folder
-from speech.mixing import Mixture, draw_offset, loop_or_crop, mix_at_snr
+from speech.sound.audio import find_audio, read_audio
+from speech.sound.mixing import Mixture, draw_offset, loop_or_crop, mix_at_snr
 
 SPLITS = ("TRAIN", "TEST")
 
@@ -138,7 +138,7 @@ class MixturePlan:
         noise: The noise; which segment of it follows from ``seed`` and the names.
         snr_db: The SNR to make.
         seed: Seed of the run.
-        room: Number of the simulated room (`speech.augment.room_response`); None for no room.
+        room: Number of the simulated room (`speech.sound.augment.room_response`); None for no room.
     """
 
     utterance: Utterance
@@ -159,7 +159,7 @@ class MixturePlan:
         return np.random.default_rng([self.seed, _stable_hash(*words)])
 
     def pair(self, folder: Path) -> Pair:
-        """Returns the files that `speech.prepare.write_mixtures` makes of it in ``folder``."""
+        """Returns the files that `speech.data.prepared.write_mixtures` makes of it in ``folder``."""
         utterance = self.utterance
         return Pair(
             folder / "noisy" / self.relative_path,
@@ -674,7 +674,7 @@ def put_in_rooms(
         split: 'TRAIN' or 'TEST', whose rooms are others; None for that of each utterance, where
             one that has none trains.
     """
-    from speech.augment import draw_room
+    from speech.sound.augment import draw_room
 
     def room_of(plan: MixturePlan) -> int | None:
         rng = np.random.default_rng([plan.seed, _stable_hash(plan.utterance.id, "room")])

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from speech.files import atomic_path
+from speech.base.files import atomic_path
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -24,12 +24,12 @@ from typing import Protocol, TypeVar
 import keras
 import numpy as np
 
-from speech import augment
-from speech.audio import peak_normalize
-from speech.augment import Augmentation, checked_range
-from speech.corpus import Noise, Utterance, load_noise
 from speech.data.cache import AudioCache, expand
-from speech.mixing import draw_segment, mix_at_snr
+from speech.data.corpus import Noise, Utterance, load_noise
+from speech.sound import augment
+from speech.sound.audio import peak_normalize
+from speech.sound.augment import Augmentation, checked_range
+from speech.sound.mixing import draw_segment, mix_at_snr
 
 _LOGGER = logging.getLogger("speech")
 
@@ -180,7 +180,7 @@ class TrainingData(keras.utils.PyDataset):
     """One epoch of batches; ``at_epoch`` gives the others.
 
     Indexing returns ``((noisy, lengths), clean, weights)``, what ``Model.fit`` takes with a
-    ``speech.conv.TrainingModel``.
+    ``speech.net.chain_training.TrainingModel``.
 
     Args:
         source: Where utterances come from.

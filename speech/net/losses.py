@@ -427,7 +427,7 @@ def _window(size: int) -> np.ndarray:
 
 @functools.cache
 def _threads() -> ThreadPoolExecutor:
-    from speech.blockconv import default_threads
+    from speech.net.blockconv import default_threads
 
     # glibc returns freed memory to the system at once, and half of the time would go into getting
     # it back, until it has seen a block of this size come and go.

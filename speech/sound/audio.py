@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from speech.files import atomic_path, raise_if_full
+from speech.base.files import atomic_path, raise_if_full
 from speech.sound import headers
 from speech.sound.headers import AudioError, mend
 

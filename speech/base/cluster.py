@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from speech import cli
+from speech.base import cli
 
 #: What stands for a cluster of processes on this machine.
 LOCAL = "local"

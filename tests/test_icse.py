@@ -12,8 +12,10 @@ import pytest
 from numpy.testing import assert_array_equal
 
 from quantization.kmeans import Codebooks, cluster_layers
-from speech import compact
-from speech.modelfile import LayerSpec, ModelFileError, read_model_file, write_model_file
+from speech.modelfile import icse
+from speech.modelfile.h5 import write_model_file
+from speech.modelfile.read import read_model_file
+from speech.modelfile.spec import LayerSpec, ModelFileError
 from tests.test_modelfile import small_layers
 from tests.test_sparsity import network
 
@@ -50,7 +52,7 @@ def assert_same(layers, others):
 @pytest.mark.parametrize("k", [2, 3, 16])
 def test_round_trip_is_exact(k, centroids, entropy, rng):
     layers = clustered(rng, k, centroids)
-    found = compact.unpack(compact.pack(layers, META, entropy=entropy))
+    found = icse.unpack(icse.pack(layers, META, entropy=entropy))
     assert_same(layers, found.model.layers)
     assert found.model.meta == META
 
@@ -58,7 +60,7 @@ def test_round_trip_is_exact(k, centroids, entropy, rng):
 @pytest.mark.parametrize("entropy", [True, False])
 def test_every_layer_class_and_weights_of_all_kinds(entropy):
     layers = small_layers()
-    assert_same(layers, compact.unpack(compact.pack(layers, {}, entropy=entropy)).model.layers)
+    assert_same(layers, icse.unpack(icse.pack(layers, {}, entropy=entropy)).model.layers)
 
 
 @pytest.mark.parametrize("case", ["zeros", "one value", "fp16", "stray zeros", "many values",
@@ -80,8 +82,8 @@ def test_kernels_of_all_kinds(case, rng):
     if case == "one kept":
         kernel[:, 3, 3] = 0.25
     for entropy in (True, False):
-        data = compact.pack(layers, META, entropy=entropy)
-        assert_same(layers, compact.unpack(data).model.layers)
+        data = icse.pack(layers, META, entropy=entropy)
+        assert_same(layers, icse.unpack(data).model.layers)
 
 
 def test_dense_kernels(rng):
@@ -94,7 +96,7 @@ def test_dense_kernels(rng):
     # More columns than a block.
     layers = [LayerSpec("InputLayer", "input", {"batch_shape": [None, 40]}),
               dense("a", 40, 5000), dense("b", 5000, 10)]  # fmt: skip
-    found = compact.unpack(compact.pack(layers, {}))
+    found = icse.unpack(icse.pack(layers, {}))
     assert_same(layers, found.model.layers)
     assert set(found.codings.values()) == {"entropy-coded"}
 
@@ -102,7 +104,7 @@ def test_dense_kernels(rng):
 def test_negative_zero_comes_back_as_zero(rng):
     layers = list(network(rng, (1, 4, 1)))
     layers[1].weights["kernel"][0] = -0.0
-    back = compact.unpack(compact.pack(layers, META)).model.layers
+    back = icse.unpack(icse.pack(layers, META)).model.layers
     assert_array_equal(back[1].weights["kernel"], layers[1].weights["kernel"])
     assert not np.signbit(back[1].weights["kernel"][0]).any()
 
@@ -125,13 +127,13 @@ def smooth_network(rng, k):
 
 def test_fcn_is_small_and_decodes_at_once(rng):
     layers = smooth_network(rng, 16)
-    data = compact.pack(layers, META)
+    data = icse.pack(layers, META)
     assert len(data) < 0.09 * 1_203_724
-    assert len(data) < 0.9 * len(compact.pack(layers, META, entropy=False))
+    assert len(data) < 0.9 * len(icse.pack(layers, META, entropy=False))
     times = []
     for _ in range(3):
         started = time.perf_counter()
-        found = compact.unpack(data)
+        found = icse.unpack(data)
         times.append(time.perf_counter() - started)
     assert_same(layers, found.model.layers)
     assert min(times) < 0.5  # 0.05 s on an idle core
@@ -140,7 +142,7 @@ def test_fcn_is_small_and_decodes_at_once(rng):
 def test_file_works_wherever_a_model_file_does(rng, tmp_path):
     layers = clustered(rng)
     write_model_file(tmp_path / "a.h5", layers, META)
-    compact.write_compact(tmp_path / "a.icse", layers, META)
+    icse.write_compact(tmp_path / "a.icse", layers, META)
     one, other = (read_model_file(tmp_path / name) for name in ("a.h5", "a.icse"))
     assert_same(one.layers, other.layers)
     assert one.meta == other.meta and len(other.sha256) == 64
@@ -152,11 +154,11 @@ def test_file_works_wherever_a_model_file_does(rng, tmp_path):
 @pytest.mark.filterwarnings("ignore")
 def test_load_model_and_enhancer_take_it(rng, tmp_path):
     from speech.enhance import Enhancer
-    from speech.weights import load_model
+    from speech.net.keras_models import load_model
 
     layers = clustered(rng)
     write_model_file(tmp_path / "a.h5", layers, META)
-    compact.write_compact(tmp_path / "a.icse", layers, META)
+    icse.write_compact(tmp_path / "a.icse", layers, META)
     signal = rng.uniform(-0.5, 0.5, 2000).astype("f4")
     for one, other in zip(
         load_model(tmp_path / "a.h5").get_weights(),
@@ -172,12 +174,12 @@ def test_load_model_and_enhancer_take_it(rng, tmp_path):
 def test_writing_is_atomic_and_wants_the_ending(rng, tmp_path):
     layers = list(clustered(rng))
     with pytest.raises(ModelFileError, match="ends in .icse"):
-        compact.write_compact(tmp_path / "a.h5", layers, META)
-    compact.write_compact(tmp_path / "a.icse", layers, META)
+        icse.write_compact(tmp_path / "a.h5", layers, META)
+    icse.write_compact(tmp_path / "a.icse", layers, META)
     before = (tmp_path / "a.icse").read_bytes()
     layers[1] = dataclasses.replace(layers[1], weights={})
     with pytest.raises(ModelFileError, match=r"a\.icse: layer .* has the weights"):
-        compact.write_compact(tmp_path / "a.icse", layers, META)
+        icse.write_compact(tmp_path / "a.icse", layers, META)
     assert (tmp_path / "a.icse").read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["a.icse"]
 
@@ -194,9 +196,9 @@ def test_writer_refuses_what_the_reader_would(change, match, rng):
     kernel = layers[1].weights["kernel"]
     layers[1].weights["kernel"] = kernel * change["kernel"]
     with pytest.raises(ModelFileError, match=match):
-        compact.pack(layers, META)
+        icse.pack(layers, META)
     with pytest.raises(ModelFileError, match="not plain JSON"):
-        compact.pack(network(rng, (1, 4, 1)), {"loss": float("nan")})
+        icse.pack(network(rng, (1, 4, 1)), {"loss": float("nan")})
 
 
 # --------------------------------------------------------------------------------------------
@@ -205,31 +207,31 @@ def test_writer_refuses_what_the_reader_would(change, match, rng):
 
 @pytest.fixture
 def data(rng):
-    return compact.pack(clustered(rng, widths=(1, 5, 4, 1)), META)
+    return icse.pack(clustered(rng, widths=(1, 5, 4, 1)), META)
 
 
 def with_sections(data, change):
     """Takes a file apart, lets ``change`` edit the list of payloads, and seals it again."""
-    reader = compact._Reader(data, "the file")
+    reader = icse._Reader(data, "the file")
     head = bytes(reader.take(6))
     payloads = []
     while len(data) - reader.position > 4:
         payloads.append(bytearray(reader.section("x")))
     change(payloads)
-    return head + b"".join(compact._section(bytes(p)) for p in payloads) + data[-4:]
+    return head + b"".join(icse._section(bytes(p)) for p in payloads) + data[-4:]
 
 
 def test_sections_can_be_taken_apart(data):
-    assert "entropy-coded" in compact.unpack(data).codings.values()
+    assert "entropy-coded" in icse.unpack(data).codings.values()
     assert with_sections(data, lambda payloads: None) == data
 
 
 def test_truncations_are_refused(data):
     for length in range(0, len(data), 3):
         with pytest.raises(ModelFileError):
-            compact.unpack(data[:length])
+            icse.unpack(data[:length])
     with pytest.raises(ModelFileError, match="1 bytes too many"):
-        compact.unpack(data + b"\0")
+        icse.unpack(data + b"\0")
 
 
 def test_random_damage_is_refused(data, rng):
@@ -239,14 +241,14 @@ def test_random_damage_is_refused(data, rng):
             spoilt[rng.integers(len(spoilt))] ^= 1 << rng.integers(8)
         if bytes(spoilt) != data:
             with pytest.raises(ModelFileError):
-                compact.unpack(bytes(spoilt))
+                icse.unpack(bytes(spoilt))
 
 
 @pytest.mark.parametrize("entropy", [True, False])
 def test_damage_under_a_right_checksum_is_refused(entropy, rng):
     """What a hostile hand would write: only the checksum of the weights still says no."""
-    data = compact.pack(clustered(rng, widths=(1, 4, 3, 1)), META, entropy=entropy)
-    original = compact.unpack(data).model.layers
+    data = icse.pack(clustered(rng, widths=(1, 4, 3, 1)), META, entropy=entropy)
+    original = icse.unpack(data).model.layers
     for _ in range(300):
 
         def spoil(payloads):
@@ -254,7 +256,7 @@ def test_damage_under_a_right_checksum_is_refused(entropy, rng):
             payload[rng.integers(min(len(payload), 40))] = rng.integers(256)
 
         try:
-            found = compact.unpack(with_sections(data, spoil))
+            found = icse.unpack(with_sections(data, spoil))
         except ModelFileError as error:
             assert "\n" not in str(error)
         else:  # the byte was the same, or means nothing
@@ -297,7 +299,7 @@ BOMB = BOMB.compress(b" " * (64 << 20)) + BOMB.flush()
 def test_hostile_headers(payload, match, data):
     started = time.monotonic()
     with pytest.raises(ModelFileError, match=match):
-        compact.unpack(with_sections(data, replace_header(payload)))
+        icse.unpack(with_sections(data, replace_header(payload)))
     assert time.monotonic() - started < 2
 
 
@@ -305,40 +307,40 @@ def test_deeply_nested_header(data):
     deflate = zlib.compressobj(9, zlib.DEFLATED, -15)
     payload = deflate.compress(b"[" * 100_000) + deflate.flush()
     with pytest.raises(ModelFileError, match="not valid JSON"):
-        compact.unpack(with_sections(data, replace_header(payload)))
+        icse.unpack(with_sections(data, replace_header(payload)))
 
 
 def test_other_versions_and_files_are_named(data, tmp_path):
     newer = data[:5] + b"\x02" + data[6:]
     with pytest.raises(ModelFileError, match="format version 2, expected 1"):
-        compact.unpack(newer)
+        icse.unpack(newer)
     with pytest.raises(ModelFileError, match="not a packed model file"):
-        compact.unpack(b"RIFF" + data)
+        icse.unpack(b"RIFF" + data)
     (tmp_path / "x.icse").write_bytes(newer)
     with pytest.raises(ModelFileError, match=r"x\.icse: format version"):
         read_model_file(tmp_path / "x.icse")
     with pytest.raises(FileNotFoundError, match="no such model file"):
-        compact.read_compact(tmp_path / "absent.icse")
+        icse.read_compact(tmp_path / "absent.icse")
 
 
 def test_weights_that_come_out_otherwise_are_refused(data):
     with pytest.raises(ModelFileError, match="come out otherwise"):
-        compact.unpack(data[:-4] + struct.pack("<I", 1))
+        icse.unpack(data[:-4] + struct.pack("<I", 1))
 
 
 @pytest.mark.parametrize(
     ("file_bytes", "most"), [(1000, 256_000), (1 << 20, 64 << 20), (4 << 20, 128 << 20)]
 )
 def test_large_weights_need_a_file_that_is_not_small(file_bytes, most):
-    assert compact._most_bytes(file_bytes) == most
+    assert icse._most_bytes(file_bytes) == most
 
 
 def test_too_many_rows_fall_back_to_fixed_length_and_are_refused(data, monkeypatch, rng):
-    monkeypatch.setattr(compact, "MAX_ROWS", 3)
+    monkeypatch.setattr(icse, "MAX_ROWS", 3)
     with pytest.raises(ModelFileError, match="rows of indices, too many"):
-        compact.unpack(data)
+        icse.unpack(data)
     layers = clustered(rng)
-    found = compact.unpack(compact.pack(layers, META))
+    found = icse.unpack(icse.pack(layers, META))
     assert "entropy-coded" not in found.codings.values()
     assert_same(layers, found.model.layers)
 
@@ -363,7 +365,7 @@ def example_layers():
 
 def example():
     """Returns the file of the example as lines of 16 bytes in hex."""
-    data = compact.pack(example_layers(), {"kind": "waveform"}, entropy=False)
+    data = icse.pack(example_layers(), {"kind": "waveform"}, entropy=False)
     rows = [data[i : i + 16].hex(" ") for i in range(0, len(data), 16)]
     return "\n".join(f"{16 * i:04x}  {row}" for i, row in enumerate(rows))
 
@@ -375,11 +377,11 @@ def documented(name):
 
 
 def test_documented_example_is_what_is_written_and_reads_back():
-    found = compact.unpack(documented("example"))
+    found = icse.unpack(documented("example"))
     assert_same(example_layers(), found.model.layers)
     assert found.model.meta == {"kind": "waveform"}
     # Deflate may differ from zlib to zlib: what follows the header may not.
-    data = compact.pack(example_layers(), {"kind": "waveform"}, entropy=False)
+    data = icse.pack(example_layers(), {"kind": "waveform"}, entropy=False)
     assert data[6 + found.header_bytes :] == documented("example")[6 + found.header_bytes :]
 
 
@@ -403,6 +405,6 @@ def golden_layers():
 
 def test_an_entropy_coded_file_of_version_1_still_reads():
     """If this fails after an update of constriction, old files need its old version."""
-    found = compact.unpack(bytes.fromhex(GOLDEN.read_text()))
+    found = icse.unpack(bytes.fromhex(GOLDEN.read_text()))
     assert found.codings == {"c": "entropy-coded"}
     assert_same(golden_layers(), found.model.layers)

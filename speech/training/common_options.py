@@ -11,9 +11,9 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from speech.augment import Augmentation
-from speech.cli import PAIR_BY, SEED, decibels, natural_number, positive_number
-from speech.losses import LOSSES
+from speech.base.cli import PAIR_BY, SEED, decibels, natural_number, positive_number
+from speech.net.losses import LOSSES
+from speech.sound.augment import Augmentation
 
 #: Used for training and for the test set unless --snr says otherwise.
 SNRS_DB = (-5.0, 0.0, 5.0, 10.0, 15.0)
@@ -252,7 +252,7 @@ def training_config(options: argparse.Namespace) -> Any:
     Raises:
         ValueError: A value makes no sense, or the file of --init can't be read.
     """
-    from speech.files import sha256_of
+    from speech.base.files import sha256_of
     from speech.training.config import TrainingConfig
 
     names = {field.name for field in fields(TrainingConfig)}

@@ -30,7 +30,7 @@ from typing import Any
 
 import numpy as np
 
-from speech.pipeline import Batch, Batches, TrainingData, collate
+from speech.data.pipeline import Batch, Batches, TrainingData, collate
 
 _LOGGER = logging.getLogger("speech")
 
@@ -366,7 +366,7 @@ class Replicas:
     """Takes the training steps of one model on several devices and machines.
 
     Args:
-        model: A compiled ``speech.conv.TrainingModel``; several devices of one machine need its
+        model: A compiled ``speech.net.chain_training.TrainingModel``; several devices of one machine need its
             convolutions to be Keras' own.
         devices: Of this machine, such as 'GPU:0'; empty for where TensorFlow puts things.
         machines: All machines of the run; None for this one alone.
