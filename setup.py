@@ -17,8 +17,8 @@ setup(
         "speech",
         "speech.base",
         "speech.data",
-        "speech.net.kernels",
         "speech.minicorpus",
+        "speech.modelfile",
         "speech.net",
         "speech.net.kernels",
         "speech.opencorpus",
@@ -33,7 +33,6 @@ setup(
     py_modules=["timit_fcn_mse"],
     package_data={
         "speech.net.kernels": ["*.c", "*.h"],
-        "speech.net.kernels": ["*.c"],
         "speech.minicorpus": [
             "ATTRIBUTION.md",
             "LICENSES/*",

@@ -83,8 +83,8 @@ def folder_system(
     A file belongs to a pair by its path below the folder: that of the noisy file below its own, or
     ``<noise>/<speaker>/<dB>/<name>``; in a flat folder by its name, where no two pairs share it.
     Audio endings and upper or lower case may differ. With ``pair_by``, which is that of
-    `speech.data.corpus.find_matches`, it also belongs by what the pattern finds in its name, where that
-    is of one pair only.
+    `speech.data.corpus.find_matches`, it also belongs by what the pattern finds in its name, where
+    that is of one pair only.
 
     Raises:
         ValueError: The folder is missing or empty, or has a file for no pair.
@@ -179,8 +179,8 @@ def enhanced_alone(
 ) -> tuple[list[corpus.Pair], list[System], list[tuple[Path, str]]]:
     """Pairs folders of enhanced files with the clean ones where there are no noisy files.
 
-    Files are paired as noisy ones are (`speech.data.corpus.find_matches`). The first folder gives the
-    tables their names; those of the others are found by these, and what only they have comes
+    Files are paired as noisy ones are (`speech.data.corpus.find_matches`). The first folder gives
+    the tables their names; those of the others are found by these, and what only they have comes
     after.
 
     Args:

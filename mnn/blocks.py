@@ -1,7 +1,7 @@
 """Spectra of a signal block by block, so that an hour needs no more memory than a minute.
 
-What comes out is what `speech.sound.stft` gives for the whole signal: a block of spectra is cut from the
-samples that its frames meet. The way back is `speech.sound.stft.Synthesis`.
+What comes out is what `speech.sound.stft` gives for the whole signal: a block of spectra is cut
+from the samples that its frames meet. The way back is `speech.sound.stft.Synthesis`.
 """
 
 from __future__ import annotations

@@ -101,7 +101,7 @@ class DenseNetwork:
     def over_frames(
         self, frames: np.ndarray, context: int, rng: np.random.Generator | None = None
     ) -> np.ndarray:
-        """Runs the network on frames joined with their neighbours (`speech.sound.stft.context_frames`).
+        """Runs the network on frames joined with their neighbours (see ``context_frames``).
 
         Without dropout nothing is joined: each frame is multiplied once with the rows of the first
         kernel that belong to each of its places in an input, and the products are added.

@@ -12,8 +12,8 @@ folder       files that any other tool has made             samples
 ============ ============================================== ====================================
 
 The ``kind`` in the ``speech_meta`` of a model file says which it is, or else the shapes of its
-kernels do (`speech.modelfile.spec.ModelFile.kind`); where they leave it open, the user is asked. Samples
-are at 16 kHz. A network over samples is given the signal divided by its maximum, as
+kernels do (`speech.modelfile.spec.ModelFile.kind`); where they leave it open, the user is asked.
+Samples are at 16 kHz. A network over samples is given the signal divided by its maximum, as
 `speech.enhance` does. A complex mask has an STFT of its own, so the pool only meets its samples.
 """
 
@@ -279,7 +279,8 @@ def _question(file: ModelFile) -> ValueError:
     return ValueError(
         f"{file.path}: what does it take and give? Its speech_meta names no kind, and its kernels, "
         f"{shapes}, leave it open; write kind (waveform, complex_mask, mask or magnitude), and for "
-        "spectra stft, context and input_scale, into its speech_meta (speech.net.keras_models.save_model)"
+        "spectra stft, context and input_scale, into its speech_meta "
+        "(speech.net.keras_models.save_model)"
     )
 
 

@@ -391,7 +391,7 @@ class Clusterer:
         )
 
     def _run_layers(self, noisy: np.ndarray, lengths: np.ndarray, training: bool) -> Any:
-        """Runs a padded batch layer by layer, as ``speech.net.chain_training.TrainingModel`` does."""
+        """Runs a padded batch layer by layer, as the ``TrainingModel`` of `speech.net` does."""
         tf, layers = self._tf, self._parts["keras"].layers
         mask = tf.sequence_mask(lengths, noisy.shape[1], tf.float32)[:, :, None]
         num_samples = tf.cast(lengths, tf.float32)[:, None, None]

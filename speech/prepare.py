@@ -10,8 +10,8 @@ for sample: one gain per utterance, common to all its mixtures, keeps every file
 same command writes the same bytes, whatever ``--jobs`` and ``--dask``. Repeated after a kill, it
 keeps the utterances that are whole and goes on.
 
-With ``--rooms P`` the share P of the utterances is in a simulated room (`speech.sound.augment`), in the
-same one in all mixtures. As in training, the SNR is that of all the speech in the room, and the
+With ``--rooms P`` the share P of the utterances is in a simulated room (`speech.sound.augment`), in
+the same one in all mixtures. As in training, the SNR is that of all the speech in the room, and the
 clean file is the direct sound with its early reflections. Noisy minus clean then also holds the
 late reflections.
 """
@@ -25,13 +25,9 @@ from pathlib import Path
 
 from speech.base import cli
 from speech.base.cli import decibels, positive_number
-from speech.base.cluster import Cluster, add_option, connected
-from speech.data.prepared import Report, _sound, _write
+from speech.base.cluster import add_option, connected
 
 SUBTYPES = {"float": "FLOAT", "pcm16": "PCM_16"}
-
-#: Shorter speech is skipped: PESQ scores nothing below a quarter of a second.
-MIN_DURATION_S = 0.25
 
 _SPLIT_HELP = "take this part; noise without TRAIN and TEST folders is split in time, 80:20"
 
@@ -43,68 +39,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     return cli.run(lambda: _run(options))
 
 
-def prepare(
-    clean_root: Path,
-    noise_root: Path,
-    snrs_db: Sequence[float],
-    out: Path,
-    *,
-    split: str | None = None,
-    skip_sa: bool = False,
-    seed: int = 0,
-    num_jobs: int = 1,
-    limit: int | None = None,
-    subtype: str = "FLOAT",
-    force: bool = False,
-    rooms: float = 0.0,
-    cluster: Cluster | None = None,
-) -> Report:
-    """Writes the premixed corpus; the arguments are those of the command line.
-
-    A call can be repeated as it was, whether it was killed or not. It gives the same bytes, and
-    keeps what is whole: an utterance is mixed again if one of its files is missing, or if its
-    speech or noise has another size or time of change. With ``force`` all is mixed again.
-
-    Raises:
-        ValueError: Bad folders, an ``out`` that holds something else or where another run is at
-            work, nothing that could be mixed, rooms that make no sense or can't be simulated, or
-            a cluster that can't do the work.
-    """
-    from speech.base.files import held
-    from speech.data import corpus
-    from speech.sound.augment import Augmentation
-
-    Augmentation(rooms=rooms)  # checks it
-    # The same wherever a repeated command stands; and workers stand in other folders.
-    clean_root, noise_root = clean_root.absolute(), noise_root.absolute()
-    out = out.absolute() if cluster else out
-    _check_apart(out, clean_root, noise_root)
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"{out}: is not a folder; choose another --out")
-    speech_split = split if split is None or corpus.has_splits(clean_root) else None
-    utterances = corpus.find_speech(clean_root, speech_split, skip_sa)[:limit]
-    report = Report()
-    noises = _sound(corpus.find_noise(noise_root, split), report)
-    plans = corpus.plan_mixtures(utterances, noises, snrs_db, seed)
-    if rooms:
-        plans = corpus.put_in_rooms(plans, rooms, split)
-    with held(out):
-        _write(plans, report, out, clean_root, noise_root, num_jobs, subtype, force, rooms, cluster)
-    return report
-
-
-def _check_apart(out: Path, *sources: Path) -> None:
-    """Refuses to write among the sources, where a second run would mix mixtures."""
-    for source in sources:
-        one, other = out.resolve(), source.resolve()
-        if one.is_relative_to(other) or other.is_relative_to(one):
-            raise ValueError(f"{out}: overlaps the source folder {source}; choose another --out")
-
-
 def _run(options: argparse.Namespace) -> int:
     from speech.base.files import write_json
     from speech.data import corpus
-    from speech.prepare import prepare  # not that of '__main__', which workers can't import
+    from speech.data.prepared import prepare
     from speech.sound.audio import SAMPLE_RATE_HZ, describe_conversion
 
     with connected(options.dask, options.jobs) as cluster:

@@ -24,7 +24,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -46,10 +46,6 @@ from speech.modelfile.read import read_model_file
 from speech.modelfile.rules import a_number
 from speech.modelfile.spec import LayerSpec, ModelFile, ModelFileError, refusals
 from speech.net.fcn import FCNConfig
-
-if TYPE_CHECKING:
-    pass
-
 
 # --------------------------------------------------------------------------------------------
 # The old files (SPEC section 7)

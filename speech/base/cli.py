@@ -23,7 +23,7 @@ from typing import Any, TypeGuard, TypeVar
 
 T = TypeVar("T")
 
-_ROOT = str(Path(__file__).resolve().parent.parent)
+_ROOT = str(Path(__file__).resolve().parents[2])
 
 #: Exceptions that mean "the input is bad" or "the machine said no", never "our code is wrong".
 EXPECTED_ERRORS = (ValueError, OSError, MemoryError)

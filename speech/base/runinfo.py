@@ -51,7 +51,7 @@ def _processor() -> str:
 
 def _git_commit() -> str | None:
     """Returns the commit of the source tree, with '+' if it was changed since; None outside git."""
-    folder = Path(__file__).parent
+    folder = Path(__file__).parents[1]
     try:
         commit = subprocess.run(
             ["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, check=True

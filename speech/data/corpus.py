@@ -46,7 +46,7 @@ _CHANNEL = re.compile(r"(ch|channel|mic)[-_ ]?\d{1,2}", re.IGNORECASE)
 _TIMIT_SPEAKER = re.compile(r"[FM][A-Z]{3}\d", re.IGNORECASE)
 _VCTK_NAME = re.compile(r"((p\d+|s5)_\d+)(?:_mic(\d))?")
 
-_MINICORPUS = Path(__file__).parent / "minicorpus"
+_MINICORPUS = Path(__file__).resolve().parent.parent / "minicorpus"
 _NUM_LISTED = 5  # skipped files named one by one
 
 _logger = logging.getLogger("speech")
@@ -159,7 +159,7 @@ class MixturePlan:
         return np.random.default_rng([self.seed, _stable_hash(*words)])
 
     def pair(self, folder: Path) -> Pair:
-        """Returns the files that `speech.data.prepared.write_mixtures` makes of it in ``folder``."""
+        """Returns the files that ``speech.data.prepared`` makes of it in ``folder``."""
         utterance = self.utterance
         return Pair(
             folder / "noisy" / self.relative_path,

@@ -16,7 +16,10 @@ from typing import Any
 
 from speech.base import cli, schema
 from speech.base.cluster import Cluster, Failed
-from speech.prepare import MIN_DURATION_S
+from speech.base.files import append_text, end_line, held, remove_leftovers, write_text
+from speech.data import corpus
+from speech.sound import audio, augment, mixing
+from speech.sound.augment import Augmentation
 
 COLUMNS = (
     "noisy",  # below --out
@@ -37,6 +40,10 @@ ROOM_COLUMNS = (
     "rt60_s",  # its reverberation time, measured on the impulse response
 )
 
+#: Shorter speech is skipped: PESQ scores nothing below a quarter of a second.
+MIN_DURATION_S = 0.25
+
+
 #: Says which run wrote, or began to write, what is there, and which utterances are whole.
 MARKER = ".prepared"
 
@@ -56,6 +63,60 @@ class Report:
     conversions: Counter = field(default_factory=Counter)
 
 
+def prepare(
+    clean_root: Path,
+    noise_root: Path,
+    snrs_db: Sequence[float],
+    out: Path,
+    *,
+    split: str | None = None,
+    skip_sa: bool = False,
+    seed: int = 0,
+    num_jobs: int = 1,
+    limit: int | None = None,
+    subtype: str = "FLOAT",
+    force: bool = False,
+    rooms: float = 0.0,
+    cluster: Cluster | None = None,
+) -> Report:
+    """Writes the premixed corpus; the arguments are those of the command line.
+
+    A call can be repeated as it was, whether it was killed or not. It gives the same bytes, and
+    keeps what is whole: an utterance is mixed again if one of its files is missing, or if its
+    speech or noise has another size or time of change. With ``force`` all is mixed again.
+
+    Raises:
+        ValueError: Bad folders, an ``out`` that holds something else or where another run is at
+            work, nothing that could be mixed, rooms that make no sense or can't be simulated, or
+            a cluster that can't do the work.
+    """
+    Augmentation(rooms=rooms)  # checks it
+    # The same wherever a repeated command stands; and workers stand in other folders.
+    clean_root, noise_root = clean_root.absolute(), noise_root.absolute()
+    out = out.absolute() if cluster else out
+    _check_apart(out, clean_root, noise_root)
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"{out}: is not a folder; choose another --out")
+    speech_split = split if split is None or corpus.has_splits(clean_root) else None
+    utterances = corpus.find_speech(clean_root, speech_split, skip_sa)[:limit]
+    report = Report()
+    noises = _sound(corpus.find_noise(noise_root, split), report)
+    plans = corpus.plan_mixtures(utterances, noises, snrs_db, seed)
+    if rooms:
+        plans = corpus.put_in_rooms(plans, rooms, split)
+    with held(out):
+        _write(plans, report, out, clean_root, noise_root, num_jobs, subtype, force, rooms, cluster)
+    return report
+
+
+def _check_apart(out: Path, *sources: Path) -> None:
+    """Refuses to write among the sources, where a second run would mix mixtures."""
+    for source in sources:
+        one, other = out.resolve(), source.resolve()
+        if one.is_relative_to(other) or other.is_relative_to(one):
+            raise ValueError(f"{out}: overlaps the source folder {source}; choose another --out")
+
+
 def _write(
     plans: Sequence[Any],
     report: Report,
@@ -69,8 +130,6 @@ def _write(
     cluster: Cluster | None,
 ) -> None:
     """Writes the mixtures and the manifest, and adds to the report."""
-    from speech.base.files import remove_leftovers, write_text
-
     journal = _Journal(out / MARKER, plans, subtype)
     _check_target(out, plans, force or journal.is_repeated)
     journal.begin(anew=force)
@@ -123,7 +182,6 @@ class _Journal:
     """
 
     def __init__(self, path: Path, plans: Sequence[Any], subtype: str) -> None:
-        from speech.base.files import end_line
 
         self.path = path
         self._known: dict[str, _Entry] = {}
@@ -149,8 +207,6 @@ class _Journal:
 
     def begin(self, anew: bool) -> None:
         """Takes the folder for this run; forgets what is whole, if it is all to be done anew."""
-        from speech.base.files import write_text
-
         if anew or not self.is_repeated:
             self._known.clear()
             write_text(self.path, f"{self._run}\n")
@@ -175,8 +231,6 @@ class _Journal:
 
     def add(self, plans: Sequence[Any], report: Report) -> None:
         """Notes an utterance after `get`; one without any mixture is tried again."""
-        from speech.base.files import append_text
-
         if not report.rows:
             return
         name = plans[0].utterance.id
@@ -219,7 +273,8 @@ def write_mixtures(
     """Writes ``out/noisy/...`` and ``out/clean/...`` of planned mixtures, in parallel.
 
     Args:
-        plans: `speech.data.corpus.MixturePlan` objects; those of one utterance share a gain and a room.
+        plans: `speech.data.corpus.MixturePlan` objects; those of one utterance share a gain and a
+            room.
         out: Folder to write.
         num_jobs: Processes; -1 for one a core.
         subtype: 'FLOAT' or 'PCM_16'.
@@ -287,9 +342,6 @@ def _given_up(plans: Sequence[Any], out: Path, reason: str) -> Report:
 
 def _mix_utterance(plans: Sequence[Any], out: Path, subtype: str) -> Report:
     """Writes one utterance: its clean file and every mixture planned for it."""
-    from speech.data import corpus
-    from speech.sound import audio, mixing
-
     report, utterance = Report(), plans[0].utterance
     source = str(utterance.path)
     try:
@@ -348,8 +400,6 @@ def _mix_utterance(plans: Sequence[Any], out: Path, subtype: str) -> Report:
 
 def _placed(speech: Any, room: int | None) -> tuple[Any, Any, dict[str, Any]]:
     """Returns speech [num_samples] as it sounds in a room, the target, and `ROOM_COLUMNS`."""
-    from speech.sound import augment
-
     if room is None:
         return speech, speech, {}
     response = augment.room_response(room)
@@ -359,9 +409,6 @@ def _placed(speech: Any, room: int | None) -> tuple[Any, Any, dict[str, Any]]:
 
 def _sound(noises: Sequence[Any], report: Report) -> list[Any]:
     """Returns the noises that can be read and heard; notes the others."""
-    from speech.data import corpus
-    from speech.sound import audio
-
     usable = []
     for noise in cli.progress(noises, label="noises"):
         try:

@@ -1,4 +1,4 @@
-"""The exam of a network: from a Keras configuration, possibly hostile, to checked layers in order."""
+"""The exam of a network: from a Keras configuration, possibly hostile, to checked layers."""
 
 from __future__ import annotations
 
@@ -7,10 +7,8 @@ import heapq
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    pass
 from speech.modelfile.rules import HARMLESS, LAYER_RULES, RUN_CODE, Frames, Shape, Shapes
 from speech.modelfile.spec import LayerSpec, ModelFileError, is_chain, linked, show
 
@@ -373,7 +371,7 @@ def _in_order(layers: Sequence[LayerSpec], output: str) -> list[LayerSpec]:
     for name in unread:
         if name != output:
             raise ModelFileError(
-                f"{_where(by_name[name])} is read by no layer and is not the output "
+                f"{by_name[name].where} is read by no layer and is not the output "
                 f"{output!r}; leave it out"
             )
     if readers[output]:

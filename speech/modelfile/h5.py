@@ -35,15 +35,12 @@ import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from speech.base.files import atomic_path, sha256_of
 from speech.modelfile import hdf5
-
-if TYPE_CHECKING:
-    pass
 from speech.modelfile.exam import MAX_LAYERS, model_config_of, plan_layers
 from speech.modelfile.meta import (
     MAX_META_BYTES,

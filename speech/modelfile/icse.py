@@ -29,20 +29,15 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from speech.base.files import atomic_path, sha256_of
 from speech.modelfile.exam import MAX_WEIGHT_BYTES, model_config_of, plan_layers
-from speech.modelfile.icse import COMPACT_MAGIC
 from speech.modelfile.meta import MAX_META_BYTES, check_conventions, meta_text, parse_json
 from speech.modelfile.rules import Shapes
 from speech.modelfile.spec import LayerSpec, ModelFile, ModelFileError, is_chain, linked, refusals
-
-if TYPE_CHECKING:
-    pass
-
 
 #: The first bytes of a packed file (``speech.modelfile.icse``).
 COMPACT_MAGIC = b"\x89ICSE"

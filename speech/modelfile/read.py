@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    pass
 from speech.modelfile.h5 import read_h5
 from speech.modelfile.icse import is_compact, read_compact
 from speech.modelfile.spec import ModelFile
@@ -16,7 +13,8 @@ def read_model_file(path: str | os.PathLike) -> ModelFile:
     """Reads a model file as data.
 
     Args:
-        path: A legacy Keras .h5 file, or a packed one (``speech.modelfile.icse``); the first bytes tell.
+        path: A legacy Keras .h5 file, or a packed one (``speech.modelfile.icse``); the first bytes
+            tell.
 
     Returns:
         Layers, weights and meta data that passed every check of the module docstring.

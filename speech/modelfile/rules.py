@@ -9,11 +9,7 @@ import contextlib
 import dataclasses
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    pass
-
+from typing import Any
 
 MAX_UNITS = 65_536
 MAX_KERNEL_SIZE = 8_192

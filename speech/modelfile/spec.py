@@ -10,13 +10,9 @@ import dataclasses
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-
-if TYPE_CHECKING:
-    pass
-
 
 #: Frames that a 'mask' network is believed to take at once, to tell shapes from chance.
 _MAX_CONTEXT = 99

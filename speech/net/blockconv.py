@@ -34,7 +34,7 @@ _KERNELS = Path(__file__).parent / "kernels"
 _SOURCES = (
     _KERNELS / "blockconv.c",
     _KERNELS / "blocklanes.c",
-    Path(__file__).parent / "net" / "kernels" / "tape.c",
+    _KERNELS / "tape.c",
 )
 _HEADER = _KERNELS / "transform.h"
 _LANES = 16

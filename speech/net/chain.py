@@ -1,9 +1,9 @@
 """A stack of convolutions as one function on the CPU: outputs, and gradients of every parameter.
 
 This is what training runs when the C kernels are there (:func:`speech.net.blockconv.is_available`);
-enhancement runs :mod:`speech.net.inference`. A layer's normalisation and LeakyReLU are never stored:
-they are applied while the next layer reads, so each layer costs one read and one write of its
-signal. Utterances of a batch are computed one by one, with their own statistics and their own
+enhancement runs :mod:`speech.net.inference`. A layer's normalisation and LeakyReLU are never
+stored: they are applied while the next layer reads, so each layer costs one read and one write of
+its signal. Utterances of a batch are computed one by one, with their own statistics and their own
 lengths: padding can't leak, whatever the batch.
 
 NumPy only; ``speech.net.chain_training`` makes a Keras layer of it.

@@ -36,8 +36,8 @@ class FastConv1D(keras.layers.Conv1D):
     """A Conv1D with the same weights, config and results, fast in training on a CPU.
 
     Falls back to Keras' own convolution wherever the C kernels do not run, and for strides,
-    dilation, groups or 'causal' padding. ``speech.net.keras_models.save_model`` writes it as a plain
-    ``Conv1D``.
+    dilation, groups or 'causal' padding. ``speech.net.keras_models.save_model`` writes it as a
+    plain ``Conv1D``.
     """
 
     plain_class = keras.layers.Conv1D

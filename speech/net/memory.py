@@ -1,8 +1,8 @@
 """What a network takes of memory for a signal, known before it runs.
 
 A file of 3 KB may hold a layer of 65,536 channels, which come to 12 GB for three seconds of sound.
-The bound on the values per frame (``speech.modelfile.exam.MAX_VALUES``) accepts such a layer; it is the
-length of the signal that counts.
+The bound on the values per frame (``speech.modelfile.exam.MAX_VALUES``) accepts such a layer; it is
+the length of the signal that counts.
 """
 
 from __future__ import annotations

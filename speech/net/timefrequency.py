@@ -3,7 +3,8 @@
 The Keras model takes features [batch, frames, 256, 3] and gives a mask [batch, frames, 256, 2]; it
 consists of standard Keras layers only. All around it is arithmetic on arrays, here in NumPy:
 
-1. ``stft``: frames of 512 samples every 256, square-root Hann window (``speech.sound.stft``). The bin of
+1. ``stft``: frames of 512 samples every 256, square-root Hann window (``speech.sound.stft``). The
+bin of
    8 kHz is dropped, which leaves 256.
 2. ``compress``: the spectrum X becomes |X|^0.3 X / |X|. Features are its real part, its imaginary
    part and its magnitude.

@@ -1,7 +1,7 @@
 """Augmentation: noises, levels, bands and rooms that the recordings themselves do not hold.
 
-Pure functions of arrays and a ``numpy.random.Generator``; ``speech.data.pipeline`` calls them. All of it
-is off by default, as in the published recipe.
+Pure functions of arrays and a ``numpy.random.Generator``; ``speech.data.pipeline`` calls them. All
+of it is off by default, as in the published recipe.
 
 Conventions: float [num_samples] at 16 kHz, one channel; the dtype is kept.
 """

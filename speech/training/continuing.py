@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 #: Pieces per epoch on the bundled corpus, for networks over time and frequency.
 QUICK_PIECES = 800
 
-#: Options of `speech.training.common_options` that say nothing to a network over time and frequency.
+#: Options of `speech.training.common_options` that say nothing to a network over time and
+#: frequency.
 _OF_WAVEFORMS = {"loss": "--loss", "gain_db": "--gain"}
 
 

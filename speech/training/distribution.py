@@ -366,8 +366,8 @@ class Replicas:
     """Takes the training steps of one model on several devices and machines.
 
     Args:
-        model: A compiled ``speech.net.chain_training.TrainingModel``; several devices of one machine need its
-            convolutions to be Keras' own.
+        model: A compiled ``speech.net.chain_training.TrainingModel``; several devices of one
+            machine need its convolutions to be Keras' own.
         devices: Of this machine, such as 'GPU:0'; empty for where TensorFlow puts things.
         machines: All machines of the run; None for this one alone.
         batch_size: Utterances of a step.

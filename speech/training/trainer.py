@@ -11,8 +11,8 @@ again.
 
 SIGTERM and Ctrl-C end a run after the step at work, with a checkpoint.
 
-Of several machines (``speech.training.distribution``) the first one alone has the folder; the others take
-the state of the run from it.
+Of several machines (``speech.training.distribution``) the first one alone has the folder; the
+others take the state of the run from it.
 """
 
 from __future__ import annotations
@@ -144,8 +144,8 @@ class Trainer:
         config: See :class:`TrainingConfig`.
         out: Folder of the run.
         make_model: Returns what trains the network: a Keras model whose ``compute_loss`` is that
-            of the run, with ``uses_c_kernels``. None for ``speech.net.chain_training.TrainingModel``, of
-            networks from waveform to waveform.
+            of the run, with ``uses_c_kernels``. None for
+            ``speech.net.chain_training.TrainingModel``, of networks from waveform to waveform.
         meta: What goes into the ``speech_meta`` of the model files.
         checkpoint_seconds: Also write a checkpoint between validations, so often.
         machines: All machines of the run; None for this one alone.
