@@ -154,7 +154,7 @@ def _score(folder: Path, num_items: int) -> Iterator[Callable[[int], None]]:
 
 def _prepare(folder: Path, num_items: int) -> Iterator[Callable[[int], None]]:
     from speech.data import corpus
-    from speech.prepare import prepare
+    from speech.data.prepared import prepare
 
     speech = _write_speech(folder, max(1, num_items // NUM_CONDITIONS))
     noises = corpus.bundled_noise("TRAIN")[:NUM_NOISES]

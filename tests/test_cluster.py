@@ -26,7 +26,7 @@ from speech import prepare
 from speech.base import cluster
 from speech.base.cluster import Failed
 from speech.base.files import atomic_path
-from speech.data import corpus
+from speech.data import corpus, prepared
 from speech.sound.audio import read_audio, write_audio
 
 ROOT = Path(__file__).parent.parent
@@ -57,7 +57,7 @@ def pairs(tmp_path):
     plans = corpus.plan_mixtures(
         corpus.find_speech(tmp_path / "speech"), corpus.bundled_noise("TEST")[:1], [5.0]
     )
-    prepare.write_mixtures(plans, tmp_path / "pairs")
+    prepared.write_mixtures(plans, tmp_path / "pairs")
     return tmp_path / "pairs"
 
 
@@ -98,11 +98,11 @@ def mix_or_die(plans, out, subtype):
     name = plans[0].utterance.id
     if name == "FAKS0_SA1" or (name == "MABW0_SX37" and not (out.parent / "died").exists()):
         (out.parent / "died").touch()
-        prepare._mix_utterance(plans[:1], out, subtype)
+        prepared._mix_utterance(plans[:1], out, subtype)
         with atomic_path(out / "noisy" / plans[1].relative_path) as temporary:
             temporary.write_bytes(b"half")
             os.kill(os.getpid(), signal.SIGKILL)
-    return prepare._mix_on_cluster(plans, out, subtype)
+    return prepared._mix_on_cluster(plans, out, subtype)
 
 
 # --------------------------------------------------------------------------------------------
@@ -215,7 +215,7 @@ def contents(folder):
     return {
         path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in folder.rglob("*")
-        if path.is_file() and path.name not in (".lock", prepare.MARKER)
+        if path.is_file() and path.name not in (".lock", prepared.MARKER)
     }
 
 
@@ -257,7 +257,7 @@ def test_prepare_on_dying_workers_writes_the_same_bytes(
 
 def test_prepare_needs_files_that_all_see(tmp_path):
     with pytest.raises(ValueError, match="out: is not there for the Dask worker on .*same files"):
-        prepare._mix_on_cluster([], tmp_path / "out", "FLOAT")
+        prepared._mix_on_cluster([], tmp_path / "out", "FLOAT")
 
 
 def test_a_sweep_gives_the_same_table(local, pairs, tmp_path, monkeypatch):

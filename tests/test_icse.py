@@ -347,7 +347,7 @@ def test_too_many_rows_fall_back_to_fixed_length_and_are_refused(data, monkeypat
 
 # --------------------------------------------------------------------------------------------
 # The worked example of docs/format.md. To write it anew after a change of the format:
-# python -c "from tests.test_compact import example; print(example())"
+# python -c "from tests.test_icse import example; print(example())"
 
 
 def example_layers():

@@ -407,7 +407,7 @@ def test_a_pruned_expert_is_trained_on_and_its_zeros_stay(run, tmp_path, how, sh
 
 
 def test_premixed_folders_and_files_that_cannot_be_used(run, timit, noises, tmp_path):
-    from speech.prepare import prepare
+    from speech.data.prepared import prepare
 
     prepare(timit, noises, [0.0, 5.0], tmp_path / "set", split="TRAIN")
     noisy, clean = tmp_path / "set" / "noisy", tmp_path / "set" / "clean"

@@ -23,7 +23,7 @@ from speech.net.timefrequency import SIZES, TimeFrequencyConfig, build_time_freq
 from speech.weights import main
 from tests import graph_files
 from tests.graph_files import META, convolution, small_graph, write_graph
-from tests.test_compact import assert_same
+from tests.test_icse import assert_same
 
 #: Keras' own saving in HDF5 warns under NumPy 2.
 LIBRARY = pytest.mark.filterwarnings(

@@ -9,7 +9,7 @@ import numpy as np
 from benchmarks.mutation import deflated, sealed, sections_of
 from speech.modelfile import icse
 from tests import graph_files
-from tests.test_compact import META, clustered
+from tests.test_icse import META, clustered
 
 SAMPLED = 300
 
