@@ -348,7 +348,7 @@ def check_bundled_corpus() -> str:
     from speech.data import corpus
     from speech.sound.conditioning import read_manifest
 
-    root = _ROOT / "speech" / "minicorpus"
+    root = corpus.MINICORPUS
     fix = "git checkout -- speech/minicorpus"
     manifest = root / "MANIFEST.sha256"
     if not manifest.is_file():

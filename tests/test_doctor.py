@@ -162,8 +162,8 @@ def test_corpora(monkeypatch, tmp_path, timit, noises):
 
     assert "8 noises" in doctor.check_bundled_corpus()
     copy = tmp_path / "speech" / "minicorpus"
-    shutil.copytree(Path(corpus.__file__).parent / "minicorpus", copy)
-    monkeypatch.setattr(corpus, "__file__", str(tmp_path / "speech" / "corpus.py"))
+    shutil.copytree(corpus.MINICORPUS, copy)
+    monkeypatch.setattr(corpus, "MINICORPUS", copy)
     damaged = sorted(copy.rglob("*.flac"))[0]
     damaged.write_bytes(damaged.read_bytes()[:-1] + b"x")
     what, fix = trouble(doctor.check_bundled_corpus)

@@ -46,7 +46,7 @@ _CHANNEL = re.compile(r"(ch|channel|mic)[-_ ]?\d{1,2}", re.IGNORECASE)
 _TIMIT_SPEAKER = re.compile(r"[FM][A-Z]{3}\d", re.IGNORECASE)
 _VCTK_NAME = re.compile(r"((p\d+|s5)_\d+)(?:_mic(\d))?")
 
-_MINICORPUS = Path(__file__).resolve().parent.parent / "minicorpus"
+MINICORPUS = Path(__file__).resolve().parent.parent / "minicorpus"
 _NUM_LISTED = 5  # skipped files named one by one
 
 _logger = logging.getLogger("speech")
@@ -491,12 +491,12 @@ def _is_named_clean(path: Path) -> bool:
 
 def bundled_speech(split: str | None = None) -> list[Utterance]:
     """Returns the utterances of the corpus that comes with this package: see `find_speech`."""
-    return find_speech(_MINICORPUS / "speech", split)
+    return find_speech(MINICORPUS / "speech", split)
 
 
 def bundled_noise(split: str | None = None) -> list[Noise]:
     """Returns the noises of the corpus that comes with this package: see `find_noise`."""
-    return find_noise(_MINICORPUS / "noise", split)
+    return find_noise(MINICORPUS / "noise", split)
 
 
 def split_utterances(
