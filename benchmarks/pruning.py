@@ -29,7 +29,7 @@ from speech.base.cli import natural_number, positive_number
 from speech.training.common_options import check_corpus
 
 if TYPE_CHECKING:
-    from eval.sweep import Point
+    from eval.points import Point
 
 ROOT = Path(__file__).parent.parent
 STAGES = 7
@@ -108,9 +108,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
+    from eval.points import Point
     from eval.run import BUNDLED_SNRS_DB
     from eval.scoring import json_ready
-    from eval.sweep import Point, format_points, sweep
+    from eval.sweep import format_points, sweep
     from eval.systems import bundled_pairs
 
     points = [Point("before", options.model, {"retrained": "no"})]

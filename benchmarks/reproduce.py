@@ -38,9 +38,9 @@ from typing import Any
 
 from benchmarks import reproduce_raw, results_page
 from benchmarks.reproduce_steps import ROOT, SECTIONS, Setting, Step
-from eval.grid import is_done, record_of, run_recorded
 from speech.base import cli
 from speech.base.files import held, sha256_of, write_json
+from speech.base.recorded import is_done, record_of, run_recorded
 from speech.training.common_options import check_corpus
 
 OUT = ROOT / "runs" / "reproduce"

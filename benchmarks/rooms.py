@@ -29,7 +29,7 @@ from speech.base import cli
 from speech.training.common_options import check_corpus
 
 if TYPE_CHECKING:
-    from eval.sweep import Point
+    from eval.points import Point
 
 NUM_TEST = 2
 METRICS = ("pesq_wb", "stoi")
@@ -60,7 +60,7 @@ def named_models(arguments: Sequence[str] | None) -> list[Point]:
     Raises:
         ValueError: Another form, a name that can't be used, or one that occurs twice.
     """
-    from eval.sweep import parse_point
+    from eval.points import parse_point
     from speech.enhance import BASELINE_MODEL
 
     models = [parse_point(argument) for argument in arguments or [f"fcn={BASELINE_MODEL}"]]

@@ -250,8 +250,9 @@ def _load_retraining(file: ModelFile, options: argparse.Namespace, work: Path) -
 
 
 def _score(options: argparse.Namespace, test: list[Any], work: Path) -> Any:
+    from eval.points import Point
     from eval.scoring import json_ready
-    from eval.sweep import Point, format_points, sweep
+    from eval.sweep import format_points, sweep
 
     points = [Point("before", options.model), Point("after", options.out)]
     table = sweep(points, test, work / "scores", num_jobs=options.jobs)

@@ -457,8 +457,9 @@ def _check_same(one: ModelFile, other: ModelFile) -> None:
 
 
 def _score(options: argparse.Namespace, test: list[Any]) -> Any:
+    from eval.points import Point
     from eval.scoring import json_ready
-    from eval.sweep import Point, format_points, sweep
+    from eval.sweep import format_points, sweep
     from speech.modelfile.read import read_model_file
 
     quantization = read_model_file(options.out / PACKED).meta["quantization"]

@@ -329,8 +329,8 @@ _PLANTED = ("soundfile", "numpy", "joblib", "pickle", "json", "scipy", "tensorfl
         "from eval import isolation; import os; isolation.run_isolated(os.getpid)",
         "from speech.base import cli; import joblib, math\n"
         "list(cli.in_processes([joblib.delayed(math.sqrt)(4)] * 2, 2))",
-        "from eval import grid; from pathlib import Path\n"
-        "grid.run_recorded(['speech.enhance', '--help'], Path('r.json'), {})",
+        "from speech.base import recorded; from pathlib import Path\n"
+        "recorded.run_recorded(['speech.enhance', '--help'], Path('r.json'), {})",
     ],
     ids=["isolation", "joblib", "grid"],
 )

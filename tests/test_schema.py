@@ -12,9 +12,9 @@ import pytest
 from numpy.testing import assert_array_equal
 
 from benchmarks.fuzz import peak_mb, reset_peak
-from eval import grid, systems
+from eval import systems
 from eval.scoring import ScoreCache
-from speech.base import schema
+from speech.base import recorded, schema
 from speech.base.files import read_npz, write_npz
 from speech.data.prepared import COLUMNS, _Journal
 from speech.sound.conditioning import read_manifest
@@ -212,9 +212,9 @@ def test_odd_lines_of_a_preparation_are_mixed_again(tmp_path):
 @pytest.mark.parametrize("text", [*ODD_LINES, '{"command": 1}'])
 def test_an_odd_record_of_a_run_is_none(text, tmp_path):
     (tmp_path / "run.json").write_text(text)
-    assert not grid.is_done(tmp_path / "run.json", {"command": ["x"]}, [])
+    assert not recorded.is_done(tmp_path / "run.json", {"command": ["x"]}, [])
     (tmp_path / "run.json").write_text('{"command": ["x"]}')
-    assert grid.is_done(tmp_path / "run.json", {"command": ["x"]}, [])
+    assert recorded.is_done(tmp_path / "run.json", {"command": ["x"]}, [])
 
 
 @pytest.mark.parametrize(
