@@ -15,7 +15,6 @@ from eval.points import Point
 from speech.base.recorded import is_done, record_of, run_recorded
 
 
-
 @dataclass(frozen=True)
 class Grid:
     """Which models to make.

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
 
-from benchmarks.fuzz import peak_mb, reset_peak
+from benchmarks.trials.fuzz import peak_mb, reset_peak
 from eval import systems
 from eval.scoring import ScoreCache
 from speech.base import recorded, schema

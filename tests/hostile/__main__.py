@@ -11,7 +11,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from benchmarks.fuzz import peak_mb, reset_peak
+from benchmarks.trials.fuzz import peak_mb, reset_peak
 
 SOUNDS = (".wav", ".flac", ".sph", ".aiff", ".ogg", ".w64", ".au", ".caf", ".bin")
 

@@ -6,7 +6,7 @@ import zlib
 
 import numpy as np
 
-from benchmarks.mutation import deflated, sealed, sections_of
+from benchmarks.trials.mutation import deflated, sealed, sections_of
 from speech.modelfile import icse
 from tests import graph_files
 from tests.test_icse import META, clustered

@@ -2,13 +2,13 @@
 
 ::
 
-    python -m benchmarks.fuzz --inputs 20000 --jobs 2 --json benchmarks/results/fuzz.json
-    python -m benchmarks.fuzz --reader h5 wav --inputs 1000 --seed 7
+    python -m benchmarks.trials.fuzz --inputs 20000 --jobs 2 --json benchmarks/results/fuzz.json
+    python -m benchmarks.trials.fuzz --reader h5 wav --inputs 1000 --seed 7
 
-Inputs are valid files after damage by chance and by intent (`benchmarks.mutation`) and noise; the
-same seed gives the same inputs. Readers run in processes of their own. One that takes more than
-``--timeout`` seconds of processor time hangs (a busy machine shall not count), and is killed after
-ten times as long. Columns of the table:
+Inputs are valid files after damage by chance and by intent (`benchmarks.trials.mutation`) and
+noise; the same seed gives the same inputs. Readers run in processes of their own. One that takes
+more than ``--timeout`` seconds of processor time hangs (a busy machine shall not count), and is
+killed after ten times as long. Columns of the table:
 
     refused    the reader's own one-line error
     accepted   read; the damage was where it does not matter, or makes another valid file
@@ -36,7 +36,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks import common, mutation
+from benchmarks import common
+from benchmarks.trials import mutation
 from speech.base import cli
 
 READERS = ("h5", "icse", "wav", "flac", "sphere")
@@ -80,7 +81,7 @@ class Tally:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns 1 if a reader crashed, hung or let an error escape."""
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.fuzz", description=__doc__.split("\n")[0]
+        prog="python -m benchmarks.trials.fuzz", description=__doc__.split("\n")[0]
     )
     add = parser.add_argument
     add("--reader", nargs="+", choices=READERS, default=list(READERS), help="default: all")

@@ -6,8 +6,8 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.reproduce_raw import Row, read_csv, read_json
-from benchmarks.reproduce_steps import CONTROLS, K_MAIN
+from benchmarks.reproduce.raw import Row, read_csv, read_json
+from benchmarks.reproduce.steps import CONTROLS, K_MAIN
 
 METRIC = "pesq_wb"
 #: Of the grid, in the figure that also shows the controls.

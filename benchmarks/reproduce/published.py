@@ -1,4 +1,4 @@
-"""Published figures that `benchmarks.results_page` puts beside ours."""
+"""Published figures that `benchmarks.reproduce.page` puts beside ours."""
 
 from __future__ import annotations
 

@@ -11,10 +11,10 @@ import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from benchmarks import results_figures, results_mnn, results_published
-from benchmarks.reproduce_raw import ALL, NOISY, SEEN, UNSEEN, Row, read_csv, read_json
-from benchmarks.reproduce_steps import CONTROLS, K_MAIN, ROOT, SECTIONS
-from benchmarks.results_text import LABELS, duration, interval, number, score, table
+from benchmarks.reproduce import figures, mnn_tables, published
+from benchmarks.reproduce.raw import ALL, NOISY, SEEN, UNSEEN, Row, read_csv, read_json
+from benchmarks.reproduce.steps import CONTROLS, K_MAIN, ROOT, SECTIONS
+from benchmarks.reproduce.text import LABELS, duration, interval, number, score, table
 from speech.base.files import write_text
 
 PAGE = "RESULTS.md"
@@ -53,7 +53,7 @@ def write(page: Path) -> Path:
     Returns:
         The page.
     """
-    results_figures.draw_all(page / "results")
+    figures.draw_all(page / "results")
     write_text(page / PAGE, render(page))
     return page / PAGE
 
@@ -187,8 +187,8 @@ def _within(sizes: dict[str, Row], rows: Sequence[Row]) -> str:
 
 def _published(sizes: dict[str, Row], rows: Sequence[Row], test_set: str) -> list[str]:
     scores = {(r["system"], r["metric"]): r for r in rows if r["group"] == ALL}
-    base = results_published.TIMIT_FCN["pesq_wb"]
-    plot = {(theta, k): (size, pesq) for theta, k, size, pesq in results_published.SIZE_PESQ}
+    base = published.TIMIT_FCN["pesq_wb"]
+    plot = {(theta, k): (size, pesq) for theta, k, size, pesq in published.SIZE_PESQ}
     first = next(name for name in sizes if name.startswith("pp"))
     lines = []
     for k in sorted({k for _, k in plot}, reverse=True):
@@ -212,14 +212,14 @@ def _published(sizes: dict[str, Row], rows: Sequence[Row], test_set: str) -> lis
               "difference", f"ours (`{first}`): size, %", "file, %", "PESQ-WB",
               "difference"]  # fmt: skip
     parts = [
-        f"Published: {results_published.ICSE}, read off the figure, differences to their FCN of "
+        f"Published: {published.ICSE}, read off the figure, differences to their FCN of "
         f"{base:g}; sizes by the paper's rule. Ours: {test_set}.",
         table(header, lines),
     ]
     lines = [
         [corpus, size, *(f"{before:.2f} -> {after:.2f}, {number(after - before, 2, '+')}"
                          for before, after in (pesq, stoi))]
-        for corpus, size, pesq, stoi in results_published.COMPRESSED
+        for corpus, size, pesq, stoi in published.COMPRESSED
     ]  # fmt: skip
     name = f"{first}-k{K_MAIN}"
     own = [scores["fcn", m]["mean"] for m in LOSSES], [scores[name, m]["mean"] for m in LOSSES]
@@ -332,9 +332,9 @@ def _cost(results: Path) -> list[str]:
         ("FLOP a sample without zero kernels", "sparse_flop_per_step"),
         ("bytes of the file", "file_bytes"),
     )
-    published = results_published.COST
+    paper = published.COST
     lines = [
-        [label, *(f"{cost[key]:,}" for cost in costs), *published.get(key, ("-", "-"))]
+        [label, *(f"{cost[key]:,}" for cost in costs), *paper.get(key, ("-", "-"))]
         for label, key in keys
     ]
     parts = [
@@ -346,15 +346,15 @@ def _cost(results: Path) -> list[str]:
     lines = []
     for place, (one, other) in enumerate(zip(dense, small, strict=True)):
         paper = [f"{values[place]:,}" if place < len(values) else "-"
-                 for values in results_published.CYCLES.values()]  # fmt: skip
+                 for values in published.CYCLES.values()]  # fmt: skip
         cells = [f"{one['cycles']:,}", paper[0], f"{other['sparse_cycles']:,}", paper[1]]
         lines.append([one["name"], *cells])
-    num = len(results_published.CYCLES["dense"])
+    num = len(published.CYCLES["dense"])
     lines.append(
         [f"the first {num}", f"{sum(row['cycles'] for row in dense[:num]):,}",
-         f"{sum(results_published.CYCLES['dense']):,}",
+         f"{sum(published.CYCLES['dense']):,}",
          f"{sum(row['sparse_cycles'] for row in small[:num]):,}",
-         f"{sum(results_published.CYCLES['pruned']):,}"]
+         f"{sum(published.CYCLES['pruned']):,}"]
     )  # fmt: skip
     header = ["layer", names[0], "published FCN", f"{names[-1]}, without zero kernels",
               "published, pruned"]  # fmt: skip
@@ -449,14 +449,14 @@ def departures(root: Path = ROOT) -> list[str]:
 
 
 def _our_departures() -> str:
-    header, *rows = results_published.DEPARTURES
+    header, *rows = published.DEPARTURES
     return table(header, rows)
 
 
 _SECTIONS: dict[str, Callable[[Path], list[str]]] = {
     "compression": _compression,
     "grid": _grid,
-    "mnn": results_mnn.render,
+    "mnn": mnn_tables.render,
     "cost": _cost,
     "rooms": _rooms,
     "peers": _peers,

@@ -2,8 +2,8 @@
 
 ::
 
-    python -m benchmarks.kills --kills 45 --json benchmarks/results/kills.json
-    python -m benchmarks.kills --kills 8 --only train sweep
+    python -m benchmarks.trials.kills --kills 45 --json benchmarks/results/kills.json
+    python -m benchmarks.trials.kills --kills 8 --only train sweep
 
 Each command runs once unbroken, on a few files of the bundled corpus with tiny networks. Then it is
 started in another folder, killed after a random part of the time that it took, started again with
@@ -51,7 +51,7 @@ from benchmarks import common
 from speech.base import cli
 from speech.base.files import remove_leftovers
 
-_ROOT = Path(__file__).resolve().parent.parent
+_ROOT = Path(__file__).resolve().parents[2]
 NUM_KILLS = 45
 
 #: The longest that a tiny command may take, on a machine that is busy with other things.
@@ -188,7 +188,7 @@ class Row:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the benchmark; returns its exit code."""
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.kills", description=__doc__.split("\n")[0]
+        prog="python -m benchmarks.trials.kills", description=__doc__.split("\n")[0]
     )
     add = parser.add_argument
     add("--kills", type=cli.positive_number, default=NUM_KILLS, metavar="N",
@@ -284,7 +284,7 @@ class Starter:
     def __init__(self, modules: Sequence[str]) -> None:
         path = os.pathsep.join([str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
         self._process = subprocess.Popen(
-            [sys.executable, "-c", "from benchmarks.kills import serve; serve()", *modules],
+            [sys.executable, "-c", "from benchmarks.trials.kills import serve; serve()", *modules],
             bufsize=0,  # or `select` would not see what has been read ahead
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
             env={**os.environ, "PYTHONPATH": path, "TF_CPP_MIN_LOG_LEVEL": "3"},

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 
-from benchmarks.reproduce_raw import Row
+from benchmarks.reproduce.raw import Row
 
 #: Decimals of means and of differences.
 DIGITS = {"pesq_wb": (3, 3), "pesq_nb": (3, 3), "stoi": (3, 4), "ssnri": (2, 2), "si_sdr": (2, 2)}
@@ -46,7 +46,7 @@ def interval(low: float, high: float, digits: int, sign: str = "+") -> str:
 
 
 def score(row: Row, baseline: bool = False) -> str:
-    """Returns the mean of a row of `reproduce_raw.compared`, its difference and interval."""
+    """Returns the mean of a row of `raw.compared`, its difference and interval."""
     digits, finer = DIGITS[row["metric"]]
     text = number(row["mean"], digits)
     if baseline or not row["n"]:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks import results_published
-from benchmarks.reproduce_raw import Row, read_csv, read_json
-from benchmarks.reproduce_steps import EXPERIMENTS
-from benchmarks.results_text import interval, number, table
+from benchmarks.reproduce import published
+from benchmarks.reproduce.raw import Row, read_csv, read_json
+from benchmarks.reproduce.steps import EXPERIMENTS
+from benchmarks.reproduce.text import interval, number, table
 
 #: Column of our tables -> heading, and that of the published ones.
 SELECTIONS = {
@@ -58,7 +58,7 @@ def heading(selection: str) -> str:
 
 
 def _recoveries(means: Sequence[Row], judged: dict[str, list[Row]], best: str) -> str:
-    published = results_published.recoveries()
+    paper = published.recoveries()
     lines = []
     for row in means:
         which = row["selection"]
@@ -68,7 +68,7 @@ def _recoveries(means: Sequence[Row], judged: dict[str, list[Row]], best: str) -
             cells.append(_percent(sum(own) / len(own)))
         cells.append(_percent(row["recovery"]) + _percents(row))
         if which in SELECTIONS:
-            own = [value for values in published.values()
+            own = [value for values in paper.values()
                    for value in values[SELECTIONS[which][1]]]  # fmt: skip
             cells.append(_percent(sum(own) / len(own)))
         lines.append([*cells] if which in SELECTIONS else [*cells, "-"])
@@ -114,10 +114,10 @@ def _experiments(found: dict[str, Row], metric: str, extra: Sequence[str]) -> st
     columns = ["chance", *SELECTIONS, *extra, "oracle"]
     lines = []
     for experiment, result in found.items():
-        published = results_published.MNN[metric][experiment]
+        paper = published.MNN[metric][experiment]
         own = [r for r in result["table"] if (r["metric"], r["condition"] == "all", r["n"] > 0)
                == (metric, False, True)]  # fmt: skip
-        for row, (name, values) in zip(own, published.items(), strict=False):
+        for row, (name, values) in zip(own, paper.items(), strict=False):
             num_experts = len(values) - len(SELECTIONS) - 2
             experts = ", ".join(number(row[expert], digits) for expert in result["experts"])
             cells = [number(row[column], digits) for column in columns]
@@ -132,7 +132,7 @@ def _experiments(found: dict[str, Row], metric: str, extra: Sequence[str]) -> st
 
 def _by_row(judged: dict[str, list[Row]], extra: Sequence[str]) -> str:
     shown = [*SELECTIONS, *extra]
-    published = results_published.recoveries()
+    found = published.recoveries()
     lines = []
     for experiment, rows in judged.items():
         own = [row for row in rows if row["metric"] == "sdr"]
@@ -140,7 +140,7 @@ def _by_row(judged: dict[str, list[Row]], extra: Sequence[str]) -> str:
             by_name = {r["selection"]: r for r in own if r["condition"] == condition}
             cells = [_percent(by_name[w]["recovery"]) + _percents(by_name[w]) for w in shown]
             paper = ", ".join(
-                _percent(published[experiment][key][place]) for _, key in SELECTIONS.values()
+                _percent(found[experiment][key][place]) for _, key in SELECTIONS.values()
             )
             lines.append([condition, f"{by_name[shown[0]]['n']:.0f}", *cells, paper])
     header = ["test", "n", *(f"{heading(w)}, %" for w in shown), "published: the first four, %"]

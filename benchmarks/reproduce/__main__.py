@@ -16,7 +16,7 @@ so. To run a step once more, delete its record. A step that fails is named, what
 left out, everything else goes on, and the exit code is 1.
 
 Numbers of a section whose steps are all done go to ``results/SECTION`` and the page is made of
-them (`benchmarks.reproduce_raw`, `benchmarks.results_page`): in the repository, with ``--small``
+them (`benchmarks.reproduce.raw`, `benchmarks.reproduce.page`): in the repository, with ``--small``
 below ``--out``. ``--adopt STEP=FILE`` puts a finished model in the place of a step's result instead
 of running it; the page says so.
 """
@@ -36,8 +36,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import reproduce_raw, results_page
-from benchmarks.reproduce_steps import ROOT, SECTIONS, Setting, Step
+from benchmarks.reproduce import page as results_page
+from benchmarks.reproduce import raw
+from benchmarks.reproduce.steps import ROOT, SECTIONS, Setting, Step
 from speech.base import cli
 from speech.base.files import held, sha256_of, write_json
 from speech.base.recorded import is_done, record_of, run_recorded
@@ -217,19 +218,19 @@ def _collected(
     section: str, steps: Sequence[Step], setting: Setting, page: Path, command: str
 ) -> list[str]:
     try:
-        if reproduce_raw.collect(section, setting, page):
+        if raw.collect(section, setting, page):
             records = [
                 {"name": step.name, "command": step.shown} | _notes(record_path(setting, step))
                 for step in steps
             ]
-            reproduce_raw.note_commands(section, command, records, setting, page)
+            raw.note_commands(section, command, records, setting, page)
     except (*cli.EXPECTED_ERRORS, KeyError) as error:
         return [_said(f"{section}: its results can't be read: {cli.one_line(error)}")]
     return []
 
 
 def _notes(record: Path) -> dict[str, Any]:
-    found = reproduce_raw.read_json(record)
+    found = raw.read_json(record)
     return {key: found[key] for key in ("seconds", "adopted_sha256") if key in found}
 
 

@@ -2,8 +2,8 @@
 
 ::
 
-    python -m benchmarks.load --json benchmarks/results/load.json
-    python -m benchmarks.load --files 200 --hours 0.2 --experts 16
+    python -m benchmarks.trials.load --json benchmarks/results/load.json
+    python -m benchmarks.trials.load --files 200 --hours 0.2 --experts 16
 
 The inputs are made of the bundled corpus. Each command runs in a process of its own, as its user
 runs it; a thread adds up the resident memory of that process and of all that it starts, twice a
@@ -49,7 +49,7 @@ from speech.base.files import strict_json
 if TYPE_CHECKING:
     import numpy as np
 
-_ROOT = Path(__file__).resolve().parent.parent
+_ROOT = Path(__file__).resolve().parents[2]
 MIB = 1 << 20
 
 NUM_FILES, HOURS, NUM_EXPERTS = 2000, 2.0, 64
@@ -67,7 +67,7 @@ SAMPLE_EVERY_S = 0.5
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the benchmark; returns its exit code."""
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.load", description=__doc__.split("\n")[0]
+        prog="python -m benchmarks.trials.load", description=__doc__.split("\n")[0]
     )
     add = parser.add_argument
     add("--files", type=cli.positive_number, default=NUM_FILES, metavar="N",

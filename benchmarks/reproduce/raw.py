@@ -1,7 +1,7 @@
 """Takes from what steps wrote the numbers that stay: small CSV and JSON files in ``results``.
 
 No audio and no models; relative paths only; JSON without NaN. All intervals are computed here, so
-that the page (`benchmarks.results_page`) only writes down what stands in these files.
+that the page (`benchmarks.reproduce.page`) only writes down what stands in these files.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.reproduce_steps import (
+from benchmarks.reproduce.steps import (
     EXPERIMENTS,
     K_EXPERTS,
     K_MAIN,
