@@ -15,7 +15,7 @@ from benchmarks.trials.fuzz import peak_mb, reset_peak
 from eval import systems
 from eval.scoring import ScoreCache
 from speech.base import recorded, schema
-from speech.base.files import read_npz, write_npz
+from speech.base.checkpoint import read_npz, write_npz
 from speech.data.prepared import COLUMNS, _Journal
 from speech.sound.conditioning import read_manifest
 

@@ -21,13 +21,12 @@ import contextlib
 import csv
 import io
 import itertools
-import json
 import logging
 import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
@@ -35,8 +34,8 @@ from typing import Any, NoReturn
 import keras
 import numpy as np
 
-from speech.base import schema
-from speech.base.files import held, read_npz, write_json, write_npz, write_text
+from speech.base.checkpoint import checkpoint_bytes, read_checkpoint, write_checkpoint
+from speech.base.files import held, write_json, write_text
 from speech.base.runinfo import run_info
 from speech.data.pipeline import Batch, Batches, TrainingData, data_fingerprint, prefetched
 from speech.net.chain_training import TrainingModel
@@ -121,17 +120,12 @@ class _Stored:
     used_seconds: float = 0.0
     length: dict[str, Any] | None = None
 
-    @classmethod
-    def of(cls, arrays: Mapping[str, np.ndarray]) -> _Stored:
-        """Reads it; ValueError if it is missing or malformed."""
-        if "state" not in arrays:
-            raise ValueError("it holds no state of a run")
-        stored = schema.parse(arrays["state"].tobytes(), cls)
-        if min(stored.epoch, stored.batch, stored.num_items or 0) < 0:
+    def __post_init__(self) -> None:
+        """Checks what its types do not say."""
+        if min(self.epoch, self.batch, self.num_items or 0) < 0:
             raise ValueError("it counts fewer than no epochs")
-        if not all({"epoch", "validation_loss"} <= row.keys() for row in stored.history):
+        if not all({"epoch", "validation_loss"} <= row.keys() for row in self.history):
             raise ValueError("its history lacks epochs or losses")
-        return stored
 
 
 class Trainer:
@@ -590,45 +584,34 @@ class Trainer:
             },
         )
 
-    def _arrays(self) -> dict[str, np.ndarray]:
-        """Returns the whole state of the run."""
+    def _whole_state(self) -> tuple[dict[str, list[np.ndarray]], dict[str, Any]]:
+        """Returns the whole state of the run: lists of arrays, and what is JSON."""
         state = self.state
-        arrays = {f"weight_{i}": w for i, w in enumerate(self.network.get_weights())}
-        arrays |= {f"optimizer_{i}": v.numpy() for i, v in enumerate(self.optimizer.variables)}
-        arrays |= {f"best_{i}": w for i, w in enumerate(state.best_weights or [])}
-        arrays |= {f"average_{i}": w for i, w in enumerate(state.average or [])}
-        arrays["state"] = np.frombuffer(
-            json.dumps(
-                {
-                    "fingerprint": self._fingerprint,
-                    "epoch": state.epoch,
-                    "batch": state.batch,
-                    "num_items": state.num_items,
-                    "loss_sum": state.loss_sum,
-                    "seconds": state.seconds,
-                    "used_seconds": state.used_seconds,
-                    "length": self._length,
-                    "history": state.history,
-                }
-            ).encode(),
-            np.uint8,
-        )
-        return arrays
+        arrays = {
+            "weight": self.network.get_weights(),
+            "optimizer": [variable.numpy() for variable in self.optimizer.variables],
+            "best": state.best_weights or [],
+            "average": state.average or [],
+        }
+        return arrays, {
+            "fingerprint": self._fingerprint,
+            "epoch": state.epoch,
+            "batch": state.batch,
+            "num_items": state.num_items,
+            "loss_sum": state.loss_sum,
+            "seconds": state.seconds,
+            "used_seconds": state.used_seconds,
+            "length": self._length,
+            "history": state.history,
+        }
 
     def _save_checkpoint(self) -> None:
-        write_npz(self.checkpoint_path, self._arrays())
+        write_checkpoint(self.checkpoint_path, *self._whole_state())
 
     def _resume(self) -> None:
         if not self.checkpoint_path.exists():
             return
-        try:
-            arrays = read_npz(self.checkpoint_path)
-            stored = _Stored.of(arrays)
-        except (OSError, ValueError) as error:
-            raise TrainingError(
-                f"{self.checkpoint_path}: not a readable checkpoint ({schema.shown(error)}); "
-                "delete it to start anew"
-            ) from None
+        arrays, stored = read_checkpoint(self.checkpoint_path, _Stored)
         advice = "repeat its command, choose another --out, or delete the folder"
         self._restore(arrays, stored, f"{self.out}", advice)
         state, hours = self.state, self.config.hours
@@ -650,19 +633,17 @@ class Trainer:
         """Gives all machines the state of the first one."""
         if self.machines is None:
             return
-        stream = io.BytesIO()
-        if self.writes:
-            np.savez(stream, **self._arrays())  # type: ignore[arg-type]
-        content = self.machines.broadcast(stream.getvalue())
+        own = checkpoint_bytes(*self._whole_state()) if self.writes else b""
+        content = self.machines.broadcast(own)
         if not self.writes:
-            arrays = read_npz(io.BytesIO(content))
+            arrays, stored = read_checkpoint(io.BytesIO(content), _Stored)
             advice = "give all the same command and data"
-            self._restore(arrays, _Stored.of(arrays), "the first machine", advice)
+            self._restore(arrays, stored, "the first machine", advice)
 
     def _restore(
-        self, arrays: dict[str, np.ndarray], stored: _Stored, whose: str, advice: str
+        self, arrays: dict[str, list[np.ndarray]], stored: _Stored, whose: str, advice: str
     ) -> None:
-        """Takes the state of the run from what `_arrays` returned."""
+        """Takes the state of the run from what `_whole_state` returned."""
         # Settings that came later than a checkpoint had their defaults.
         theirs = _DEFAULTS | {"budget": "epochs"} | stored.fingerprint
         mine = dict(self._fingerprint)
@@ -678,8 +659,8 @@ class Trainer:
                     f"{whose} holds a run with {name} {theirs.get(name)!r:.80}, not {value!r}; "
                     f"{advice}"
                 )
-        weights, optimizer = _numbered(arrays, "weight"), _numbered(arrays, "optimizer")
-        lists = [_numbered(arrays, "best"), _numbered(arrays, "average")]
+        weights, optimizer = arrays.get("weight", []), arrays.get("optimizer", [])
+        lists = [arrays.get("best", []), arrays.get("average", [])]
         shapes = [array.shape for array in self.network.get_weights()]
         for found in (weights, *filter(None, lists)):
             if [array.shape for array in found] != shapes:
@@ -717,13 +698,6 @@ def write_history(path: Path, history: list[dict[str, float]]) -> None:
     writer.writeheader()
     writer.writerows(history)
     write_text(path, table.getvalue())
-
-
-def _numbered(arrays: dict[str, np.ndarray], prefix: str) -> list[np.ndarray]:
-    found: list[np.ndarray] = []
-    while (name := f"{prefix}_{len(found)}") in arrays:
-        found.append(arrays[name])
-    return found
 
 
 def _optimizer(config: TrainingConfig) -> keras.optimizers.Optimizer:
