@@ -138,15 +138,22 @@ def test_recipes_of_the_network_for_use_are_understood(tmp_path, capsys):
         check_usage(parser, parsed)
         asked[name] = request(parsed)
         assert asked[name].training.hours == 0.5
-    assert asked["medium"].size == "medium" and asked["large"].size == "large"
+    assert asked["recipe"].size == "medium" and asked["large"].size == "large"
+    assert asked["no_norm"].normalization == "none" and asked["small"].normalization == "batch"
+    options = recipes._parser().parse_args([*words, "--steps", "400", "--size", "small"])
+    command = recipes.tf_command("recipe", options)
+    parsed = parser.parse_args(command[3:])
+    check_usage(parser, parsed)
+    config = request(parsed).training
+    assert (config.epochs * config.num_items, config.hours) == (400 * config.batch_size, None)
     assert asked["consistency"].training.loss.consistency == 3
-    assert [len(asked[name].data.speech) for name in ("medium", "more_speech")] == [1, 3]
+    assert [len(asked[name].data.speech) for name in ("recipe", "more_speech")] == [1, 3]
     for wrong in (["--only", "paper"], ["--test-noisy", "x"]):
         with pytest.raises(SystemExit, match="2"):
             recipes.main(["--network", "tf", *wrong])
     with pytest.raises(SystemExit, match="2"):
         recipes.main(["--more-speech", "x", "--timit", "a", "--noise", "b"])
-    assert "give some of medium" in capsys.readouterr().err
+    assert "give some of recipe" in capsys.readouterr().err
 
 
 def test_recipes_gain_is_paired_and_leaves_out_what_has_no_score(tmp_path):

@@ -18,7 +18,7 @@ from speech.base.cli import amount, decibels, natural_number, positive_number
 from speech.base.files import sha256_of
 from speech.data.mixtures import MixingConfig
 from speech.net.mask_loss import MaskLoss
-from speech.net.timefrequency import SIZES
+from speech.net.timefrequency import NORMALIZATIONS, SIZES
 from speech.sound.augment import Augmentation
 from speech.training import common_options as shared
 from speech.training.config import OPTIMIZERS, TrainingConfig
@@ -72,8 +72,8 @@ _MIXING = {
 #: Options that one network alone has.
 _OF_FCN = ("filters", "loss", "gain_db", "snr", "keep_low_snr")
 _OF_TF = (
-    "size", "level", "noise_only", "speech_only", "babble", "synthetic_noise", "self_noise",
-    "voices", "voice_speed", "voice_equalizer", "microphones", "microphone_equalizer", "clipping",
+    "size", "normalization", "level", "noise_only", "speech_only", "babble", "synthetic_noise",
+    "self_noise", "voices", "voice_speed", "voice_equalizer", "microphones", "microphone_equalizer", "clipping",
     "codecs", "workers", *(f"loss_{field.name}" for field in fields(MaskLoss)),
 )  # fmt: skip
 
@@ -151,6 +151,7 @@ class Request:
         data: On which recordings.
         out: Folder of the run.
         size: Form of the time-frequency network; None for the FCN, and with ``init``.
+        normalization: Of a new time-frequency network, 'batch' or 'none'.
         num_filters: Of the FCN.
         init: Model file whose weights start the run.
         augmentation: Of the FCN's data.
@@ -168,6 +169,7 @@ class Request:
     data: DataOptions
     out: Path
     size: str | None = None
+    normalization: str = "batch"
     num_filters: int = NUM_FILTERS
     init: Path | None = None
     augmentation: Augmentation = Augmentation()
@@ -185,6 +187,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--network", choices=NETWORKS, required=True,
         help="tf, over time and frequency: for use; fcn: the paper's, over samples")  # fmt: skip
     add("--size", choices=tuple(SIZES), help="form of tf (default medium, bundled corpus small)")
+    add("--normalization", choices=NORMALIZATIONS,
+        help="of tf: BatchNormalization, which folds away (default), or none")  # fmt: skip
     add("--filters", type=positive_number, metavar="N",
         help=f"of each hidden layer (of fcn; default {NUM_FILTERS}, the paper's)")  # fmt: skip
     shared.add_data_options(parser, test=False)
@@ -289,7 +293,7 @@ def check_usage(parser: argparse.ArgumentParser, options: argparse.Namespace) ->
     if options.hours is not None and options.epochs is not None:
         parser.error("--hours and --epochs are two ways to say how long: give one of them")
     if options.init is not None:
-        for name in ("size", "filters"):
+        for name in ("size", "normalization", "filters"):
             if getattr(options, name) is not None:
                 parser.error(f"{flags[name]} is for a new network; --init has its own")
 
@@ -338,6 +342,7 @@ def request(options: argparse.Namespace) -> Request:
         data=data,
         out=out,
         size=settings["size"] if tf and options.init is None else None,
+        normalization=options.normalization or NORMALIZATIONS[0],
         num_filters=options.filters or NUM_FILTERS,
         init=options.init,
         augmentation=Augmentation() if tf else Augmentation(**augmented),
