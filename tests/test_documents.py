@@ -76,7 +76,7 @@ LESS_WORK = {
     r"python -m eval\.sweep .*--k": "--theta 0.65 --k none 16 --centroids fp16",
     r"python -m benchmarks\.rooms": "--num-test 1 --jobs 1",
     r"python -m benchmarks\.pool": "--timit TIMIT --noise corpus/noise --snr 5 --jobs 1",
-    r"python -m benchmarks\.fuzz": "--inputs 20 --jobs 1",
+    r"python -m benchmarks\.trials\.fuzz": "--inputs 20 --jobs 1",
     r"python -m speech\.demo": "--port 0",
 }
 

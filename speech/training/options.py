@@ -73,7 +73,8 @@ _MIXING = {
 _OF_FCN = ("filters", "loss", "gain_db", "snr", "keep_low_snr")
 _OF_TF = (
     "size", "normalization", "level", "noise_only", "speech_only", "babble", "synthetic_noise",
-    "self_noise", "voices", "voice_speed", "voice_equalizer", "microphones", "microphone_equalizer", "clipping",
+    "self_noise", "voices", "voice_speed", "voice_equalizer", "microphones",
+    "microphone_equalizer", "clipping",
     "codecs", "workers", *(f"loss_{field.name}" for field in fields(MaskLoss)),
 )  # fmt: skip
 
