@@ -133,7 +133,7 @@ def library() -> ctypes.CDLL | None:
         except (OSError, subprocess.CalledProcessError) as error:
             reason = getattr(error, "stderr", None) or str(error)
             continue
-        for name in ("kernel_spectra", "convolve", "filter_gradient", "run_lanes", "run_phase",
+        for name in ("kernel_spectra", "convolve", "filter_gradient", "run_lanes", "run_phases",
                      "compressed_spectra", "mask_loss"):  # fmt: skip
             getattr(found, name).restype = ctypes.c_int
         return found

@@ -143,7 +143,7 @@ def _prepare_in_c(
                 _address(out), more, threads,
             )
         )  # fmt: skip
-    return Prepared(*spectra, clean, features)
+    return Prepared(spectra[0], spectra[1], clean, features)
 
 
 def value_and_gradient(
