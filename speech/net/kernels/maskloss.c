@@ -86,17 +86,49 @@ INLINE int frames_from(const conventions *c, int first) {
     return c->frames - first < LANES ? c->frames - first : LANES;
 }
 
+#if defined(__clang__) || __GNUC__ >= 12
+#define MIX(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define MIX(a, b, ...) __builtin_shuffle(a, b, (mask){__VA_ARGS__})
+#endif
+#define EACH_LANE(f, d)                                                                           \
+    f(0, d), f(1, d), f(2, d), f(3, d), f(4, d), f(5, d), f(6, d), f(7, d), f(8, d), f(9, d),     \
+        f(10, d), f(11, d), f(12, d), f(13, d), f(14, d), f(15, d)
+#define OF_FIRST(lane, d) ((lane) & (d) ? LANES + (lane) - (d) : (lane))
+#define OF_SECOND(lane, d) ((lane) & (d) ? LANES + (lane) : (lane) + (d))
+#define SWAP(x, d)                                                                                \
+    _Pragma("GCC unroll 16") for (int r = 0; r < LANES; r++) if (!(r & (d)))                      \
+    {                                                                                             \
+        vec a = x[r], b = x[r + (d)];                                                             \
+        x[r] = MIX(a, b, EACH_LANE(OF_FIRST, d));                                                 \
+        x[r + (d)] = MIX(a, b, EACH_LANE(OF_SECOND, d));                                          \
+    }
+
+/* Row r, lane l of 16 x 16 numbers becomes row l, lane r. */
+INLINE void transpose(vec x[LANES]) {
+    SWAP(x, 1)
+    SWAP(x, 2)
+    SWAP(x, 4)
+    SWAP(x, 8)
+}
+
 /* Spectra of 16 frames of a piece from `first` on; `work` takes as many rows. */
 static void analyse(const conventions *c, const float *signal, int first, float *work,
                     float *spectra) {
-    for (int lane = 0; lane < LANES; lane++) {
-        int64_t start = (int64_t)(first + lane + 1) * c->hop - FRAME;
-        int64_t low = start < 0 ? -start : 0, high = c->samples - start;
-        if (high > FRAME) high = FRAME;
-        float *to = work + lane;
-        for (int64_t i = 0; i < low && i < FRAME; i++) to[i * LANES] = 0;
-        for (int64_t i = low; i < high; i++) to[i * LANES] = signal[start + i] * c->window[i];
-        for (int64_t i = high > 0 ? high : 0; i < FRAME; i++) to[i * LANES] = 0;
+    int64_t start = (int64_t)(first + 1) * c->hop - FRAME;
+    for (int i = 0; i < FRAME; i += LANES) {
+        vec x[LANES], window = load(c->window + i);
+        for (int lane = 0; lane < LANES; lane++) {
+            int64_t place = start + (int64_t)lane * c->hop + i;
+            x[lane] = (vec){};
+            if (place >= 0 && place + LANES <= c->samples) x[lane] = load(signal + place) * window;
+            else
+                for (int l = 0; l < LANES; l++)
+                    if (place + l >= 0 && place + l < c->samples)
+                        x[lane][l] = signal[place + l] * window[l];
+        }
+        transpose(x);
+        for (int l = 0; l < LANES; l++) store(work + (i + l) * LANES, x[l]);
     }
     forward_rows(c->fft, work, LANES, 1);
     const int *position = c->fft->position;
@@ -126,13 +158,21 @@ static void synthesize(const conventions *c, const float *spectra, float *work) 
 
 /* Rows [bin][re, im][16] from complex [frames][256] and back; frames that are not there are 0. */
 static void gather(const float *from, int frames, float *rows) {
-    for (int lane = 0; lane < LANES; lane++)
-        for (int i = 0; i < FRAME; i++)
-            rows[i * LANES + lane] = lane < frames ? from[lane * FRAME + i] : 0;
+    for (int i = 0; i < FRAME; i += LANES) {
+        vec x[LANES];
+        for (int lane = 0; lane < LANES; lane++)
+            x[lane] = lane < frames ? load(from + lane * FRAME + i) : (vec){};
+        transpose(x);
+        for (int l = 0; l < LANES; l++) store(rows + (i + l) * LANES, x[l]);
+    }
 }
 static void scatter(const float *rows, int frames, float *to) {
-    for (int lane = 0; lane < frames; lane++)
-        for (int i = 0; i < FRAME; i++) to[lane * FRAME + i] = rows[i * LANES + lane];
+    for (int i = 0; i < FRAME; i += LANES) {
+        vec x[LANES];
+        for (int l = 0; l < LANES; l++) x[l] = load(rows + (i + l) * LANES);
+        transpose(x);
+        for (int lane = 0; lane < frames; lane++) store(to + lane * FRAME + i, x[lane]);
+    }
 }
 
 /* Compressed spectra, complex [pieces][frames][256]; `features`, if there, [...][3]: real part,
@@ -165,9 +205,10 @@ int compressed_spectra(const conventions *c, const float *signals, int64_t piece
             scatter(rows, count, spectra + 2 * place);
             for (int lane = 0; features && lane < count; lane++) {
                 float *to = features + 3 * (place + lane * BINS);
+                const float *from = spectra + 2 * (place + lane * BINS);
                 for (int k = 0; k < BINS; k++) {
-                    to[3 * k] = rows[2 * k * LANES + lane];
-                    to[3 * k + 1] = rows[(2 * k + 1) * LANES + lane];
+                    to[3 * k] = from[2 * k];
+                    to[3 * k + 1] = from[2 * k + 1];
                     to[3 * k + 2] = levels[k * LANES + lane];
                 }
             }
@@ -276,6 +317,26 @@ INLINE void multiply(const float *rows, const float *noisy, int back, float fact
     }
 }
 
+/* Adds 16 frames to their signal. */
+static void overlap_add(const conventions *c, const float *work, int first, int frames, float gain,
+                        float *signal) {
+    int64_t start = (int64_t)(first + 1) * c->hop - FRAME;
+    for (int i = 0; i < FRAME; i += LANES) {
+        vec x[LANES], window = load(c->window + i) * gain;
+        for (int l = 0; l < LANES; l++) x[l] = load(work + (i + l) * LANES);
+        transpose(x);
+        for (int lane = 0; lane < frames; lane++) {
+            int64_t place = start + (int64_t)lane * c->hop + i;
+            vec samples = x[lane] * window;
+            if (place >= 0 && place + LANES <= c->samples)
+                store(signal + place, load(signal + place) + samples);
+            else
+                for (int l = 0; l < LANES; l++)
+                    if (place + l >= 0 && place + l < c->samples) signal[place + l] += samples[l];
+        }
+    }
+}
+
 /* The loss of one piece; `memory` as `piece_floats` says. */
 static double piece_loss(const conventions *c, const parts *p, const float *mask_of,
                          const float *noisy, const float *target, const float *clean, float factor,
@@ -302,13 +363,7 @@ static double piece_loss(const conventions *c, const parts *p, const float *mask
         value += of_spectra(c, p, e, rows, g, spectra);
         if (!waveform) continue;
         synthesize(c, spectra, work);
-        for (int lane = 0; lane < count; lane++) {
-            int64_t start = (int64_t)(first + lane + 1) * c->hop - FRAME;
-            int64_t low = start < 0 ? -start : 0, high = c->samples - start;
-            if (high > FRAME) high = FRAME;
-            for (int64_t i = low; i < high; i++)
-                signal[start + i] += work[i * LANES + lane] * (c->window[i] * gain / BINS);
-        }
+        overlap_add(c, work, first, count, gain / BINS, signal);
     }
     if (waveform) value += of_waveform(p, clean, c->samples, signal, error);
     for (int group = 0; group < groups; group++) {
