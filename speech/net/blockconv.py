@@ -35,6 +35,7 @@ _SOURCES = (
     _KERNELS / "blockconv.c",
     _KERNELS / "blocklanes.c",
     _KERNELS / "tape.c",
+    _KERNELS / "maskloss.c",
 )
 _HEADER = _KERNELS / "transform.h"
 _LANES = 16
@@ -132,7 +133,8 @@ def library() -> ctypes.CDLL | None:
         except (OSError, subprocess.CalledProcessError) as error:
             reason = getattr(error, "stderr", None) or str(error)
             continue
-        for name in ("kernel_spectra", "convolve", "filter_gradient", "run_lanes", "run_phase"):
+        for name in ("kernel_spectra", "convolve", "filter_gradient", "run_lanes", "run_phases",
+                     "compressed_spectra", "mask_loss"):  # fmt: skip
             getattr(found, name).restype = ctypes.c_int
         return found
     _LOGGER.info(
