@@ -710,7 +710,11 @@ def _parser() -> argparse.ArgumentParser:
     add("inputs", type=Path, nargs="+", metavar="INPUT", help="audio files or folders")
     add("-o", "--out", type=Path, required=True, metavar="OUT", help="folder, or file for one file")
     add(
-        "--model", type=Path, default=DEFAULT_MODEL, metavar="FILE", help="model (default: shipped)"
+        "--model",
+        type=Path,
+        default=DEFAULT_MODEL,
+        metavar="FILE",
+        help="model (default: the shipped denoise.icse)",
     )
     add("--peak", type=peak, metavar="P",
         help="max |x| of the output (default: the level that fits the input best; with a model "
