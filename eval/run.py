@@ -283,7 +283,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--model", type=_named_path, action="append", default=[], metavar="NAME=FILE",
         help="model (.h5, .icse) to apply to the noisy files; repeatable")  # fmt: skip
     add("--num-test", type=positive_number, metavar="N",
-        help="test files a noise and SNR, of the bundled test set "
+        help="test files per noise and SNR, of the bundled test set "
         f"(default {BUNDLED_NUM_EACH})")  # fmt: skip
     add("--convert", action="store_true",
         help="resample to 16 kHz and average channels where needed; without it such files are "

@@ -301,7 +301,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--test-clean", type=Path, metavar="DIR", help="clean files (of the same names)")
     add("--pair-by", **cli.PAIR_BY)
     add("--num-test", type=cli.positive_number, metavar="N",
-        help="test files a noise and SNR, of the bundled test set (default 3)")  # fmt: skip
+        help="test files per noise and SNR, of the bundled test set (default 3)")  # fmt: skip
     add("--jobs", **cli.JOBS)
     add_option(parser, "score")
     options = parser.parse_args(argv)

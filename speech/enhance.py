@@ -62,6 +62,9 @@ BLOCK_SECONDS = 60.0
 LEAST_SECONDS = 4.0
 FADE_SECONDS = 0.5
 
+#: Samples above it (full scale at 1) are no recording's: a float file of 16-bit numbers has them.
+_LOUDEST = 10.0
+
 _WAITING_SAMPLES = 1 << 16
 _UNBOUNDED = ("FLOAT", "DOUBLE")  # sample formats that never clip
 
@@ -97,9 +100,10 @@ class Enhancer:
         kind = self.file.kind
         is_waveform = kind == "waveform" and kind_of_shapes(self.file.layers) == kind
         if kind != COMPLEX_MASK and not is_waveform:
+            what = f"kind {kind!r}" if kind else "a network whose 'speech_meta' lacks 'kind'"
             raise ValueError(
                 f"{path}: is no waveform model (samples in, samples out) and no {COMPLEX_MASK}; "
-                f"kind {kind!r} cannot enhance a file by itself"
+                f"{what} cannot enhance a file by itself"
             )
         rate_hz = self.file.meta.get("sample_rate_hz", SAMPLE_RATE_HZ)
         if rate_hz != SAMPLE_RATE_HZ:
@@ -287,7 +291,8 @@ class Report:
 
     Attributes:
         files: One row per file: input, output, seconds of audio, way ('whole', 'blocks' or
-            'stream'), and, where an integer format would have clipped, turned_down_db.
+            'stream'); turned_down_db where an integer format would have clipped, and
+            over_full_scale_db where a stream was far louder than anything a network is trained on.
         skipped: (input, reason).
         seconds: Wall time without reading the model.
     """
@@ -389,15 +394,20 @@ def _stream_file(
         if shape[0] and not resampled_length(shape[0], rate_hz, SAMPLE_RATE_HZ):
             raise _too_short(source)
         row = _row(source, target, rate_hz, shape, "stream")
-        blocks = _fitted(_enhanced(mask, reader, threads), shape[0])
+        blocks = _fitted(_enhanced(mask, reader, threads, row), shape[0])
         if peak is not None or subtype not in _UNBOUNDED:
             blocks = _levelled(blocks, target.parent, row, subtype, peak)
         write_blocks(target, blocks, shape[1], rate_hz, subtype)
     return row
 
 
-def _enhanced(mask: MaskEnhancer, reader: AudioReader, threads: int | None) -> Iterator[np.ndarray]:
-    """Yields enhanced float32 [any number, num_channels] at the rate of the file."""
+def _enhanced(
+    mask: MaskEnhancer, reader: AudioReader, threads: int | None, row: dict[str, Any]
+) -> Iterator[np.ndarray]:
+    """Yields enhanced float32 [any number, num_channels] at the rate of the file.
+
+    At the end ``row`` gets ``over_full_scale_db`` if samples were beyond `_LOUDEST`.
+    """
     import numpy as np
 
     from speech.sound.audio import SAMPLE_RATE_HZ, StreamResampler
@@ -414,8 +424,12 @@ def _enhanced(mask: MaskEnhancer, reader: AudioReader, threads: int | None) -> I
         ]
         return up.push(np.stack(parts, axis=1))
 
+    highest = 0.0
     for block in reader.blocks():
+        highest = max(highest, float(np.max(np.abs(block), initial=0.0)))
         yield pushed(down.push(block))
+    if highest > _LOUDEST:
+        row["over_full_scale_db"] = round(20 * math.log10(highest), 3)
     yield pushed(down.finish())
     yield up.push(np.stack([stream.finish() for stream in streams], axis=1))
     yield up.finish()
@@ -608,8 +622,12 @@ def level_for(
 
 
 def say_turned_down(rows: Sequence[dict[str, Any]]) -> None:
-    """Says on stderr which files `level_for` has turned down."""
+    """Says on stderr which files `level_for` has turned down, and which were far too loud."""
     for row in rows:
+        if "over_full_scale_db" in row:
+            print(f"{row['input']}: its samples reach {row['over_full_scale_db']:.0f} dB above "
+                  "full scale, far from all that the network was trained on; scale the file to at "
+                  "most 1 first", file=sys.stderr)  # fmt: skip
         if "turned_down_db" in row:
             print(f"{row['output']}: turned down by {row['turned_down_db']:.1f} dB, its format "
                   "would have clipped", file=sys.stderr)  # fmt: skip
@@ -713,7 +731,11 @@ def _parser() -> argparse.ArgumentParser:
     add("inputs", type=Path, nargs="+", metavar="INPUT", help="audio files or folders")
     add("-o", "--out", type=Path, required=True, metavar="OUT", help="folder, or file for one file")
     add(
-        "--model", type=Path, default=DEFAULT_MODEL, metavar="FILE", help="model (default: shipped)"
+        "--model",
+        type=Path,
+        default=DEFAULT_MODEL,
+        metavar="FILE",
+        help="model (default: the shipped denoise.icse)",
     )
     add("--peak", type=peak, metavar="P",
         help="max |x| of the output (default: the level that fits the input best; with a model "

@@ -191,7 +191,7 @@ def natural_number(text: str) -> int:
     """Parses a whole number from 0 up."""
     value = int(text)
     if value < 0:
-        raise ValueError
+        raise argparse.ArgumentTypeError(f"{text!r} is below 0")
     return value
 
 
@@ -199,7 +199,7 @@ def positive_number(text: str) -> int:
     """Parses a whole number from 1 up."""
     value = int(text)
     if value < 1:
-        raise ValueError
+        raise argparse.ArgumentTypeError(f"{text!r} is below 1")
     return value
 
 
@@ -207,7 +207,7 @@ def amount(text: str) -> float:
     """Parses a number above 0; argparse quotes the name of this function in its complaint."""
     value = finite_number(text)
     if value <= 0:
-        raise ValueError
+        raise argparse.ArgumentTypeError(f"{text!r} is not above 0")
     return value
 
 
@@ -303,7 +303,7 @@ def check_out(out: Path, inputs: Iterable[Path | None]) -> None:
 
 
 def num_jobs(text: str) -> int:
-    """Parses a number of processes; 0 is one a core, which joblib calls -1."""
+    """Parses a number of processes; 0 is one per core, which joblib calls -1."""
     return natural_number(text) or -1
 
 
@@ -323,7 +323,7 @@ JOBS: dict[str, Any] = {
     "type": num_jobs,
     "default": -1,
     "metavar": "N",
-    "help": "processes (default: one a core)",
+    "help": "processes (default: one per core)",
 }
 
 

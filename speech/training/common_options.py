@@ -83,7 +83,7 @@ def add_data_options(parser: argparse.ArgumentParser, *, test: bool = True) -> N
     if not test:
         return
     add("--num-test", type=natural_number, metavar="N",
-        help=f"test files a noise and SNR, 0 for all (default: premixed folders whole, "
+        help=f"test files per noise and SNR, 0 for all (default: premixed folders whole, "
         f"{NUM_TEST} with --speech, {BUNDLED_NUM_TEST} bundled)")  # fmt: skip
 
 
@@ -120,9 +120,9 @@ def add_training_options(
     add(epochs_flag, type=positive_number, metavar="N", dest="epochs",
         help=f"epochs: {values('epochs', 60)}")  # fmt: skip
     add("--num-train", type=positive_number, metavar="N", dest="num_items",
-        help=f"utterances an epoch: {values('num_items', 30000)}")  # fmt: skip
+        help=f"utterances per epoch: {values('num_items', 30000)}")  # fmt: skip
     add("--batch-size", type=positive_number, metavar="N",
-        help=f"utterances a step: {values('batch_size', 1)}")  # fmt: skip
+        help=f"utterances per step: {values('batch_size', 1)}")  # fmt: skip
     add("--crop-seconds", type=float, metavar="S",
         help=f"train on pieces: {values('crop_seconds')}")  # fmt: skip
     add("--learning-rate", type=float, metavar="R",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -22,6 +23,8 @@ from speech.net.timefrequency import NORMALIZATIONS, SIZES
 from speech.sound.augment import Augmentation
 from speech.training import common_options as shared
 from speech.training.config import OPTIMIZERS, TrainingConfig
+
+_logger = logging.getLogger("speech")
 
 NETWORKS = ("fcn", "tf")
 
@@ -359,6 +362,8 @@ def request(options: argparse.Namespace) -> Request:
 def mixing_config(options: argparse.Namespace) -> MixingConfig:
     """Returns the settings of the mixing; no rooms by default where they can't be simulated.
 
+    A warning says so, unless premixed folders leave nothing to simulate.
+
     Raises:
         ValueError: A value makes no sense.
     """
@@ -367,6 +372,11 @@ def mixing_config(options: argparse.Namespace) -> MixingConfig:
         for name, setting in _MIXING.items()
         if (value := getattr(options, name, None)) is not None
     }
-    if importlib.util.find_spec("pyroomacoustics") is None:
-        asked.setdefault("room_share", 0.0)
+    if "room_share" not in asked and importlib.util.find_spec("pyroomacoustics") is None:
+        asked["room_share"] = 0.0
+        if options.train_noisy is None:
+            _logger.warning(
+                "training goes without simulated rooms, for pyroomacoustics is not installed; "
+                "`pip install pyroomacoustics`, or give --rooms 0"
+            )
     return MixingConfig(**asked)
