@@ -20,6 +20,7 @@ from eval.metrics import METRICS
 from eval.scoring import NOISY
 from speech import cli, corpus
 from speech.base import schema
+from speech.base.words import MOST, from_cell, shown
 
 #: What the trained network of ``timit_fcn_mse.py`` is called on the page.
 BASELINE = "baseline"
@@ -323,7 +324,7 @@ def read_scores(path: Path) -> list[dict[str, Any]]:
     for number, line in enumerate(lines, 2):
         if None in line.values() or None in line:
             raise ValueError(f"{path}: line {number} has another number of columns")
-        row: dict[str, Any] = {key: line[key] for key in _ROW_KEYS}
+        row: dict[str, Any] = {key: from_cell(line[key]) for key in _ROW_KEYS}
         row["snr_db"] = _number(line["snr_db"])
         rows.append(row | {name: _number(line[name]) for name in metrics})
     return rows
@@ -341,7 +342,7 @@ def audio_pairs(run: Run) -> dict[str, corpus.Pair]:
             "--noisy and --clean"
         )
     pairs = corpus.find_pairs(run.noisy, run.clean, _option(run, "--pair-by"))
-    return {pair.relative_path.as_posix(): pair for pair in pairs}
+    return {shown(pair.relative_path.as_posix(), MOST): pair for pair in pairs}
 
 
 def audio_files(system: System, run: Run, pairs: Mapping[str, corpus.Pair]) -> dict[str, Path]:

@@ -8,9 +8,7 @@ Dask cluster (`speech.cluster`).
 from __future__ import annotations
 
 import contextlib
-import csv
 import functools
-import io
 import json
 import math
 from collections.abc import Iterator, Sequence
@@ -23,6 +21,7 @@ import numpy as np
 from eval.metrics import METRICS, OK, SAMPLE_RATE_HZ, Score, cut_alike
 from eval.statistics import mean_and_std, paired_differences
 from speech.base import schema
+from speech.base.words import csv_text
 from speech.cluster import Cluster, Failed
 
 OVERALL = "all"
@@ -461,11 +460,7 @@ def format_snr(snr_db: float | str) -> str:
 
 def to_csv(rows: Sequence[dict[str, Any]]) -> str:
     """Returns rows of equal keys as CSV text."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, rows[0].keys(), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
+    return csv_text(rows, list(rows[0]))
 
 
 def json_ready(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -33,6 +33,7 @@ from typing import Any
 
 from eval.plots import SYMBOLS, score_against_size
 from speech import cli
+from speech.base.words import markdown
 from speech.cluster import Cluster, add_option, connected
 
 #: The metrics, by the names of `eval.metrics`, and what the table calls them.
@@ -233,7 +234,8 @@ def format_points(table: Sequence[Mapping[str, Any]]) -> str:
     for metric in SHOWN.values():
         header += [metric, f"{metric} difference (95 %)"]
     for row in table:
-        cells = [row["name"], *("" if row[key] is None else str(row[key]) for key in labels)]
+        named = ["" if row[key] is None else markdown(str(row[key])) for key in labels]
+        cells = [row["name"], *named]
         cells.append("" if math.isnan(row["file_bytes"]) else f"{row['file_bytes']:,}")
         cells += [
             "" if math.isnan(row[key]) else f"{row[key]:.2f}"

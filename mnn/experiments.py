@@ -22,8 +22,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import csv
-import io
 import json
 import math
 import sys
@@ -37,6 +35,7 @@ from mnn import published
 from mnn.tables import METRICS, confusion, report_markdown, tabulate
 from speech import cli
 from speech.base import schema
+from speech.base.words import csv_text
 from speech.options import check_corpus
 
 EXPERIMENTS = ("noise", "gender", "snr")
@@ -534,20 +533,14 @@ def _write(
     from speech.files import write_json, write_text
     from speech.runinfo import run_info
 
-    stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
     picks, names = list(rows[0]["picks"]), list(rows[0]["scores"])
-    writer.writerow(
-        ["condition", "name", *(f"{metric} {name}" for metric in METRICS for name in names)]
-        + [f"pick {which}" for which in picks]
-    )
-    for row in rows:
-        writer.writerow(
-            [row["condition"], row["name"]]
-            + [row["scores"][name][metric] for metric in METRICS for name in names]
-            + [row["picks"][which] for which in picks]
-        )
-    write_text(out / "scores.csv", stream.getvalue())
+    table = [
+        {"condition": row["condition"], "name": row["name"]}
+        | {f"{metric} {name}": row["scores"][name][metric] for metric in METRICS for name in names}
+        | {f"pick {which}": row["picks"][which] for which in picks}
+        for row in rows
+    ]
+    write_text(out / "scores.csv", csv_text(table, list(table[0])))
     write_text(out / "report.md", text)
     write_json(out / "results.json", {**result, **run_info()})
     draw(result, out / "report.png")

@@ -32,7 +32,7 @@ from typing import Any
 
 import numpy as np
 
-from speech import blockconv
+from speech import blockconv, cli
 from speech.losses import find_loss
 from speech.modelfile import LayerSpec, is_chain, linked
 from speech.net import mask_gradient, tape
@@ -534,6 +534,7 @@ def serve() -> None:
     ValueError, or ('failed', traceback).
     """
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    cli.end_with_parent()  # also in the middle of a call
     calls, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # whatever prints does not print into the answers
     clusterer = None

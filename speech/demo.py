@@ -44,6 +44,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from speech import cli
+from speech.base.words import shown
 from speech.cli import natural_number
 from speech.enhance import BASELINE_MODEL, DEFAULT_MODEL, Enhancer
 
@@ -71,7 +72,7 @@ RANGE_DB = 70.0
 _IDLE_SECONDS = 60
 
 #: Signals that end the command.
-_ENDINGS = (signal.SIGINT, signal.SIGTERM)
+_ENDINGS = (signal.SIGINT, *cli.ENDINGS)
 
 _PAGE = {
     "/": ("demo.html", "text/html; charset=utf-8"),
@@ -295,7 +296,7 @@ class Demo:
 
 
 def _model(path: Path) -> Choice:
-    label = f"{path.name} ({path.stat().st_size / 1000:,.0f} kB)"
+    label = f"{shown(path.name, 100)} ({path.stat().st_size / 1000:,.0f} kB)"
     return Choice(label, "speech.enhance", ("--model", str(path)))
 
 

@@ -19,9 +19,7 @@ late reflections.
 from __future__ import annotations
 
 import argparse
-import csv
 import hashlib
-import io
 import json
 import math
 import platform
@@ -34,6 +32,7 @@ from typing import Any
 
 from speech import cli
 from speech.base import schema
+from speech.base.words import csv_text
 from speech.cli import decibels, positive_number
 from speech.cluster import Cluster, Failed, add_option, connected
 
@@ -174,12 +173,8 @@ def _write(
     for row in report.rows:
         row["source_clean"] = Path(row["source_clean"]).relative_to(clean_root).as_posix()
         row["source_noise"] = Path(row["source_noise"]).relative_to(noise_root).as_posix()
-    table = io.StringIO()
     columns = COLUMNS + ROOM_COLUMNS if rooms else COLUMNS
-    writer = csv.DictWriter(table, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(report.rows)
-    write_text(out / "manifest.csv", table.getvalue())
+    write_text(out / "manifest.csv", csv_text(report.rows, columns))
 
 
 @dataclass
