@@ -422,7 +422,7 @@ def _judge(
     from mnn.features import fingerprint
     from mnn.pool import open_expert
     from mnn.selection import VERSION
-    from speech.files import write_text
+    from speech.files import append_text, write_text
 
     daes = {net: Autoencoder(paths[f"dae_{net}"][0]) for net in DAES}
     experts = [
@@ -456,8 +456,7 @@ def _judge(
                 },
                 "picks": picks,
             }
-            with path.open("a", encoding="utf-8") as stream:
-                stream.write(json.dumps(known[key]) + "\n")
+            append_text(path, json.dumps(known[key]) + "\n")
         rows.append(known[key])
     if not rows:
         raise ValueError("no test mixture could be made; the reasons stand above")

@@ -22,17 +22,20 @@ import argparse
 import hashlib
 import json
 import math
+import os
 import platform
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from speech import cli
 from speech.base import schema
 from speech.base.words import csv_text
+from speech.base.written import Written
 from speech.cli import decibels, positive_number
 from speech.cluster import Cluster, Failed, add_option, connected
 
@@ -74,11 +77,13 @@ class Report:
         rows: One manifest row (`COLUMNS`, in a room also `ROOM_COLUMNS`) for each mixture written.
         skipped: (source, reason) of whatever was left out.
         conversions: How many files of each (rate in Hz, number of channels) were read.
+        files: What each file below the folder was when it was written.
     """
 
     rows: list[dict[str, Any]] = field(default_factory=list)
     skipped: list[tuple[str, str]] = field(default_factory=list)
     conversions: Counter = field(default_factory=Counter)
+    files: dict[str, Written] = field(default_factory=dict)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -107,8 +112,9 @@ def prepare(
     """Writes the premixed corpus; the arguments are those of the command line.
 
     A call can be repeated as it was, whether it was killed or not. It gives the same bytes, and
-    keeps what is whole: an utterance is mixed again if one of its files is missing, or if its
-    speech or noise has another size or time of change. With ``force`` all is mixed again.
+    keeps what is whole: an utterance is mixed again if one of its files is missing or is not what
+    was written, byte for byte, or if its speech or noise has another size or time of change. With
+    ``force`` all is mixed again.
 
     Raises:
         ValueError: Bad folders, an ``out`` that holds something else or where another run is at
@@ -186,6 +192,7 @@ class _Entry:
     converted_from: tuple[int, int]
     skipped: list[tuple[str, str]]
     rows: list[list[str | int | float | None]]
+    files: dict[str, Written]
 
 
 class _Journal:
@@ -233,6 +240,13 @@ class _Journal:
             self._known.clear()
             write_text(self.path, f"{self._run}\n")
 
+    def get_all(self, groups: Sequence[Sequence[Any]], out: Path) -> list[Report | None]:
+        """Returns what `get` does of each utterance; their files are read side by side."""
+        num_threads = (os.cpu_count() or 1) if self._known else 1
+        with ThreadPoolExecutor(num_threads) as pool:
+            found = pool.map(lambda plans: self.get(plans, out), groups)
+            return list(cli.progress(found, total=len(groups), label="checking"))
+
     def get(self, plans: Sequence[Any], out: Path) -> Report | None:
         """Returns the report of an utterance that is whole; None for one to be mixed."""
         name = plans[0].utterance.id
@@ -247,9 +261,11 @@ class _Journal:
             for row in rows
         ):  # fmt: skip
             return None
-        if not all((out / str(row[key])).is_file() for row in rows for key in ("noisy", "clean")):
+        if {str(row[key]) for row in rows for key in ("noisy", "clean")} != entry.files.keys():
             return None
-        return Report(rows, entry.skipped, Counter({entry.converted_from: 1}))
+        if not all(written.is_still(out / name) for name, written in entry.files.items()):
+            return None
+        return Report(rows, entry.skipped, Counter({entry.converted_from: 1}), entry.files)
 
     def add(self, plans: Sequence[Any], report: Report) -> None:
         """Notes an utterance after `get`; one without any mixture is tried again."""
@@ -264,6 +280,7 @@ class _Journal:
             "converted_from": next(iter(report.conversions)),
             "skipped": report.skipped,
             "rows": [list(row.values()) for row in report.rows],
+            "files": {path: asdict(written) for path, written in report.files.items()},
         }
         append_text(self.path, json.dumps(entry) + "\n")
 
@@ -316,7 +333,7 @@ def write_mixtures(
     for plan in plans:
         by_utterance.setdefault(plan.utterance.id, []).append(plan)
     groups = list(by_utterance.values())
-    reports = [journal.get(own, out) if journal else None for own in groups]
+    reports = journal.get_all(groups, out) if journal else [None] * len(groups)
     waiting = [place for place, report in enumerate(reports) if report is None]
     calls = ((groups[place], out, subtype) for place in waiting)
     if cluster:
@@ -405,6 +422,7 @@ def _mix_utterance(plans: Sequence[Any], out: Path, subtype: str) -> Report:
         mixture = mixing.mix_at_snr(speech, segment, plan.snr_db, peak=math.inf)
         noisy_path = Path("noisy", plan.relative_path)
         audio.write_audio(out / noisy_path, mixture.noisy, subtype=subtype)
+        report.files[noisy_path.as_posix()] = Written.of(out / noisy_path)
         values = (
             noisy_path.as_posix(),
             clean_name,
@@ -420,6 +438,7 @@ def _mix_utterance(plans: Sequence[Any], out: Path, subtype: str) -> Report:
         report.rows.append(dict(zip(COLUMNS, values, strict=True)) | room)
     if mixable:
         audio.write_audio(out / clean_path, clean, subtype=subtype)
+        report.files[clean_name] = Written.of(out / clean_path)
     return report
 
 
