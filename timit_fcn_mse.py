@@ -54,7 +54,7 @@ def _run(options: argparse.Namespace) -> int:
 
     if options.out.exists() and not options.out.is_dir():
         raise ValueError(f"{options.out}: is not a folder; choose another --out")
-    cli.check_out(options.out, data_folders(options))
+    cli.check_out(options.out, data_folders(options), [options.out / OUTPUT_FOLDER])
     select_devices(options.gpu, several=True)
 
     from speech.distribution import read_task

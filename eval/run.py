@@ -59,7 +59,9 @@ def _run(options: argparse.Namespace) -> int:
         raise ValueError(f"{options.out}: is not a folder; choose another --out")
     _check_metrics(options)
     inputs = [options.noisy, options.clean, *(folder for _, folder in options.enhanced)]
-    cli.check_out(options.out, inputs)
+    made = [options.out / "enhanced" / name for name, _ in options.model]
+    made += [options.out / "matlab"] if options.matlab_style else []
+    cli.check_out(options.out, inputs, made)
     with held(options.out), connected(options.dask, options.jobs) as cluster:
         pairs, systems, unpaired = _pairs_and_systems(options)
         tasks = tasks_of(systems, pairs)

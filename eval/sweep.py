@@ -391,7 +391,8 @@ def _run(options: argparse.Namespace) -> int:
 
     if options.out.exists() and not options.out.is_dir():
         raise ValueError(f"{options.out}: is not a folder; choose another --out")
-    cli.check_out(options.out, [options.test_noisy, options.test_clean])
+    inputs = [options.test_noisy, options.test_clean]
+    cli.check_out(options.out, inputs, [options.out / "enhanced"])
     with held(options.out), connected(options.dask, options.jobs) as cluster:
         table = _sweep_of(options, cluster)
     print(format_points(table))

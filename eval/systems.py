@@ -320,8 +320,9 @@ class _Made:
         with contextlib.suppress(FileNotFoundError):
             for entry in schema.lines(self._path, _Line):
                 if entry.model_sha256 == self._model:
-                    whole = entry.noisy_sha256 and entry.made
-                    self._made[entry.file] = (entry.noisy_sha256, entry.made) if whole else None
+                    self._made[entry.file] = None
+                    if entry.noisy_sha256 and entry.made:
+                        self._made[entry.file] = entry.noisy_sha256, entry.made
         self._made = {name: known for name, known in self._made.items() if known}
         write_text(self._path, "".join(map(self._line, self._made)))
         return self

@@ -130,11 +130,14 @@ def _run(options: argparse.Namespace) -> int:
     from speech.enhance import plan_outputs, say_turned_down
     from speech.files import remove_leftovers
 
-    selector, refused = _selector(options)
     inputs, out = options.inputs, options.out
+    filled = [] if inputs else [out / name for name in ("noisy", "clean", "selected")]
+    cli.check_out(out, [folder for _, folder in options.candidates], filled)
+    selector, refused = _selector(options)
     if not inputs:
         inputs, out = [_bundled_clips(options.out)], options.out / "selected"
     jobs = plan_outputs(inputs, out)
+    _check_candidates(jobs, options.candidates)
     for folder in {target.parent for _, target in jobs}:
         remove_leftovers(folder)
     roots = {path: item for item in inputs if item.is_dir() for path, _ in jobs
@@ -173,6 +176,16 @@ def _run(options: argparse.Namespace) -> int:
     _report(options, selector, refused, rows, skipped, time.perf_counter() - started)
     named = all(item.is_file() for item in inputs)
     return 0 if rows and not (named and skipped) else 1
+
+
+def _check_candidates(
+    jobs: Sequence[tuple[Path, Path]], candidates: Sequence[tuple[str, Path]]
+) -> None:
+    """Refuses to write among the files of another tool, which a chosen one would replace."""
+    folders = [folder.resolve() for _, folder in candidates]
+    for target, real in ((target, target.resolve()) for _, target in jobs):
+        if any(real.is_relative_to(folder) for folder in folders):
+            raise ValueError(f"{target}: lies inside a folder of --candidates; choose another -o")
 
 
 def _short(source: Path, roots: dict[Path, Path]) -> str:

@@ -154,7 +154,7 @@ def terminal() -> TextIO:
 def _plain_streams() -> Iterator[None]:
     before = sys.stdout, sys.stderr
     plain = [stream if isinstance(stream, _Plain) else _Plain(stream) for stream in before]
-    sys.stdout, sys.stderr = plain  # type: ignore[assignment]
+    sys.stdout, sys.stderr = plain
     try:
         yield
     finally:
@@ -399,16 +399,33 @@ def in_processes(tasks: Iterable[Any], num_jobs: int) -> Iterable[Any]:
             )(tasks)
 
 
-def check_out(out: Path, inputs: Iterable[Path | None]) -> None:
-    """Raises ValueError if results would be found among the inputs when the command is repeated.
+def check_out(out: Path, inputs: Iterable[Path | None], filled: Iterable[Path | None] = ()) -> None:
+    """Raises ValueError if results would be found among the inputs, now or by the next run.
 
     Args:
         out: The folder to write.
         inputs: Folders to read; None for those not given.
+        filled: Folders below ``out`` that the command fills with files named like the inputs: no
+            input may lie there either, or hold one of them.
     """
+    places = [place for place in filled if place is not None]
     for folder in inputs:
-        if folder is not None and out.resolve().is_relative_to(folder.resolve()):
+        if folder is None:
+            continue
+        if out.resolve().is_relative_to(folder.resolve()):
             raise ValueError(f"{out}: lies inside the input folder {folder}; choose another --out")
+        for place in places:
+            if overlap(place, folder):
+                raise ValueError(
+                    f"{place}: would be written, and overlaps the input folder {folder}; choose "
+                    "another --out"
+                )
+
+
+def overlap(one: Path, other: Path) -> bool:
+    """Returns whether one of two folders lies inside the other, wherever links lead."""
+    places = one.resolve(), other.resolve()
+    return places[0].is_relative_to(places[1]) or places[1].is_relative_to(places[0])
 
 
 def num_jobs(text: str) -> int:

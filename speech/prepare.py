@@ -474,8 +474,7 @@ def _sound(noises: Sequence[Any], report: Report) -> list[Any]:
 def _check_apart(out: Path, *sources: Path) -> None:
     """Refuses to write among the sources, where a second run would mix mixtures."""
     for source in sources:
-        one, other = out.resolve(), source.resolve()
-        if one.is_relative_to(other) or other.is_relative_to(one):
+        if cli.overlap(out, source):
             raise ValueError(f"{out}: overlaps the source folder {source}; choose another --out")
 
 

@@ -536,7 +536,7 @@ class Trainer:
             self._save_progress(exact=True)
             _LOGGER.info("%s: stopped; the same command goes on from here", self.out)
         number, self._signal = self._signal, None
-        if number != signal.SIGINT:
+        if number is not None and number != signal.SIGINT:
             raise SystemExit(128 + number)
         raise KeyboardInterrupt
 
