@@ -64,7 +64,11 @@ _HINTS = {
     errno.EISDIR: "is a folder, where a file is needed; check the path",
     errno.EEXIST: _NO_FOLDER,
     errno.ENOTDIR: _NO_FOLDER,
+    errno.ELOOP: "its links lead round in a circle; check the path",
 }
+
+#: What `Path.resolve` says of such links before Python 3.13, in an error that means nothing else.
+_LINK_LOOP = "Symlink loop from "
 
 
 def run(command: Callable[[], int]) -> int:
@@ -91,6 +95,12 @@ def _run(command: Callable[[], int]) -> int:
         if os.environ.get("SPEECH_TRACEBACK"):
             raise
         print(f"error: {one_line(error)}", file=sys.stderr)
+        return 1
+    except RuntimeError as error:
+        if not str(error).startswith(_LINK_LOOP):
+            raise
+        path = str(error).removeprefix(_LINK_LOOP)[1:-1]
+        print(f"error: {shown(path, MOST)}: {_HINTS[errno.ELOOP]}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("error: interrupted", file=sys.stderr)
@@ -321,7 +331,7 @@ def json_file(text: str) -> Path:
     if path.suffix.lower() != ".json":
         raise argparse.ArgumentTypeError(f"{text!r} does not end in .json")
     # os.path: to Path.exists a folder that may not be looked into is an error.
-    folder = next(p for p in path.absolute().parents if os.path.exists(p))
+    folder = next(p for p in path.absolute().parents if os.path.lexists(p))
     if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
         raise argparse.ArgumentTypeError(f"{text!r} cannot be written; choose another place")
     return path

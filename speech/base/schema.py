@@ -96,4 +96,5 @@ def lines(path: str | os.PathLike, kind: type[T], skip: int = 0) -> Iterator[T]:
 def shown(error: BaseException) -> str:
     """Returns what an error says in at most 200 characters that any terminal can show."""
     text = str(error) if not isinstance(error, RecursionError) else "nested too deeply"
+    text = " ".join(text.split()) or type(error).__name__
     return words.shown(text, 200)
