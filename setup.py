@@ -73,6 +73,7 @@ setup(
             "mir_eval>=0.8,<0.9",
             "pyroomacoustics>=0.10.1",
             "dask[distributed]>=2025.1",
+            "cryptography>=42",
             "jinja2>=3.1",
             "tensorboard>=2.19",
             "nbclient>=0.10",
@@ -86,7 +87,7 @@ setup(
             "mir_eval>=0.8,<0.9",
             "fast_bss_eval>=0.1.4",
         ],
-        "cluster": ["dask[distributed]>=2025.1"],
+        "cluster": ["dask[distributed]>=2025.1", "cryptography>=42"],
         "quality": [
             "noisereduce>=3.0.3",
             "pyrnnoise>=0.4.5",
