@@ -399,11 +399,16 @@ def test_a_wrong_address_is_one_line_in_time(command, timit, noises, tmp_path, m
     assert not (tmp_path / "out").exists()
 
 
-def test_the_address_of_a_worker_is_none(local):
-    address = next(iter(local._client.nthreads()))
-    with pytest.raises(ValueError, match="is a Dask worker; give the scheduler's address"):
-        with cluster.connected(address):
-            pass
+@needs_dask
+def test_the_address_of_a_worker_is_none():
+    from distributed import LocalCluster
+
+    settings = {"processes": False, "protocol": "tcp", "dashboard_address": None}
+    with LocalCluster(n_workers=1, **settings) as own:
+        address = next(iter(own.workers.values())).address
+        with pytest.raises(ValueError, match="is a Dask worker; give the scheduler's address"):
+            with cluster.connected(address):
+                pass
 
 
 @pytest.mark.parametrize("command", [prepare, run, sweep])
