@@ -10,8 +10,8 @@ Runs are the output folders of ``timit_fcn_mse.py``, ``eval.run``, ``eval.sweep`
 noisy files stand side by side. The page, ``report/index.html``, is one file: it opens from disk and
 asks nothing of any server. It is kept below ``--max-mb`` by leaving clips out, and says so.
 
-A run may come from anybody, so files are put on the page only if they lie below the folder of the
-run that names them, or below one that you name with ``--noisy``, ``--clean`` or ``--show``.
+A run may come from anybody, so files are put on the page only if they lie below the folder of one
+of the runs, or below one that you name with ``--noisy``, ``--clean`` or ``--show``.
 """
 
 from __future__ import annotations

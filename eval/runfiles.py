@@ -84,7 +84,7 @@ class Run:
         """Returns whether a file or folder may be shown, links followed.
 
         A run may come from anybody, and name any file of this machine: what lies outside of its
-        folder is shown only if the user has named a folder that holds it.
+        folder is shown only if the user has named a folder, or another run, that holds it.
         """
         try:
             real = path.resolve()
@@ -206,8 +206,10 @@ def read_runs(paths: Sequence[Path], shown: Sequence[Path] = ()) -> list[Run]:
         ValueError: One is missing, holds no results, or holds malformed ones.
     """
     runs = [run for path in paths for run in _read(Path(path))]
+    # The user has named the other runs too.
+    folders = (*shown, *dict.fromkeys(run.folder for run in runs))
     for run in runs:
-        run.shown = tuple(shown)
+        run.shown = folders
     titles: dict[str, int] = {}
     for run in runs:
         count = titles[run.title] = titles.get(run.title, 0) + 1

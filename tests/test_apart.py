@@ -213,6 +213,17 @@ def test_a_selection_shows_nothing_outside_of_its_folder(kind, tmp_path):
     assert any(found.is_relative_to(private) for found in shown_files([path], [private]))
 
 
+def test_a_selection_may_show_the_files_of_another_run_of_the_page(tmp_path):
+    source = report_files.evaluation_run(tmp_path / "eval")
+    name = report_files.names()[0]
+    run = report_files.selection_run(tmp_path / "select", source, [name])
+    info = json.loads((run / "select.json").read_text())
+    info["files"][0]["input"] = str(source / "test" / "noisy" / name)
+    (run / "select.json").write_text(json.dumps(info))
+    output = (run / "selected" / name).resolve()
+    assert output in shown_files([source, run])
+
+
 def test_folders_that_the_user_names_are_shown(tmp_path):
     run = report_files.evaluation_run(tmp_path / "eval")
     shutil.move(run / "test", tmp_path / "elsewhere")
