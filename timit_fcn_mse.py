@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from speech import cli
+from speech.base.words import MOST, shown
 from speech.cli import positive_number
 from speech.options import (
     add_data_options,
@@ -169,7 +170,8 @@ def _enhance_and_score(
     print("\n" + scoring.format_table(summary))
     for row in rows:
         if row["status"] != "ok":
-            print(f"not scored: {row['system']} {row['name']}: {row['status']}", file=sys.stderr)
+            words = shown(f"{row['system']} {row['name']}: {row['status']}", MOST)
+            print(f"not scored: {words}", file=sys.stderr)
     write_text(options.out / "scores.csv", scoring.to_csv(rows))
     write_text(options.out / "results.csv", scoring.to_csv(summary))
     write_json(

@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from speech import cli
+from speech.base.words import MOST, shown
 from speech.cli import positive_number
 from speech.cluster import add_option, connected
 
@@ -208,7 +209,8 @@ def _report(
             "them."
         )
     for row in unscored[:_NUM_LISTED]:
-        print(f"not scored: {row['system']} {row['name']}: {row['status']}", file=sys.stderr)
+        words = shown(f"{row['system']} {row['name']}: {row['status']}", MOST)
+        print(f"not scored: {words}", file=sys.stderr)
     if len(unscored) > _NUM_LISTED:
         print(f"and {len(unscored) - _NUM_LISTED} more, in scores.csv", file=sys.stderr)
 

@@ -21,7 +21,7 @@ import numpy as np
 from eval.metrics import METRICS, OK, SAMPLE_RATE_HZ, Score, cut_alike
 from eval.statistics import mean_and_std, paired_differences
 from speech.base import schema
-from speech.base.words import csv_text
+from speech.base.words import csv_text, shown
 from speech.cluster import Cluster, Failed
 
 OVERALL = "all"
@@ -441,7 +441,7 @@ def format_table(summary: Sequence[dict[str, Any]]) -> str:
     conditions = list(dict.fromkeys((group["noise"], group["snr_db"]) for group in summary))
     for condition in conditions:
         groups = {g["system"]: g for g in summary if (g["noise"], g["snr_db"]) == condition}
-        line = f"{condition[0]:<14}{format_snr(condition[1]):>7}"
+        line = f"{shown(condition[0], 40):<14}{format_snr(condition[1]):>7}"
         line += f"{max(g['n'] for g in groups.values()):>6}"
         for name in metrics:
             line += "  " + "".join(

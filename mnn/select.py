@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from speech import cli
+from speech.base.words import shown
 from speech.cli import natural_number
 
 if TYPE_CHECKING:
@@ -169,7 +170,8 @@ def _run(options: argparse.Namespace) -> int:
         rows.append(row)
         print(_line(row, _short(source, roots), width), flush=True)
         for name, reason in row["disqualified"].items():
-            print(f"disqualified for {source}: {name}: {reason}", file=sys.stderr)
+            words = cli.one_line(ValueError(f"{source}: {name}: {reason}"))
+            print(f"disqualified for {words}", file=sys.stderr)
             if options.strict:
                 raise ValueError(f"{name}: {reason}")
     say_turned_down(rows)
@@ -189,7 +191,7 @@ def _check_candidates(
 
 
 def _short(source: Path, roots: dict[Path, Path]) -> str:
-    return str(source.relative_to(roots[source])) if source in roots else source.name
+    return shown(str(source.relative_to(roots[source])) if source in roots else source.name)
 
 
 def _line(row: dict[str, Any], name: str, width: int) -> str:

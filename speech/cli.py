@@ -252,8 +252,7 @@ class _StderrHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         from tqdm import tqdm
 
-        lines = self.format(record).split("\n")
-        tqdm.write("\n".join(shown(line, MAX_LINE) for line in lines), file=terminal())
+        tqdm.write(shown(self.format(record), MAX_LINE), file=terminal())
 
 
 def progress(items: Iterable[T], *, total: int | None = None, label: str = "") -> Iterable[T]:

@@ -740,7 +740,7 @@ def load_noise(noise: Noise) -> tuple[np.ndarray, int]:
 
 def listed(words: Iterable[str]) -> str:
     """Joins the first few words and counts the others."""
-    words = list(words)
+    words = [shown(word, MOST) for word in words]
     more = f" and {len(words) - _NUM_LISTED} more" if len(words) > _NUM_LISTED else ""
     return ", ".join(words[:_NUM_LISTED]) + more
 

@@ -144,3 +144,25 @@ def test_what_a_command_prints_still_reaches_files_and_pipes():
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True,
                           env=os.environ | {"PYTHONIOENCODING": "utf-8"})  # fmt: skip
     assert (done.returncode, done.stdout, done.stderr) == (0, "\\x1b[2J utf-8\n", "")
+
+
+def test_a_name_of_two_lines_is_no_second_line(tmp_path, rng, capsys):
+    import soundfile
+
+    from eval import run
+    from tests.conftest import make_speech
+
+    for folder in ("clean", "noisy"):
+        for name in ("hum\nerror: x/a\nskipped: y.wav", "b.wav"):
+            path = tmp_path / folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            samples = make_speech(rng, 8000)
+            soundfile.write(path, samples if folder == "clean" else 0 * samples, 16000)
+    words_of = ["--clean", str(tmp_path / "clean"), "--noisy", str(tmp_path / "noisy")]
+    more = ["--metrics", "si_sdr", "--jobs", "1", "-o", str(tmp_path / "out")]
+    assert run.main([*words_of, *more]) == 1  # silence has no score
+    out, error = capsys.readouterr()
+    lines = (out + error).splitlines()
+    assert len([line for line in lines if line.startswith("error: ")]) == 1
+    assert not [line for line in lines if line.startswith(("error: x", "skipped: y"))]
+    assert any("\\nskipped: y" in line for line in lines)
