@@ -25,6 +25,7 @@ from typing import TypeVar
 import numpy as np
 
 from speech.audio import find_audio, read_audio
+from speech.base.words import MOST, shown
 from speech.data import pairing
 from speech.data.pairing import audio_stem
 from speech.data.pairing import parse_snr_folder as parse_snr_folder
