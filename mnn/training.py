@@ -16,7 +16,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -28,7 +27,7 @@ import numpy as np
 
 from mnn.features import Frames
 from mnn.rprop import Rprop
-from speech.base import schema
+from speech.base import cli, schema
 from speech.base.files import held, read_npz, write_json, write_npz
 from speech.base.runinfo import run_info
 from speech.modelfile.read import read_model_file
@@ -371,6 +370,6 @@ def _progress(done: int, total: int) -> Any:
     from tqdm import tqdm
 
     return tqdm(
-        total=total, initial=done, desc="training", file=sys.stderr, disable=None, leave=False,
+        total=total, initial=done, desc="training", file=cli.terminal(), disable=None, leave=False,
         unit="it",
     )  # fmt: skip

@@ -62,8 +62,9 @@ def prepare(
     """Writes the premixed corpus; the arguments are those of the command line.
 
     A call can be repeated as it was, whether it was killed or not. It gives the same bytes, and
-    keeps what is whole: an utterance is mixed again if one of its files is missing, or if its
-    speech or noise has another size or time of change. With ``force`` all is mixed again.
+    keeps what is whole: an utterance is mixed again if one of its files is missing or is not what
+    was written, byte for byte, or if its speech or noise has another size or time of change. With
+    ``force`` all is mixed again.
 
     Raises:
         ValueError: Bad folders, an ``out`` that holds something else or where another run is at
@@ -96,8 +97,7 @@ def prepare(
 def _check_apart(out: Path, *sources: Path) -> None:
     """Refuses to write among the sources, where a second run would mix mixtures."""
     for source in sources:
-        one, other = out.resolve(), source.resolve()
-        if one.is_relative_to(other) or other.is_relative_to(one):
+        if cli.overlap(out, source):
             raise ValueError(f"{out}: overlaps the source folder {source}; choose another --out")
 
 
