@@ -257,9 +257,11 @@ def _growth(model: Any) -> list[dict[str, float]]:
         path = Path(folder) / "fcn.h5"
         save_model(model, path, {})
         for seconds in GROWTH_SECONDS:
-            command = [sys.executable, "-m", "benchmarks.inference"]
             done = subprocess.run(
-                [*command, "--one-length", str(seconds), str(path)],
+                cli.python_command(
+                    "-m", "benchmarks.inference", "--one-length", str(seconds), str(path)
+                ),
+                env=cli.python_environment(),
                 capture_output=True,
                 text=True,
                 check=True,

@@ -32,6 +32,7 @@ from typing import Any
 
 import numpy as np
 
+from speech.base import cli
 from speech.modelfile.spec import LayerSpec, is_chain, linked
 from speech.net import blockconv, mask_gradient, tape
 from speech.net.chain import Network, blocks_from_layers
@@ -533,6 +534,7 @@ def serve() -> None:
     ValueError, or ('failed', traceback).
     """
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    cli.end_with_parent()  # also in the middle of a call
     calls, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # whatever prints does not print into the answers
     clusterer = None

@@ -278,10 +278,15 @@ def _runner(
 
 
 def _centred(output: np.ndarray, num_samples: int) -> np.ndarray:
-    """Puts zeros before and behind what a network without padding gives."""
+    """Puts zeros before and behind what a network without padding gives; cuts what is too long.
+
+    A network whose padding gives more than it takes has the middle of its output.
+    """
     import numpy as np
 
     missing = num_samples - len(output)
+    if missing < 0:
+        return output[-missing // 2 :][:num_samples]
     return np.pad(output, (missing // 2, missing - missing // 2)) if missing else output
 
 

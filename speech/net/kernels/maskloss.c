@@ -8,7 +8,7 @@
  */
 #include <math.h>
 
-#include "../../kernels/transform.h"
+#include "transform.h"
 
 enum { FRAME = 512, BINS = FRAME / 2, ROWS = FRAME * LANES };
 
