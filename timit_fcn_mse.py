@@ -133,7 +133,7 @@ def _enhance_and_score(
     from eval import scoring
     from speech.base.files import write_json, write_text
     from speech.base.runinfo import run_info
-    from speech.enhance import Enhancer
+    from speech.net.enhancer import Enhancer
     from speech.sound.audio import SAMPLE_RATE_HZ, peak_normalize, read_audio, write_audio
 
     enhancer = Enhancer(model_path)

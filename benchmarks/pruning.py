@@ -148,7 +148,7 @@ def time_models(points: Sequence[Point], rounds: int) -> common.Timing:
         points: The models.
         rounds: Of the timing.
     """
-    from speech.enhance import Enhancer
+    from speech.net.enhancer import Enhancer
 
     signal = common.random_speech(SECONDS)[0, :, 0]
 

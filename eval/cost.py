@@ -468,7 +468,7 @@ def peak_bytes() -> int:
 
 
 def _measured(path: Path) -> int:
-    from speech.enhance import Enhancer
+    from speech.net.enhancer import Enhancer
 
     enhancer = Enhancer(path)
     rng = np.random.default_rng(0)

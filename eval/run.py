@@ -217,7 +217,7 @@ def _report(
 
 def _check_usage(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
     from eval.tables import PUBLISHED_COLUMNS
-    from speech.enhance import BASELINE_MODEL, DEFAULT_MODEL
+    from speech.net.enhancer import BASELINE_MODEL, DEFAULT_MODEL
 
     if options.noisy is not None and options.clean is None:
         parser.error("--clean and --noisy go together")

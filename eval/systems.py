@@ -149,7 +149,7 @@ def model_system(
     """
     import joblib
 
-    from speech.enhance import Enhancer
+    from speech.net.enhancer import Enhancer
 
     enhancer = Enhancer(model)
     made = _Made(folder / "made.jsonl", enhancer.file.sha256)

@@ -46,7 +46,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 from speech.base import cli
 from speech.base.cli import natural_number
 from speech.base.words import shown
-from speech.enhance import BASELINE_MODEL, DEFAULT_MODEL, Enhancer
+from speech.net.enhancer import BASELINE_MODEL, DEFAULT_MODEL, Enhancer
 
 if TYPE_CHECKING:
     import numpy as np

@@ -450,7 +450,7 @@ def check_network() -> str:
 
     from speech.base.device import quiet_start
     from speech.modelfile.spec import ModelFile
-    from speech.net.enhancer import MaskEnhancer
+    from speech.net.mask_enhancer import MaskEnhancer
     from speech.net.timefrequency import TimeFrequencyConfig, build_time_frequency
 
     with quiet_start():

@@ -14,9 +14,10 @@ import pytest
 import soundfile
 from numpy.testing import assert_allclose, assert_array_equal
 
-from speech.enhance import Enhancer, main
+from speech.enhance import main
 from speech.modelfile.meta import META_ATTRIBUTE
 from speech.modelfile.read import read_model_file
+from speech.net.enhancer import Enhancer
 from speech.sound.audio import (
     StreamResampler,
     fit_length,

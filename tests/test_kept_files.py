@@ -10,10 +10,9 @@ import pytest
 import soundfile
 
 from eval import systems
-from speech import prepare
 from speech.base.files import append_text, end_line, held
 from speech.base.written import Written
-from speech.data import corpus
+from speech.data import corpus, prepared
 from speech.net import blockconv
 from tests.conftest import make_speech
 
@@ -78,18 +77,18 @@ def test_what_a_file_was(tmp_path):
 def test_a_repeated_preparation_keeps_no_damaged_file(damage, which, timit, noises, tmp_path):
     out = tmp_path / "out"
     arguments = (timit, noises, [0.0], out)
-    prepare.prepare(*arguments, split="TRAIN", limit=2)
+    prepared.prepare(*arguments, split="TRAIN", limit=2)
     before = digests(out)
     times = {path: path.stat().st_mtime_ns for path in out.rglob("*.wav")}
     victim = sorted((out / which).rglob("*.wav"))[0]
     damage(victim)
     assert digests(out) != before
-    prepare.prepare(*arguments, split="TRAIN", limit=2)
+    prepared.prepare(*arguments, split="TRAIN", limit=2)
     assert digests(out) == before
     kept = [path for path, time in times.items() if path.stat().st_mtime_ns == time]
     assert len(kept) == 3  # the utterance that is whole: its clean file and two mixtures
     times = {path: path.stat().st_mtime_ns for path in out.rglob("*.wav")}
-    prepare.prepare(*arguments, split="TRAIN", limit=2)
+    prepared.prepare(*arguments, split="TRAIN", limit=2)
     assert all(path.stat().st_mtime_ns == time for path, time in times.items())
 
 
@@ -196,7 +195,7 @@ def test_half_a_library_in_the_cache_does_not_end_the_process(tmp_path):
     import subprocess
 
     code = (
-        "import sys; from pathlib import Path; from speech import blockconv\n"
+        "import sys; from pathlib import Path; from speech.net import blockconv\n"
         "blockconv.library()._name and print(blockconv.library()._name)"
     )
     how = {"cwd": ROOT, "env": os.environ | {"XDG_CACHE_HOME": str(tmp_path)}, "text": True}

@@ -22,7 +22,7 @@ import speech.prepare
 from mnn import pool, select
 from speech import weights
 from speech.base import cli
-from speech.enhance import _centred
+from speech.net.enhancer import _centred
 from tests.conftest import make_speech
 from tests.test_architecture import ROOT
 

@@ -133,7 +133,7 @@ def test_what_a_command_prints_is_text(capsys):
 
 def test_what_a_command_prints_still_reaches_files_and_pipes():
     code = (
-        "import sys; from speech import cli\n"
+        "import sys; from speech.base import cli\n"
         "def command():\n"
         "    sys.stdout.flush(); assert sys.stdout.fileno() == 1 and not sys.stdout.isatty()\n"
         "    print('\\x1b[2J', sys.stdout.encoding); sys.stdout.buffer.write(b'')\n"
