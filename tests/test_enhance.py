@@ -13,6 +13,7 @@ import pytest
 import soundfile
 from numpy.testing import assert_allclose
 
+from speech import enhance
 from speech.data.corpus import bundled_speech
 from speech.enhance import main
 from speech.net import blockconv
@@ -263,7 +264,8 @@ def test_a_network_that_turns_the_sign_is_no_silence(enhancer, rng):
 def test_integer_formats_are_turned_down_where_they_would_clip(
     suffix, subtype, model_path, tmp_path, capsys, monkeypatch, rng
 ):
-    monkeypatch.setattr(net_enhancer, "fit_level", lambda output, noisy: 3 * noisy)
+    for module in (enhance, net_enhancer):
+        monkeypatch.setattr(module, "fit_level", lambda output, noisy: 3 * noisy)
     speech = 0.9 * make_speech(rng, 4000) / np.abs(make_speech(rng, 4000)).max()
     samples = np.stack([np.clip(speech, -0.9, 0.9), 0.1 * np.clip(speech, -0.9, 0.9)], axis=1)
     source = write(tmp_path / f"in{suffix}", samples, subtype=subtype)
