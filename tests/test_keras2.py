@@ -114,12 +114,12 @@ def chain(rng, **settings):
 @pytest.mark.parametrize(
     "spelling",
     [
-        {"axis by number"},
-        {"input in the first layer"},
-        {"input in the first layer", "a list", "axis by number"},
-        {"a list"},
-        {"Model", "axis by number"},
-        {"Functional"},
+        ("axis by number",),
+        ("input in the first layer",),
+        ("input in the first layer", "a list", "axis by number"),
+        ("a list",),
+        ("Model", "axis by number"),
+        ("Functional",),
     ],
     ids=", ".join,
 )
