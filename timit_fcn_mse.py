@@ -1,4 +1,4 @@
-"""Trains the FCN baseline on raw waveforms, enhances the test set and scores it (SPEC 1).
+"""Trains the FCN baseline on raw waveforms, enhances the test set and scores it.
 
 The loss is MSE unless ``--loss`` or ``--recipe`` says otherwise.
 

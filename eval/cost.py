@@ -12,7 +12,8 @@ spectra. A kernel that moves over bands is used once per band of a frame; at the
 full. 'Sparse' leaves out the kernels that are all zero, not single zeros: hardware can skip a
 kernel.
 
-Size is counted in several ways (SPEC 5), each against the FP32 parameters of the baseline:
+Size is counted in several ways, each against the FP32 parameters of the baseline
+(docs/papers.md, "ICSE: how size is counted"):
 
 * the paper's rule: non-zero weights x log2(k) bits, and nothing else;
 * in full: one bit a kernel that says whether it is zero, an index for each weight of the other
@@ -49,7 +50,7 @@ if TYPE_CHECKING:
     from speech.modelfile.spec import LayerSpec, ModelFile
 
 SAMPLE_RATE_HZ = 16000
-#: Of the models of spectra that name none (SPEC 6).
+#: Of the models of spectra that name none (docs/papers.md, "MNN: set-up").
 HOP_SAMPLES = 256
 FLOAT_BITS = 32
 
@@ -280,7 +281,7 @@ def cost_of(
 
 
 def paper_size_percent(nonzero_weights: int, codebook_size: int, parameters: int) -> float:
-    """Returns the published 'size' in percent (SPEC 5): w log2(k) / 32 p.
+    """Returns the published 'size' in percent, w log2(k) / 32 p (docs/papers.md, eq. Q3).
 
     Args:
         nonzero_weights: w, of the compressed model.

@@ -1,4 +1,4 @@
-"""Cycles of a model on a systolic array, as SCALE-Sim counts them (SPEC 4, docs/cost.md).
+"""Cycles of a model on a systolic array, as SCALE-Sim counts them (docs/cost.md).
 
 ::
 
@@ -40,7 +40,7 @@ from speech.base import cli
 if TYPE_CHECKING:
     from speech.modelfile.spec import LayerSpec
 
-#: The published run (SPEC 4), found from its figures.
+#: The published run, found from its figures (docs/papers.md, "ICSE: published figures").
 PUBLISHED_SAMPLES = 76_800
 DATAFLOWS = ("os", "ws", "is")
 FOLDINGS = ("overlapped", "serial")

@@ -17,7 +17,7 @@ Written to ``--out``: ``sweep.csv``, ``sweep.json`` and ``sweep.md`` (a row per 
 bytes of the file and of PESQ-WB against the paper's size, and ``enhanced/<model>``, what it made.
 
 Labels are free: ``theta`` and ``k`` are marked in the figure, points that share all labels but
-``k`` are joined, and ``k`` is the k of the paper's rule (SPEC 5).
+``k`` are joined, and ``k`` is the k of the paper's rule (docs/papers.md, eq. Q3).
 """
 
 from __future__ import annotations
@@ -133,7 +133,8 @@ def tabulate(
 
     Returns:
         A row for 'noisy' and one per model, all of the same keys: name, the labels, file_bytes and
-        file_percent (of the baseline's file), paper_size_percent, full_percent (SPEC 5),
+        file_percent (of the baseline's file), paper_size_percent (docs/papers.md, eq. Q3),
+        full_percent ("ICSE: how size is counted" there),
         parameters, nonzero_weights, sparse_flop_per_step, n, unscored; and for PESQ-WB and STOI the
         mean, _std, _diff (mean difference to the baseline), _diff_low and _diff_high (its 95 %
         bootstrap interval) and _diff_p (Wilcoxon). What a row has not is NaN, a label None.

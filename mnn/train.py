@@ -1,4 +1,4 @@
-"""Trains an autoencoder of speech, or an expert on some kind of mixtures (SPEC 6).
+"""Trains an autoencoder of speech, or an expert on some kind of mixtures (docs/papers.md).
 
 ::
 

@@ -1,4 +1,4 @@
-"""Prunes a model: channels to zero, or whole filters out of the file (SPEC 2).
+"""Prunes a model: channels to zero, or whole filters out of the file (docs/papers.md).
 
 ::
 

@@ -1,4 +1,4 @@
-"""Quantizes a model: a codebook for each layer, and a file that is really small (SPEC 3, 5).
+"""Quantizes a model: a codebook for each layer, and a file that is really small (docs/papers.md).
 
 ::
 

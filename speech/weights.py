@@ -10,10 +10,10 @@ Commands::
     python -m speech.weights import weights.hdf5 -o model.h5
     python -m speech.weights info model.h5 [--json FILE]
 
-``import`` turns the Keras 1.1 pair of the original FCN (SPEC section 7) into a model file. The
-old BatchNormalization of mode 2 normalises by the statistics of the batch at hand, which for one
-utterance is GroupNormalization with one group per channel; its running statistics are not used.
-None of the commands needs TensorFlow.
+``import`` turns the Keras 1.1 pair of the original FCN (docs/papers.md, "ICSE: the old model
+files") into a model file. The old BatchNormalization of mode 2 normalises by the statistics of the
+batch at hand, which for one utterance is GroupNormalization with one group per channel; its
+running statistics are not used. None of the commands needs TensorFlow.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ from speech.modelfile.spec import LayerSpec, ModelFile, ModelFileError, refusals
 from speech.net.fcn import FCNConfig
 
 # --------------------------------------------------------------------------------------------
-# The old files (SPEC section 7)
+# The old files (docs/papers.md, "ICSE: the old model files")
 
 _KERAS1_NAME = re.compile(r"(convolution1d|batchnormalization|leakyrelu|activation)_(\d{1,6})")
 

@@ -24,7 +24,7 @@ NUM_TEST = 20
 
 #: What each recipe changes in `TrainingConfig`, in `Augmentation` and in the data options.
 RECIPES: dict[str, dict[str, Any]] = {
-    # The published script's values (SPEC 1).
+    # The published script's values (docs/papers.md, "ICSE: training and test").
     "paper": {},
     # The bundled corpus is small: a short run that ends within ten minutes on two cores.
     "quick": {

@@ -25,7 +25,7 @@ from speech.training.config import OPTIMIZERS, TrainingConfig
 
 NETWORKS = ("fcn", "tf")
 
-#: Filters of each hidden layer of the FCN (SPEC 1).
+#: Filters of each hidden layer of the FCN (docs/papers.md).
 NUM_FILTERS = 30
 
 _TF: dict[str, Any] = {
