@@ -294,12 +294,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--long-steps", type=natural_number, default=4000, metavar="N",
         help=f"of row {LONG}; 0 leaves it out (default %(default)s)")  # fmt: skip
     add("--num-test", type=positive_number, default=6, metavar="N",
-        help="bundled test files a noise and SNR (default %(default)s)")  # fmt: skip
+        help="bundled test files per noise and SNR (default %(default)s)")  # fmt: skip
     add("--rounds", type=positive_number, default=21, metavar="N",
         help="of the timing (default %(default)s)")  # fmt: skip
     add("--seed", type=natural_number, default=0, metavar="N", help="default 0")
     add("--gpu", default="-1", metavar="LIST", help="default -1, the CPU")
-    add("--jobs", type=positive_number, default=-1, metavar="N", help="default: one a core")
+    add("--jobs", type=positive_number, default=-1, metavar="N", help="default: one per core")
     add("--out", type=Path, default=Path("runs/pruning-benchmark"), metavar="DIR",
         help="default %(default)s")  # fmt: skip
     add("--json", type=Path, metavar="FILE", help="also write the result to FILE")

@@ -570,7 +570,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m eval.cost",
-        description="Parameters, arithmetic, size by every way of counting, receptive field.",
+        description="Count parameters, operations, size in several ways, and the receptive field.",
         **cli.examples(
             "python -m eval.cost models/fcn.h5",
             "python -m eval.cost models/fcn_small.icse --k 16 --baseline models/fcn.h5",
@@ -578,15 +578,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         ),
     )
     add = parser.add_argument
-    add("models", nargs="+", type=Path, metavar="FILE", help="model files")
-    add("--k", type=cli.positive_number, metavar="K", help="centroids of a layer, for the "
-        "paper's rule: 16 for 16 of each sign (default: the values found)")  # fmt: skip
-    add("--centroid-bits", type=int, choices=(8, 16, 32), default=32, help="default 32")
+    add("models", nargs="+", type=Path, metavar="FILE", help="count these model files")
+    add("--k", type=cli.positive_number, metavar="K", help="take K centroids per layer, as "
+        "the paper's rule counts: 16 for 16 of each sign (default: the values found)")  # fmt: skip
+    add("--centroid-bits", type=int, choices=(8, 16, 32), default=32,
+        help="count so many bits per centroid (default 32)")  # fmt: skip
     add("--baseline", type=Path, metavar="FILE",
-        help="what the others are compared with, in percent of its parameters (default: the "
+        help="compare the others with this one, in percent of its parameters (default: the "
         "first)")  # fmt: skip
-    add("--measure", action="store_true", help="also run each model on one core, on this machine: "
-        "time per second of audio, peak memory")  # fmt: skip
+    add("--measure", action="store_true",
+        help="also run each model on one core of this machine, and "
+        "print its time per second of audio and its peak memory")  # fmt: skip
     add("--measured", action="store_true", help=argparse.SUPPRESS)
     add("--json", **cli.JSON)
     options = parser.parse_args(argv)

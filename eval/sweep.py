@@ -62,7 +62,7 @@ def sweep(
         points: The baseline first.
         pairs: `speech.data.corpus.Pair` objects to enhance and score.
         out: Folder to write; what an earlier call made and scored is used again.
-        num_jobs: Files at a time; -1 for one a core.
+        num_jobs: Files at a time; -1 for one per core.
         cluster: Where to score instead.
 
     Returns:
@@ -277,7 +277,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m eval.sweep",
         description="Score models on one test set, and draw score against size. Without test "
-        "folders: the bundled test mixtures. The same command resumes.",
+        "folders it takes the bundled test mixtures. The same command goes on after an "
+        "interruption.",
         **cli.examples(
             "python -m eval.sweep --model fcn=models/fcn.h5 small=models/fcn_small.icse,k=16",
             "python -m eval.sweep --model models/fcn.h5 --theta none 0.65 --k none 16 64",
@@ -286,23 +287,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     add = parser.add_argument
     add("--model", type=_point_option, nargs="+", action="extend", required=True,
         metavar="NAME=FILE[,theta=0.65,k=16,...]",
-        help="model, the baseline first; or, with --theta or --k, one to start from")  # fmt: skip
+        help="use this model (the baseline first; with --theta or --k, the one to start "
+        "from)")  # fmt: skip
     add("--theta", type=_number_or_none, nargs="+", metavar="T",
-        help="prune channels above this sparsity: at each of these; none: not pruned")  # fmt: skip
+        help="prune channels above this sparsity: T takes each of these; none does not "
+        "prune")  # fmt: skip
     add("--k", type=_whole_or_none, nargs="+", metavar="K",
-        help="centroids of a layer: each of these; none: not quantized")  # fmt: skip
+        help="take K centroids per layer: K takes each of these; none does not "
+        "quantize")  # fmt: skip
     add("--centroids", choices=("fp32", "fp16", "int8"), nargs="+",
-        help="how centroids are stored, with --k (default fp32)")  # fmt: skip
+        help="store centroids in this format, with --k (default fp32)")  # fmt: skip
     add("--finetune-epochs", type=cli.positive_number, metavar="N",
-        help="epochs: fine-tune each quantized model on the bundled corpus")  # fmt: skip
+        help="train for N epochs: fine-tune each quantized model on the bundled "
+        "corpus")  # fmt: skip
     add("-o", "--out", type=Path, default=Path("runs") / "sweep", metavar="DIR",
-        help="folder to write (default %(default)s)")  # fmt: skip
+        help="write to this folder (default %(default)s)")  # fmt: skip
     add("--test-noisy", type=Path, metavar="DIR",
-        help="noisy files: <noise>/<speaker>/<dB>/<name>.wav")  # fmt: skip
-    add("--test-clean", type=Path, metavar="DIR", help="clean files (of the same names)")
+        help="test on these noisy files: <noise>/<speaker>/<dB>/<name>.wav")  # fmt: skip
+    add("--test-clean", type=Path, metavar="DIR",
+        help="compare with these clean files (of the same names)")  # fmt: skip
     add("--pair-by", **cli.PAIR_BY)
     add("--num-test", type=cli.positive_number, metavar="N",
-        help="test files a noise and SNR, of the bundled test set (default 3)")  # fmt: skip
+        help="test on N files per noise and SNR, of the bundled test set (default 3)")  # fmt: skip
     add("--jobs", **cli.JOBS)
     add_option(parser, "score")
     options = parser.parse_args(argv)

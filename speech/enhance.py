@@ -706,18 +706,20 @@ def _parser() -> argparse.ArgumentParser:
             "python -m speech.enhance noisy.wav -o clean.wav",
             "python -m speech.enhance recordings/ -o enhanced/ --model models/fcn_small.icse",
             note="Waveform models (fcn) enhance long files in cross-faded blocks, unless --whole "
-            "says otherwise; models over time and frequency give the same for any length.",
+            "is "
+            "given; models over time and frequency enhance files of any length as a stream.",
         ),
     )
     add = parser.add_argument
-    add("inputs", type=Path, nargs="+", metavar="INPUT", help="audio files or folders")
-    add("-o", "--out", type=Path, required=True, metavar="OUT", help="folder, or file for one file")
-    add(
-        "--model", type=Path, default=DEFAULT_MODEL, metavar="FILE", help="model (default: shipped)"
-    )
+    add("inputs", type=Path, nargs="+", metavar="INPUT",
+        help="enhance these audio files or folders")  # fmt: skip
+    add("-o", "--out", type=Path, required=True, metavar="OUT",
+        help="write to this folder, or file for one file")  # fmt: skip
+    add("--model", type=Path, default=DEFAULT_MODEL, metavar="FILE",
+        help="use this model (default: the shipped denoise.icse)")  # fmt: skip
     add("--peak", type=peak, metavar="P",
-        help="max |x| of the output (default: the level that fits the input best; with a model "
-        "over time and frequency what it gives)")  # fmt: skip
+        help="scale the output to max |x| = P (default: the level that fits the input best; with a "
+        "model over time and frequency the level that it gives)")  # fmt: skip
     add("--whole", action="store_true",
         help="never cut into blocks (memory grows with length; for waveform models)")  # fmt: skip
     add("--json", **cli.JSON)

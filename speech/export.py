@@ -394,10 +394,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         ),
     )
     add = parser.add_argument
-    add("model", type=Path, metavar="MODEL", help="a .h5 or .icse model file")
-    add("--to", choices=FORMATS, required=True, help="the format")
-    add("--int8", action="store_true", help="tflite: kernels as INT8 (dynamic range)")
-    add("-o", "--out", type=Path, metavar="FILE", help="default: beside MODEL")
+    add("model", type=Path, metavar="MODEL", help="read this .h5 or .icse model file")
+    add("--to", choices=FORMATS, required=True, help="write this format")
+    add("--int8", action="store_true", help="store kernels as INT8 (tflite only; dynamic range)")
+    add("-o", "--out", type=Path, metavar="FILE", help="write this file (default: beside MODEL)")
     options = parser.parse_args(argv)
     if options.int8 and options.to != "tflite":
         parser.error("--int8 is for --to tflite")

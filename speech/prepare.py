@@ -108,22 +108,26 @@ def _parser() -> argparse.ArgumentParser:
         ),
     )
     add = parser.add_argument
-    add("--clean", type=Path, required=True, metavar="DIR", help="clean files: TIMIT or any folder")
-    add("--noise", type=Path, required=True, metavar="DIR", help="noise recordings, a folder")
+    add("--clean", type=Path, required=True, metavar="DIR",
+        help="read clean files from this folder: TIMIT or any other")  # fmt: skip
+    add("--noise", type=Path, required=True, metavar="DIR",
+        help="mix these noise recordings (a folder)")  # fmt: skip
     add("--snr", type=decibels, nargs="+", required=True, metavar="DB",
-        help="SNRs to mix at, such as -5 0 5 10")  # fmt: skip
-    add("-o", "--out", type=Path, required=True, metavar="DIR", help="folder to write")
+        help="mix at these SNRs (such as -5 0 5 10)")  # fmt: skip
+    add("-o", "--out", type=Path, required=True, metavar="DIR", help="write to this folder")
     add("--split", type=str.upper, choices=("TRAIN", "TEST"), help=_SPLIT_HELP)
     add("--skip-sa", action="store_true", help="leave out TIMIT's SA sentences")
     add("--seed", **cli.SEED)
     add("--jobs", **cli.JOBS)
     add_option(parser, "mix")
-    add("--limit", type=positive_number, metavar="N", help="the first N utterances only")
-    add("--format", choices=SUBTYPES, default="float", help="samples of the WAVs (default float)")
+    add("--limit", type=positive_number, metavar="N", help="take only the first N utterances")
+    add("--format", choices=SUBTYPES, default="float",
+        help="write samples in this format (default float)")  # fmt: skip
     add("--rooms", type=float, default=0.0, metavar="P",
-        help="probability of a room, for each utterance (default 0; needs "
-        "pyroomacoustics)")  # fmt: skip
-    add("--force", action="store_true", help="overwrite another run in --out; keep nothing")
+        help="put the speech in a room with probability P (needs pyroomacoustics; drawn for each "
+        "utterance; default 0)")  # fmt: skip
+    add("--force", action="store_true",
+        help="overwrite another run in --out and keep nothing of it")  # fmt: skip
     add("--json", **cli.JSON)
     return parser
 

@@ -284,7 +284,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns 0 if done, 1 if it failed with a one-line reason."""
     parser = argparse.ArgumentParser(
         prog="python -m speech.weights",
-        description="Import old weights; look into a model file.",
+        description="Import old weights, or print what a model file holds.",
         **cli.examples(
             "python -m speech.weights info models/fcn.h5",
             "python -m speech.weights import model.json weights.hdf5 -o model.h5",
@@ -295,13 +295,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         "import", help="turn a Keras 1.1 pair of the original FCN into a model file"
     )
     importer.add_argument(
-        "files", nargs="+", metavar="FILE", help="[model.json] weights.hdf5, in this order"
+        "files", nargs="+", metavar="FILE", help="read [model.json] weights.hdf5, in this order"
     )
     importer.add_argument(
-        "-o", "--out", type=Path, required=True, metavar="FILE.h5", help="file to write"
+        "-o", "--out", type=Path, required=True, metavar="FILE.h5", help="write this file"
     )
     info = commands.add_parser("info", help="print layers, sizes and meta data of a model file")
-    info.add_argument("model", type=Path, metavar="MODEL", help="a .h5 or .icse model file")
+    info.add_argument("model", type=Path, metavar="MODEL", help="read this .h5 or .icse file")
     for command in (importer, info):
         command.add_argument("--json", **cli.JSON)
     arguments = parser.parse_args(argv)

@@ -328,8 +328,8 @@ def _cost(results: Path) -> list[str]:
         ("parameters", "parameters"),
         ("weights that are not zero", "nonzero_weights"),
         ("kernels at zero", "zero_kernels"),
-        ("FLOP a sample", "flop_per_step"),
-        ("FLOP a sample without zero kernels", "sparse_flop_per_step"),
+        ("FLOP per sample", "flop_per_step"),
+        ("FLOP per sample without zero kernels", "sparse_flop_per_step"),
         ("bytes of the file", "file_bytes"),
     )
     paper = published.COST

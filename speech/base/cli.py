@@ -303,7 +303,7 @@ def check_out(out: Path, inputs: Iterable[Path | None]) -> None:
 
 
 def num_jobs(text: str) -> int:
-    """Parses a number of processes; 0 is one a core, which joblib calls -1."""
+    """Parses a number of processes; 0 is one per core, which joblib calls -1."""
     return natural_number(text) or -1
 
 
@@ -312,7 +312,7 @@ SEED: dict[str, Any] = {
     "type": natural_number,
     "default": 0,
     "metavar": "N",
-    "help": "of everything random (default %(default)s)",
+    "help": "seed everything random (default %(default)s)",
 }
 JSON: dict[str, Any] = {
     "type": json_file,
@@ -323,7 +323,7 @@ JOBS: dict[str, Any] = {
     "type": num_jobs,
     "default": -1,
     "metavar": "N",
-    "help": "processes (default: one a core)",
+    "help": "run N processes (default: one per core)",
 }
 
 
