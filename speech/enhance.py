@@ -1,31 +1,33 @@
-"""Enhances files, folders or arrays with a waveform model, or one over time and frequency.
+"""Enhances files, folders or arrays with a waveform model or one over time and frequency.
 
 ::
 
     python -m speech.enhance noisy.wav -o clean.wav
     python -m speech.enhance recordings/ -o enhanced/ --model model.h5
 
-Any rate and number of channels goes in; the same rate, channels, length, format and folder tree
-come out. Each channel is resampled to the model's 16 kHz and enhanced by itself, so nothing above
-8 kHz is left. The file says what kind of network it holds (`speech.modelfile.spec.ModelFile.kind`):
+Any rate and number of channels may go in; the output has the same rate, channels, length, format
+and folder tree. Each channel is resampled to the model's 16 kHz and enhanced by itself, so nothing
+above 8 kHz is left. The file says what kind of network it holds
+(`speech.modelfile.spec.ModelFile.kind`):
 
 * 'complex_mask' (``speech.net.enhancer``): the output has the level that the mask gives, unless
-  ``--peak`` says another. A file is read, enhanced and written as a stream: memory does not grow
-  with its length, and the result is that of the whole.
+  ``--peak`` sets another. A file is read, enhanced and written as a stream: memory does not grow
+  with its length, and the result is the same as for the whole file at once.
 * 'waveform': as in training, the network is given the signal divided by its own maximum. Its output
   has no scale of its own: each channel is multiplied by the gain that fits it best, in the
   least-squares sense, to its noisy input. The speech keeps its level, whatever clicks, offsets or
-  noise the input holds. ``--peak`` says another level.
+  noise the input holds. ``--peak`` sets another level.
 
-Where an integer format would clip, all channels are turned down by one factor, which is said.
+Where an integer format would clip, all channels are turned down by one factor, and the command says
+so.
 
-Long files and waveform models. Such a network normalises over the whole utterance, so a file can't
-be cut without changing the result. Up to ``WHOLE_SECONDS`` it is enhanced whole. A longer one is
-cut into blocks of ``BLOCK_SECONDS``, each normalised by itself, as utterances are in training;
-neighbours overlap by ``FADE_SECONDS`` and are cross-faded. Each block gets the gain that fits it
-to its input, which keeps a block of mere noise from being blown up to the level of the noise.
-Memory stays bounded, and the command says which way was taken; ``--whole`` enforces the first. A
-network so wide that these lengths do not fit into ``speech.net.memory.MAX_BYTES`` gets shorter
+Long files need care with waveform models. Such a network normalises over the whole utterance, so a
+file can't be cut without changing the result. Up to ``WHOLE_SECONDS`` it is enhanced whole. A
+longer one is cut into blocks of ``BLOCK_SECONDS``, each normalised by itself, as utterances are in
+training; neighbours overlap by ``FADE_SECONDS`` and are cross-faded. Each block gets the gain that
+fits it to its input, which keeps a block of mere noise from being blown up to the level of the
+noise. Memory stays bounded, and the command says which way it took; ``--whole`` enforces the first.
+A network so wide that these lengths do not fit into ``speech.net.memory.MAX_BYTES`` gets shorter
 blocks, and one for which ``LEAST_SECONDS`` do not fit is refused.
 """
 
