@@ -4,16 +4,16 @@
 
     python -m speech.prepare --clean TIMIT --noise noises --snr -5 0 5 10 --split TRAIN --out mixed
 
-gives ``mixed/noisy/<noise>/<speaker>/<dB>/<name>.wav``, ``mixed/clean/<name>.wav`` and
+This writes ``mixed/noisy/<noise>/<speaker>/<dB>/<name>.wav``, ``mixed/clean/<name>.wav`` and
 ``mixed/manifest.csv``, all at 16 kHz mono. A noisy file minus its clean file is the noise, sample
 for sample: one gain per utterance, common to all its mixtures, keeps every file from clipping. The
-same command writes the same bytes, whatever ``--jobs`` and ``--dask``. Repeated after a kill, it
-keeps the utterances that are whole and goes on.
+same command writes the same bytes for any ``--jobs`` and ``--dask``. Repeated after a kill, it
+keeps the utterances that are complete and goes on.
 
-With ``--rooms P`` the share P of the utterances is in a simulated room (`speech.sound.augment`), in
-the same one in all mixtures. As in training, the SNR is that of all the speech in the room, and the
-clean file is the direct sound with its early reflections. Noisy minus clean then also holds the
-late reflections.
+With ``--rooms P`` the share P of the utterances is put in a simulated room
+(`speech.sound.augment`), in the same one in all mixtures. As in training, the SNR counts all the
+speech in the room, and the clean file is the direct sound with its early reflections. Noisy minus
+clean then also holds the late reflections.
 """
 
 from __future__ import annotations
