@@ -6,9 +6,9 @@
     python -m speech.train --network tf --speech SPEECH --noise NOISES --hours 12 -o runs/tf_open
     python -m speech.train --network fcn --recipe best --speech SPEECH --noise NOISES -o runs/fcn
 
-The same command takes an interrupted run up where it stood; with more ``--hours`` or ``--epochs`` a
-finished one goes on. ``timit_fcn_mse.py`` is the paper's command: it trains the FCN in the same
-way, then enhances and scores a test set.
+The same command goes on with an interrupted run where it stood, and with a finished one if
+``--hours`` or ``--epochs`` is larger. ``timit_fcn_mse.py`` is the paper's command: it trains the
+FCN in the same way, then enhances and scores a test set.
 """
 
 from __future__ import annotations
