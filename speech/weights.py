@@ -1,4 +1,4 @@
-"""Models on disk: load without running anything in the file, save whole or not at all.
+"""Loads models without running anything in the file, and saves them whole or not at all.
 
 ``load_model`` rebuilds plain Keras layers from the checked contents of a model file (see
 ``speech.modelfile``); Keras never deserialises the file. ``save_model`` writes a file that any
