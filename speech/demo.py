@@ -1,4 +1,4 @@
-"""A page on this machine to try the networks: give a clip, hear and see what comes out.
+"""Serves a page on this machine to try the networks: give it a clip, then hear and see the result.
 
 ::
 
@@ -7,11 +7,11 @@
 
 Drop or record a clip, choose a model or the pool of experts, and compare before and after. Each
 clip is handed to the command that does the same in a shell, `speech.enhance` or ``mnn.select``, in
-a process of its own: what that refuses, the page refuses with the same words.
+a process of its own; a clip that it refuses is refused by the page in the same words.
 
 The page is served by Python's own HTTP server, to this machine alone unless ``--host`` says
-otherwise, and asks nothing of any other: no fonts, scripts or statistics from outside. Clips live
-in a temporary folder; the last `KEPT` results are kept, and all go when the command ends.
+otherwise, and asks nothing of any other: it needs no fonts or scripts from outside. Clips live in a
+temporary folder; the last `KEPT` results are kept, and all are deleted when the command ends.
 """
 
 from __future__ import annotations
