@@ -5,8 +5,8 @@
     python -m speech.doctor
     python -m speech.doctor --timit /data/TIMIT --noise /data/noises
 
-Each line is a check; one that fails is followed by the command to type. Exit code 0 if all is
-well, 1 if not. The C kernels are compiled on the way if they were not yet.
+Each line is a check; one that fails is followed by the command to type. The exit code is 0 if all
+is well and 1 if not. The C kernels are compiled on the way if they were not yet.
 """
 
 from __future__ import annotations
