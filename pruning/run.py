@@ -1,4 +1,4 @@
-"""Prunes a model: channels to zero, or whole filters out of the file (docs/papers.md).
+"""Prunes a model: sets channels to zero, or takes whole filters out (docs/papers.md).
 
 ::
 
@@ -7,7 +7,7 @@
     python -m pruning.run model.h5 --target-sparsity 0.22 --timit TIMIT --noise NOISES
     python -m pruning.run model.h5 --remove-filters 0.25 --retrain
 
-The same command takes an interrupted retraining up where it stood.
+The same command goes on with an interrupted retraining where it stood.
 """
 
 from __future__ import annotations
