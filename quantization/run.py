@@ -1,4 +1,4 @@
-"""Quantizes a model: a codebook for each layer, and a file that is really small (docs/papers.md).
+"""Quantizes a model: gives each layer a codebook and writes a small file (docs/papers.md).
 
 ::
 
@@ -8,21 +8,21 @@
     python -m quantization.run pruned.h5 --target-percent 4 --finetune-epochs 4
     python -m quantization.run pack|unpack|info FILE
 
-Written to ``-o DIR``: ``clustered.h5``, which any Keras opens, and ``model.icse``, the same weights
-bit for bit in a fraction of the bytes (docs/format.md). Both work wherever a model file does. What
-is zero stays zero. The same command takes an interrupted fine-tuning up where it stood.
+It writes to ``-o DIR``: ``clustered.h5``, which any Keras opens, and ``model.icse``, which has the
+same weights bit for bit in a fraction of the bytes (docs/format.md). Both work wherever a model
+file does. Zeros stay zero. The same command goes on with an interrupted fine-tuning where it stood.
 
-BatchNormalization is folded into the layers before it, before anything else is done
-(``speech.net.folding``); ``--keep-norms`` leaves it for who trains the network on.
+First of all, BatchNormalization is folded into the layers before it (``speech.net.folding``);
+``--keep-norms`` leaves it for those who want to train the network further.
 
 Before packing, biases and normalisation are rounded to FP16 (``--others fp32`` keeps them), and
 biases in front of a normalisation of each channel over time, which takes them out again, are set to
-zero (``--keep-biases``). Both are so in ``clustered.h5`` too.
+zero (``--keep-biases`` keeps them). ``clustered.h5`` holds the same values.
 
 Without k, ``--lambda`` weighs the error of the output against the bits of the coder, weight by
 weight (``quantization.ratedistortion``), and ``--target-bytes`` or ``--target-percent`` look for
 the lambda, or with ``--allocate k`` for the k of each layer, with which the file just fits;
-``--target-snr`` looks for the lambda at which the output just stays so close to the model's.
+``--target-snr`` looks for the lambda at which the output is just as close to the model's as asked.
 """
 
 from __future__ import annotations
