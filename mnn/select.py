@@ -1,4 +1,4 @@
-"""Lets several experts enhance recordings, and keeps what an autoencoder of speech judges best.
+"""Lets several experts enhance recordings and keeps the result that an autoencoder judges best.
 
 ::
 
@@ -7,17 +7,17 @@
     python -m mnn.select --experts a.h5 b.h5 --candidates rnnoise=DIR noisy/ -o chosen/
     python -m mnn.select --selector-experts a.icse b.icse --experts a.h5 b.h5 noisy/ -o chosen/
 
-Experts are of any kind (`mnn.pool`); how they are scored says `mnn.selection`. Every file is given
-to all of them, one is chosen, and its signal written with the rate, channels, length, format and
-place in the tree that the file has. With ``--granularity segment`` the choice is made anew for each
-few seconds and cross-faded; with ``--combine`` all estimates are added with weights that follow
-from their scores. Experts over samples are scaled to fit the mixture (`mnn.arbiter`).
+Experts may be of any kind (`mnn.pool`); `mnn.selection` says how they are scored. Every file is
+given to all of them, one is chosen, and its signal is written with the rate, channels, length,
+format and place in the tree of the file. With ``--granularity segment`` the choice is made anew
+every few seconds, with cross-fades; with ``--combine`` all estimates are added with weights that
+follow from their scores. Experts over samples are scaled to fit the mixture (`mnn.arbiter`).
 
-With ``--selector-experts``, compressed copies of the experts in the same order, those are run to
+``--selector-experts`` names compressed copies of the experts in the same order: these are run to
 choose, and of ``--experts`` only the winner is run. ``--check`` runs them all and says how often
 they would have chosen the same.
 
-All channels of a file share one choice: their statistics are added.
+All channels of a file share one choice, for which their statistics are added.
 """
 
 from __future__ import annotations
