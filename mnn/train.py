@@ -9,8 +9,8 @@
     python -m mnn.train expert --snr -5 --where speaker=MCS0,FCS0 --out two.h5
     python -m mnn.train expert --init birds.pruned.h5 --noise-types birds --out birds22.h5
 
-Spectra are computed once and kept; training runs on them. The same command takes an interrupted
-run up where it stood, and does nothing once it is done.
+Spectra are computed once and kept; training runs on them. The same command goes on with an
+interrupted run where it stood, and does nothing once it is done.
 """
 
 from __future__ import annotations
