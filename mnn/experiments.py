@@ -1,4 +1,4 @@
-"""The three experiments of the paper: experts by noise type, by gender, by SNR (MNN, section 4).
+"""Runs the paper's three experiments: experts by noise, by gender, by SNR (docs/papers.md).
 
 ::
 
@@ -6,16 +6,17 @@
     python -m mnn.experiments gender --timit TIMIT --noise NOISES # the paper's sizes
     python -m mnn.experiments snr --scale open --timit corpus/speech --noise corpus/noise
 
-Trains autoencoders and experts (`mnn.train`), mixes test utterances, lets every expert enhance each
-of them, and compares what is chosen, by eqs. (10) and (11) with each autoencoder and by the other
-scorings of `mnn.selection`, with chance (the mean of the experts) and the oracle (the best expert
-for each utterance). Recovery is (selected - chance) / (oracle - chance). 'combined' does not
-choose: all estimates are added, with the weights of `mnn.select --combine`, and the sum is scored.
+It trains autoencoders and experts (`mnn.train`), mixes test utterances and lets every expert
+enhance each of them. It compares the choices by eqs. (10) and (11) with each autoencoder, and by
+the other scorings of `mnn.selection`, with chance (the mean of the experts) and the oracle (the
+best expert for each utterance). Recovery is (selected - chance) / (oracle - chance). 'combined'
+does not choose: all estimates are added, with the weights of `mnn.select --combine`, and the sum is
+scored.
 
-Writes to ``--out``: the models, rows.jsonl (a line a mixture; the same command, killed or not, does
-none twice), report.md, scores.csv, results.json and report.png.
+It writes to ``--out`` the models, rows.jsonl (one line per mixture; the same command, killed or
+not, does none twice), report.md, scores.csv, results.json and report.png.
 
-At bundled scale all is smaller than in the paper: `SCALES` says how.
+At bundled scale all sizes are smaller than in the paper; `SCALES` has them.
 """
 
 from __future__ import annotations
