@@ -7,14 +7,14 @@
     python -m eval.run --clean C --noisy N --enhanced wiener=W --model fcn=fcn.h5 --out results
     python -m eval.run --clean C --enhanced a=A b=B          # without noisy files
 
-Noisy files stand in any tree whose files carry the names of the clean ones (`speech.data.pairing`
-is the rule); the layout ``<noise>/<speaker>/<dB>/<name>.wav`` also gives the tables their noises
-and SNRs. Without noisy files, enhanced and clean files alone are scored.
+Noisy files may lie in any tree, under the names of the clean files (`speech.data.pairing` has the
+rule); from the layout ``<noise>/<speaker>/<dB>/<name>.wav`` the tables take the noises and SNRs.
+Without noisy files, the enhanced files are scored against the clean ones alone.
 
-Writes to ``--out``: scores.csv (a row for each file and system, with its status), summary.csv,
+It writes to ``--out``: scores.csv (a row for each file and system, with its status), summary.csv,
 .json and .md (mean and standard deviation by noise and SNR), differences.csv (paired, to the noisy
-files or ``--baseline``), enhanced/NAME (what the models made), and cache.jsonl: the same command,
-killed or not, scores no file twice.
+files or ``--baseline``), enhanced/NAME (the output of the models), and cache.jsonl, by which the
+same command, killed or not, scores no file twice.
 """
 
 from __future__ import annotations
