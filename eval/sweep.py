@@ -1,4 +1,4 @@
-"""Scores a grid of models on one test set: one table, and score against size.
+"""Scores a grid of models on one test set, as one table and figures of score against size.
 
 ::
 
@@ -6,18 +6,18 @@
     python -m eval.sweep --model models/fcn.h5 --theta 0.65 0.70 none --k none 4 16 64
 
 The second form makes the grid itself, by ``python -m pruning.run`` and ``python -m
-quantization.run`` (``eval.grid``), below ``--out``; models that are there are kept.
+quantization.run`` (``eval.grid``), below ``--out``; models that exist already are kept.
 
-The first model is the baseline: sizes in percent are of its file (and of its parameters, for the
-paper's rule), and each difference is to it, over the same files. A file that one model has no score
-for is left out for all, and counted. The same command goes on where it was (``cache.jsonl``).
+The first model is the baseline: sizes are in percent of its file (and of its parameters, for the
+paper's rule), and each difference is to it, over the same files. A file for which one model has no
+score is left out for all, and counted. The same command goes on where it was (``cache.jsonl``).
 
-Written to ``--out``: ``sweep.csv``, ``sweep.json`` and ``sweep.md`` (a row per model),
+It writes to ``--out``: ``sweep.csv``, ``sweep.json`` and ``sweep.md`` (a row per model),
 ``scores.csv`` (a row per file and model), the figures, PNG and SVG, of PESQ-WB and STOI against the
-bytes of the file and of PESQ-WB against the paper's size, and ``enhanced/<model>``, what it made.
+bytes of the file and of PESQ-WB against the paper's size, and ``enhanced/<model>``, its output.
 
-Labels are free: ``theta`` and ``k`` are marked in the figure, points that share all labels but
-``k`` are joined, and ``k`` is the k of the paper's rule (docs/papers.md, eq. Q3).
+Labels may have any name: ``theta`` and ``k`` are marked in the figure, points that share all labels
+but ``k`` are joined, and ``k`` is the k of the paper's rule (docs/papers.md, eq. Q3).
 """
 
 from __future__ import annotations
