@@ -1,4 +1,4 @@
-"""Writes one page of what runs have given: tables, figures, clips to hear and to see.
+"""Writes one page about runs, with their tables and figures and with clips to hear and see.
 
 ::
 
