@@ -1,4 +1,4 @@
-"""What a model costs: parameters, arithmetic, bytes, receptive field and latency.
+"""Counts what a model costs: parameters, operations, bytes, receptive field and latency.
 
 ::
 
@@ -16,13 +16,13 @@ Size is counted in several ways, each against the FP32 parameters of the baselin
 (docs/papers.md, "ICSE: how size is counted"):
 
 * the paper's rule: non-zero weights x log2(k) bits, and nothing else;
-* in full: one bit a kernel that says whether it is zero, an index for each weight of the other
+* in full: one bit per kernel that says whether it is zero, an index for each weight of the other
   kernels, the codebooks (a zero included if the layer holds one), all other parameters in FP32;
 * the same with Huffman codes for the indices, and with their entropy, the bound of any such code;
 * the bytes of the file.
 
-``--measure`` runs each model too, on one core: seconds of computation per second of audio, and the
-peak memory of a process that does nothing else.
+``--measure`` also runs each model on one core and prints the seconds of computation per second of
+audio, and the peak memory of a process that does nothing else.
 """
 
 from __future__ import annotations
