@@ -1,4 +1,4 @@
-"""Cycles of a model on a systolic array, as SCALE-Sim counts them (docs/cost.md).
+"""Counts the cycles of a model on a systolic array, as SCALE-Sim does (docs/cost.md).
 
 ::
 
@@ -14,7 +14,7 @@ in time (Samajdar et al. 2018, "SCALE-Sim: Systolic CNN Accelerator Simulator", 
     ws, weight stationary    window    filters   outputs
     is, input stationary     window    outputs   filters
 
-There are ceil(s_r / rows) x ceil(s_c / cols) folds. Two ways to put them one after the other:
+There are ceil(s_r / rows) x ceil(s_c / cols) folds, which follow each other in one of two ways:
 
 * 'serial', the released ``scalesim`` (2.0 to 3.0): a fold drains before the next one starts. It
   takes t + rows + cols - 2 cycles (os), or t + 2 rows + cols - 2 (ws, is: rows are filled first).
