@@ -154,7 +154,7 @@ def build_fcn(config: FCNConfig | None = None, *, seed: int = 0) -> keras.Model:
     config = FCNConfig() if config is None else config
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
         raise ValueError(f"seed is {seed!r}, expected an integer of at least 0")
-    # One seed a layer: layers of one shape would otherwise start with the same kernels.
+    # One seed per layer: layers of one shape would otherwise start with the same kernels.
     seeds = iter(np.random.SeedSequence(seed).generate_state(config.num_hidden_layers + 1))
     layers = []
     for class_name, settings in config.layer_configs():
