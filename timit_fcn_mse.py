@@ -24,6 +24,7 @@ from typing import Any
 
 from speech.base import cli
 from speech.base.cli import positive_number
+from speech.base.words import MOST, shown
 from speech.training.common_options import (
     add_data_options,
     add_training_options,
@@ -54,7 +55,7 @@ def _run(options: argparse.Namespace) -> int:
 
     if options.out.exists() and not options.out.is_dir():
         raise ValueError(f"{options.out}: is not a folder; choose another --out")
-    cli.check_out(options.out, data_folders(options))
+    cli.check_out(options.out, data_folders(options), [options.out / OUTPUT_FOLDER])
     select_devices(options.gpu, several=True)
 
     from speech.base.files import held
@@ -132,7 +133,7 @@ def _enhance_and_score(
     from eval import scoring
     from speech.base.files import write_json, write_text
     from speech.base.runinfo import run_info
-    from speech.enhance import Enhancer
+    from speech.net.enhancer import Enhancer
     from speech.sound.audio import SAMPLE_RATE_HZ, peak_normalize, read_audio, write_audio
 
     enhancer = Enhancer(model_path)
@@ -169,7 +170,8 @@ def _enhance_and_score(
     print("\n" + scoring.format_table(summary))
     for row in rows:
         if row["status"] != "ok":
-            print(f"not scored: {row['system']} {row['name']}: {row['status']}", file=sys.stderr)
+            words = shown(f"{row['system']} {row['name']}: {row['status']}", MOST)
+            print(f"not scored: {words}", file=sys.stderr)
     write_text(options.out / "scores.csv", scoring.to_csv(rows))
     write_text(options.out / "results.csv", scoring.to_csv(summary))
     write_json(

@@ -162,7 +162,7 @@ def named_models(arguments: Sequence[str] | None) -> dict[str, str]:
     Raises:
         ValueError: No '=', a name twice or taken, or no such file.
     """
-    from speech.enhance import BASELINE_MODEL
+    from speech.net.enhancer import BASELINE_MODEL
 
     models: dict[str, str] = {}
     for argument in arguments or [f"fcn={BASELINE_MODEL}"]:

@@ -61,7 +61,7 @@ def named_models(arguments: Sequence[str] | None) -> list[Point]:
         ValueError: Another form, a name that can't be used, or one that occurs twice.
     """
     from eval.points import parse_point
-    from speech.enhance import BASELINE_MODEL
+    from speech.net.enhancer import BASELINE_MODEL
 
     models = [parse_point(argument) for argument in arguments or [f"fcn={BASELINE_MODEL}"]]
     names = [model.name for model in models]

@@ -118,7 +118,7 @@ def _train(folder: Path, num_items: int) -> Iterator[Callable[[int], None]]:
 
 
 def _enhance(folder: Path, num_items: int) -> Iterator[Callable[[int], None]]:
-    from speech.enhance import Enhancer
+    from speech.net.enhancer import Enhancer
 
     enhancer, signal = Enhancer(), common.random_speech(UTTERANCE_S)[0, :, 0]
 

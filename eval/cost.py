@@ -443,11 +443,12 @@ def measure(path: str | os.PathLike) -> Measured:
         ValueError: The file enhances nothing by itself, or the process has failed; the message
             says why.
     """
-    environment = {**os.environ, "SPEECH_THREADS": "1", "OMP_NUM_THREADS": "1",
-                   "TF_NUM_INTRAOP_THREADS": "1", "TF_NUM_INTEROP_THREADS": "1"}  # fmt: skip
+    threads = ("SPEECH_THREADS", "OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS",
+               "TF_NUM_INTEROP_THREADS")  # fmt: skip
     done = subprocess.run(
-        [sys.executable, "-m", "eval.cost", "--measured", os.fspath(path)],
-        env=environment, capture_output=True, text=True, check=False,
+        cli.python_command("-m", "eval.cost", "--measured", os.path.abspath(path)),
+        env=cli.python_environment(**dict.fromkeys(threads, "1")),
+        capture_output=True, text=True, check=False,
     )  # fmt: skip
     if done.returncode:
         lines = done.stderr.strip().splitlines() or ["no message"]
@@ -468,7 +469,7 @@ def peak_bytes() -> int:
 
 
 def _measured(path: Path) -> int:
-    from speech.enhance import Enhancer
+    from speech.net.enhancer import Enhancer
 
     enhancer = Enhancer(path)
     rng = np.random.default_rng(0)

@@ -9,6 +9,9 @@ Runs are the output folders of ``timit_fcn_mse.py``, ``eval.run``, ``eval.sweep`
 ``mnn.experiments``, and the ``--json`` files of ``mnn.select``. Those that were scored on the same
 noisy files stand side by side. The page, ``report/index.html``, is one file: it opens from disk and
 asks nothing of any server. It is kept below ``--max-mb`` by leaving clips out, and says so.
+
+A run may come from anybody, so files are put on the page only if they lie below the folder of one
+of the runs, or below one that you name with ``--noisy``, ``--clean`` or ``--show``.
 """
 
 from __future__ import annotations
@@ -45,7 +48,8 @@ def _run(options: argparse.Namespace) -> int:
 
     if options.out.exists() and not options.out.is_dir():
         raise ValueError(f"{options.out}: is not a folder; choose another -o")
-    runs = read_runs(options.runs)
+    folders = [options.noisy, options.clean, *options.show]
+    runs = read_runs(options.runs, [folder for folder in folders if folder is not None])
     sets = join_runs(runs, options.noisy, options.clean)
     page = build(
         runs,
@@ -100,6 +104,9 @@ def _parser() -> argparse.ArgumentParser:
         help="read noisy files from this folder (for runs that do not name theirs)")  # fmt: skip
     add("--clean", type=Path, metavar="DIR",
         help="read clean files from this folder (likewise)")  # fmt: skip
+    add("--show", type=Path, nargs="+", default=[], metavar="DIR",
+        help="allow clips from these folders outside of the runs, such as those of eval.run "
+        "--enhanced")  # fmt: skip
     add("--clip-metric", choices=METRICS, metavar="NAME",
         help="choose clips by their gain in this metric (default: the first that a run "
         "has)")  # fmt: skip

@@ -30,6 +30,7 @@ from typing import Any
 from speech.base import cli
 from speech.base.cli import positive_number
 from speech.base.cluster import add_option, connected
+from speech.base.words import MOST, shown
 
 DEFAULT_OUT = Path("runs") / "eval"
 
@@ -59,7 +60,9 @@ def _run(options: argparse.Namespace) -> int:
         raise ValueError(f"{options.out}: is not a folder; choose another --out")
     _check_metrics(options)
     inputs = [options.noisy, options.clean, *(folder for _, folder in options.enhanced)]
-    cli.check_out(options.out, inputs)
+    made = [options.out / "enhanced" / name for name, _ in options.model]
+    made += [options.out / "matlab"] if options.matlab_style else []
+    cli.check_out(options.out, inputs, made)
     with held(options.out), connected(options.dask, options.jobs) as cluster:
         pairs, systems, unpaired = _pairs_and_systems(options)
         tasks = tasks_of(systems, pairs)
@@ -206,14 +209,15 @@ def _report(
             "them."
         )
     for row in unscored[:_NUM_LISTED]:
-        print(f"not scored: {row['system']} {row['name']}: {row['status']}", file=sys.stderr)
+        words = shown(f"{row['system']} {row['name']}: {row['status']}", MOST)
+        print(f"not scored: {words}", file=sys.stderr)
     if len(unscored) > _NUM_LISTED:
         print(f"and {len(unscored) - _NUM_LISTED} more, in scores.csv", file=sys.stderr)
 
 
 def _check_usage(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
     from eval.tables import PUBLISHED_COLUMNS
-    from speech.enhance import BASELINE_MODEL, DEFAULT_MODEL
+    from speech.net.enhancer import BASELINE_MODEL, DEFAULT_MODEL
 
     if options.noisy is not None and options.clean is None:
         parser.error("--clean and --noisy go together")

@@ -34,6 +34,7 @@ from eval.plots import SYMBOLS, score_against_size
 from eval.points import NOISY, Point, parse_point
 from speech.base import cli
 from speech.base.cluster import Cluster, add_option, connected
+from speech.base.words import markdown
 
 #: The metrics, by the names of `eval.metrics`, and what the table calls them.
 SHOWN = {"pesq_wb": "PESQ-WB", "stoi": "STOI"}
@@ -182,7 +183,8 @@ def format_points(table: Sequence[Mapping[str, Any]]) -> str:
     for metric in SHOWN.values():
         header += [metric, f"{metric} difference (95 %)"]
     for row in table:
-        cells = [row["name"], *("" if row[key] is None else str(row[key]) for key in labels)]
+        named = ["" if row[key] is None else markdown(str(row[key])) for key in labels]
+        cells = [row["name"], *named]
         cells.append("" if math.isnan(row["file_bytes"]) else f"{row['file_bytes']:,}")
         cells += [
             "" if math.isnan(row[key]) else f"{row[key]:.2f}"
@@ -331,7 +333,8 @@ def _run(options: argparse.Namespace) -> int:
 
     if options.out.exists() and not options.out.is_dir():
         raise ValueError(f"{options.out}: is not a folder; choose another --out")
-    cli.check_out(options.out, [options.test_noisy, options.test_clean])
+    inputs = [options.test_noisy, options.test_clean]
+    cli.check_out(options.out, inputs, [options.out / "enhanced"])
     with held(options.out), connected(options.dask, options.jobs) as cluster:
         table = _sweep_of(options, cluster)
     print(format_points(table))

@@ -23,8 +23,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import csv
-import io
 import json
 import math
 import sys
@@ -37,6 +35,7 @@ from typing import Any
 from mnn import published
 from mnn.tables import METRICS, confusion, report_markdown, tabulate
 from speech.base import cli, schema
+from speech.base.words import csv_text
 from speech.training.common_options import check_corpus
 
 EXPERIMENTS = ("noise", "gender", "snr")
@@ -423,7 +422,7 @@ def _judge(
     from mnn.features import fingerprint
     from mnn.pool import open_expert
     from mnn.selection import VERSION
-    from speech.base.files import write_text
+    from speech.base.files import append_text, write_text
 
     daes = {net: Autoencoder(paths[f"dae_{net}"][0]) for net in DAES}
     experts = [
@@ -457,8 +456,7 @@ def _judge(
                 },
                 "picks": picks,
             }
-            with path.open("a", encoding="utf-8") as stream:
-                stream.write(json.dumps(known[key]) + "\n")
+            append_text(path, json.dumps(known[key]) + "\n")
         rows.append(known[key])
     if not rows:
         raise ValueError("no test mixture could be made; the reasons stand above")
@@ -534,20 +532,14 @@ def _write(
     from speech.base.files import write_json, write_text
     from speech.base.runinfo import run_info
 
-    stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
     picks, names = list(rows[0]["picks"]), list(rows[0]["scores"])
-    writer.writerow(
-        ["condition", "name", *(f"{metric} {name}" for metric in METRICS for name in names)]
-        + [f"pick {which}" for which in picks]
-    )
-    for row in rows:
-        writer.writerow(
-            [row["condition"], row["name"]]
-            + [row["scores"][name][metric] for metric in METRICS for name in names]
-            + [row["picks"][which] for which in picks]
-        )
-    write_text(out / "scores.csv", stream.getvalue())
+    table = [
+        {"condition": row["condition"], "name": row["name"]}
+        | {f"{metric} {name}": row["scores"][name][metric] for metric in METRICS for name in names}
+        | {f"pick {which}": row["picks"][which] for which in picks}
+        for row in rows
+    ]
+    write_text(out / "scores.csv", csv_text(table, list(table[0])))
     write_text(out / "report.md", text)
     write_json(out / "results.json", {**result, **run_info()})
     draw(result, out / "report.png")

@@ -32,6 +32,7 @@ from typing import TYPE_CHECKING, Any
 
 from speech.base import cli
 from speech.base.cli import natural_number
+from speech.base.words import shown
 
 if TYPE_CHECKING:
     from mnn.pool import Expert
@@ -130,11 +131,14 @@ def _run(options: argparse.Namespace) -> int:
     from speech.base.files import remove_leftovers
     from speech.enhance import plan_outputs, say_turned_down
 
-    selector, refused = _selector(options)
     inputs, out = options.inputs, options.out
+    filled = [] if inputs else [out / name for name in ("noisy", "clean", "selected")]
+    cli.check_out(out, [folder for _, folder in options.candidates], filled)
+    selector, refused = _selector(options)
     if not inputs:
         inputs, out = [_bundled_clips(options.out)], options.out / "selected"
     jobs = plan_outputs(inputs, out)
+    _check_candidates(jobs, options.candidates)
     for folder in {target.parent for _, target in jobs}:
         remove_leftovers(folder)
     roots = {path: item for item in inputs if item.is_dir() for path, _ in jobs
@@ -166,7 +170,8 @@ def _run(options: argparse.Namespace) -> int:
         rows.append(row)
         print(_line(row, _short(source, roots), width), flush=True)
         for name, reason in row["disqualified"].items():
-            print(f"disqualified for {source}: {name}: {reason}", file=sys.stderr)
+            words = cli.one_line(ValueError(f"{source}: {name}: {reason}"))
+            print(f"disqualified for {words}", file=sys.stderr)
             if options.strict:
                 raise ValueError(f"{name}: {reason}")
     say_turned_down(rows)
@@ -175,8 +180,18 @@ def _run(options: argparse.Namespace) -> int:
     return 0 if rows and not (named and skipped) else 1
 
 
+def _check_candidates(
+    jobs: Sequence[tuple[Path, Path]], candidates: Sequence[tuple[str, Path]]
+) -> None:
+    """Refuses to write among the files of another tool, which a chosen one would replace."""
+    folders = [folder.resolve() for _, folder in candidates]
+    for target, real in ((target, target.resolve()) for _, target in jobs):
+        if any(real.is_relative_to(folder) for folder in folders):
+            raise ValueError(f"{target}: lies inside a folder of --candidates; choose another -o")
+
+
 def _short(source: Path, roots: dict[Path, Path]) -> str:
-    return str(source.relative_to(roots[source])) if source in roots else source.name
+    return shown(str(source.relative_to(roots[source])) if source in roots else source.name)
 
 
 def _line(row: dict[str, Any], name: str, width: int) -> str:

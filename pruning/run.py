@@ -56,10 +56,13 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def _run(options: argparse.Namespace) -> int:
     from speech.base.files import held
     from speech.modelfile.read import read_model_file
+    from speech.net.taps import has_kernel
 
     file = read_model_file(options.model)
     if options.out.resolve() == options.model.resolve():
         raise ValueError(f"{options.out}: would overwrite the model; choose another -o")
+    if not any(has_kernel(layer) for layer in file.layers):
+        raise ValueError(f"{options.model}: has no convolution or matrix to prune")
     _say_what_it_was(file)
     work = options.work or Path("runs") / "pruning" / f"{options.out.stem}-{file.sha256[:8]}"
     needs_work = options.retrain or options.score

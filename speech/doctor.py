@@ -45,7 +45,7 @@ PACKAGES = {
     "soxr": "0.5",
     "joblib": "1.4",
     "tqdm": "4.66",
-    "filelock": "3.16",
+    "filelock": "3.20.1",
     "matplotlib": "3.9",
     "pesq": "0.0.4",
     "pystoi": "0.4.1",
@@ -450,7 +450,7 @@ def check_network() -> str:
 
     from speech.base.device import quiet_start
     from speech.modelfile.spec import ModelFile
-    from speech.net.enhancer import MaskEnhancer
+    from speech.net.mask_enhancer import MaskEnhancer
     from speech.net.timefrequency import TimeFrequencyConfig, build_time_frequency
 
     with quiet_start():

@@ -390,15 +390,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         description="Write a model file as ONNX or LiteRT (TensorFlow Lite).",
         **cli.examples(
             "python -m speech.export models/fcn.h5 --to onnx",
-            "python -m speech.export models/fcn_small.icse --to tflite --int8 -o small.tflite",
+            "python -m speech.export models/fcn_small.icse --int8 -o small.tflite",
         ),
     )
     add = parser.add_argument
     add("model", type=Path, metavar="MODEL", help="read this .h5 or .icse model file")
-    add("--to", choices=FORMATS, required=True, help="write this format")
+    add("--to", choices=FORMATS,
+        help="write this format (default: that of the ending of --out)")  # fmt: skip
     add("--int8", action="store_true", help="store kernels as INT8 (tflite only; dynamic range)")
     add("-o", "--out", type=Path, metavar="FILE", help="write this file (default: beside MODEL)")
     options = parser.parse_args(argv)
+    if options.to is None:
+        options.to = options.out and options.out.suffix.lower().removeprefix(".")
+        if options.to not in FORMATS:
+            ways = " or ".join(f"--to {name}" for name in FORMATS)
+            parser.error(f"the format is missing; give {ways}")
     if options.int8 and options.to != "tflite":
         parser.error("--int8 is for --to tflite")
     cli.log_to_stderr()

@@ -75,6 +75,8 @@ def _train_fcn(asked: Request, machines: Any) -> Trainer:
 
 
 def _train_tf(asked: Request, machines: Any) -> Trainer:
+    from dataclasses import replace
+
     from speech.net.mask_loss import MaskLoss
     from speech.net.timefrequency import SIZES, build_time_frequency
     from speech.net.training_model import MaskTrainingModel
@@ -88,7 +90,7 @@ def _train_tf(asked: Request, machines: Any) -> Trainer:
     print(f"data        {description}; pieces of {config.crop_seconds:g} s")
     if asked.init is None:
         assert asked.size is not None
-        form = SIZES[asked.size]
+        form = replace(SIZES[asked.size], normalization=asked.normalization)
         network = build_time_frequency(form, seed=config.seed)
     else:
         network, form = _load_tf(asked)

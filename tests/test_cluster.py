@@ -41,7 +41,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::F
 @pytest.fixture(scope="module")
 def local():
     """Two workers on this machine, which come back when they die."""
-    if not HAS_DASK:
+    if not HAS_DASK or importlib.util.find_spec("cryptography") is None:
         pytest.skip("needs the extra 'cluster'")
     with cluster.connected("local", 2) as connection:
         yield connection
@@ -401,11 +401,16 @@ def test_a_wrong_address_is_one_line_in_time(command, timit, noises, tmp_path, m
     assert not (tmp_path / "out").exists()
 
 
-def test_the_address_of_a_worker_is_none(local):
-    address = next(iter(local._client.nthreads()))
-    with pytest.raises(ValueError, match="is a Dask worker; give the scheduler's address"):
-        with cluster.connected(address):
-            pass
+@needs_dask
+def test_the_address_of_a_worker_is_none():
+    from distributed import LocalCluster
+
+    settings = {"processes": False, "protocol": "tcp", "dashboard_address": None}
+    with LocalCluster(n_workers=1, **settings) as own:
+        address = next(iter(own.workers.values())).address
+        with pytest.raises(ValueError, match="is a Dask worker; give the scheduler's address"):
+            with cluster.connected(address):
+                pass
 
 
 @pytest.mark.parametrize("command", [prepare, run, sweep])
@@ -423,6 +428,29 @@ def test_without_dask_the_option_says_what_to_install(monkeypatch):
     with pytest.raises(ValueError, match=r"pip install 'dask\[distributed\]'"):
         with cluster.connected("local"):
             pass
+
+
+@needs_dask
+def test_without_keys_no_local_cluster_starts(monkeypatch):
+    monkeypatch.setitem(sys.modules, "cryptography", None)
+    with pytest.raises(ValueError, match="pip install cryptography, or leave --dask out"):
+        with cluster.connected("local"):
+            pass
+
+
+def test_strangers_on_this_machine_run_nothing_in_a_local_cluster(local, tmp_path):
+    from distributed import Client
+
+    scheduler = local._client.scheduler.address
+    workers = list(local._client.scheduler_info()["workers"])
+    assert len(workers) == 2 and all(name.startswith("tls://127.0.0.1:") for name in workers)
+    assert scheduler.startswith("tls://127.0.0.1:")
+    for address in (scheduler, scheduler.replace("tls:", "tcp:")):
+        with pytest.raises((OSError, TypeError, ValueError)):
+            Client(address, timeout=2, set_as_default=False).close()
+        with pytest.raises(ValueError, match="no Dask scheduler answers"):
+            cluster._check_address(address)
+    assert dict(local.map(double, [(1, tmp_path), (2, tmp_path)], 2)) == {0: 2, 1: 4}
 
 
 def test_a_failed_file_has_no_score(tmp_path):

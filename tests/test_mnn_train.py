@@ -25,7 +25,8 @@ from mnn.features import (
     speech_frames,
 )
 from mnn.training import FitConfig, FrameTrainer
-from speech.base.files import read_npz, sha256_of, write_npz
+from speech.base.checkpoint import CheckpointError, read_npz, write_npz
+from speech.base.files import sha256_of
 from speech.data.corpus import Noise, Pair, Utterance, bundled_noise, bundled_speech
 from speech.modelfile.read import read_model_file
 from speech.sound.stft import context_frames, stft
@@ -281,7 +282,7 @@ def test_another_run_is_not_taken_up(make_trainer):
         make_trainer(data_sha256="e").run()
     whole = trainer.checkpoint_path.read_bytes()
     trainer.checkpoint_path.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(TrainingError, match="not a readable checkpoint .* delete it"):
+    with pytest.raises(CheckpointError, match="not a readable checkpoint .* delete it"):
         make_trainer().run()
     trainer.checkpoint_path.write_bytes(whole)
     arrays = read_npz(trainer.checkpoint_path)
@@ -295,7 +296,7 @@ def test_another_run_is_not_taken_up(make_trainer):
     ):
         text = json.dumps(state | changes).encode()
         write_npz(trainer.checkpoint_path, arrays | {"state": np.frombuffer(text, np.uint8)})
-        with pytest.raises(TrainingError, match=message):
+        with pytest.raises(ValueError, match=message):
             make_trainer().run()
     write_npz(trainer.checkpoint_path, arrays | {"variable_0": np.zeros((2, 2), "f4")})
     with pytest.raises(TrainingError, match="not a readable checkpoint .*of another network"):

@@ -8,21 +8,16 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
-import io
 import json
 import math
 import os
 import platform
 import re
-import struct
 import tempfile
 import time
-import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
-
-import numpy as np
+from typing import Any
 
 from speech.base.cli import means_no_room
 
@@ -168,7 +163,10 @@ def held(path: str | os.PathLike) -> Iterator[None]:
     folder = path.parent if is_file else path
     is_new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / (f".{path.name}.lock" if is_file else ".lock"))
+    lock_path = folder / (f".{path.name}.lock" if is_file else ".lock")
+    _check_no_link(lock_path)
+    # Since version 3.20.1 it follows no link itself, whatever happens in between.
+    lock = FileLock(lock_path)
     try:
         lock.acquire(blocking=False)
     except Timeout:
@@ -179,12 +177,20 @@ def held(path: str | os.PathLike) -> Iterator[None]:
         remove_leftovers(folder, below=not is_file)
         yield
     finally:
-        lock_path = Path(lock.lock_file)
         with contextlib.suppress(OSError):
             if is_new and [*folder.iterdir()] == [lock_path]:
                 lock_path.unlink()
                 folder.rmdir()
         lock.release()
+
+
+def _check_no_link(path: Path) -> None:
+    """Raises ValueError for a link, behind which a file of somebody else's would be changed."""
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        raise ValueError(
+            f"{path}: is a link, a folder or a device, where a file of ours is expected; remove "
+            "it, or choose another place"
+        )
 
 
 def raise_if_full(temporary: str | os.PathLike, path: str | os.PathLike) -> None:
@@ -208,7 +214,12 @@ def raise_if_full(temporary: str | os.PathLike, path: str | os.PathLike) -> None
 
 
 def end_line(path: str | os.PathLike) -> None:
-    """Ends the last line of a file to append to, which a kill may have cut; leaves no file be."""
+    """Ends the last line of a file to append to, which a kill may have cut; leaves no file be.
+
+    Raises:
+        ValueError: It is a link.
+    """
+    _check_no_link(Path(path))
     with contextlib.suppress(FileNotFoundError), open(path, "r+b") as stream:
         if stream.seek(0, os.SEEK_END):
             stream.seek(-1, os.SEEK_END)
@@ -220,8 +231,12 @@ def append_text(path: str | os.PathLike, text: str) -> None:
     """Adds ``text`` as UTF-8 to the end of a file, which a kill in the middle can cut.
 
     Bytes of a name that are no text are written as escapes.
+
+    Raises:
+        ValueError: It is a link.
     """
     path = Path(path)
+    _check_no_link(path)
     with _naming(path), path.open("a", encoding="utf-8", errors="backslashreplace") as stream:
         stream.write(text)
 
@@ -239,69 +254,6 @@ def write_json(path: str | os.PathLike, value: Any) -> None:
         ValueError: ``value`` holds a NaN or an infinity; give None instead.
     """
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
-
-
-def write_npz(path: str | os.PathLike, arrays: Mapping[str, np.ndarray]) -> None:
-    """Writes named arrays to ``path``, which must end in ``.npz``, atomically."""
-    stream = io.BytesIO()  # to a full disk, older NumPy would leave its archive open
-    np.savez(stream, **arrays)  # type: ignore[arg-type]
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(stream.getbuffer())
-
-
-def read_npz(path: str | os.PathLike | BinaryIO) -> dict[str, np.ndarray]:
-    """Returns the named arrays of a file of `write_npz`, a file of any origin being data.
-
-    Nothing is unpickled or decompressed, and no memory is asked for that the file does not fill:
-    `write_npz` compresses nothing.
-
-    Args:
-        path: The file, or a stream of it that can be searched.
-
-    Raises:
-        OSError: It cannot be read.
-        ValueError: It is no such file, damaged, or compressed; the message does not name it.
-    """
-    with contextlib.ExitStack() as stack:
-        stream: BinaryIO
-        if isinstance(path, str | os.PathLike):
-            stream = stack.enter_context(open(path, "rb"))
-        else:
-            stream = path
-        num_bytes = stream.seek(0, os.SEEK_END)
-        stream.seek(0)
-        try:
-            with zipfile.ZipFile(stream) as archive:
-                members = archive.infolist()
-                if sum(member.file_size for member in members) > num_bytes:
-                    raise ValueError("its arrays take more bytes than the file has")
-                return {_array_name(member): _stored(archive, member) for member in members}
-        except (
-            EOFError, LookupError, RuntimeError, TypeError, SyntaxError, MemoryError, struct.error,
-            zipfile.BadZipFile,
-        ) as error:  # fmt: skip
-            raise ValueError(str(error) or type(error).__name__) from None
-
-
-def _array_name(member: zipfile.ZipInfo) -> str:
-    if member.compress_type != zipfile.ZIP_STORED or not member.filename.endswith(".npy"):
-        raise ValueError(f"{member.filename!r:.60} is no plain array")
-    return member.filename.removesuffix(".npy")
-
-
-def _stored(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
-    """Returns an array of numbers whose header agrees with what is there."""
-    data = archive.read(member)
-    stream = io.BytesIO(data)
-    version = np.lib.format.read_magic(stream)
-    if version != (1, 0):
-        raise ValueError(f"{member.filename!r:.60} is an array of format {version}")
-    shape, is_fortran, dtype = np.lib.format.read_array_header_1_0(stream)
-    left = data[stream.tell() :]
-    if dtype.kind not in "biufc" or dtype.itemsize * math.prod(shape) != len(left):
-        raise ValueError(f"{member.filename!r:.60} is no array of numbers, or is damaged")
-    array = np.frombuffer(left, dtype).reshape(shape, order="F" if is_fortran else "C")
-    return array.copy()
 
 
 def strict_json(value: Any) -> Any:

@@ -25,6 +25,7 @@ from typing import TypeVar
 
 import numpy as np
 
+from speech.base.words import MOST, shown
 from speech.data import pairing
 from speech.data.pairing import audio_stem
 from speech.data.pairing import parse_snr_folder as parse_snr_folder
@@ -743,7 +744,7 @@ def load_noise(noise: Noise) -> tuple[np.ndarray, int]:
 
 def listed(words: Iterable[str]) -> str:
     """Joins the first few words and counts the others."""
-    words = list(words)
+    words = [shown(word, MOST) for word in words]
     more = f" and {len(words) - _NUM_LISTED} more" if len(words) > _NUM_LISTED else ""
     return ", ".join(words[:_NUM_LISTED]) + more
 
