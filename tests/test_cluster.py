@@ -233,8 +233,8 @@ def test_prepare_on_dying_workers_writes_the_same_bytes(
     monkeypatch.chdir(tmp_path)  # the workers stand elsewhere
     sources = [Path("TIMIT"), Path("noises")]
     with monkeypatch.context() as patched:
-        patched.setattr(prepare, "_mix_on_cluster", mix_or_die)
-        report = prepare.prepare(*sources, snrs_db, Path("two"), cluster=local)
+        patched.setattr(prepared, "_mix_on_cluster", mix_or_die)
+        report = prepared.prepare(*sources, snrs_db, Path("two"), cluster=local)
     ((source, reason),) = report.skipped
     assert source == str(timit / "TEST/DR1/FAKS0/SA1.WAV")
     assert reason == f"{source}: 2 Dask workers died while they had it"
@@ -249,7 +249,7 @@ def test_prepare_on_dying_workers_writes_the_same_bytes(
 
     before = inodes(out)
     monkeypatch.chdir("/")
-    report = prepare.prepare(timit, noises, snrs_db, out)
+    report = prepared.prepare(timit, noises, snrs_db, out)
     assert not report.skipped
     assert contents(out) == expected
     assert before.items() < inodes(out).items()  # only what was missing has been written
@@ -405,7 +405,7 @@ def test_a_wrong_address_is_one_line_in_time(command, timit, noises, tmp_path, m
 def test_the_address_of_a_worker_is_none():
     from distributed import LocalCluster
 
-    settings = {"processes": False, "protocol": "tcp", "dashboard_address": None}
+    settings = {"processes": False, "protocol": "tcp", "dashboard_address": "127.0.0.1:0"}
     with LocalCluster(n_workers=1, **settings) as own:
         address = next(iter(own.workers.values())).address
         with pytest.raises(ValueError, match="is a Dask worker; give the scheduler's address"):
@@ -445,6 +445,8 @@ def test_strangers_on_this_machine_run_nothing_in_a_local_cluster(local, tmp_pat
     workers = list(local._client.scheduler_info()["workers"])
     assert len(workers) == 2 and all(name.startswith("tls://127.0.0.1:") for name in workers)
     assert scheduler.startswith("tls://127.0.0.1:")
+    served = local._client.cluster.scheduler.http_server._sockets.values()
+    assert {own.getsockname()[0] for own in served} == {"127.0.0.1"}
     for address in (scheduler, scheduler.replace("tls:", "tcp:")):
         with pytest.raises((OSError, TypeError, ValueError)):
             Client(address, timeout=2, set_as_default=False).close()

@@ -122,7 +122,9 @@ def connected(address: str | None, num_workers: int = -1) -> Iterator[Cluster | 
                 LocalCluster(
                     n_workers=joblib.cpu_count() if num_workers < 1 else num_workers,
                     threads_per_worker=1,
-                    dashboard_address=None,
+                    # Without an address Dask serves HTTP to the whole network, at port 8787.
+                    dashboard_address="127.0.0.1:0",
+                    scheduler_kwargs={"dashboard": False},
                     security=True,  # what it takes from anybody is run
                     memory_limit=None,
                     silence_logs=logging.CRITICAL,
