@@ -33,7 +33,7 @@ setup(
     py_modules=["timit_fcn_mse"],
     package_data={
         "speech.kernels": ["*.c", "*.h"],
-        "speech.net.kernels": ["*.c"],
+        "speech.net.kernels": ["*.c", "*.h"],
         "speech.minicorpus": [
             "ATTRIBUTION.md",
             "LICENSES/*",

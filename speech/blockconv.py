@@ -35,8 +35,9 @@ _SOURCES = (
     _KERNELS / "blockconv.c",
     _KERNELS / "blocklanes.c",
     Path(__file__).parent / "net" / "kernels" / "tape.c",
+    Path(__file__).parent / "net" / "kernels" / "denoise.c",
 )
-_HEADER = _KERNELS / "transform.h"
+_HEADERS = (_KERNELS / "transform.h", Path(__file__).parent / "net" / "kernels" / "denoise.h")
 _LANES = 16
 
 #: More than any machine has cores; OpenMP ends the process when it can't start what is asked for.
@@ -115,7 +116,7 @@ def library() -> ctypes.CDLL | None:
             "no C compiler found: convolutions run on the Keras backend, several times slower"
         )
         return None
-    source = b"".join(path.read_bytes() for path in (*_SOURCES, _HEADER))
+    source = b"".join(path.read_bytes() for path in (*_SOURCES, *_HEADERS))
     reason = ""
     for variant in _VARIANTS:
         key = hashlib.sha256(
