@@ -42,7 +42,7 @@ setup(
             "speech/**/*.flac",
             "noise/**/*.flac",
         ],
-        "speech": ["templates/*"],
+        "speech": ["templates/*", "templates/c/*"],
         "speech.opencorpus": ["recipe.json"],
         "eval": ["templates/*"],
         "models": ["*.h5", "*.icse", "*.md", "*.csv"],

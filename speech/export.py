@@ -1,11 +1,14 @@
-"""Writes a model file in the formats of other runtimes: ONNX and LiteRT (TensorFlow Lite).
+"""Writes a model file in the formats of other runtimes: ONNX, LiteRT (TensorFlow Lite), plain C.
 
 ::
 
     python -m speech.export model.h5 --to onnx
     python -m speech.export model.icse --to tflite --int8 -o small.tflite
+    python -m speech.export model.icse --to c -o folder
 
-The exported network takes and gives what the Keras model does: float32 [batch, time, channels] of
+``--to c`` writes a causal network over time and frequency as C99 sources without dependencies
+(``speech.net.plain_c``): samples in, samples out, STFT and mask included. Of the other formats, the
+exported network takes and gives what the Keras model does: float32 [batch, time, channels] of
 any batch and length, [batch, time, bands, channels] for a network over time and frequency, or
 [batch, values] for a network of matrices. STFT, compression and mask stay outside, as they do of
 the Keras model: ``speech.net.timefrequency`` says what they are, the model's ``speech_meta`` with
@@ -31,9 +34,9 @@ import numpy as np
 from speech import cli
 
 if TYPE_CHECKING:
-    from speech.modelfile import LayerSpec
+    from speech.modelfile import LayerSpec, ModelFile
 
-FORMATS = ("onnx", "tflite")
+FORMATS = ("onnx", "tflite", "c")
 OPSET = 17
 #: Readable by runtimes from 2023 on.
 IR_VERSION = 8
@@ -390,13 +393,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         **cli.examples(
             "python -m speech.export models/fcn.h5 --to onnx",
             "python -m speech.export models/fcn_small.icse --to tflite --int8 -o small.tflite",
+            "python -m speech.export models/denoise.icse --to c -o denoise_c",
         ),
     )
     add = parser.add_argument
     add("model", type=Path, metavar="MODEL", help="a .h5 or .icse model file")
     add("--to", choices=FORMATS, required=True, help="the format")
     add("--int8", action="store_true", help="tflite: kernels as INT8 (dynamic range)")
-    add("-o", "--out", type=Path, metavar="FILE", help="default: beside MODEL")
+    add("-o", "--out", type=Path, metavar="FILE",
+        help="file, or folder for c (default: beside MODEL)")  # fmt: skip
     options = parser.parse_args(argv)
     if options.int8 and options.to != "tflite":
         parser.error("--int8 is for --to tflite")
@@ -410,6 +415,8 @@ def _run(options: argparse.Namespace) -> int:
     from speech.modelfile import read_model_file
 
     file = read_model_file(options.model)
+    if options.to == "c":
+        return _write_c(file, options.out or options.model.with_name(options.model.stem + "_c"))
     ending = ".int8.tflite" if options.int8 else "." + options.to
     out = options.out or options.model.with_suffix(ending)
     if out.resolve() == options.model.resolve():
@@ -425,6 +432,22 @@ def _run(options: argparse.Namespace) -> int:
     width = max(len(name) for name, _ in rows)
     for name, size in rows:
         print(f"{name:<{width}}  {size:>12,} bytes  {100 * size / original:6.2f} %")
+    return 0
+
+
+def _write_c(file: ModelFile, folder: Path) -> int:
+    from speech.files import atomic_path
+    from speech.net.plain_c import plain_c
+
+    found = plain_c(file)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in found.files.items():
+        with atomic_path(folder / name) as temporary:
+            temporary.write_text(text)
+    print(f"written    {folder}: {', '.join(sorted(found.files))}")
+    print(f"flash      {found.weight_bytes:,} bytes of weights ({file.path.name} as .icse: "
+          f"{found.packed_bytes:,}), {found.table_bytes:,} of tables")  # fmt: skip
+    print(f"RAM        {found.ram_bytes:,} bytes, {found.state_bytes:,} of them from hop to hop")
     return 0
 
 

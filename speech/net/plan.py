@@ -137,6 +137,19 @@ class Plan:
         rings = sum(tensor.num_floats for tensor in self.tensors if tensor.frames > 1)
         return 4 * (rings + 2 * self.conventions.stft.frame)
 
+    @property
+    def mac_per_frame(self) -> int:
+        """Multiplications, each with an addition, of all kernels for one frame, edges in full."""
+        total = 0
+        for layer in self.layers:
+            if layer.kernel is not None:
+                target = self.tensors[layer.target]
+                # A transposed convolution is computed for one band more than it reads.
+                bands = target.bands - (self.split > 1 and layer.target == self.masks)
+                over_bands = layer.kind == OVER_BANDS
+                total += layer.kernel.size * (target.channels if over_bands else bands)
+        return total
+
 
 def plan_of(file: ModelFile) -> Plan:
     """Writes the network of a model file down.
@@ -325,20 +338,6 @@ class _Writer:
             total = max(total, place + size)
             self._tensors[number] = replace(tensor, place=place)
         return total
-
-
-def scratch_floats(plan: Plan) -> int:
-    """Returns the floats that the largest kernel and bias take once they are unpacked."""
-    most = 0
-    for layer in plan.layers:
-        if layer.kernel is not None:
-            wide = tape.padded(layer.kernel.shape[-1])
-            rows = layer.taps * layer.width
-            ins = (
-                plan.tensors[layer.source].wide if layer.kind == CONVOLUTION else len(layer.kernel)
-            )
-            most = max(most, wide + rows * ins * wide)
-    return most
 
 
 def array_floats(conventions: MaskConventions) -> int:

@@ -150,15 +150,14 @@ class _CLayer(ctypes.Structure):
         *((n, ctypes.c_uint8) for n in ("kind", "activation", "kernel_format", "bias_format")),
         *((n, ctypes.c_int16) for n in ("source", "target", "residual", "first", "taps",
                                         "dilation", "width", "stride", "in", "out")),
-        ("book_size", ctypes.c_uint16),
+        *((n, ctypes.c_uint16) for n in ("book_size", "mask_rows")),
         *((n, ctypes.c_void_p) for n in ("kernel", "book", "mask", "bias")),
     ]  # fmt: skip
 
 
 class _CModel(ctypes.Structure):
     _fields_ = [
-        *((n, ctypes.c_int32) for n in ("rate_hz", "frame", "hop")),
-        *((n, ctypes.c_uint8) for n in ("window", "book_format")),
+        *((n, ctypes.c_int32) for n in ("rate_hz", "frame", "hop", "window")),
         ("power", ctypes.c_float),
         *((n, ctypes.c_int16) for n in ("num_tensors", "num_layers", "features", "masks",
                                         "split")),
@@ -196,7 +195,7 @@ class _CEngine:
         stft = plan.conventions.stft
         num_floats = plans.array_floats(plan.conventions) + plan.tensor_floats
         self._model = _CModel(
-            plan.conventions.sample_rate_hz, stft.frame, stft.hop, stft.window == "sqrt_hann", 0,
+            plan.conventions.sample_rate_hz, stft.frame, stft.hop, stft.window == "sqrt_hann",
             plan.conventions.power, len(plan.tensors), len(plan.layers), plan.features, plan.masks,
             plan.split, plan.tensor_floats, num_floats, self._tensors, self._layers,
         )  # fmt: skip

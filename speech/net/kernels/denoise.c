@@ -112,14 +112,15 @@ INLINE unsigned index_at(const uint8_t *bytes, size_t bit, unsigned num_bits)
 }
 
 /* Unpacks a kernel as float [rows][wide_in][wide_out], zero beyond in and out. */
-static void unpack(const denoise_layer *l, int book_format, int rows, int wide_in, int wide_out,
-                   float *to)
+static void unpack(const denoise_layer *l, int rows, int wide_in, int wide_out, float *to)
 {
+    int has_book = l->kernel_format >= DENOISE_INDICES_TO_FLOATS;
+    int book_format =
+        l->kernel_format == DENOISE_INDICES_TO_HALVES ? DENOISE_HALVES : DENOISE_FLOATS;
     float book[256];
     unsigned num_bits = 0;
-    if (l->kernel_format == DENOISE_INDICES)
-        for (int i = 0; i < l->book_size; i++)
-            book[i] = stored_value(l->book, book_format, (size_t)i);
+    for (int i = 0; has_book && i < l->book_size; i++)
+        book[i] = stored_value(l->book, book_format, (size_t)i);
     while (1u << num_bits < l->book_size) num_bits++;
     if (l->mask || wide_in != l->in || wide_out != l->out)
         memset(to, 0, (size_t)rows * (size_t)wide_in * (size_t)wide_out * sizeof *to);
@@ -127,13 +128,11 @@ static void unpack(const denoise_layer *l, int book_format, int rows, int wide_i
     for (int r = 0; r < rows; r++)
         for (int i = 0; i < l->in; i++) {
             float *row = to + ((size_t)r * (size_t)wide_in + (size_t)i) * (size_t)wide_out;
-            size_t column = (size_t)i * (size_t)l->out;
+            size_t column = ((size_t)(l->mask_rows > 1 ? r * l->in : 0) + (size_t)i) * (size_t)l->out;
             for (int o = 0; o < l->out; o++, column++) {
                 if (l->mask && !(l->mask[column >> 3] >> (7 - (column & 7)) & 1)) continue;
-                if (l->kernel_format == DENOISE_INDICES)
-                    row[o] = book[index_at(l->kernel, read * num_bits, num_bits)];
-                else
-                    row[o] = stored_value(l->kernel, l->kernel_format, read);
+                if (has_book) row[o] = book[index_at(l->kernel, read * num_bits, num_bits)];
+                else row[o] = stored_value(l->kernel, l->kernel_format, read);
                 read++;
             }
         }
@@ -153,7 +152,7 @@ static const float *kernel_of(const denoise_state *s, const denoise_layer *l, in
     if (l->kernel_format == DENOISE_FLOATS && !l->mask && wide_in == l->in && wide_out == l->out)
         return l->kernel;
     scratch += (wide_out + LANES - 1) / LANES * LANES;
-    unpack(l, s->model->book_format, rows, wide_in, wide_out, scratch);
+    unpack(l, rows, wide_in, wide_out, scratch);
     return scratch;
 }
 

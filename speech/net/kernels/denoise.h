@@ -21,7 +21,7 @@
 
 enum { DENOISE_CONVOLUTION, DENOISE_OVER_BANDS, DENOISE_POINTWISE };
 enum { DENOISE_LINEAR, DENOISE_SILU };
-enum { DENOISE_FLOATS, DENOISE_HALVES, DENOISE_INDICES };
+enum { DENOISE_FLOATS, DENOISE_HALVES, DENOISE_INDICES_TO_FLOATS, DENOISE_INDICES_TO_HALVES };
 enum { DENOISE_HANN, DENOISE_ROOT_HANN };
 
 /* float [frames][before + bands + after][channels], zero in the bands before and after. */
@@ -44,15 +44,16 @@ typedef struct {
     int16_t source, target, residual; /* numbers of tensors; -1: none */
     int16_t first, taps, dilation, width, stride, in, out;
     uint16_t book_size; /* values of the codebook */
+    uint16_t mask_rows; /* rows of the mask: 1 for all rows of the kernel, or as many as it has */
     const void *kernel; /* floats, halves, or indices of as few bits as book_size needs */
-    const void *book;   /* the codebook, halves or floats as in book_format */
-    const uint8_t *mask; /* a bit for each [in][out]: whether it is stored, else zero; NULL: all */
+    const void *book;   /* the codebook, NULL: none */
+    const uint8_t *mask; /* a bit for each [mask_rows][in][out]: stored, or zero; NULL: all stored */
     const void *bias;   /* NULL: none */
 } denoise_layer;
 
 typedef struct {
     int32_t rate_hz, frame, hop; /* frame: a power of two */
-    uint8_t window, book_format;
+    int32_t window;
     float power; /* of the compressed spectrum */
     int16_t num_tensors, num_layers;
     int16_t features, masks; /* numbers of tensors: what the network takes, and gives */
