@@ -59,7 +59,7 @@ def test_rooms_import_only_what_they_may(path):
      "speech.net.enhancer", "speech.net.folding", "speech.net.keras_models", "speech.net.plan",
      "speech.net.reach", "speech.net.streaming",
      "speech.network", "speech.opencorpus", "speech.options", "speech.prepare",
-     "speech.tensorboard", "speech.train", "speech.training.config", "speech.training.options",
+     "speech.stream", "speech.tensorboard", "speech.train", "speech.training.config", "speech.training.options",
      "speech.weights", "eval.cost", "eval.cycles", "eval.metrics",
      "eval.page", "eval.report", "eval.run", "eval.scoring", "eval.sweep", "mnn.arbiter",
      "mnn.experiments", "mnn.pool", "mnn.select", "mnn.selection", "mnn.selector", "mnn.tables",

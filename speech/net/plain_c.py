@@ -9,6 +9,7 @@ runs, into memory that all layers share.
 
 from __future__ import annotations
 
+import math
 import string
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -106,6 +107,10 @@ def stored(array: np.ndarray) -> _Stored:
     return min(forms, key=lambda form: form.num_bytes)
 
 
+def _shape(layer: Layer) -> tuple[int, ...]:
+    return () if layer.kernel is None else layer.kernel.shape
+
+
 def _plain(array: np.ndarray) -> _Stored:
     with np.errstate(over="ignore"):
         half = array.astype("<f2")
@@ -131,9 +136,9 @@ def plain_c(file: ModelFile) -> PlainC:
         layer = plan.layers[number]
         wide, bias = plans.widened(plan, layer)
         outs = tape.padded(wide.shape[-1])
-        is_ready = kernel.format == _FLOATS and wide.shape == np.shape(layer.kernel)
+        is_ready = kernel.format == _FLOATS and wide.shape == _shape(layer)
         if not is_ready:
-            num_unpacked += np.size(layer.kernel)
+            num_unpacked += math.prod(_shape(layer))
         if not is_ready or bias is not None:
             scratch = max(scratch, outs + (0 if is_ready else wide.size))
     num_floats = plans.array_floats(plan.conventions) + plan.tensor_floats + scratch
@@ -192,7 +197,7 @@ def _weights_c(
     for number, layer in enumerate(plan.layers):
         if number in kernels:
             kernel = kernels[number]
-            yield f"/* {layer.name}: {' x '.join(map(str, np.shape(layer.kernel)))} */\n"
+            yield f"/* {layer.name}: {' x '.join(map(str, _shape(layer)))} */\n"
             yield _array(f"kernel_{number}", kernel.data, kernel.format == _FLOATS)
             if kernel.book:
                 is_floats = kernel.format == _INDICES_TO_FLOATS
