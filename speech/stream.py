@@ -63,7 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--model", type=Path, default=DEFAULT_MODEL, metavar="FILE",
-        help="a causal network over time and frequency (default: shipped)")  # fmt: skip
+        help="model: a causal network over time and frequency (default: shipped)")  # fmt: skip
     add("--format", choices=sorted(FORMATS), default="s16",
         help="of the PCM: 16 bits or floats, in native byte order (default s16)")  # fmt: skip
     add("--rate", type=cli.positive_number, metavar="HZ",
