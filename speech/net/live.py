@@ -46,10 +46,10 @@ class Live:
         self._levels = [0.0, 0.0]  # mean squares of input and output, of late
 
     def _resamplers(self) -> tuple[StreamResampler, StreamResampler]:
-        rates_hz = self.rate_hz, self._stream.sample_rate_hz
+        own_hz, inner_hz = self.rate_hz, self._stream.sample_rate_hz
         return (
-            StreamResampler(*rates_hz, 1, quality=_QUALITY),
-            StreamResampler(*reversed(rates_hz), 1, quality=_QUALITY),
+            StreamResampler(own_hz, inner_hz, 1, quality=_QUALITY),
+            StreamResampler(inner_hz, own_hz, 1, quality=_QUALITY),
         )
 
     @functools.cached_property

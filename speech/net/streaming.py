@@ -64,7 +64,7 @@ class Stream:
         self.plan = model
         is_fast = engine == "fast" and blockconv.is_available()
         self.engine = "c" if is_fast else "numpy"
-        self._engine: _CEngine | _NumpyEngine = (_CEngine if is_fast else _NumpyEngine)(model)
+        self._engine: CEngine | _NumpyEngine = (CEngine if is_fast else _NumpyEngine)(model)
         stft = model.conventions.stft
         self.sample_rate_hz = model.conventions.sample_rate_hz
         self.hop_samples, self.latency_samples = stft.hop, stft.frame
@@ -176,7 +176,7 @@ class _CState(ctypes.Structure):
     ]
 
 
-class _CEngine:
+class CEngine:
     """Runs whole hops through ``kernels/denoise.c``; kernels are floats, nothing is unpacked."""
 
     def __init__(self, plan: Plan) -> None:
@@ -227,6 +227,7 @@ class _CEngine:
 
     @property
     def num_silenced(self) -> int:
+        """Hops that were taken for silence."""
         return self._state.silenced
 
     @num_silenced.setter
@@ -234,9 +235,11 @@ class _CEngine:
         self._state.silenced = number
 
     def reset(self) -> None:
+        """Forgets all that came before."""
         self._library.denoise_reset(ctypes.byref(self._state))
 
     def run(self, samples: np.ndarray) -> np.ndarray:
+        """Takes whole hops, float32 [num_samples], and returns as many, a frame less a hop late."""
         found = np.empty_like(samples)
         self._library.denoise_hops(
             ctypes.byref(self._state), ctypes.c_void_p(samples.ctypes.data),
