@@ -445,9 +445,10 @@ def _write_c(file: ModelFile, folder: Path) -> int:
         with atomic_path(folder / name) as temporary:
             temporary.write_text(text)
     print(f"written    {folder}: {', '.join(sorted(found.files))}")
-    print(f"flash      {found.weight_bytes:,} bytes of weights ({file.path.name} as .icse: "
-          f"{found.packed_bytes:,}), {found.table_bytes:,} of tables")  # fmt: skip
-    print(f"RAM        {found.ram_bytes:,} bytes, {found.state_bytes:,} of them from hop to hop")
+    sizes = found.sizes
+    print(f"flash      {sizes.weight_bytes:,} bytes of weights ({file.path.name} as .icse: "
+          f"{found.packed_bytes:,}), {sizes.table_bytes:,} of tables")  # fmt: skip
+    print(f"RAM        {sizes.ram_bytes:,} bytes, {sizes.state_bytes:,} of them from hop to hop")
     return 0
 
 

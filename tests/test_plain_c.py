@@ -124,8 +124,8 @@ def test_the_small_form_on_files(tmp_path):
     layers = clustered(mask_layers(SIZES["small"]), 16)
     file = write_mask_network(tmp_path / "small.icse", layers, SIZES["small"])
     found = write(file, tmp_path)
-    assert found.weight_bytes <= 1.1 * file.path.stat().st_size == 1.1 * found.packed_bytes
-    assert found.ram_bytes <= 256_000
+    assert found.sizes.weight_bytes <= 1.1 * file.path.stat().st_size == 1.1 * found.packed_bytes
+    assert found.sizes.ram_bytes <= 256_000
     run, enhancer = compiled(tmp_path, *STRICT), Enhancer(file.path)
     for place, signal in enumerate(clips(20, 4000)):
         signal = signal[: 4000 - 37 * place]
@@ -177,9 +177,9 @@ def test_sizes_are_those_that_a_compiler_sees(tmp_path):
     tensor, layer, model, state, num_tensors, num_layers = map(int, done.stdout.split())
     # Pointers take 8 bytes here, 4 on the devices that the figures are for.
     sizes = tensor * num_tensors + (layer - 16) * num_layers + model - 8
-    assert found.table_bytes <= sizes <= found.table_bytes + 8 * num_layers + 8
+    assert found.sizes.table_bytes <= sizes <= found.sizes.table_bytes + 8 * num_layers + 8
     plan = plan_of(file)
-    assert found.state_bytes == plan.state_bytes < found.ram_bytes
+    assert found.sizes.state_bytes == plan.state_bytes < found.sizes.ram_bytes
     assert state - 8 <= 12 + 128 + 8
 
 

@@ -39,28 +39,39 @@ _TENSOR_BYTES, _LAYER_BYTES, _MODEL_BYTES, _STATE_BYTES = 16, 44, 52, 12 + 2 * p
 
 
 @dataclass(frozen=True)
-class PlainC:
-    """A network as C sources, and what it takes on a device.
+class DeviceSizes:
+    """What a network takes on a device.
 
     Attributes:
-        files: Texts by name.
         weight_bytes: Of constants: kernels, codebooks and biases.
         table_bytes: Of constants: tables of layers and tensors, with pointers of 4 bytes.
         ram_bytes: Of state and memory.
         state_bytes: Of these, what one hop leaves for the next.
         scratch_bytes: Of these, room for the kernel that is unpacked.
-        packed_bytes: Of the packed model file.
         num_unpacked: Weights that are unpacked for each hop.
     """
 
-    files: dict[str, str]
     weight_bytes: int
     table_bytes: int
     ram_bytes: int
     state_bytes: int
     scratch_bytes: int
-    packed_bytes: int
     num_unpacked: int
+
+
+@dataclass(frozen=True)
+class PlainC:
+    """A network as C sources.
+
+    Attributes:
+        files: Texts by name.
+        sizes: What it takes on a device.
+        packed_bytes: Of the packed model file.
+    """
+
+    files: dict[str, str]
+    sizes: DeviceSizes
+    packed_bytes: int
 
 
 @dataclass(frozen=True)
@@ -119,6 +130,40 @@ def _plain(array: np.ndarray) -> _Stored:
     return _Stored(_FLOATS, array.astype("<f4").tobytes())
 
 
+class _Encoded:
+    """Kernels and biases of a plan in their shortest forms, by layer, and what they need."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.kernels = {
+            i: stored(x.kernel) for i, x in enumerate(plan.layers) if x.kernel is not None
+        }
+        self.biases = {i: _plain(x.bias) for i, x in enumerate(plan.layers) if x.bias is not None}
+        scratch = num_unpacked = 0
+        for number, kernel in self.kernels.items():
+            layer = plan.layers[number]
+            wide, bias = plans.widened(plan, layer)
+            is_ready = kernel.format == _FLOATS and wide.shape == _shape(layer)
+            if not is_ready:
+                num_unpacked += math.prod(_shape(layer))
+            if not is_ready or bias is not None:
+                outs = tape.padded(wide.shape[-1])
+                scratch = max(scratch, outs + (0 if is_ready else wide.size))
+        self.num_floats = plans.array_floats(plan.conventions) + plan.tensor_floats + scratch
+        self.sizes = DeviceSizes(
+            sum(item.num_bytes for item in (*self.kernels.values(), *self.biases.values())),
+            _MODEL_BYTES + _TENSOR_BYTES * len(plan.tensors) + _LAYER_BYTES * len(plan.layers),
+            4 * self.num_floats + _STATE_BYTES,
+            plan.state_bytes,
+            4 * scratch,
+            num_unpacked,
+        )
+
+
+def sizes_of(file: ModelFile) -> DeviceSizes:
+    """Returns what a network takes on a device; raises as `plain_c`."""
+    return _Encoded(plan_of(file)).sizes
+
+
 def plain_c(file: ModelFile) -> PlainC:
     """Writes a network as C.
 
@@ -129,40 +174,13 @@ def plain_c(file: ModelFile) -> PlainC:
         ModelFileError: It cannot stream; the message says why.
     """
     plan = plan_of(file)
-    kernels = {i: stored(x.kernel) for i, x in enumerate(plan.layers) if x.kernel is not None}
-    biases = {i: _plain(x.bias) for i, x in enumerate(plan.layers) if x.bias is not None}
-    scratch = num_unpacked = 0
-    for number, kernel in kernels.items():
-        layer = plan.layers[number]
-        wide, bias = plans.widened(plan, layer)
-        outs = tape.padded(wide.shape[-1])
-        is_ready = kernel.format == _FLOATS and wide.shape == _shape(layer)
-        if not is_ready:
-            num_unpacked += math.prod(_shape(layer))
-        if not is_ready or bias is not None:
-            scratch = max(scratch, outs + (0 if is_ready else wide.size))
-    num_floats = plans.array_floats(plan.conventions) + plan.tensor_floats + scratch
-    table_bytes = _MODEL_BYTES + _TENSOR_BYTES * len(plan.tensors) + _LAYER_BYTES * len(plan.layers)
-    found = PlainC(
-        {},
-        sum(item.num_bytes for item in (*kernels.values(), *biases.values())),
-        table_bytes,
-        4 * num_floats + _STATE_BYTES,
-        plan.state_bytes,
-        4 * scratch,
-        len(pack(file.layers, file.meta)),
-        num_unpacked,
-    )
-    found.files.update(
-        {name: (_KERNELS / name).read_text() for name in ("denoise.h", "denoise.c")}
-        | {name: (_TEMPLATES / name).read_text() for name in ("main.c", "Makefile")}
-        | {
-            "weights.h": _weights_h(plan, num_floats),
-            "weights.c": "".join(_weights_c(file, plan, kernels, biases, num_floats)),
-            "README.md": _readme(file, plan, found),
-        }
-    )
-    return found
+    encoded, packed_bytes = _Encoded(plan), len(pack(file.layers, file.meta))
+    files = {name: (_KERNELS / name).read_text() for name in ("denoise.h", "denoise.c")}
+    files |= {name: (_TEMPLATES / name).read_text() for name in ("main.c", "Makefile")}
+    files["weights.h"] = _weights_h(plan, encoded.num_floats)
+    files["weights.c"] = "".join(_weights_c(file, plan, encoded))
+    files["README.md"] = _readme(file, plan, encoded.sizes, packed_bytes)
+    return PlainC(files, encoded.sizes, packed_bytes)
 
 
 def _weights_h(plan: Plan, num_floats: int) -> str:
@@ -185,13 +203,8 @@ extern const denoise_model denoise_weights;
 """
 
 
-def _weights_c(
-    file: ModelFile,
-    plan: Plan,
-    kernels: dict[int, _Stored],
-    biases: dict[int, _Stored],
-    num_floats: int,
-) -> Iterator[str]:
+def _weights_c(file: ModelFile, plan: Plan, encoded: _Encoded) -> Iterator[str]:
+    kernels, biases = encoded.kernels, encoded.biases
     yield f"/* The network of {file.path.name}, sha256 {file.sha256}. */\n\n"
     yield '#include "weights.h"\n\n'
     for number, layer in enumerate(plan.layers):
@@ -226,7 +239,7 @@ def _weights_c(
 const denoise_model denoise_weights = {{
     {plan.conventions.sample_rate_hz}, {stft.frame}, {stft.hop}, {window}, {_literal(power)},
     {len(plan.tensors)}, {len(plan.layers)}, {plan.features}, {plan.masks}, {plan.split},
-    {plan.tensor_floats}, {num_floats}, tensors, layers,
+    {plan.tensor_floats}, {encoded.num_floats}, tensors, layers,
 }};
 """
 
@@ -271,7 +284,7 @@ def _literal(value: float) -> str:
     return text + ("f" if "." in text or "e" in text else ".0f")
 
 
-def _readme(file: ModelFile, plan: Plan, found: PlainC) -> str:
+def _readme(file: ModelFile, plan: Plan, found: DeviceSizes, packed_bytes: int) -> str:
     conventions = plan.conventions
     stft, rate_hz = conventions.stft, conventions.sample_rate_hz
     packing = (
@@ -292,7 +305,7 @@ def _readme(file: ModelFile, plan: Plan, found: PlainC) -> str:
         latency_ms=f"{1000 * stft.frame / rate_hz:g}",
         weight_bytes=f"{found.weight_bytes:,}",
         table_bytes=f"{found.table_bytes:,}",
-        packed_bytes=f"{found.packed_bytes:,}",
+        packed_bytes=f"{packed_bytes:,}",
         ram_bytes=f"{found.ram_bytes:,}",
         state_bytes=f"{found.state_bytes:,}",
         scratch_bytes=f"{found.scratch_bytes:,}",
