@@ -17,8 +17,8 @@ setup(
         "speech",
         "speech.base",
         "speech.data",
-        "speech.kernels",
         "speech.minicorpus",
+        "speech.modelfile",
         "speech.net",
         "speech.net.kernels",
         "speech.opencorpus",
@@ -32,7 +32,6 @@ setup(
     ],
     py_modules=["timit_fcn_mse"],
     package_data={
-        "speech.kernels": ["*.c", "*.h"],
         "speech.net.kernels": ["*.c", "*.h"],
         "speech.minicorpus": [
             "ATTRIBUTION.md",
@@ -57,7 +56,7 @@ setup(
         "soxr>=0.5",
         "joblib>=1.4",
         "tqdm>=4.66",
-        "filelock>=3.16",
+        "filelock>=3.20.1",
         "matplotlib>=3.9",
         "pesq>=0.0.4",
         "pystoi>=0.4.1",
@@ -73,6 +72,7 @@ setup(
             "mir_eval>=0.8,<0.9",
             "pyroomacoustics>=0.10.1",
             "dask[distributed]>=2025.1",
+            "cryptography>=42",
             "jinja2>=3.1",
             "tensorboard>=2.19",
             "nbclient>=0.10",
@@ -86,7 +86,7 @@ setup(
             "mir_eval>=0.8,<0.9",
             "fast_bss_eval>=0.1.4",
         ],
-        "cluster": ["dask[distributed]>=2025.1"],
+        "cluster": ["dask[distributed]>=2025.1", "cryptography>=42"],
         "quality": [
             "noisereduce>=3.0.3",
             "pyrnnoise>=0.4.5",

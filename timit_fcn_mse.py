@@ -22,9 +22,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from speech import cli
-from speech.cli import positive_number
-from speech.options import (
+from speech.base import cli
+from speech.base.cli import positive_number
+from speech.base.words import MOST, shown
+from speech.training.common_options import (
     add_data_options,
     add_training_options,
     augmentation,
@@ -50,15 +51,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from speech.device import select_devices
+    from speech.base.device import select_devices
 
     if options.out.exists() and not options.out.is_dir():
         raise ValueError(f"{options.out}: is not a folder; choose another --out")
-    cli.check_out(options.out, data_folders(options))
+    cli.check_out(options.out, data_folders(options), [options.out / OUTPUT_FOLDER])
     select_devices(options.gpu, several=True)
 
-    from speech.distribution import read_task
-    from speech.files import held
+    from speech.base.files import held
+    from speech.training.distribution import read_task
 
     task = read_task()
     if task is not None and task.rank:
@@ -72,7 +73,7 @@ def _help(task: Any, options: argparse.Namespace) -> int:
     """Trains with the first machine, which alone writes, enhances and scores."""
     import tempfile
 
-    from speech.datasets import load_data
+    from speech.training.datasets import load_data
 
     if options.eval_only:
         raise ValueError("--eval-only runs on the first machine of TF_CONFIG alone")
@@ -88,10 +89,10 @@ def _help(task: Any, options: argparse.Namespace) -> int:
 
 
 def _lead(task: Any, options: argparse.Namespace) -> int:
-    from speech.datasets import load_data
+    from speech.training.datasets import load_data
 
     if options.tensorboard is not None:
-        from speech.tensorboard import require_tensorboard
+        from speech.training.tensorboard import require_tensorboard
 
         require_tensorboard(options.tensorboard or None)  # not after an hour of mixing
     started = time.perf_counter()
@@ -112,7 +113,7 @@ def _lead(task: Any, options: argparse.Namespace) -> int:
 
 
 def _train(task: Any, data: Any, config: Any, options: argparse.Namespace) -> None:
-    from speech.distribution import Machines
+    from speech.training.distribution import Machines
     from speech.training.run import train_fcn
 
     folder = options.tensorboard
@@ -130,10 +131,10 @@ def _enhance_and_score(
     model_path: Path, pairs: Sequence[Any], options: argparse.Namespace
 ) -> list[dict[str, Any]]:
     from eval import scoring
-    from speech.audio import SAMPLE_RATE_HZ, peak_normalize, read_audio, write_audio
-    from speech.enhance import Enhancer
-    from speech.files import write_json, write_text
-    from speech.runinfo import run_info
+    from speech.base.files import write_json, write_text
+    from speech.base.runinfo import run_info
+    from speech.net.enhancer import Enhancer
+    from speech.sound.audio import SAMPLE_RATE_HZ, peak_normalize, read_audio, write_audio
 
     enhancer = Enhancer(model_path)
     folder = options.out / OUTPUT_FOLDER
@@ -169,7 +170,8 @@ def _enhance_and_score(
     print("\n" + scoring.format_table(summary))
     for row in rows:
         if row["status"] != "ok":
-            print(f"not scored: {row['system']} {row['name']}: {row['status']}", file=sys.stderr)
+            words = shown(f"{row['system']} {row['name']}: {row['status']}", MOST)
+            print(f"not scored: {words}", file=sys.stderr)
     write_text(options.out / "scores.csv", scoring.to_csv(rows))
     write_text(options.out / "results.csv", scoring.to_csv(summary))
     write_json(

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from speech.files import write_json
-from speech.runinfo import run_info
+from speech.base.files import write_json
+from speech.base.runinfo import run_info
 
 #: Fewer rounds give no median worth printing.
 MIN_ROUNDS = 7

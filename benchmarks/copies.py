@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks import common
 from mnn import experiments
-from speech import cli
-from speech.options import check_corpus
+from speech.base import cli
+from speech.training.common_options import check_corpus
 
 if TYPE_CHECKING:
     from mnn.arbiter import Arbiter
@@ -107,7 +107,7 @@ def compare(plan: Any, pools: Sequence[tuple[Arbiter, Sequence[Expert]]]) -> dic
 
     from eval.metrics import METRICS as SCORES
     from mnn import selection
-    from speech.corpus import render
+    from speech.data.corpus import render
 
     mixture = render(plan)
     noisy = mixture.noisy.astype(np.float32)

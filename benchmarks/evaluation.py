@@ -22,7 +22,7 @@ from typing import Any
 
 from benchmarks import common
 from eval.isolation import ONE_THREAD
-from speech import cli
+from speech.base import cli
 
 BASE = "ours, one process"
 BARE = "pesq and pystoi alone, one core"
@@ -116,8 +116,8 @@ def _time_sdr(pairs: Sequence[tuple[Any, Any]], rounds: int) -> dict[str, Any]:
 
 def _write_mixtures(folder: Path, num_files: int) -> list[Any]:
     from eval.scoring import Task
-    from speech import corpus
-    from speech.prepare import write_mixtures
+    from speech.data import corpus
+    from speech.data.prepared import write_mixtures
 
     plans = corpus.plan_mixtures(
         corpus.bundled_speech("TEST"), corpus.bundled_noise("TEST"), [5.0]
@@ -161,8 +161,8 @@ def _bare(tasks: Sequence[Any]) -> Callable[[], Any]:
 
 
 def _sdr_pairs(tasks: Sequence[Any]) -> list[tuple[Any, Any]]:
-    from speech.audio import read_audio
-    from speech.enhance import Enhancer
+    from speech.net.enhancer import Enhancer
+    from speech.sound.audio import read_audio
 
     enhancer, pairs = Enhancer(), []
     for place, task in enumerate(tasks):

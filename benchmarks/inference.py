@@ -23,7 +23,7 @@ from typing import Any
 
 from benchmarks import common
 from eval.cost import peak_bytes
-from speech import cli
+from speech.base import cli
 
 BASE = "ours"
 GROWTH_SECONDS = (1, 10, 60, 120, 600, 3600)
@@ -47,11 +47,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from speech.device import quiet_start
+    from speech.base.device import quiet_start
 
     with quiet_start():
         import keras  # noqa: F401
-    from speech.fcn import build_fcn
+    from speech.net.fcn import build_fcn
 
     model = build_fcn()
     result: dict[str, Any] = {"utterances": {}, "compressed": {}}
@@ -83,14 +83,14 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _spec_of(model: Any) -> tuple[Any, ...]:
-    from speech.weights import layers_of
+    from speech.net.keras_models import layers_of
 
     return layers_of(model)
 
 
 def _network(layers: Sequence[Any]) -> Any:
-    from speech.inference import InferenceNetwork
-    from speech.network import blocks_from_layers, parameters_of
+    from speech.net.chain import blocks_from_layers, parameters_of
+    from speech.net.inference import InferenceNetwork
 
     blocks, tanh = blocks_from_layers([(layer.class_name, layer.config) for layer in layers])
     return InferenceNetwork(blocks, parameters_of(layers), tanh=tanh)
@@ -216,8 +216,8 @@ def _compressed(model: Any, rounds: int) -> dict[str, Any]:
     """Times ours dense, with kernels at zero, and with half of the filters, on 3 s."""
     import numpy as np
 
-    from speech.fcn import FCNConfig, build_fcn
-    from speech.modelfile import LayerSpec
+    from speech.modelfile.spec import LayerSpec
+    from speech.net.fcn import FCNConfig, build_fcn
 
     rng = np.random.default_rng(0)
     dense = _spec_of(model)
@@ -249,7 +249,7 @@ def _compressed(model: Any, rounds: int) -> dict[str, Any]:
 
 def _growth(model: Any) -> list[dict[str, float]]:
     """Measures each length in a process of its own, so that peak memory is that length's."""
-    from speech.weights import save_model
+    from speech.net.keras_models import save_model
 
     rows = []
     print(f"\n  {'seconds':>8}{'time s':>10}{'time/audio':>12}{'peak MB':>10}  way")
@@ -257,9 +257,11 @@ def _growth(model: Any) -> list[dict[str, float]]:
         path = Path(folder) / "fcn.h5"
         save_model(model, path, {})
         for seconds in GROWTH_SECONDS:
-            command = [sys.executable, "-m", "benchmarks.inference"]
             done = subprocess.run(
-                [*command, "--one-length", str(seconds), str(path)],
+                cli.python_command(
+                    "-m", "benchmarks.inference", "--one-length", str(seconds), str(path)
+                ),
+                env=cli.python_environment(),
                 capture_output=True,
                 text=True,
                 check=True,
@@ -275,9 +277,9 @@ def _growth(model: Any) -> list[dict[str, float]]:
 
 def _one_length(seconds: float, path: str) -> int:
     """Enhances one signal through the library and prints time and peak memory as JSON."""
-    from speech import enhance
+    from speech.net.enhancer import WHOLE_SECONDS, Enhancer
 
-    enhancer = enhance.Enhancer(path)
+    enhancer = Enhancer(path)
     signal = common.random_speech(seconds)[0, :, 0]
     enhancer.enhance(signal[:16000])
     times = []
@@ -289,7 +291,7 @@ def _one_length(seconds: float, path: str) -> int:
         "seconds": seconds,
         "time_s": statistics.median(times),
         "peak_bytes": peak_bytes(),
-        "way": "whole" if seconds <= enhance.WHOLE_SECONDS else "blocks",
+        "way": "whole" if seconds <= WHOLE_SECONDS else "blocks",
     }
     print(json.dumps(result))
     return 0

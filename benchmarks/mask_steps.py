@@ -120,7 +120,7 @@ def _serve(connection: Connection, name: str, task: Task) -> None:
 
 
 def _keras_step(task: Task, engine: str) -> Callable[[], Any]:
-    from speech.device import quiet_start
+    from speech.base.device import quiet_start
 
     with quiet_start():
         import keras

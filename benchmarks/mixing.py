@@ -24,10 +24,11 @@ from typing import Any
 import numpy as np
 
 from benchmarks import common
-from speech import cli, corpus
+from speech.base import cli
+from speech.data import corpus
 from speech.data.mixtures import PieceSource
 from speech.data.prefetch import prefetched_batches
-from speech.options import check_corpus
+from speech.training.common_options import check_corpus
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -68,7 +68,7 @@ class Ours(System):
     """One of our model files."""
 
     def __init__(self, path: str) -> None:
-        from speech.enhance import Enhancer
+        from speech.net.enhancer import Enhancer
 
         self._enhancer = Enhancer(path)
         self.num_bytes = os.path.getsize(path)
@@ -261,14 +261,14 @@ def in_frames(signal: np.ndarray, size: int) -> np.ndarray:
 
 def to_full_band(signal: np.ndarray) -> np.ndarray:
     """Resamples float32 from 16 to 48 kHz."""
-    from speech.audio import resample
+    from speech.sound.audio import resample
 
     return resample(signal, RATE_HZ, FULL_BAND_HZ)
 
 
 def from_full_band(signal: np.ndarray, num_samples: int) -> np.ndarray:
     """Resamples float32 from 48 to 16 kHz and cuts it."""
-    from speech.audio import resample
+    from speech.sound.audio import resample
 
     return resample(signal, FULL_BAND_HZ, RATE_HZ)[:num_samples]
 

@@ -41,9 +41,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks import common, peers, quality
-from speech import cli
-from speech.files import strict_json
-from speech.options import check_corpus
+from speech.base import cli
+from speech.base.files import strict_json
+from speech.training.common_options import check_corpus
 
 if TYPE_CHECKING:
     from mnn.pool import Expert
@@ -53,7 +53,7 @@ TOOLS = ("noisereduce", "RNNoise", "DeepFilterNet 3")
 
 _MODELS = ("fcn.h5", "expert_birds.icse", "expert_typing.icse", "expert_engine.icse")
 
-#: Test files a noise and SNR.
+#: Test files per noise and SNR.
 NUM_TEST = 1
 
 #: Row -> metric, scoring, and whether levels are fitted.
@@ -84,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--noise", type=Path, metavar="DIR", help="noise; its TEST part (with --timit)")
     add("--snr", type=cli.decibels, nargs="+", metavar="DB", help="default -5 0 5 10 15")
     add("--num-test", type=cli.positive_number, default=NUM_TEST, metavar="N",
-        help="files a noise and SNR (default %(default)s)")  # fmt: skip
+        help="files per noise and SNR (default %(default)s)")  # fmt: skip
     add("--seed", type=cli.natural_number, default=0, metavar="N", help="of the noise segments")
     add("--experts", type=Path, nargs="+", default=[models / name for name in _MODELS],
         metavar="FILE", help="our members (default: the shipped FCN and mask experts)")  # fmt: skip
@@ -196,7 +196,7 @@ def judge(
     """
     from eval.scoring import Task, score_all
     from mnn.dae import Autoencoder
-    from speech.audio import write_audio
+    from speech.sound.audio import write_audio
 
     dae = Autoencoder(dae_path)
     rows, tasks = [], []

@@ -24,12 +24,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks import common
-from speech import cli
-from speech.cli import natural_number, positive_number
-from speech.options import check_corpus
+from speech.base import cli
+from speech.base.cli import natural_number, positive_number
+from speech.training.common_options import check_corpus
 
 if TYPE_CHECKING:
-    from eval.sweep import Point
+    from eval.points import Point
 
 ROOT = Path(__file__).parent.parent
 STAGES = 7
@@ -108,9 +108,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
+    from eval.points import Point
     from eval.run import BUNDLED_SNRS_DB
     from eval.scoring import json_ready
-    from eval.sweep import Point, format_points, sweep
+    from eval.sweep import format_points, sweep
     from eval.systems import bundled_pairs
 
     points = [Point("before", options.model, {"retrained": "no"})]
@@ -147,7 +148,7 @@ def time_models(points: Sequence[Point], rounds: int) -> common.Timing:
         points: The models.
         rounds: Of the timing.
     """
-    from speech.enhance import Enhancer
+    from speech.net.enhancer import Enhancer
 
     signal = common.random_speech(SECONDS)[0, :, 0]
 
@@ -171,7 +172,7 @@ def draw(table: Sequence[Mapping[str, Any]], path: Path) -> None:
     """
     from matplotlib.figure import Figure
 
-    from speech.files import atomic_path
+    from speech.base.files import atomic_path
 
     baseline = next(row for row in table if row["name"] == BASELINE)
     series: dict[str, list[Mapping[str, Any]]] = {}
@@ -213,16 +214,21 @@ def _made(row: Row, options: argparse.Namespace) -> Path:
     command = _pruning(row, path, options) if row.options else _from_scratch(folder, options)
     with open(folder / "log.txt", "w") as log:
         status = subprocess.run(
-            command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, check=False
+            command,
+            cwd=ROOT,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            check=False,
+            env=cli.python_environment(),
         ).returncode
     if status:
-        raise ValueError(f"{row.name}: {command[1]} ended with {status}, see {log.name}")
+        raise ValueError(f"{row.name}: {command[3]} ended with {status}, see {log.name}")
     (folder / "done").touch()
     return path
 
 
 def _pruning(row: Row, path: Path, options: argparse.Namespace) -> list[str]:
-    command = [sys.executable, "-m", "pruning.run", str(options.model.resolve())]
+    command = cli.python_command("-m", "pruning.run", str(options.model.resolve()))
     command += ["-o", str(path.resolve()), *row.options]
     if row.is_retrained:
         if row.name == LONG:
@@ -240,7 +246,7 @@ def _pruning(row: Row, path: Path, options: argparse.Namespace) -> list[str]:
 
 
 def _from_scratch(folder: Path, options: argparse.Namespace) -> list[str]:
-    from speech.modelfile import read_model_file
+    from speech.modelfile.read import read_model_file
 
     widths = [
         layer.config["filters"]
@@ -249,7 +255,7 @@ def _from_scratch(folder: Path, options: argparse.Namespace) -> list[str]:
     ]
     filters = round(widths[0] * (1 - FILTER_SHARE))
     num_train = _num_steps(options) * BATCH_SIZE
-    command = [sys.executable, "timit_fcn_mse.py", "--out", str(folder.resolve())]
+    command = cli.python_command("-m", "timit_fcn_mse", "--out", str(folder.resolve()))
     command += ["--filters", str(filters), "--epochs", "1", "--num-train", str(num_train)]
     return [*command, *_common(options)]
 
@@ -293,7 +299,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--long-steps", type=natural_number, default=4000, metavar="N",
         help=f"of row {LONG}; 0 leaves it out (default %(default)s)")  # fmt: skip
     add("--num-test", type=positive_number, default=6, metavar="N",
-        help="bundled test files a noise and SNR (default %(default)s)")  # fmt: skip
+        help="bundled test files per noise and SNR (default %(default)s)")  # fmt: skip
     add("--rounds", type=positive_number, default=21, metavar="N",
         help="of the timing (default %(default)s)")  # fmt: skip
     add("--seed", type=natural_number, default=0, metavar="N", help="default 0")

@@ -44,9 +44,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks import common, peers
-from speech import cli
-from speech.files import strict_json
-from speech.options import check_corpus
+from speech.base import cli
+from speech.base.files import strict_json
+from speech.training.common_options import check_corpus
 
 if TYPE_CHECKING:
     import numpy as np
@@ -55,7 +55,7 @@ NOISY = "noisy"
 INPUT_PEAK = 0.5
 MAX_DELAY_SAMPLES = 4000
 
-#: Test files a noise and SNR.
+#: Test files per noise and SNR.
 NUM_TEST = 3
 
 METRICS = {"pesq_wb": "PESQ-WB", "pesq_nb": "PESQ-NB", "stoi": "STOI", "si_sdr_db": "SI-SDR dB"}
@@ -103,7 +103,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--noise", type=Path, metavar="DIR", help="noise; its TEST part (with --timit)")
     add("--snr", type=cli.decibels, nargs="+", metavar="DB", help="default -5 0 5 10 15")
     add("--num-test", type=cli.positive_number, default=NUM_TEST, metavar="N",
-        help="files a noise and SNR (default %(default)s)")  # fmt: skip
+        help="files per noise and SNR (default %(default)s)")  # fmt: skip
     add("--seed", type=cli.natural_number, default=0, metavar="N", help="of the noise segments")
     add("--model", nargs="+", action="extend", metavar="NAME=FILE",
         help="our models (default fcn=models/fcn.h5)")  # fmt: skip
@@ -162,7 +162,7 @@ def named_models(arguments: Sequence[str] | None) -> dict[str, str]:
     Raises:
         ValueError: No '=', a name twice or taken, or no such file.
     """
-    from speech.enhance import BASELINE_MODEL
+    from speech.net.enhancer import BASELINE_MODEL
 
     models: dict[str, str] = {}
     for argument in arguments or [f"fcn={BASELINE_MODEL}"]:
@@ -179,9 +179,9 @@ def named_models(arguments: Sequence[str] | None) -> dict[str, str]:
 
 def test_set(options: argparse.Namespace, folder: Path) -> tuple[list[Any], set[str], str]:
     """Writes the mixtures; returns the pairs, the noises without a training part, and a line."""
-    from speech import corpus
-    from speech.options import SNRS_DB
-    from speech.prepare import write_mixtures
+    from speech.data import corpus
+    from speech.data.prepared import write_mixtures
+    from speech.training.common_options import SNRS_DB
 
     if options.timit is None:
         speech = corpus.bundled_speech("TEST")
@@ -267,7 +267,7 @@ def enhance_aligned(contender: Contender, noisy: np.ndarray) -> peers.Result:
 
 def enhance_all(contenders: Sequence[Contender], pairs: Sequence[Any], folder: Path) -> None:
     """Lets every contender enhance every file, taking turns."""
-    from speech.audio import write_audio
+    from speech.sound.audio import write_audio
 
     for pair in cli.progress(pairs, total=len(pairs), label="enhancing"):
         noisy = read_samples(pair.noisy_path)
@@ -456,7 +456,7 @@ def draw(systems: dict[str, dict[str, Any]], path: Path, title: str) -> None:
     """
     from matplotlib.figure import Figure
 
-    from speech.files import atomic_path
+    from speech.base.files import atomic_path
 
     num_bytes = {name: system["bytes"] for name, system in systems.items()}
     without = [name for name, count in num_bytes.items() if not count]
@@ -520,14 +520,14 @@ def output_path(folder: Path, place: int, pair: Any) -> Path:
 
 def read_samples(path: Path) -> np.ndarray:
     """Returns the samples of a file, [num_samples]."""
-    from speech.audio import read_audio
+    from speech.sound.audio import read_audio
 
     return read_audio(path).samples
 
 
 def at_peak(signal: np.ndarray) -> np.ndarray:
     """Scales to the common peak; silence stays silence."""
-    from speech.audio import peak_normalize
+    from speech.sound.audio import peak_normalize
 
     return peak_normalize(signal) * signal.dtype.type(INPUT_PEAK)
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import common, training
-from speech import cli
+from speech.base import cli
 
 BASE = "plain training"
 
@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     from quantization.tfmot_bridge import Worker, require_tfmot
-    from speech.device import quiet_start
+    from speech.base.device import quiet_start
 
     with quiet_start():
         import keras  # noqa: F401
@@ -69,8 +69,8 @@ def _clustering(worker: Any, seconds: float, k: int, *, fast: bool) -> Callable[
     """Returns a step of the FCN in a process of TF-MOT, a tenth of each layer's channels pruned."""
     import numpy as np
 
-    from speech.fcn import build_fcn
-    from speech.weights import layers_of
+    from speech.net.fcn import build_fcn
+    from speech.net.keras_models import layers_of
 
     layers, books, masks = layers_of(build_fcn()), {}, {}
     rng = np.random.default_rng(0)

@@ -7,9 +7,10 @@
     python -m benchmarks.recipes --network tf --hours 0.25 --timit CORPUS/speech --noise NOISE
 
 The runs of the network over time and frequency (``--network tf``) are calls of ``speech.train``,
-each of the same time on the clock, each with one setting that differs from the first row's:
-size, loss, or data. They are scored side by side by ``eval.sweep``, on the bundled test mixtures
-or on the folders given.
+each with one setting that differs from the first row's: size, normalisation, loss, or data. All
+have the same time on the clock (``--hours``), or the same number of steps (``--steps``), which does
+not depend on what else the machine does. They are scored side by side by ``eval.sweep``, on the
+bundled test mixtures or on the folders given.
 
 Of the FCN, every run is a call of ``timit_fcn_mse.py`` from random weights, the next with one part
 more; the losses branch off and go back. They share seed, test files and steps, not seconds of
@@ -31,13 +32,17 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import common
-from speech import cli
-from speech.cli import amount, natural_number, positive_number
-from speech.options import check_corpus
+from speech.base import cli
+from speech.base.cli import amount, natural_number, positive_number
+from speech.net.timefrequency import SIZES
+from speech.training.common_options import check_corpus
+from speech.training.options import TF_RECIPES
 
 ROOT = Path(__file__).parent.parent
 STEPS = 600
 HOURS = 0.25
+#: Validations of a run of so many steps.
+EPOCHS = 4
 BATCH_SIZE = 4
 METRICS = {"pesq_wb": "PESQ-WB", "stoi": "STOI"}
 
@@ -82,9 +87,11 @@ def variants() -> list[Variant]:
 
 #: Rows for the network over time and frequency: what differs, options of ``speech.train``.
 TF_VARIANTS: dict[str, tuple[str, Sequence[str]]] = {
-    "medium": ("the recipe as it is", []),
+    "recipe": ("the recipe as it is, of the form of --size", []),
     "small": ("the small form", ["--size", "small"]),
+    "medium": ("the medium form", ["--size", "medium"]),
     "large": ("the large form", ["--size", "large"]),
+    "no_norm": ("no normalisation", ["--normalization", "none"]),
     "spectra": ("no loss between waveforms", ["--loss-waveform", "0", "--loss-si-sdr", "0"]),
     "consistency": (
         "the loss of FastEnhancer: magnitude, complex, consistency, waveform",
@@ -129,6 +136,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("--more-speech, --test-noisy and --test-clean are for --network tf")
     if (options.test_noisy is None) != (options.test_clean is None):
         parser.error("--test-noisy and --test-clean go together")
+    if options.steps and options.hours:
+        parser.error("--steps and --hours are two ways to say how long: give one of them")
     if options.more_speech and not options.timit:
         parser.error("--more-speech goes with --timit")
     return cli.run(lambda: _run_tf(options) if options.network == "tf" else _run(options))
@@ -143,19 +152,20 @@ def _run(options: argparse.Namespace) -> int:
         rows.append({"name": variant.name, "meaning": MEANINGS[variant.name], **summary(folder)})
         print(format_rows(rows[-1:]), flush=True)
     print("\n" + format_rows(rows, head=True))
-    common.write_result(options.json, {"steps": options.steps, "rows": rows})
+    common.write_result(options.json, {"steps": options.steps or STEPS, "rows": rows})
     return 0
 
 
 def _run_tf(options: argparse.Namespace) -> int:
     names = [name for name in TF_VARIANTS if not options.only or name in options.only]
+    names = [name for name in names if name != options.size]  # that row is 'recipe'
     if not options.more_speech:
         names = [name for name in names if name != "more_speech"]
     for name in names:
         print(f"training {name}", flush=True)
         _call(tf_command(name, options), options.out / name)
     test = options.out / "test"
-    command = [sys.executable, "-m", "eval.sweep", "--out", str(test.resolve()), "--model"]
+    command = cli.python_command("-m", "eval.sweep", "--out", str(test.resolve()), "--model")
     command += [f"{name}={(options.out / name / 'model.h5').resolve()}" for name in names]
     if options.test_noisy:
         command += ["--test-noisy", str(options.test_noisy.resolve())]
@@ -169,14 +179,22 @@ def _run_tf(options: argparse.Namespace) -> int:
         for name in names
     ]  # fmt: skip
     print("\n" + format_rows(rows, head=True))
-    common.write_result(options.json, {"hours": options.hours, "rows": rows})
+    length = {"steps": options.steps} if options.steps else {"hours": options.hours or HOURS}
+    common.write_result(options.json, {"size": options.size, **length, "rows": rows})
     return 0
 
 
 def tf_command(name: str, options: argparse.Namespace) -> list[str]:
     """Returns the call of ``speech.train`` for a row; repeated, it goes on where it was."""
-    command = [sys.executable, "-m", "speech.train", "--network", "tf", "--recipe", "best"]
-    command += ["--hours", str(options.hours), "--seed", str(options.seed)]
+    command = cli.python_command("-m", "speech.train", "--network", "tf", "--recipe", "best")
+    if options.steps:
+        items = max(1, options.steps // EPOCHS) * TF_RECIPES["best"]["batch_size"]
+        command += ["--epochs", str(EPOCHS), "--num-train", str(items)]
+    else:
+        command += ["--hours", str(options.hours or HOURS)]
+    command += ["--seed", str(options.seed)]
+    if name not in SIZES:
+        command += ["--size", options.size]
     command += ["--gpu", options.gpu, "--out", str((options.out / name).resolve())]
     if options.timit:
         trees = [*options.timit, *(options.more_speech if name == "more_speech" else ())]
@@ -190,16 +208,23 @@ def _call(command: Sequence[str], folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "log.txt", "a") as log:
         status = subprocess.run(
-            command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, check=False
+            command,
+            cwd=ROOT,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            check=False,
+            env=cli.python_environment(),
         ).returncode
     if status:
-        raise ValueError(f"{folder.name}: {command[2]} ended with {status}, see {log.name}")
+        raise ValueError(f"{folder.name}: {command[3]} ended with {status}, see {log.name}")
 
 
 def _train(variant: Variant, folder: Path, options: argparse.Namespace) -> None:
     """Runs the training, unless it is done: then the command has little to do."""
-    arguments = [sys.executable, "-m", "timit_fcn_mse", "--gpu", options.gpu, "--recipe", "paper"]
-    arguments += ["--epochs", "1", "--num-train", str(options.steps * variant.batch_size)]
+    arguments = cli.python_command("-m", "timit_fcn_mse", "--gpu", options.gpu)
+    arguments += ["--recipe", "paper"]
+    steps = options.steps or STEPS
+    arguments += ["--epochs", "1", "--num-train", str(steps * variant.batch_size)]
     arguments += ["--batch-size", str(variant.batch_size), "--seed", str(options.seed)]
     arguments += ["--num-test", str(options.num_test), "--out", str(folder.resolve())]
     if options.timit:
@@ -279,10 +304,12 @@ def _parser() -> argparse.ArgumentParser:
         help="the paper's, or the one over time and frequency (default %(default)s)")  # fmt: skip
     add("--timit", type=Path, nargs="+", metavar="DIR", help="speech (default: bundled)")
     add("--noise", type=Path, metavar="DIR", help="noise, with --timit")
-    add("--steps", type=positive_number, default=STEPS, metavar="N",
-        help="of each run of fcn (default %(default)s)")  # fmt: skip
-    add("--hours", type=amount, default=HOURS, metavar="H",
-        help="of each run of tf, on the clock (default %(default)s)")  # fmt: skip
+    add("--steps", type=positive_number, metavar="N",
+        help=f"of each run (default: {STEPS} of fcn; of tf, time decides)")  # fmt: skip
+    add("--hours", type=amount, metavar="H",
+        help=f"of each run of tf, on the clock (default {HOURS:g})")  # fmt: skip
+    add("--size", choices=tuple(SIZES), default="medium",
+        help="tf: form of all rows but those of other forms (default %(default)s)")  # fmt: skip
     add("--more-speech", type=Path, nargs="+", metavar="DIR",
         help="tf: trees that the row 'more_speech' has besides")  # fmt: skip
     add("--test-noisy", type=Path, metavar="DIR",

@@ -25,11 +25,11 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks import common
 from eval.published import JOINT_SNRS_DB, JOINT_TRAINING, SOURCE
-from speech import cli
-from speech.options import check_corpus
+from speech.base import cli
+from speech.training.common_options import check_corpus
 
 if TYPE_CHECKING:
-    from eval.sweep import Point
+    from eval.points import Point
 
 NUM_TEST = 2
 METRICS = ("pesq_wb", "stoi")
@@ -60,8 +60,8 @@ def named_models(arguments: Sequence[str] | None) -> list[Point]:
     Raises:
         ValueError: Another form, a name that can't be used, or one that occurs twice.
     """
-    from eval.sweep import parse_point
-    from speech.enhance import BASELINE_MODEL
+    from eval.points import parse_point
+    from speech.net.enhancer import BASELINE_MODEL
 
     models = [parse_point(argument) for argument in arguments or [f"fcn={BASELINE_MODEL}"]]
     names = [model.name for model in models]
@@ -71,8 +71,8 @@ def named_models(arguments: Sequence[str] | None) -> list[Point]:
 
 
 def _run(models: Sequence[Point], options: argparse.Namespace) -> int:
-    from speech.augment import require_rooms
-    from speech.files import held, sha256_of, strict_json, write_text
+    from speech.base.files import held, sha256_of, strict_json, write_text
+    from speech.sound.augment import require_rooms
 
     require_rooms()
     described = [
@@ -155,8 +155,8 @@ def test_set(
         The pairs; and how many rooms there are, and the least, median and largest reverberation
         time of the utterances in s, or None without rooms.
     """
-    from speech import corpus
-    from speech.prepare import write_mixtures
+    from speech.data import corpus
+    from speech.data.prepared import write_mixtures
 
     if options.timit is None:
         speech, noise = corpus.bundled_speech("TEST"), corpus.bundled_noise("TEST")
@@ -268,7 +268,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--model", nargs="+", action="extend", metavar="NAME=FILE",
         help="what enhances (default fcn=models/fcn.h5)")  # fmt: skip
     add("--num-test", type=cli.positive_number, default=NUM_TEST, metavar="N",
-        help="files a noise and SNR in each of the two sets (default %(default)s)")  # fmt: skip
+        help="files per noise and SNR in each of the two sets (default %(default)s)")  # fmt: skip
     add("--seed", type=cli.natural_number, default=0, metavar="N",
         help="of noise segments and rooms (default 0)")  # fmt: skip
     add("--jobs", type=cli.positive_number, default=-1, metavar="N",

@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks import common
-from speech import cli
+from speech.base import cli
 
 if TYPE_CHECKING:
     from mnn.arbiter import Arbiter
@@ -112,7 +112,7 @@ def pools() -> dict[str, list[Expert]]:
     """Returns three FCNs, which are one, and the three shipped mask experts."""
     from mnn.pool import open_expert
     from mnn.select import DEFAULT_EXPERTS
-    from speech.enhance import BASELINE_MODEL
+    from speech.net.enhancer import BASELINE_MODEL
 
     return {
         "FCNs": [open_expert(BASELINE_MODEL, f"fcn{number}") for number in (1, 2, 3)],

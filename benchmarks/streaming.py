@@ -34,7 +34,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks import common, peers
-from speech import cli
+from speech.base import cli
 
 if TYPE_CHECKING:
     import numpy as np
@@ -170,7 +170,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from speech.enhance import DEFAULT_MODEL
+    from speech.net.enhancer import DEFAULT_MODEL
 
     for path in [*filter(None, (options.small, options.gtcrn)), *(options.dtln or [])]:
         if not path.is_file():
@@ -205,7 +205,7 @@ def _run(options: argparse.Namespace) -> int:
 
 def random_small(path: Path) -> Path:
     """Writes the small form with random weights; they don't matter for speed."""
-    from speech.compact import write_compact
+    from speech.modelfile.icse import write_compact
     from speech.net.timefrequency import SIZES, build_time_frequency
     from speech.weights import layers_of
 
@@ -253,7 +253,7 @@ def _measured(
 
 def cold_start(folder: Path, rounds: int) -> dict[str, float]:
     """Returns seconds of ``python -m speech.enhance`` on a file of 5 s, medians on one core."""
-    from speech.audio import write_audio
+    from speech.sound.audio import write_audio
 
     noisy, clean = folder / "noisy.wav", folder / "clean.wav"
     write_audio(noisy, common.random_speech(COLD_SECONDS)[0, :, 0])

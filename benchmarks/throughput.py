@@ -8,7 +8,7 @@
 Every stage is measured on utterances of 3 s, made of the bundled corpus, in a process of its own
 that is bound to one core; training and the scheduler have all cores of the machine. Stages:
 
-    mix       mixing on the fly for training (`speech.pipeline`), audio in memory
+    mix       mixing on the fly for training (`speech.data.pipeline`), audio in memory
     train     a training step of the FCN, one utterance
     enhance   the shipped FCN, samples in memory
     score     PESQ-WB and STOI of files, with a cache
@@ -41,7 +41,7 @@ from typing import Any
 
 from benchmarks import common
 from eval.isolation import ONE_THREAD
-from speech import cli
+from speech.base import cli
 
 #: TIMIT's mean: 5.4 hours in 6300 utterances.
 UTTERANCE_S = 3.0
@@ -84,11 +84,11 @@ class Stage:
 
 
 def _mix(folder: Path, num_items: int) -> Iterator[Callable[[int], None]]:
-    from speech import corpus
-    from speech.device import quiet_start
+    from speech.base.device import quiet_start
+    from speech.data import corpus
 
     with quiet_start():
-        from speech.pipeline import MixtureSource, TrainingData
+        from speech.data.pipeline import MixtureSource, TrainingData
 
     speech = corpus.find_speech(_write_speech(folder, min(num_items, 100)))
     source = MixtureSource(speech, corpus.bundled_noise("TRAIN"), [-5, 0, 5, 10, 15])
@@ -104,7 +104,7 @@ def _mix(folder: Path, num_items: int) -> Iterator[Callable[[int], None]]:
 
 def _train(folder: Path, num_items: int) -> Iterator[Callable[[int], None]]:
     from benchmarks.training import _ours
-    from speech.device import quiet_start
+    from speech.base.device import quiet_start
 
     with quiet_start():
         import keras  # noqa: F401
@@ -118,7 +118,7 @@ def _train(folder: Path, num_items: int) -> Iterator[Callable[[int], None]]:
 
 
 def _enhance(folder: Path, num_items: int) -> Iterator[Callable[[int], None]]:
-    from speech.enhance import Enhancer
+    from speech.net.enhancer import Enhancer
 
     enhancer, signal = Enhancer(), common.random_speech(UTTERANCE_S)[0, :, 0]
 
@@ -131,8 +131,8 @@ def _enhance(folder: Path, num_items: int) -> Iterator[Callable[[int], None]]:
 
 def _score(folder: Path, num_items: int) -> Iterator[Callable[[int], None]]:
     from eval import scoring
-    from speech import corpus
-    from speech.prepare import write_mixtures
+    from speech.data import corpus
+    from speech.data.prepared import write_mixtures
 
     speech = corpus.find_speech(_write_speech(folder, num_items))
     plans = corpus.plan_mixtures(speech, corpus.bundled_noise("TEST")[:1], [5.0])
@@ -153,8 +153,8 @@ def _score(folder: Path, num_items: int) -> Iterator[Callable[[int], None]]:
 
 
 def _prepare(folder: Path, num_items: int) -> Iterator[Callable[[int], None]]:
-    from speech import corpus
-    from speech.prepare import prepare
+    from speech.data import corpus
+    from speech.data.prepared import prepare
 
     speech = _write_speech(folder, max(1, num_items // NUM_CONDITIONS))
     noises = corpus.bundled_noise("TRAIN")[:NUM_NOISES]
@@ -172,7 +172,7 @@ def _prepare(folder: Path, num_items: int) -> Iterator[Callable[[int], None]]:
 
 
 def _schedule(folder: Path, num_items: int) -> Iterator[Callable[[int], None]]:
-    from speech import cluster
+    from speech.base import cluster
 
     cluster.TASKS_A_THREAD = 64  # as many on their way as a cluster of many workers has
     with cluster.connected(cluster.LOCAL, len(os.sched_getaffinity(0))) as workers:
@@ -300,8 +300,8 @@ def _write_speech(folder: Path, num_files: int) -> Path:
     """Cuts the bundled speech into files of `UTTERANCE_S`; returns their folder."""
     import numpy as np
 
-    from speech import corpus
-    from speech.audio import SAMPLE_RATE_HZ, read_audio, write_audio
+    from speech.data import corpus
+    from speech.sound.audio import SAMPLE_RATE_HZ, read_audio, write_audio
 
     samples = np.concatenate([read_audio(item.path).samples for item in corpus.bundled_speech()])
     length = round(UTTERANCE_S * SAMPLE_RATE_HZ)

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from speech.losses import NegativeSISDR
+from speech.net.losses import NegativeSISDR
 from speech.net.mask_loss import MaskLoss
 from speech.net.timefrequency import (
     FEATURES,
@@ -28,7 +28,7 @@ from speech.net.timefrequency import (
     STRIDE,
     TimeFrequencyConfig,
 )
-from speech.stft import analysis_window
+from speech.sound.stft import analysis_window
 
 #: Keeps the slope of a root at zero finite.
 _TINY = 1e-12
@@ -192,7 +192,7 @@ def _magnitude(spectra: torch.Tensor) -> torch.Tensor:
 
 
 def _negative_si_sdr(clean: torch.Tensor, enhanced: torch.Tensor) -> torch.Tensor:
-    """Returns the mean of ``speech.losses.NegativeSISDR`` over pieces that are not silent."""
+    """Returns the mean of ``speech.net.losses.NegativeSISDR`` over pieces that are not silent."""
     floor, soft = _SI_SDR.floor, 10 ** (-_SI_SDR.soft_threshold_db / 10)
     power = clean.square().mean(1)
     scale = (enhanced * clean).mean(1).relu() / (power + floor)

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import common, mask_steps
-from speech import cli
+from speech.base import cli
 from speech.net.timefrequency import SIZES
 
 BASE = mask_steps.OURS
@@ -86,7 +86,7 @@ def _time_frequency(size: str, pieces: int, rounds: int) -> dict[str, Any]:
 
 def _fcn(options: argparse.Namespace, result: dict[str, Any]) -> None:
     """Times a step of the FCN, and how long a run of it waits for data."""
-    from speech.device import quiet_start
+    from speech.base.device import quiet_start
 
     with quiet_start():
         import keras  # noqa: F401
@@ -113,9 +113,9 @@ def _fcn(options: argparse.Namespace, result: dict[str, Any]) -> None:
 def _ours(seconds: float, conv: str) -> Callable[[], Any]:
     import numpy as np
 
-    from speech.conv import TrainingModel
-    from speech.fcn import build_fcn
-    from speech.losses import find_loss
+    from speech.net.chain_training import TrainingModel
+    from speech.net.fcn import build_fcn
+    from speech.net.losses import find_loss
 
     model = TrainingModel(build_fcn(), conv, find_loss("mse"))
     model.compile(_adam())
@@ -126,7 +126,7 @@ def _ours(seconds: float, conv: str) -> Callable[[], Any]:
 
 
 def _stock_keras(seconds: float) -> Callable[[], Any]:
-    from speech.fcn import build_fcn
+    from speech.net.fcn import build_fcn
 
     model = build_fcn()
     model.compile(_adam(), "mse")
@@ -135,7 +135,7 @@ def _stock_keras(seconds: float) -> Callable[[], Any]:
 
 
 def _stock_fit(seconds: float) -> Callable[[], Any]:
-    from speech.fcn import build_fcn
+    from speech.net.fcn import build_fcn
 
     model = build_fcn()
     model.compile(_adam(), "mse")
@@ -166,9 +166,9 @@ def _adam() -> Any:
 
 def _share_of_waiting(num_steps: int = 60) -> tuple[float, int]:
     """Returns which share of an epoch on the bundled corpus is spent waiting for batches."""
-    from speech import corpus
-    from speech.fcn import build_fcn
-    from speech.pipeline import MixtureSource, TrainingData
+    from speech.data import corpus
+    from speech.data.pipeline import MixtureSource, TrainingData
+    from speech.net.fcn import build_fcn
     from speech.training.config import TrainingConfig
     from speech.training.trainer import Trainer
 

@@ -17,7 +17,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from speech import cli
+from speech.base import cli
 
 MODEL = Path("models/fcn_small.icse")
 
@@ -45,8 +45,8 @@ def _run(options: argparse.Namespace) -> int:
 
     from eval.metrics import METRICS
     from eval.plots import spectrogram_triptych
-    from speech.corpus import bundled_noise, bundled_speech, plan_mixtures, render
-    from speech.enhance import Enhancer
+    from speech.data.corpus import bundled_noise, bundled_speech, plan_mixtures, render
+    from speech.net.enhancer import Enhancer
 
     noises = [noise for noise in bundled_noise("TEST") if noise.name == options.noise]
     if not noises:

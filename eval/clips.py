@@ -17,7 +17,7 @@ import numpy as np
 from eval.metrics import METRICS, SAMPLE_RATE_HZ
 from eval.plots import FRAME_SAMPLES, spectrogram_db
 from eval.scoring import NOISY
-from speech.pictures import level_png
+from speech.sound.pictures import level_png
 
 #: Highest sample of all versions of a clip.
 PEAK = 0.9

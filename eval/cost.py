@@ -46,10 +46,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from speech import cli
+from speech.base import cli
 
 if TYPE_CHECKING:
-    from speech.modelfile import LayerSpec, ModelFile
+    from speech.modelfile.spec import LayerSpec, ModelFile
     from speech.net.plain_c import DeviceSizes
 
 SAMPLE_RATE_HZ = 16000
@@ -239,7 +239,9 @@ def cost_of(
         FileNotFoundError: There is no such file.
         ValueError: The file is refused, nothing in it has weights, or an argument makes no sense.
     """
-    from speech.modelfile import COMPLEX_MASK, MaskConventions, ModelFile, read_model_file, refusals
+    from speech.modelfile.meta import COMPLEX_MASK, MaskConventions
+    from speech.modelfile.read import read_model_file
+    from speech.modelfile.spec import ModelFile, refusals
     from speech.net.reach import reach_of
 
     if isinstance(source, str | os.PathLike):
@@ -285,7 +287,8 @@ def cost_of(
 
 
 def _device(file: ModelFile | None) -> DeviceSizes | None:
-    from speech.modelfile import COMPLEX_MASK, ModelFileError
+    from speech.modelfile.meta import COMPLEX_MASK
+    from speech.modelfile.spec import ModelFileError
     from speech.net.plain_c import sizes_of
 
     if file is None or file.kind != COMPLEX_MASK:
@@ -349,7 +352,8 @@ def zero_kernels(kernel: np.ndarray) -> np.ndarray:
 
 def _uses(specs: Sequence[LayerSpec]) -> dict[str, int]:
     """Returns by layer how often a weight is used for one output step: 1 without bands."""
-    from speech.modelfile import linked, output_shapes
+    from speech.modelfile.exam import output_shapes
+    from speech.modelfile.spec import linked
 
     if len(specs[0].config.get("batch_shape", ())) != 4:
         return {spec.name: 1 for spec in specs}
@@ -458,11 +462,12 @@ def measure(path: str | os.PathLike) -> Measured:
         ValueError: The file enhances nothing by itself, or the process has failed; the message
             says why.
     """
-    environment = {**os.environ, "SPEECH_THREADS": "1", "OMP_NUM_THREADS": "1",
-                   "TF_NUM_INTRAOP_THREADS": "1", "TF_NUM_INTEROP_THREADS": "1"}  # fmt: skip
+    threads = ("SPEECH_THREADS", "OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS",
+               "TF_NUM_INTEROP_THREADS")  # fmt: skip
     done = subprocess.run(
-        [sys.executable, "-m", "eval.cost", "--measured", os.fspath(path)],
-        env=environment, capture_output=True, text=True, check=False,
+        cli.python_command("-m", "eval.cost", "--measured", os.path.abspath(path)),
+        env=cli.python_environment(**dict.fromkeys(threads, "1")),
+        capture_output=True, text=True, check=False,
     )  # fmt: skip
     if done.returncode:
         lines = done.stderr.strip().splitlines() or ["no message"]
@@ -483,7 +488,7 @@ def peak_bytes() -> int:
 
 
 def _measured(path: Path) -> int:
-    from speech.enhance import Enhancer
+    from speech.net.enhancer import Enhancer
 
     enhancer = Enhancer(path)
     rng = np.random.default_rng(0)
@@ -620,7 +625,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from speech.files import write_json
+    from speech.base.files import write_json
 
     baseline = cost_of(options.baseline or options.models[0]).total("parameters")
     settings = {

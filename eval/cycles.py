@@ -35,10 +35,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from speech import cli
+from speech.base import cli
 
 if TYPE_CHECKING:
-    from speech.modelfile import LayerSpec
+    from speech.modelfile.spec import LayerSpec
 
 #: The published run (SPEC 4), found from its figures.
 PUBLISHED_SAMPLES = 76_800
@@ -257,8 +257,8 @@ def _array_size(text: str) -> tuple[int, int]:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from speech.files import write_json
-    from speech.modelfile import read_model_file
+    from speech.base.files import write_json
+    from speech.modelfile.read import read_model_file
 
     folding = options.folding or ("overlapped" if options.dataflow == "os" else "serial")
     rows, cols = options.array

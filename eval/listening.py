@@ -196,7 +196,7 @@ def _encode(clip: Clip, clip_seconds: float) -> None:
     Raises:
         ValueError: The noisy file can't be read.
     """
-    from speech.audio import read_audio
+    from speech.sound.audio import read_audio
 
     limit = round(clip_seconds * SAMPLE_RATE_HZ)
     signals: dict[str, np.ndarray] = {}

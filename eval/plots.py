@@ -19,7 +19,7 @@ import numpy as np
 
 from eval.metrics import METRICS
 from eval.statistics import bootstrap_interval
-from speech.pictures import COLORS, new_figure, written
+from speech.sound.pictures import COLORS, new_figure, written
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -9,6 +9,9 @@ Runs are the output folders of ``timit_fcn_mse.py``, ``eval.run``, ``eval.sweep`
 ``mnn.experiments``, and the ``--json`` files of ``mnn.select``. Those that were scored on the same
 noisy files stand side by side. The page, ``report/index.html``, is one file: it opens from disk and
 asks nothing of any server. It is kept below ``--max-mb`` by leaving clips out, and says so.
+
+A run may come from anybody, so files are put on the page only if they lie below the folder of one
+of the runs, or below one that you name with ``--noisy``, ``--clean`` or ``--show``.
 """
 
 from __future__ import annotations
@@ -18,8 +21,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from speech import cli
-from speech.cli import positive_number
+from speech.base import cli
+from speech.base.cli import positive_number
 
 DEFAULT_OUT = Path("report")
 MAX_MB = 15.0
@@ -41,11 +44,12 @@ def _run(options: argparse.Namespace) -> int:
     from eval.page import build, render
     from eval.runfiles import read_runs
     from eval.testsets import join_runs
-    from speech.files import write_text
+    from speech.base.files import write_text
 
     if options.out.exists() and not options.out.is_dir():
         raise ValueError(f"{options.out}: is not a folder; choose another -o")
-    runs = read_runs(options.runs)
+    folders = [options.noisy, options.clean, *options.show]
+    runs = read_runs(options.runs, [folder for folder in folders if folder is not None])
     sets = join_runs(runs, options.noisy, options.clean)
     page = build(
         runs,
@@ -96,6 +100,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--noisy", type=Path, metavar="DIR",
         help="noisy files (of runs that do not say where theirs are)")  # fmt: skip
     add("--clean", type=Path, metavar="DIR", help="clean files (likewise)")
+    add("--show", type=Path, nargs="+", default=[], metavar="DIR",
+        help="folders outside of the runs that may be heard, such as those of eval.run "
+        "--enhanced")  # fmt: skip
     add("--clip-metric", choices=METRICS, metavar="NAME",
         help="by whose gain clips are chosen (default: the first that a run has)")  # fmt: skip
     add("--clips", type=positive_number, default=NUM_CLIPS, metavar="N",

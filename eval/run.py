@@ -27,9 +27,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from speech import cli
-from speech.cli import positive_number
-from speech.cluster import add_option, connected
+from speech.base import cli
+from speech.base.cli import positive_number
+from speech.base.cluster import add_option, connected
+from speech.base.words import MOST, shown
 
 DEFAULT_OUT = Path("runs") / "eval"
 
@@ -52,14 +53,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(options: argparse.Namespace) -> int:
     from eval import scoring
     from eval.systems import tasks_of
-    from speech.files import held
+    from speech.base.files import held
 
     started = time.perf_counter()
     if options.out.exists() and not options.out.is_dir():
         raise ValueError(f"{options.out}: is not a folder; choose another --out")
     _check_metrics(options)
     inputs = [options.noisy, options.clean, *(folder for _, folder in options.enhanced)]
-    cli.check_out(options.out, inputs)
+    made = [options.out / "enhanced" / name for name, _ in options.model]
+    made += [options.out / "matlab"] if options.matlab_style else []
+    cli.check_out(options.out, inputs, made)
     with held(options.out), connected(options.dask, options.jobs) as cluster:
         pairs, systems, unpaired = _pairs_and_systems(options)
         tasks = tasks_of(systems, pairs)
@@ -83,7 +86,7 @@ def _pairs_and_systems(
     options: argparse.Namespace,
 ) -> tuple[list[Any], list[Any], list[tuple[Path, str]]]:
     """Returns the pairs, the systems, and what has no clean partner with the reason."""
-    from speech import corpus
+    from speech.data import corpus
 
     if options.noisy is None and options.clean is not None:
         from eval.systems import enhanced_alone
@@ -152,8 +155,8 @@ def _report(
 ) -> None:
     from eval import scoring, tables
     from eval.metrics import METRICS
-    from speech.files import write_json, write_text
-    from speech.runinfo import run_info
+    from speech.base.files import write_json, write_text
+    from speech.base.runinfo import run_info
 
     summary = scoring.summarize(rows)
     names = {system.name for system in systems}
@@ -206,14 +209,15 @@ def _report(
             "them."
         )
     for row in unscored[:_NUM_LISTED]:
-        print(f"not scored: {row['system']} {row['name']}: {row['status']}", file=sys.stderr)
+        words = shown(f"{row['system']} {row['name']}: {row['status']}", MOST)
+        print(f"not scored: {words}", file=sys.stderr)
     if len(unscored) > _NUM_LISTED:
         print(f"and {len(unscored) - _NUM_LISTED} more, in scores.csv", file=sys.stderr)
 
 
 def _check_usage(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
     from eval.tables import PUBLISHED_COLUMNS
-    from speech.enhance import BASELINE_MODEL, DEFAULT_MODEL
+    from speech.net.enhancer import BASELINE_MODEL, DEFAULT_MODEL
 
     if options.noisy is not None and options.clean is None:
         parser.error("--clean and --noisy go together")
@@ -283,7 +287,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--model", type=_named_path, action="append", default=[], metavar="NAME=FILE",
         help="model (.h5, .icse) to apply to the noisy files; repeatable")  # fmt: skip
     add("--num-test", type=positive_number, metavar="N",
-        help="test files a noise and SNR, of the bundled test set "
+        help="test files per noise and SNR, of the bundled test set "
         f"(default {BUNDLED_NUM_EACH})")  # fmt: skip
     add("--convert", action="store_true",
         help="resample to 16 kHz and average channels where needed; without it such files are "

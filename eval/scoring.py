@@ -2,15 +2,13 @@
 
 Each file is scored in a child process (`eval.isolation`), so that one which kills the metric's code
 costs itself only. Threads wait for the children: of joblib on this machine, or of the workers of a
-Dask cluster (`speech.cluster`).
+Dask cluster (`speech.base.cluster`).
 """
 
 from __future__ import annotations
 
 import contextlib
-import csv
 import functools
-import io
 import json
 import math
 from collections.abc import Iterator, Sequence
@@ -23,7 +21,8 @@ import numpy as np
 from eval.metrics import METRICS, OK, SAMPLE_RATE_HZ, Score, cut_alike
 from eval.statistics import mean_and_std, paired_differences
 from speech.base import schema
-from speech.cluster import Cluster, Failed
+from speech.base.cluster import Cluster, Failed
+from speech.base.words import csv_text, shown
 
 OVERALL = "all"
 NOISY = "noisy"
@@ -78,8 +77,8 @@ def score(
         convert: Resample to 16 kHz and average channels where needed; otherwise such a file is
             not scored.
     """
-    from speech.audio import peak_normalize
-    from speech.cli import EXPECTED_ERRORS, one_line
+    from speech.base.cli import EXPECTED_ERRORS, one_line
+    from speech.sound.audio import peak_normalize
 
     needs_noisy = any(METRICS[name].needs_noisy for name in metrics)
     try:
@@ -110,7 +109,7 @@ def read_at_16k(path: Path, convert: bool) -> np.ndarray:
     Raises:
         ValueError: It cannot be read, or has another rate or more channels and ``convert`` is off.
     """
-    from speech.audio import describe_conversion, read_audio
+    from speech.sound.audio import describe_conversion, read_audio
 
     audio = read_audio(path)
     conversion = describe_conversion(audio.source_rate_hz, audio.source_channels)
@@ -150,7 +149,7 @@ def score_all(
     import joblib
 
     from eval.isolation import close_idle
-    from speech.cli import progress
+    from speech.base.cli import progress
 
     cache = cache or ScoreCache(None)
     known = [cache.get(task, metrics, convert) for task in tasks]
@@ -240,7 +239,7 @@ class ScoreCache:
     """
 
     def __init__(self, path: Path | None) -> None:
-        from speech.files import end_line
+        from speech.base.files import end_line
 
         self._path = path
         self._known: dict[str, dict[str, tuple[int | float | None, str]]] = {}
@@ -263,7 +262,7 @@ class ScoreCache:
 
     def put(self, task: Task, scores: dict[str, Score], convert: bool) -> None:
         """Keeps the scores of a task."""
-        from speech.files import append_text
+        from speech.base.files import append_text
 
         if self._path is None or not any(score.status == OK for score in scores.values()):
             return
@@ -298,7 +297,7 @@ def _key(task: Task, convert: bool) -> str | None:
 
 @functools.lru_cache(maxsize=1 << 16)
 def _hash_of(path: Path, _modified_ns: int, _num_bytes: int) -> str:
-    from speech.files import sha256_of
+    from speech.base.files import sha256_of
 
     return sha256_of(path)
 
@@ -442,7 +441,7 @@ def format_table(summary: Sequence[dict[str, Any]]) -> str:
     conditions = list(dict.fromkeys((group["noise"], group["snr_db"]) for group in summary))
     for condition in conditions:
         groups = {g["system"]: g for g in summary if (g["noise"], g["snr_db"]) == condition}
-        line = f"{condition[0]:<14}{format_snr(condition[1]):>7}"
+        line = f"{shown(condition[0], 40):<14}{format_snr(condition[1]):>7}"
         line += f"{max(g['n'] for g in groups.values()):>6}"
         for name in metrics:
             line += "  " + "".join(
@@ -461,16 +460,12 @@ def format_snr(snr_db: float | str) -> str:
 
 def to_csv(rows: Sequence[dict[str, Any]]) -> str:
     """Returns rows of equal keys as CSV text."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, rows[0].keys(), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
+    return csv_text(rows, list(rows[0]))
 
 
 def json_ready(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Returns rows with NaN as None, as strict JSON needs."""
-    from speech.files import strict_json
+    from speech.base.files import strict_json
 
     return strict_json(list(rows))
 

@@ -27,68 +27,17 @@ import math
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from eval.plots import SYMBOLS, score_against_size
-from speech import cli
-from speech.cluster import Cluster, add_option, connected
+from eval.points import NOISY, Point, parse_point
+from speech.base import cli
+from speech.base.cluster import Cluster, add_option, connected
+from speech.base.words import markdown
 
 #: The metrics, by the names of `eval.metrics`, and what the table calls them.
 SHOWN = {"pesq_wb": "PESQ-WB", "stoi": "STOI"}
-NOISY = "noisy"
-
-
-@dataclass(frozen=True)
-class Point:
-    """One model of the grid.
-
-    Attributes:
-        name: Unique, usable as the name of a file.
-        path: Its model file.
-        labels: What it is, such as theta, k, centroids, method; None for a thing not done.
-
-    Raises:
-        ValueError: The name cannot be used.
-    """
-
-    name: str
-    path: Path
-    labels: Mapping[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        """Checks the name."""
-        if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,99}", self.name) or self.name == NOISY:
-            raise ValueError(
-                f"{self.name!r:.120} names a model; expected letters, digits and _.+- and "
-                f"not {NOISY!r}"
-            )
-
-    @property
-    def series(self) -> str:
-        """Name of the points that are joined with this one: all labels but k."""
-        words = []
-        for key, value in self.labels.items():
-            if key != "k" and value is not None:
-                numeric = isinstance(value, int | float)
-                symbol = SYMBOLS.get(key, key)
-                words.append(f"{symbol} = {value:g}" if numeric else str(value))
-        return ", ".join(words) or ("k-means only" if self.labels.get("k") else self.name)
-
-
-def parse_point(text: str) -> Point:
-    """Reads ``NAME=path[,label=value...]``; numbers become numbers, 'none' becomes None.
-
-    Raises:
-        ValueError: It has another form.
-    """
-    name, equals, rest = text.partition("=")
-    path, *labels = rest.split(",")
-    pairs = [label.partition("=") for label in labels]
-    if not (equals and name and path) or any(not key or not sign for key, sign, _ in pairs):
-        raise ValueError(f"{text!r} is no NAME=path[,label=value...]")
-    return Point(name, Path(path), {key: _value(value) for key, _, value in pairs})
 
 
 def _point_option(text: str) -> Point:
@@ -112,7 +61,7 @@ def sweep(
 
     Args:
         points: The baseline first.
-        pairs: `speech.corpus.Pair` objects to enhance and score.
+        pairs: `speech.data.corpus.Pair` objects to enhance and score.
         out: Folder to write; what an earlier call made and scored is used again.
         num_jobs: Files at a time; -1 for one a core.
         cluster: Where to score instead.
@@ -126,8 +75,8 @@ def sweep(
     from eval import scoring
     from eval.cost import cost_of
     from eval.systems import model_system, noisy_system, tasks_of
-    from speech.files import write_json, write_text
-    from speech.runinfo import run_info
+    from speech.base.files import write_json, write_text
+    from speech.base.runinfo import run_info
 
     names = [point.name for point in points]
     if not points or len(set(names)) < len(names):
@@ -233,7 +182,8 @@ def format_points(table: Sequence[Mapping[str, Any]]) -> str:
     for metric in SHOWN.values():
         header += [metric, f"{metric} difference (95 %)"]
     for row in table:
-        cells = [row["name"], *("" if row[key] is None else str(row[key]) for key in labels)]
+        named = ["" if row[key] is None else markdown(str(row[key])) for key in labels]
+        cells = [row["name"], *named]
         cells.append("" if math.isnan(row["file_bytes"]) else f"{row['file_bytes']:,}")
         cells += [
             "" if math.isnan(row[key]) else f"{row[key]:.2f}"
@@ -319,19 +269,6 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float)
 
 
-def _value(text: str) -> Any:
-    if text.lower() == "none":
-        return None
-    for kind in (int, float):
-        try:
-            value = kind(text)
-        except ValueError:
-            continue
-        if math.isfinite(value):
-            return value
-    return text
-
-
 # --------------------------------------------------------------------------------------------
 # Command
 
@@ -366,7 +303,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--test-clean", type=Path, metavar="DIR", help="clean files (of the same names)")
     add("--pair-by", **cli.PAIR_BY)
     add("--num-test", type=cli.positive_number, metavar="N",
-        help="test files a noise and SNR, of the bundled test set (default 3)")  # fmt: skip
+        help="test files per noise and SNR, of the bundled test set (default 3)")  # fmt: skip
     add("--jobs", **cli.JOBS)
     add_option(parser, "score")
     options = parser.parse_args(argv)
@@ -385,11 +322,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from speech.files import held
+    from speech.base.files import held
 
     if options.out.exists() and not options.out.is_dir():
         raise ValueError(f"{options.out}: is not a folder; choose another --out")
-    cli.check_out(options.out, [options.test_noisy, options.test_clean])
+    inputs = [options.test_noisy, options.test_clean]
+    cli.check_out(options.out, inputs, [options.out / "enhanced"])
     with held(options.out), connected(options.dask, options.jobs) as cluster:
         table = _sweep_of(options, cluster)
     print(format_points(table))
@@ -425,7 +363,7 @@ def _whole_or_none(text: str) -> int | None:
 def _pairs(options: argparse.Namespace) -> list[Any]:
     from eval.run import BUNDLED_NUM_EACH, BUNDLED_SNRS_DB
     from eval.systems import bundled_pairs
-    from speech import corpus
+    from speech.data import corpus
 
     if options.test_noisy:
         return corpus.find_pairs(options.test_noisy, options.test_clean, options.pair_by)

@@ -13,13 +13,14 @@ import threading
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from eval.scoring import NOISY, Task
-from speech import cli, corpus
-from speech.base import schema
+from speech.base import cli, schema
+from speech.base.written import Written
+from speech.data import corpus
 from speech.data.pairing import key_of
 
 _logger = logging.getLogger("speech")
@@ -51,7 +52,7 @@ def bundled_pairs(folder: Path, num_each: int, snrs_db: Sequence[float], jobs: i
         snrs_db: SNRs in dB.
         jobs: Processes.
     """
-    from speech.prepare import write_mixtures
+    from speech.data.prepared import write_mixtures
 
     plans = corpus.spread_mixtures(
         corpus.bundled_speech("TEST"), corpus.bundled_noise("TEST"), snrs_db, num_each
@@ -83,13 +84,13 @@ def folder_system(
     A file belongs to a pair by its path below the folder: that of the noisy file below its own, or
     ``<noise>/<speaker>/<dB>/<name>``; in a flat folder by its name, where no two pairs share it.
     Audio endings and upper or lower case may differ. With ``pair_by``, which is that of
-    `speech.corpus.find_matches`, it also belongs by what the pattern finds in its name, where that
-    is of one pair only.
+    `speech.data.corpus.find_matches`, it also belongs by what the pattern finds in its name, where
+    that is of one pair only.
 
     Raises:
         ValueError: The folder is missing or empty, or has a file for no pair.
     """
-    from speech.audio import find_audio
+    from speech.sound.audio import find_audio
 
     available = defaultdict(list)
     for path in find_audio(folder):
@@ -148,7 +149,7 @@ def model_system(
     """
     import joblib
 
-    from speech.enhance import Enhancer
+    from speech.net.enhancer import Enhancer
 
     enhancer = Enhancer(model)
     made = _Made(folder / "made.jsonl", enhancer.file.sha256)
@@ -179,14 +180,14 @@ def enhanced_alone(
 ) -> tuple[list[corpus.Pair], list[System], list[tuple[Path, str]]]:
     """Pairs folders of enhanced files with the clean ones where there are no noisy files.
 
-    Files are paired as noisy ones are (`speech.corpus.find_matches`). The first folder gives the
-    tables their names; those of the others are found by these, and what only they have comes
+    Files are paired as noisy ones are (`speech.data.corpus.find_matches`). The first folder gives
+    the tables their names; those of the others are found by these, and what only they have comes
     after.
 
     Args:
         folders: Name of the system, and its folder.
         clean: Folder of the clean files.
-        pair_by: See `speech.corpus.find_matches`.
+        pair_by: See `speech.data.corpus.find_matches`.
 
     Returns:
         Pairs whose noisy file is an enhanced one, the systems, and files without a clean one.
@@ -281,7 +282,7 @@ def pair_name(pair: Any) -> str:
 
 def _enhance(enhancer: Any, pair: Any, target: Path, convert: bool) -> None:
     from eval.scoring import read_at_16k
-    from speech.audio import write_audio
+    from speech.sound.audio import write_audio
 
     noisy = read_at_16k(pair.noisy_path, convert)
     write_audio(target, enhancer.enhance(noisy, peak=1.0, threads=1))
@@ -289,33 +290,40 @@ def _enhance(enhancer: Any, pair: Any, target: Path, convert: bool) -> None:
 
 @dataclass
 class _Line:
-    """A line of `_Made`; no hash while a file is being made anew."""
+    """A line of `_Made`; no hash of the noisy file while a file is being made anew.
+
+    Lines of before have no ``made``: what they name is made again.
+    """
 
     file: str
     noisy_sha256: str | None
     model_sha256: str
+    made: Written | None = None
 
 
 class _Made:
-    """Which files an earlier run made, by the hashes of what they were made from.
+    """Which files an earlier run made, by the hashes of what they were made from and of themselves.
 
-    A line is added as soon as a file is made, so that a run that is killed goes on where it was.
+    A line is added as soon as a file is made, so that a run that is killed goes on where it was. A
+    file that somebody else has put in the place of one is made again.
     """
 
     def __init__(self, path: Path, model_sha256: str) -> None:
         self._path, self._model = path, model_sha256
-        self._made: dict[str, str | None] = {}
+        self._made: dict[str, tuple[str, Written] | None] = {}
         self._lock = threading.Lock()
 
     def __enter__(self) -> _Made:
         """Reads what is known; lines of other models, and one that was cut, are dropped."""
-        from speech.files import write_text
+        from speech.base.files import write_text
 
         with contextlib.suppress(FileNotFoundError):
             for entry in schema.lines(self._path, _Line):
                 if entry.model_sha256 == self._model:
-                    self._made[entry.file] = entry.noisy_sha256
-        self._made = {name: digest for name, digest in self._made.items() if digest}
+                    self._made[entry.file] = None
+                    if entry.noisy_sha256 and entry.made:
+                        self._made[entry.file] = entry.noisy_sha256, entry.made
+        self._made = {name: known for name, known in self._made.items() if known}
         write_text(self._path, "".join(map(self._line, self._made)))
         return self
 
@@ -323,28 +331,30 @@ class _Made:
         pass
 
     def _line(self, name: str) -> str:
-        entry = {"file": name, "noisy_sha256": self._made[name], "model_sha256": self._model}
-        return json.dumps(entry) + "\n"
+        noisy_sha256, made = self._made[name] or (None, None)
+        entry = _Line(name, noisy_sha256, self._model, made)
+        return json.dumps(asdict(entry)) + "\n"
 
-    def _note(self, name: str, digest: str | None) -> None:
-        from speech.files import append_text
+    def _note(self, name: str, known: tuple[str, Written] | None) -> None:
+        from speech.base.files import append_text
 
         with self._lock:
-            self._made[name] = digest
+            self._made[name] = known
             append_text(self._path, self._line(name))
 
     def once(self, source: Path, target: Path, make: Any) -> None:
-        """Calls ``make`` unless ``target`` is there and was made from the same ``source``."""
-        from speech.files import sha256_of
+        """Calls ``make`` unless ``target`` is what was made from the same ``source``."""
+        from speech.base.files import sha256_of
 
         name = target.relative_to(self._path.parent).as_posix()
         digest = sha256_of(source)
-        if self._made.get(name) == digest and target.is_file():
+        known = self._made.get(name)
+        if known is not None and known[0] == digest and known[1].is_still(target):
             return
         if name in self._made:
             self._note(name, None)
         make()
-        self._note(name, digest)
+        self._note(name, (digest, Written.of(target)))
 
 
 def _bare(path: Path) -> str:

@@ -45,8 +45,8 @@ from mnn.selection import (
     frame_statistics,
     rebuilt_difference,
 )
-from speech.cli import one_line
-from speech.stft import StftConfig, Synthesis
+from speech.base.cli import one_line
+from speech.sound.stft import StftConfig, Synthesis
 
 #: Signals longer than this (17 minutes) wait in nameless files, so that many experts fit in memory.
 MAX_MEMORY_SAMPLES = 1 << 24

@@ -1,7 +1,7 @@
 """Spectra of a signal block by block, so that an hour needs no more memory than a minute.
 
-What comes out is what `speech.stft` gives for the whole signal: a block of spectra is cut from the
-samples that its frames meet. The way back is `speech.stft.Synthesis`.
+What comes out is what `speech.sound.stft` gives for the whole signal: a block of spectra is cut
+from the samples that its frames meet. The way back is `speech.sound.stft.Synthesis`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import numpy as np
 import scipy.fft
 
-from speech.stft import StftConfig, analysis_window
+from speech.sound.stft import StftConfig, analysis_window
 
 #: Frames a block: 65 s at 16 kHz, 17 MB of spectra.
 BLOCK_FRAMES = 4096

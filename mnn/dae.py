@@ -60,7 +60,7 @@ def build_dense(
     """
     import keras
 
-    from speech.layers import ModifiedReLU
+    from speech.net.layers import ModifiedReLU
 
     # A seed each: layers of one shape would otherwise start alike and drop alike.
     seeds = (int(s) for s in np.random.SeedSequence(seed).generate_state(2 * len(hidden) + 2))

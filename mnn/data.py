@@ -14,7 +14,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from speech.corpus import (
+from speech.data.corpus import (
     MixturePlan,
     Noise,
     Pair,

@@ -22,8 +22,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import csv
-import io
 import json
 import math
 import sys
@@ -35,9 +33,9 @@ from typing import Any
 
 from mnn import published
 from mnn.tables import METRICS, confusion, report_markdown, tabulate
-from speech import cli
-from speech.base import schema
-from speech.options import check_corpus
+from speech.base import cli, schema
+from speech.base.words import csv_text
+from speech.training.common_options import check_corpus
 
 EXPERIMENTS = ("noise", "gender", "snr")
 DAES = ("128", "2048x2")
@@ -197,7 +195,7 @@ def plan_tests(
         ValueError: No utterance or noise meets the condition.
     """
     from mnn.data import matching
-    from speech.corpus import spread_mixtures
+    from speech.data.corpus import spread_mixtures
 
     if condition.noises:
         noises = matching(noises, {"noise": condition.noises})
@@ -243,7 +241,7 @@ def judge_mixture(
     from eval.metrics import METRICS as SCORES
     from mnn import selection
     from mnn.arbiter import Arbiter
-    from speech.corpus import render
+    from speech.data.corpus import render
 
     mixture = render(plan)
     noisy = mixture.noisy.astype(np.float32)
@@ -305,7 +303,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run_alone(options: argparse.Namespace) -> int:
-    from speech.files import held
+    from speech.base.files import held
 
     if options.out.exists() and not options.out.is_dir():
         raise ValueError(f"{options.out}: is not a folder; choose another --out")
@@ -361,7 +359,7 @@ def _train(
 ) -> dict[str, tuple[Path, str]]:
     """Trains what is not there yet; returns the path and hash of each model."""
     from mnn import train
-    from speech.files import sha256_of
+    from speech.base.files import sha256_of
 
     data = [] if options.timit is None else ["--timit", options.timit, "--noise", options.noise]
     common = [*data, "--seed", options.seed, "--gpu", options.gpu]
@@ -398,7 +396,7 @@ def test_plans(
     Raises:
         ValueError: No utterance or noise meets a condition.
     """
-    from speech import corpus
+    from speech.data import corpus
 
     if options.timit is None:
         utterances, noises = corpus.bundled_speech("TEST"), corpus.bundled_noise("TEST")
@@ -423,7 +421,7 @@ def _judge(
     from mnn.features import fingerprint
     from mnn.pool import open_expert
     from mnn.selection import VERSION
-    from speech.files import write_text
+    from speech.base.files import append_text, write_text
 
     daes = {net: Autoencoder(paths[f"dae_{net}"][0]) for net in DAES}
     experts = [
@@ -457,8 +455,7 @@ def _judge(
                 },
                 "picks": picks,
             }
-            with path.open("a", encoding="utf-8") as stream:
-                stream.write(json.dumps(known[key]) + "\n")
+            append_text(path, json.dumps(known[key]) + "\n")
         rows.append(known[key])
     if not rows:
         raise ValueError("no test mixture could be made; the reasons stand above")
@@ -491,7 +488,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
     from matplotlib.figure import Figure
 
     from eval.plots import COLORS
-    from speech.files import atomic_path
+    from speech.base.files import atomic_path
 
     names, default = result["experts"], result["default"]
     lines = [ln for ln in result["table"] if ln["metric"] == "sdr" and ln["condition"] != "all"]
@@ -531,23 +528,17 @@ def _write(
     rows: Sequence[dict[str, Any]],
     text: str,
 ) -> None:
-    from speech.files import write_json, write_text
-    from speech.runinfo import run_info
+    from speech.base.files import write_json, write_text
+    from speech.base.runinfo import run_info
 
-    stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
     picks, names = list(rows[0]["picks"]), list(rows[0]["scores"])
-    writer.writerow(
-        ["condition", "name", *(f"{metric} {name}" for metric in METRICS for name in names)]
-        + [f"pick {which}" for which in picks]
-    )
-    for row in rows:
-        writer.writerow(
-            [row["condition"], row["name"]]
-            + [row["scores"][name][metric] for metric in METRICS for name in names]
-            + [row["picks"][which] for which in picks]
-        )
-    write_text(out / "scores.csv", stream.getvalue())
+    table = [
+        {"condition": row["condition"], "name": row["name"]}
+        | {f"{metric} {name}": row["scores"][name][metric] for metric in METRICS for name in names}
+        | {f"pick {which}": row["picks"][which] for which in picks}
+        for row in rows
+    ]
+    write_text(out / "scores.csv", csv_text(table, list(table[0])))
     write_text(out / "report.md", text)
     write_json(out / "results.json", {**result, **run_info()})
     draw(result, out / "report.png")

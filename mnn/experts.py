@@ -18,7 +18,7 @@ import numpy as np
 from mnn.dae import build_dense
 from mnn.features import Conventions, level, network_input, scaled_magnitudes
 from mnn.layers import load_network
-from speech.stft import istft, stft
+from speech.sound.stft import istft, stft
 
 if TYPE_CHECKING:
     import keras

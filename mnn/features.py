@@ -23,8 +23,15 @@ from typing import IO, Any
 
 import numpy as np
 
-from speech.audio import SAMPLE_RATE_HZ
-from speech.stft import DEFAULT, StftConfig, context_frames, magnitudes, neighbour_indices, stft
+from speech.sound.audio import SAMPLE_RATE_HZ
+from speech.sound.stft import (
+    DEFAULT,
+    StftConfig,
+    context_frames,
+    magnitudes,
+    neighbour_indices,
+    stft,
+)
 
 #: Name of the scale of the inputs (see the module).
 INPUT_SCALE = "utterance_rms"

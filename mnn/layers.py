@@ -1,7 +1,7 @@
 """Dense networks in NumPy: what runs experts and autoencoders once they are trained.
 
 No Keras, no TensorFlow. The Keras layer of the modified ReLU, with which they are trained, is
-`speech.layers.ModifiedReLU`; it stands there so that a model file opens without this package.
+`speech.net.layers.ModifiedReLU`; it stands there so that a model file opens without this package.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ import numpy as np
 import scipy.special
 
 from mnn.features import Conventions, conventions_of
-from speech.modelfile import LayerSpec, ModelFile, read_model_file
-from speech.stft import context_frames
+from speech.modelfile.read import read_model_file
+from speech.modelfile.spec import LayerSpec, ModelFile
+from speech.sound.stft import context_frames
 
 #: Frames that go through the network at a time: bounds the memory.
 BLOCK_FRAMES = 4096
@@ -50,7 +51,7 @@ class DenseNetwork:
     """A chain of Dense, Dropout and pointwise layers, ready to run.
 
     Args:
-        layers: As `speech.modelfile.read_model_file` gives them, InputLayer first.
+        layers: As `speech.modelfile.read.read_model_file` gives them, InputLayer first.
 
     Attributes:
         num_inputs: Values a frame that go in.
@@ -100,7 +101,7 @@ class DenseNetwork:
     def over_frames(
         self, frames: np.ndarray, context: int, rng: np.random.Generator | None = None
     ) -> np.ndarray:
-        """Runs the network on frames joined with their neighbours (`speech.stft.context_frames`).
+        """Runs the network on frames joined with their neighbours (see ``context_frames``).
 
         Without dropout nothing is joined: each frame is multiplied once with the rows of the first
         kernel that belong to each of its places in an input, and the products are added.

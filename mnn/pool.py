@@ -12,8 +12,8 @@ folder       files that any other tool has made             samples
 ============ ============================================== ====================================
 
 The ``kind`` in the ``speech_meta`` of a model file says which it is, or else the shapes of its
-kernels do (`speech.modelfile.ModelFile.kind`); where they leave it open, the user is asked. Samples
-are at 16 kHz. A network over samples is given the signal divided by its maximum, as
+kernels do (`speech.modelfile.spec.ModelFile.kind`); where they leave it open, the user is asked.
+Samples are at 16 kHz. A network over samples is given the signal divided by its maximum, as
 `speech.enhance` does. A complex mask has an STFT of its own, so the pool only meets its samples.
 """
 
@@ -22,7 +22,7 @@ from __future__ import annotations
 import os
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -33,11 +33,15 @@ import numpy as np
 from mnn.blocks import frame_blocks, stft_frames
 from mnn.features import Conventions, conventions_of, network_input, scaled_magnitudes
 from mnn.layers import DenseNetwork
-from speech.audio import SAMPLE_RATE_HZ, read_multichannel, resample
-from speech.enhance import Enhancer
-from speech.files import sha256_of
-from speech.modelfile import COMPLEX_MASK, ModelFile, read_model_file
-from speech.stft import DEFAULT, Synthesis
+from speech.base import schema
+from speech.base.files import sha256_of
+from speech.base.words import shown
+from speech.modelfile.meta import COMPLEX_MASK
+from speech.modelfile.read import read_model_file
+from speech.modelfile.spec import ModelFile
+from speech.net.enhancer import Enhancer
+from speech.sound.audio import SAMPLE_RATE_HZ, read_multichannel, resample
+from speech.sound.stft import DEFAULT, Synthesis
 
 SPECTRAL_KINDS = ("mask", "magnitude")
 
@@ -191,7 +195,7 @@ def open_pool(
         except (ValueError, OSError) as error:
             if strict:
                 raise
-            from speech.cli import one_line
+            from speech.base.cli import one_line
 
             experts.append(None)
             refused.append(one_line(error))
@@ -229,7 +233,7 @@ def folder_expert(name: str, folder: Path) -> Expert:
     Raises:
         ValueError: The folder is missing or holds no audio.
     """
-    from speech.audio import find_audio
+    from speech.sound.audio import find_audio
 
     by_path: dict[str, list[Path]] = {}
     for path in find_audio(folder):
@@ -264,7 +268,7 @@ def folder_expert(name: str, folder: Path) -> Expert:
 
 
 def _bare(path: Path) -> str:
-    from speech.corpus import audio_stem
+    from speech.data.corpus import audio_stem
 
     # Some systems write an accent as a character of its own.
     return unicodedata.normalize("NFC", (path.parent / audio_stem(path)).as_posix()).lower()
@@ -277,7 +281,8 @@ def _question(file: ModelFile) -> ValueError:
     return ValueError(
         f"{file.path}: what does it take and give? Its speech_meta names no kind, and its kernels, "
         f"{shapes}, leave it open; write kind (waveform, complex_mask, mask or magnitude), and for "
-        "spectra stft, context and input_scale, into its speech_meta (speech.weights.save_model)"
+        "spectra stft, context and input_scale, into its speech_meta "
+        "(speech.net.keras_models.save_model)"
     )
 
 
@@ -329,10 +334,9 @@ class _OnnxEnhancer(Enhancer):
         try:
             session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime raises its own classes, derived from Exception
-            reason = " ".join(str(error).split())[:200]
-            raise ValueError(f"{path}: refused by onnxruntime ({reason})") from None
+            raise ValueError(f"{path}: refused by onnxruntime ({schema.shown(error)})") from None
         inputs, outputs = session.get_inputs(), session.get_outputs()
-        shape = inputs[0].shape
+        shape = inputs[0].shape if inputs else []
         time = [axis for axis, size in enumerate(shape) if not isinstance(size, int)]
         if len(time) == 2 and time[0] == 0:  # the batch is free too
             time = time[1:]
@@ -344,12 +348,14 @@ class _OnnxEnhancer(Enhancer):
             raise ValueError(
                 f"{path}: what does it take and give? Expected one float input of samples, [1, "
                 f"time], [1, time, 1] or [1, 1, time], and one output; it takes "
-                f"{[f'{item.name} {item.shape}' for item in inputs]} and gives "
-                f"{[item.name for item in outputs]}"
+                f"{_listed(f'{item.name} {item.shape}' for item in inputs)} and gives "
+                f"{_listed(item.name for item in outputs)}"
             )
         rate = session.get_modelmeta().custom_metadata_map.get("sample_rate_hz", "16000")
         if rate != str(SAMPLE_RATE_HZ):
-            raise ValueError(f"{path}: works at {rate} Hz; only {SAMPLE_RATE_HZ} Hz is supported")
+            raise ValueError(
+                f"{path}: works at {shown(rate, 20)} Hz; only {SAMPLE_RATE_HZ} Hz is supported"
+            )
         self.path = path
         self.engine = "onnx"
         self._session, self._name, self._shape = session, inputs[0].name, [1] * len(shape)
@@ -361,14 +367,19 @@ class _OnnxEnhancer(Enhancer):
         try:
             (output,) = self._session.run(None, {self._name: given})
         except Exception as error:
-            reason = " ".join(str(error).split())[:200]
-            raise ValueError(f"{self.path}: onnxruntime failed ({reason})") from None
+            raise ValueError(f"{self.path}: onnxruntime failed ({schema.shown(error)})") from None
         output = np.asarray(output, np.float32).reshape(-1)
         if len(output) != len(signal):
             raise ValueError(
                 f"{self.path}: gave {len(output)} samples for {len(signal)}; expected as many"
             )
         return output
+
+
+def _listed(names: Iterable[str]) -> str:
+    """Returns a few names that a file gives, in words."""
+    found = [shown(name, 60) for name in names]
+    return (", ".join(found[:3]) + (", ..." if found[3:] else "")) or "nothing"
 
 
 def _onnx_expert(path: Path, name: str) -> Expert:

@@ -30,8 +30,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from speech import cli
-from speech.cli import natural_number
+from speech.base import cli
+from speech.base.cli import natural_number
+from speech.base.words import shown
 
 if TYPE_CHECKING:
     from mnn.pool import Expert
@@ -68,14 +69,14 @@ def select_file(selector: Selector, source: Path, relative: Path, target: Path) 
     """
     import numpy as np
 
-    from speech.audio import (
+    from speech.enhance import level_for, writable_subtype
+    from speech.sound.audio import (
         SAMPLE_RATE_HZ,
         fit_length,
         read_multichannel,
         resample,
         write_audio,
     )
-    from speech.enhance import level_for, writable_subtype
 
     audio = read_multichannel(source)
     samples = audio.samples
@@ -127,14 +128,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
+    from speech.base.files import remove_leftovers
     from speech.enhance import plan_outputs, say_turned_down
-    from speech.files import remove_leftovers
 
-    selector, refused = _selector(options)
     inputs, out = options.inputs, options.out
+    filled = [] if inputs else [out / name for name in ("noisy", "clean", "selected")]
+    cli.check_out(out, [folder for _, folder in options.candidates], filled)
+    selector, refused = _selector(options)
     if not inputs:
         inputs, out = [_bundled_clips(options.out)], options.out / "selected"
     jobs = plan_outputs(inputs, out)
+    _check_candidates(jobs, options.candidates)
     for folder in {target.parent for _, target in jobs}:
         remove_leftovers(folder)
     roots = {path: item for item in inputs if item.is_dir() for path, _ in jobs
@@ -166,7 +170,8 @@ def _run(options: argparse.Namespace) -> int:
         rows.append(row)
         print(_line(row, _short(source, roots), width), flush=True)
         for name, reason in row["disqualified"].items():
-            print(f"disqualified for {source}: {name}: {reason}", file=sys.stderr)
+            words = cli.one_line(ValueError(f"{source}: {name}: {reason}"))
+            print(f"disqualified for {words}", file=sys.stderr)
             if options.strict:
                 raise ValueError(f"{name}: {reason}")
     say_turned_down(rows)
@@ -175,8 +180,18 @@ def _run(options: argparse.Namespace) -> int:
     return 0 if rows and not (named and skipped) else 1
 
 
+def _check_candidates(
+    jobs: Sequence[tuple[Path, Path]], candidates: Sequence[tuple[str, Path]]
+) -> None:
+    """Refuses to write among the files of another tool, which a chosen one would replace."""
+    folders = [folder.resolve() for _, folder in candidates]
+    for target, real in ((target, target.resolve()) for _, target in jobs):
+        if any(real.is_relative_to(folder) for folder in folders):
+            raise ValueError(f"{target}: lies inside a folder of --candidates; choose another -o")
+
+
 def _short(source: Path, roots: dict[Path, Path]) -> str:
-    return str(source.relative_to(roots[source])) if source in roots else source.name
+    return shown(str(source.relative_to(roots[source])) if source in roots else source.name)
 
 
 def _line(row: dict[str, Any], name: str, width: int) -> str:
@@ -200,7 +215,7 @@ def _report(
     skipped: Sequence[tuple[str, str]],
     wall_seconds: float,
 ) -> None:
-    from speech.files import write_json
+    from speech.base.files import write_json
 
     seconds = {name: float(value) for name, value in selector.seconds.items()}
     picks = Counter({expert.name: 0 for expert in selector.experts})
@@ -312,8 +327,8 @@ def _check_shipped(dae: Path, experts: Sequence[Path]) -> None:
 
 def _bundled_clips(out: Path) -> Path:
     """Writes noisy test clips of the bundled corpus, the same each time; returns their folder."""
-    from speech import corpus
-    from speech.prepare import write_mixtures
+    from speech.data import corpus
+    from speech.data.prepared import write_mixtures
 
     plans = corpus.spread_mixtures(
         corpus.bundled_speech("TEST"), corpus.bundled_noise("TEST"), [CLIPS_SNR_DB], NUM_CLIPS_EACH
@@ -323,7 +338,7 @@ def _bundled_clips(out: Path) -> Path:
 
 
 def _check_usage(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
-    from speech.audio import is_audio_name
+    from speech.sound.audio import is_audio_name
 
     asked = options.experts is not None
     # Inputs may follow --experts, which takes all it can get.

@@ -80,7 +80,7 @@ def energy_by_frame(values: np.ndarray) -> np.ndarray:
 
 
 def _band(frames: Frames, range_hz: tuple[float, float] = BAND_HZ) -> Frames:
-    from speech.audio import SAMPLE_RATE_HZ
+    from speech.sound.audio import SAMPLE_RATE_HZ
 
     hz = np.linspace(0, SAMPLE_RATE_HZ / 2, frames.shape[1])
     first, stop = np.searchsorted(hz, range_hz)

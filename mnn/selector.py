@@ -16,7 +16,7 @@ import numpy as np
 from mnn import selection
 from mnn.arbiter import Arbiter, Hearing
 from mnn.pool import Expert, Place
-from speech.audio import SAMPLE_RATE_HZ, is_silent
+from speech.sound.audio import SAMPLE_RATE_HZ, is_silent
 
 #: Length of a cross-fade between segments.
 FADE_SECONDS = 0.1

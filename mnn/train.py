@@ -22,9 +22,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from speech import cli
-from speech.cli import natural_number, positive_number
-from speech.options import add_data_options, check_data_options, is_bundled
+from speech.base import cli
+from speech.base.cli import natural_number, positive_number
+from speech.training.common_options import add_data_options, check_data_options, is_bundled
 
 if TYPE_CHECKING:
     import numpy as np
@@ -74,7 +74,7 @@ def run(options: argparse.Namespace) -> int:
     """
     from mnn.data import description
     from mnn.features import fingerprint
-    from speech.device import select_devices
+    from speech.base.device import select_devices
 
     parts = _find_data(options)
     print(
@@ -167,8 +167,8 @@ def _network(options: argparse.Namespace, kind: str) -> tuple[Any, Any, dict[str
         build = build_expert if options.what == "expert" else build_dae
         return *build(net, seed=options.seed), {"net": net}
     from mnn.layers import load_network
-    from speech.constraints import HeldZeros
-    from speech.weights import build_model
+    from speech.net.constraints import HeldZeros
+    from speech.net.keras_models import build_model
 
     file, conventions, _ = load_network(options.init, kind)
     model = build_model(file.layers)
@@ -192,7 +192,7 @@ def _source(options: argparse.Namespace) -> str:
 def _find_data(options: argparse.Namespace) -> _Parts:
     """Finds utterances for an autoencoder, mixture plans or premixed pairs for an expert."""
     from mnn import data
-    from speech import corpus
+    from speech.data import corpus
 
     is_dae = options.what == "dae"
     if options.train_noisy is not None:
@@ -245,8 +245,8 @@ def _frames(items: Sequence[Any], options: argparse.Namespace, conventions: Any,
 
 
 def _read_speech(items: Any) -> Iterator[np.ndarray]:
-    from speech.audio import read_audio
-    from speech.corpus import Pair
+    from speech.data.corpus import Pair
+    from speech.sound.audio import read_audio
 
     for item in items:
         path = item.clean_path if isinstance(item, Pair) else item.path
@@ -255,8 +255,8 @@ def _read_speech(items: Any) -> Iterator[np.ndarray]:
 
 
 def _read_mixtures(items: Any) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    from speech.audio import read_audio
-    from speech.corpus import Pair, render
+    from speech.data.corpus import Pair, render
+    from speech.sound.audio import read_audio
 
     for item in items:
         with _Skipping():

@@ -13,10 +13,8 @@ the run is done. A run whose error is not finite any more leaves the best weight
 
 from __future__ import annotations
 
-import json
 import logging
 import math
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -28,13 +26,15 @@ import numpy as np
 
 from mnn.features import Frames
 from mnn.rprop import Rprop
-from speech.base import schema
-from speech.files import held, read_npz, write_json, write_npz
-from speech.modelfile import ModelFileError, read_model_file
-from speech.runinfo import run_info
+from speech.base import cli
+from speech.base.checkpoint import read_checkpoint, write_checkpoint
+from speech.base.files import held, write_json
+from speech.base.runinfo import run_info
+from speech.modelfile.read import read_model_file
+from speech.modelfile.spec import ModelFileError
+from speech.net.keras_models import save_model
 from speech.training.config import TrainingError
 from speech.training.trainer import write_history
-from speech.weights import save_model
 
 _LOGGER = logging.getLogger("speech")
 OPTIMIZERS = ("rprop", "adam")
@@ -100,6 +100,11 @@ class _Progress:
     loss_count: int
     seconds: float
     history: list[dict[str, int | float]]
+
+    def __post_init__(self) -> None:
+        """Checks what its types do not say."""
+        if not all("validation_error" in row for row in self.history):
+            raise ValueError("its history lacks errors")
 
 
 @dataclass
@@ -289,43 +294,31 @@ class FrameTrainer:
     def _save_checkpoint(self) -> None:
         state = self.state
         arrays = {
-            f"variable_{index}": variable.numpy()
-            for index, variable in enumerate(self._variables())
+            "variable": [variable.numpy() for variable in self._variables()],
+            "best": state.best or [],
         }
-        arrays |= {f"best_{index}": array for index, array in enumerate(state.best or [])}
         values = {key: value for key, value in vars(state).items() if key != "best"}
-        text = json.dumps({"fingerprint": self.fingerprint, "state": values})
-        arrays["state"] = np.frombuffer(text.encode(), np.uint8)
-        write_npz(self.checkpoint_path, arrays)
+        stored = {"fingerprint": self.fingerprint, "state": values}
+        write_checkpoint(self.checkpoint_path, arrays, stored)
 
     def _resume(self) -> None:
         path = self.checkpoint_path
         if not path.exists():
             return
-        variables = self._variables()
-        try:
-            arrays = read_npz(path)
-            stored = schema.parse(arrays.pop("state").tobytes(), _Stored)
-            if stored.fingerprint == self.fingerprint:
-                own = [arrays[f"variable_{index}"] for index in range(len(variables))]
-                shapes = [array.shape for array in self.model.get_weights()]
-                best = [arrays[f"best_{index}"] for index in range(len(shapes))
-                        if f"best_{index}" in arrays]  # fmt: skip
-                if [array.shape for array in own] != [tuple(v.shape) for v in variables] or (
-                    best and [array.shape for array in best] != shapes
-                ):
-                    raise ValueError("its arrays are of another network")
-                if not all("validation_error" in row for row in stored.state.history):
-                    raise ValueError("its history lacks errors")
-                for variable, array in zip(variables, own, strict=True):
-                    variable.assign(array)
-                self.state = _State(**vars(stored.state))
-        except (OSError, ValueError, LookupError) as error:
-            raise TrainingError(
-                f"{path}: not a readable checkpoint ({schema.shown(error)}); delete it to start "
-                "anew"
-            ) from None
+        arrays, stored = read_checkpoint(path, _Stored)
         _require_same_run(path, stored.fingerprint, self.fingerprint)
+        variables, own, best = self._variables(), arrays.get("variable", []), arrays.get("best", [])
+        shapes = [array.shape for array in self.model.get_weights()]
+        if [array.shape for array in own] != [tuple(v.shape) for v in variables] or (
+            best and [array.shape for array in best] != shapes
+        ):
+            raise TrainingError(
+                f"{path}: not a readable checkpoint (its arrays are of another network); delete it "
+                "to start anew"
+            )
+        for variable, array in zip(variables, own, strict=True):
+            variable.assign(array)
+        self.state = _State(**vars(stored.state))
         self.state.best = best or None
         _LOGGER.info("going on with %s: iteration %d", self.out, self.state.iteration + 1)
 
@@ -370,6 +363,6 @@ def _progress(done: int, total: int) -> Any:
     from tqdm import tqdm
 
     return tqdm(
-        total=total, initial=done, desc="training", file=sys.stderr, disable=None, leave=False,
+        total=total, initial=done, desc="training", file=cli.terminal(), disable=None, leave=False,
         unit="it",
     )  # fmt: skip

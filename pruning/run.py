@@ -19,9 +19,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from speech import cli
-from speech.cli import natural_number, positive_number
-from speech.options import (
+from speech.base import cli
+from speech.base.cli import natural_number, positive_number
+from speech.training.common_options import (
     add_data_options,
     add_training_options,
     check_data_options,
@@ -29,7 +29,7 @@ from speech.options import (
 
 if TYPE_CHECKING:
     from pruning.schedule import Choice, Layers, Retraining
-    from speech.modelfile import ModelFile
+    from speech.modelfile.spec import ModelFile
 
 THETA = 0.65
 BY_THETA = "theta"
@@ -54,12 +54,15 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from speech.files import held
-    from speech.modelfile import read_model_file
+    from speech.base.files import held
+    from speech.modelfile.read import read_model_file
+    from speech.net.taps import has_kernel
 
     file = read_model_file(options.model)
     if options.out.resolve() == options.model.resolve():
         raise ValueError(f"{options.out}: would overwrite the model; choose another -o")
+    if not any(has_kernel(layer) for layer in file.layers):
+        raise ValueError(f"{options.model}: has no convolution or matrix to prune")
     _say_what_it_was(file)
     work = options.work or Path("runs") / "pruning" / f"{options.out.stem}-{file.sha256[:8]}"
     needs_work = options.retrain or options.score
@@ -69,13 +72,13 @@ def _run(options: argparse.Namespace) -> int:
 
 def _prune(file: ModelFile, work: Path, options: argparse.Namespace) -> int:
     from pruning.sparsity import masks_of_zeros, masks_to_json, report
-    from speech.files import sha256_of
-    from speech.modelfile import write_model_file
+    from speech.base.files import sha256_of
+    from speech.modelfile.h5 import write_model_file
 
     retraining: Retraining | None = None
     test: list[Any] = []
     if options.retrain:
-        from speech.device import select_devices
+        from speech.base.device import select_devices
         from speech.training.continuing import check_trains
 
         check_trains(file)
@@ -85,7 +88,7 @@ def _prune(file: ModelFile, work: Path, options: argparse.Namespace) -> int:
     else:
         print("one-shot    no data given: nothing is retrained (--retrain uses the bundled corpus)")
         if options.score:
-            from speech.datasets import load_data
+            from speech.training.datasets import load_data
 
             test = load_data(options, work / "test").test
     prune = _remove_filters if options.remove_filters is not None else _prune_channels
@@ -106,8 +109,8 @@ def _prune(file: ModelFile, work: Path, options: argparse.Namespace) -> int:
     if test and options.score is not False:
         result["scores"] = _score(options, test, work)
     if options.json is not None:
-        from speech.files import write_json
-        from speech.runinfo import run_info
+        from speech.base.files import write_json
+        from speech.base.runinfo import run_info
 
         write_json(options.json, result | run_info())
     print(f"written     {options.out}")
@@ -250,8 +253,9 @@ def _load_retraining(file: ModelFile, options: argparse.Namespace, work: Path) -
 
 
 def _score(options: argparse.Namespace, test: list[Any], work: Path) -> Any:
+    from eval.points import Point
     from eval.scoring import json_ready
-    from eval.sweep import Point, format_points, sweep
+    from eval.sweep import format_points, sweep
 
     points = [Point("before", options.model), Point("after", options.out)]
     table = sweep(points, test, work / "scores", num_jobs=options.jobs)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pruning.sparsity import Masks, apply_masks, report
-from speech.modelfile import LayerSpec, sha256_of_weights
+from speech.modelfile.spec import LayerSpec, sha256_of_weights
 from speech.net.taps import for_kernel
 
 if TYPE_CHECKING:
@@ -56,8 +56,8 @@ class Retraining:
         Returns:
             The network with the smallest validation error.
         """
+        from speech.net.keras_models import build_model, layers_of
         from speech.training.trainer import Trainer
-        from speech.weights import build_model, layers_of
 
         network = build_model(layers)
         if masks is not None:
@@ -85,7 +85,7 @@ def hold_at_zero(network: Any, masks: Mapping[str, np.ndarray]) -> None:
         network: A Keras model.
         masks: Layer name -> bool [in, out], False where pruned.
     """
-    from speech.constraints import HeldZeros
+    from speech.net.constraints import HeldZeros
 
     for layer in network.layers:
         if layer.name in masks:

@@ -17,11 +17,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from speech.modelfile import linked, output_shapes
+from speech.modelfile.exam import output_shapes
+from speech.modelfile.spec import linked
 from speech.net.taps import as_taps, for_kernel, has_kernel, taps_of
 
 if TYPE_CHECKING:
-    from speech.modelfile import LayerSpec
+    from speech.modelfile.spec import LayerSpec
 
 #: What channels are ranked by: the paper's sparsity, small kernels, chance.
 CRITERIA = ("sparsity", "magnitude", "random")

@@ -31,7 +31,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from pruning.sparsity import channel_sparsity, kept_channels, prunable_layers
-from speech.modelfile import LayerSpec, linked
+from speech.modelfile.spec import LayerSpec, linked
 from speech.net.taps import has_kernel, is_swapped, taps_of
 
 #: Layers without channels of their own, which treat every channel by itself.

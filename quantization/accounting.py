@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from speech.compact import CompactFile, as_matrix, index_bits, pack_floats
+from speech.modelfile.icse import CompactFile, as_matrix, index_bits, pack_floats
 
 FLOAT_BYTES = 4
 CENTROID_BYTES = {"fp32": 4, "fp16": 2, "int8": 1}
@@ -60,7 +60,7 @@ def account(found: CompactFile, k_of: Mapping[str, int], centroids: str = "fp32"
     """Counts a packed file.
 
     Args:
-        found: What ``speech.compact.inspect_compact`` gives.
+        found: What ``speech.modelfile.icse.inspect_compact`` gives.
         k_of: k of the paper's rule by layer; layers without are counted by the values they hold.
         centroids: How centroids are stored: 'fp32', 'fp16' or 'int8'.
 

@@ -28,8 +28,8 @@ from quantization.kmeans import (
     with_kernel,
 )
 from quantization.ratedistortion import MAX_LAMBDA, RateDistortion
-from speech.compact import pack, unpack
-from speech.modelfile import LayerSpec
+from speech.modelfile.icse import pack, unpack
+from speech.modelfile.spec import LayerSpec
 from speech.net.taps import taps_of
 
 Layers = tuple[LayerSpec, ...]
@@ -453,9 +453,9 @@ def _relative_error_at_best_gain(result: np.ndarray, wanted: np.ndarray) -> floa
 def _runner(layers: Layers) -> Callable[[Layers, np.ndarray], np.ndarray] | None:
     """Returns what runs a network on a signal, the faster the better; None if nothing here does."""
     from quantization.calibration import stages_of
-    from speech import blockconv
-    from speech.inference import InferenceNetwork
-    from speech.network import blocks_from_layers, parameters_of
+    from speech.net import blockconv
+    from speech.net.chain import blocks_from_layers, parameters_of
+    from speech.net.inference import InferenceNetwork
 
     found = blocks_from_layers([(layer.class_name, layer.config) for layer in layers])
     if found is None:

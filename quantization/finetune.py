@@ -15,12 +15,12 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from speech.constraints import HeldZeros
-from speech.modelfile import LayerSpec, sha256_of_weights
+from speech.modelfile.spec import LayerSpec, sha256_of_weights
+from speech.net.constraints import HeldZeros
+from speech.net.keras_models import build_model, layers_of
 from speech.net.taps import has_kernel
 from speech.training.continuing import Continuation
 from speech.training.trainer import Trainer
-from speech.weights import build_model, layers_of
 
 
 class TiedWeights(keras.constraints.Constraint):

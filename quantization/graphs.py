@@ -19,10 +19,11 @@ from typing import Any, TypeGuard
 
 import numpy as np
 
-from speech.modelfile import LayerSpec, MaskConventions, linked
+from speech.modelfile.meta import MaskConventions
+from speech.modelfile.spec import LayerSpec, linked
 from speech.net.taps import has_kernel, taps_of
 from speech.net.timefrequency import compress, features
-from speech.stft import stft
+from speech.sound.stft import stft
 
 #: Layers that `forward` and `gradients` know.
 KNOWN = frozenset(

@@ -16,7 +16,7 @@ import numpy as np
 from speech.net.taps import has_kernel
 
 if TYPE_CHECKING:
-    from speech.modelfile import LayerSpec
+    from speech.modelfile.spec import LayerSpec
 
 #: 'exact' is the optimum by dynamic programming, 'lloyd' Lloyd's algorithm with restarts.
 ALGORITHMS = ("exact", "lloyd")

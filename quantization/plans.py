@@ -22,7 +22,7 @@ from quantization.kmeans import (
     with_kernel,
 )
 from quantization.ratedistortion import RateDistortion
-from speech.modelfile import LayerSpec, is_chain
+from speech.modelfile.spec import LayerSpec, is_chain
 
 Layers = tuple[LayerSpec, ...]
 

@@ -13,7 +13,7 @@ a weight moves but what that does to the output of its layer (``quantization.cal
   for by the weights to come, as well as R allows (LDL feedback; Frantar et al. 2023, GPTQ). Then
   each weight is decided again, given all others.
 * The code length is that of the coder of the packed file, with its contexts
-  (``speech.compact``); zero is a symbol and the cheapest one where weights are small.
+  (``speech.modelfile.icse``); zero is a symbol and the cheapest one where weights are small.
 * Centroids, zero apart, move to the least squares under R; code lengths are counted again; so a few
   times over.
 * What is wanted of a layer are the outputs of the original network, given the inputs that come out
@@ -47,8 +47,8 @@ import scipy.linalg
 from quantization import graphs
 from quantization.calibration import Stage, Statistics, sensitivities, stages_of, walk
 from quantization.kmeans import clustered_layers, round_centroids, with_kernel
-from speech.compact import as_matrix, fitted_contexts, flat_contexts
-from speech.modelfile import LayerSpec, is_chain
+from speech.modelfile.icse import as_matrix, fitted_contexts, flat_contexts
+from speech.modelfile.spec import LayerSpec, is_chain
 from speech.net.taps import taps_of, with_taps
 
 #: How an error is weighed: by what it does to outputs, by its input's power, or not at all.

@@ -35,9 +35,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from speech import cli
-from speech.cli import natural_number
-from speech.options import (
+from speech.base import cli
+from speech.base.cli import natural_number
+from speech.training.common_options import (
     add_data_options,
     add_training_options,
     check_data_options,
@@ -45,7 +45,7 @@ from speech.options import (
 
 if TYPE_CHECKING:
     from quantization.plans import ByK, ByLambda
-    from speech.modelfile import LayerSpec, ModelFile
+    from speech.modelfile.spec import LayerSpec, ModelFile
     from speech.training.continuing import Continuation
 
     Layers = tuple[LayerSpec, ...]
@@ -75,8 +75,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from speech.files import held
-    from speech.modelfile import read_model_file
+    from speech.base.files import held
+    from speech.modelfile.read import read_model_file
 
     file = read_model_file(options.model)
     if options.out.exists() and not options.out.is_dir():
@@ -90,9 +90,10 @@ def _run(options: argparse.Namespace) -> int:
 
 def _quantize(file: ModelFile, options: argparse.Namespace) -> int:
     from quantization.accounting import account, format_sizes, to_dict
-    from speech.compact import inspect_compact, write_compact
-    from speech.files import sha256_of
-    from speech.modelfile import read_model_file, write_model_file
+    from speech.base.files import sha256_of
+    from speech.modelfile.h5 import write_model_file
+    from speech.modelfile.icse import inspect_compact, write_compact
+    from speech.modelfile.read import read_model_file
 
     if not options.keep_norms:
         file = _folded(file)
@@ -128,8 +129,8 @@ def _quantize(file: ModelFile, options: argparse.Namespace) -> int:
     if test and options.score is not False:
         result["scores"] = _score(options, test)
     if options.json is not None:
-        from speech.files import write_json
-        from speech.runinfo import run_info
+        from speech.base.files import write_json
+        from speech.base.runinfo import run_info
 
         write_json(options.json, result | run_info())
     print(f"written     {clustered}, {packed}")
@@ -182,7 +183,7 @@ def _plan(file: ModelFile, options: argparse.Namespace, training: Continuation |
         )
 
     def size_of(layers: Layers) -> int:
-        from speech.compact import pack
+        from speech.modelfile.icse import pack
 
         meta = _meta(file, _settings(file, plan, options))
         return (
@@ -220,7 +221,7 @@ def _signals(file: ModelFile, training: Continuation | None) -> list[Any]:
     """Returns signals to quantize for: of the training data, or of the bundled corpus."""
     from quantization import graphs
     from quantization.calibration import bundled_signals, signals_of
-    from speech.modelfile import COMPLEX_MASK, MaskConventions
+    from speech.modelfile.meta import COMPLEX_MASK, MaskConventions
 
     signals = bundled_signals() if training is None else signals_of(training.training)
     if file.kind != COMPLEX_MASK:
@@ -250,7 +251,7 @@ def _quantized(
         if not options.score:
             print("one-shot    not fine-tuned (--finetune-epochs uses the bundled corpus)")
             return start, []
-        from speech.datasets import load_data
+        from speech.training.datasets import load_data
 
         return start, load_data(options, _work(options, start) / "test").test
     work = _work(options, start)
@@ -306,7 +307,7 @@ def _with_tfmot(
         from quantization.tfmot_bridge import CHECKPOINT, cluster
     except ImportError as error:
         raise ValueError(f"--method tfmot is not available here: {error}") from None
-    from speech.files import held
+    from speech.base.files import held
 
     config = training.config
     with held(work / CHECKPOINT):
@@ -360,7 +361,7 @@ def _printer(label: str) -> Any:
 
 
 def _load_training(file: ModelFile, options: argparse.Namespace) -> Continuation:
-    from speech.device import select_devices
+    from speech.base.device import select_devices
     from speech.training.continuing import continuation
 
     select_devices(options.gpu, several=options.method != "tfmot")
@@ -375,7 +376,7 @@ def _run_name(options: argparse.Namespace, layers: Layers) -> str:
     """Returns the name of the folder of checkpoints: other weights are another run."""
     import hashlib
 
-    from speech.modelfile import sha256_of_weights
+    from speech.modelfile.spec import sha256_of_weights
 
     start = f"{options.method} {options.rounds} {sha256_of_weights(layers)}"
     return f"{_result_name(options)}-{hashlib.sha256(start.encode()).hexdigest()[:8]}"
@@ -456,9 +457,10 @@ def _check_same(one: ModelFile, other: ModelFile) -> None:
 
 
 def _score(options: argparse.Namespace, test: list[Any]) -> Any:
+    from eval.points import Point
     from eval.scoring import json_ready
-    from eval.sweep import Point, format_points, sweep
-    from speech.modelfile import read_model_file
+    from eval.sweep import format_points, sweep
+    from speech.modelfile.read import read_model_file
 
     quantization = read_model_file(options.out / PACKED).meta["quantization"]
     labels = {key: quantization.get(key) for key in ("k", "lambda", "centroids", "method")}
@@ -499,8 +501,8 @@ def _container(argv: Sequence[str]) -> int:
 
 
 def _pack(options: argparse.Namespace) -> int:
-    from speech.compact import SUFFIX, write_compact
-    from speech.modelfile import read_model_file
+    from speech.modelfile.icse import SUFFIX, write_compact
+    from speech.modelfile.read import read_model_file
 
     file = read_model_file(options.file)
     out = options.out or options.file.with_suffix(SUFFIX)
@@ -510,7 +512,7 @@ def _pack(options: argparse.Namespace) -> int:
 
 
 def _unpack(options: argparse.Namespace) -> int:
-    from speech.modelfile import write_model_file
+    from speech.modelfile.h5 import write_model_file
 
     file = _compact(options.file).model
     out = options.out or options.file.with_suffix(".h5")
@@ -525,7 +527,7 @@ def _say_sizes(source: Path, target: Path) -> None:
 
 
 def _compact(path: Path) -> Any:
-    from speech.compact import inspect_compact
+    from speech.modelfile.icse import inspect_compact
 
     return inspect_compact(path)
 
@@ -534,7 +536,7 @@ def _info(options: argparse.Namespace) -> int:
     import json
 
     from quantization.accounting import CENTROID_BYTES, account, format_sizes, to_dict
-    from speech.files import write_json
+    from speech.base.files import write_json
 
     found = _compact(options.file)
     stored = found.model.meta.get("quantization")

@@ -42,16 +42,15 @@ from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
-from speech import cli
-from speech.base import schema
-from speech.files import read_npz, write_npz
-from speech.modelfile import MAX_LAYERS, LayerSpec
+from speech.base import cli
+from speech.base.checkpoint import CheckpointError, read_checkpoint, write_checkpoint
+from speech.modelfile.spec import LayerSpec
 from speech.net.taps import for_kernel, has_kernel, taps_of
 
 if TYPE_CHECKING:
+    from speech.data.pipeline import Batch, TrainingData
     from speech.net.mask_loss import MaskLoss
     from speech.net.timefrequency import TimeFrequencyConfig
-    from speech.pipeline import Batch, TrainingData
     from speech.training.pieces import PieceData
 
     Data = TrainingData | PieceData
@@ -99,7 +98,7 @@ def cluster(
         epochs: Of fine-tuning. 0: each weight becomes its nearest centroid, and nothing else
             changes.
         learning_rate: At the start.
-        loss: One of ``speech.losses.LOSSES``, or that of a network over time and frequency.
+        loss: One of ``speech.net.losses.LOSSES``, or that of a network over time and frequency.
         seed: Of Dropout. What else is random is the data's, which has its own seed.
         progress: Called after each epoch with a row: epoch, training_loss, validation_loss (if
             there is ``validation``), learning_rate, seconds. Epoch 0 is the start: validation_loss
@@ -379,21 +378,21 @@ class _Run:
             )
 
     def _save(self, checkpoint: Path) -> None:
-        arrays = {f"state_{index}": array for index, array in enumerate(self.state)}
         best = self.best or []
-        for index, weights in enumerate(best):
-            arrays |= {f"best_{index}_{name}": array for name, array in weights.items()}
+        arrays = {
+            "variable": self.state,
+            "best": [array for weights in best for array in weights.values()],
+        }
         # Infinity is no JSON number: -inf stands for a run without validation.
         best_loss = self.best_loss if math.isfinite(self.best_loss) else None
         stored = {
             "fingerprint": self.fingerprint,
             "epoch": self.epoch,
             "best_loss": best_loss,
-            "num_layers": len(best),
+            "best": [list(weights) for weights in best],
         }
-        arrays["run"] = np.frombuffer(json.dumps(stored).encode(), np.uint8)
         checkpoint.parent.mkdir(parents=True, exist_ok=True)
-        write_npz(checkpoint, arrays)
+        write_checkpoint(checkpoint, arrays, stored)
 
     def resume(self) -> None:
         """Takes up what the checkpoint holds, if there is one.
@@ -403,23 +402,18 @@ class _Run:
         """
         if self.checkpoint is None or not self.checkpoint.exists():
             return
-        try:
-            arrays = read_npz(self.checkpoint)
-            stored = schema.parse(arrays.pop("run").tobytes(), _Stored)
-            if not 0 <= stored.num_layers <= MAX_LAYERS or stored.epoch < 0:
-                raise ValueError(f"{stored.num_layers} layers, {stored.epoch} epochs")
-            self.epoch = stored.epoch
-            self.best_loss = -math.inf if stored.best_loss is None else stored.best_loss
-            self.state = [arrays.pop(f"state_{i}") for i in range(_count(arrays, "state_"))]
-            self.best = [{} for _ in range(stored.num_layers)]
-            for key, array in arrays.items():
-                _, index, name = key.split("_", 2)
-                self.best[int(index)][name] = array
-        except (OSError, ValueError, LookupError) as error:
-            raise ValueError(
-                f"{self.checkpoint}: not a readable checkpoint ({schema.shown(error)}); delete it "
-                "to start anew"
-            ) from None
+        arrays, stored = read_checkpoint(self.checkpoint, _Stored)
+        best = arrays.get("best", [])
+        if len(best) != sum(map(len, stored.best)):
+            raise CheckpointError(
+                f"{self.checkpoint}: not a readable checkpoint ({len(best)} arrays of the best "
+                f"network, it names {sum(map(len, stored.best))}); delete it to start anew"
+            )
+        self.epoch = stored.epoch
+        self.best_loss = -math.inf if stored.best_loss is None else stored.best_loss
+        self.state = arrays.get("variable", [])
+        found = iter(best)
+        self.best = [{name: next(found) for name in names} for names in stored.best]
         if stored.fingerprint != self.fingerprint:
             raise ValueError(
                 f"{self.checkpoint} is of a run with another network, data or setting; choose "
@@ -435,23 +429,24 @@ class _Stored:
     fingerprint: Any
     epoch: int
     best_loss: int | float | None
-    num_layers: int
+    best: list[list[str]]
 
-
-def _count(arrays: Mapping[str, np.ndarray], prefix: str) -> int:
-    return sum(name.startswith(prefix) for name in arrays)
+    def __post_init__(self) -> None:
+        """Checks what its types do not say."""
+        if self.epoch < 0:
+            raise ValueError("it counts fewer than no epochs")
 
 
 def _shown(data: Data, text: str) -> Iterator[Batch]:
     """Yields the batches of an epoch under a progress bar, if stderr is a terminal."""
     from tqdm import tqdm
 
-    from speech.pipeline import prefetched
+    from speech.data.pipeline import prefetched
 
     return iter(
         tqdm(
             prefetched(data), total=len(data), desc=text,
-            file=sys.stderr, disable=None, leave=False, unit="step",
+            file=cli.terminal(), disable=None, leave=False, unit="step",
         )
     )  # fmt: skip
 
@@ -466,7 +461,7 @@ def _fingerprint(
     conventions: TimeFrequencyConfig | None,
 ) -> str:
     """Returns a SHA-256 over all that decides what a run gives."""
-    from speech.pipeline import data_fingerprint
+    from speech.data.pipeline import data_fingerprint
 
     digest = hashlib.sha256()
     settings: list[Any] = [run.epochs, run.learning_rate, loss, seed]

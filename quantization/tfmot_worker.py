@@ -14,7 +14,7 @@ What we add, where TF-MOT's own way does not do:
 * Centroids start at the codebook given: TF-MOT has only seedings (`Codebook`).
 * Pruned channels go by their mask, not by "whatever is nearest to zero": a small weight of a kept
   channel never joins the zeros, and the k centroids are k beside the zero (`Lookup`).
-* The convolutions of a step run through ``speech.network``, or ``speech.net.tape`` for a network
+* The convolutions of a step run through ``speech.net.chain``, or ``speech.net.tape`` for a network
   over time and frequency, with TF-MOT's clustered kernels; its gradients go back into TF-MOT's.
   Keras' own convolution would take most of the step.
 """
@@ -32,15 +32,15 @@ from typing import Any
 
 import numpy as np
 
-from speech import blockconv
-from speech.losses import find_loss
-from speech.modelfile import LayerSpec, is_chain, linked
-from speech.net import mask_gradient, tape
+from speech.base import cli
+from speech.modelfile.spec import LayerSpec, is_chain, linked
+from speech.net import blockconv, mask_gradient, tape
+from speech.net.chain import Network, blocks_from_layers
+from speech.net.losses import find_loss
 from speech.net.mask_loss import MaskLoss
 from speech.net.timefrequency import TimeFrequencyConfig
-from speech.network import Network, blocks_from_layers
 
-#: Names of the weights a step may train, in the order of `speech.network`.
+#: Names of the weights a step may train, in the order of `speech.net.chain`.
 _PARAMETERS = ("kernel", "bias", "gamma", "beta")
 
 
@@ -204,7 +204,7 @@ class Clusterer:
         masks: Layer name -> bool that broadcasts to the kernel, False where the channel is pruned;
             the kernel is zero there. Layers without one have no pruned channel.
         fast: Compute steps through the C kernels if they know the network.
-        loss: One of ``speech.losses.LOSSES``; of a network over time and frequency its weights.
+        loss: One of ``speech.net.losses.LOSSES``; of a network over time and frequency its weights.
         seed: Of Dropout.
         conventions: Those of a network over time and frequency; None for one over waveforms.
     """
@@ -258,7 +258,7 @@ class Clusterer:
 
     @property
     def uses_c_kernels(self) -> bool:
-        """Whether steps run through ``speech.network`` or ``speech.net.tape``."""
+        """Whether steps run through ``speech.net.chain`` or ``speech.net.tape``."""
         return self._chain is not None or (
             self._masks is not None and self._masks.nodes is not None
         )
@@ -270,7 +270,7 @@ class Clusterer:
     def step(
         self, learning_rate: float, noisy: np.ndarray, lengths: np.ndarray, clean: np.ndarray
     ) -> float:
-        """Trains on one batch (``speech.pipeline.Batch``) and returns its loss."""
+        """Trains on one batch (``speech.data.pipeline.Batch``) and returns its loss."""
         self._optimizer.learning_rate = learning_rate
         if self._masks is not None:
             return self._step_of_masks(self._masks, noisy[..., 0], clean[..., 0])
@@ -295,7 +295,7 @@ class Clusterer:
             batch = self._masks.prepare(noisy[..., 0], clean[..., 0])
             mask = self._masks.forward(batch, self._weights())
             if mask is None:
-                mask = self._model(batch.features(), training=False).numpy()
+                mask = self._model(batch.features, training=False).numpy()
             return self._masks.loss(mask, batch)[0]
         assert self._loss is not None
         if self._chain is not None:
@@ -332,7 +332,7 @@ class Clusterer:
         mask = masks.forward(batch, weights, training=True)
         if mask is None:
             with self._tf.GradientTape() as recorded:
-                outputs = self._model(batch.features(), training=True)
+                outputs = self._model(batch.features, training=True)
             loss, gradient = masks.loss(outputs.numpy(), batch)
             self._apply(recorded.gradient(outputs, self._variables, self._tf.constant(gradient)))
             return loss
@@ -392,7 +392,7 @@ class Clusterer:
         )
 
     def _run_layers(self, noisy: np.ndarray, lengths: np.ndarray, training: bool) -> Any:
-        """Runs a padded batch layer by layer, as ``speech.conv.TrainingModel`` does."""
+        """Runs a padded batch layer by layer, as the ``TrainingModel`` of `speech.net` does."""
         tf, layers = self._tf, self._parts["keras"].layers
         mask = tf.sequence_mask(lengths, noisy.shape[1], tf.float32)[:, :, None]
         num_samples = tf.cast(lengths, tf.float32)[:, None, None]
@@ -464,7 +464,7 @@ class _Masks:
         if key not in self._tapes:
             self._tapes[key] = tape.Tape(self.nodes, *key[:2], gradients=training)
         self._latest = self._tapes[key]
-        return self._latest.forward(batch.features(), weights)
+        return self._latest.forward(batch.features, weights)
 
     def loss(self, mask: np.ndarray, batch: mask_gradient.Prepared) -> tuple[float, np.ndarray]:
         """Returns the loss of a batch, and its gradient with respect to the masks."""
@@ -534,6 +534,7 @@ def serve() -> None:
     ValueError, or ('failed', traceback).
     """
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    cli.end_with_parent()  # also in the middle of a call
     calls, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # whatever prints does not print into the answers
     clusterer = None

@@ -1,4 +1,4 @@
 """Shared ground of the project: audio, corpora, mixing, models, training and enhancement.
 
-Nothing is imported here, so that ``import speech.audio`` costs no TensorFlow.
+Nothing is imported here, so that ``import speech.sound.audio`` costs no TensorFlow.
 """

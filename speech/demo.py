@@ -34,7 +34,7 @@ import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from http import HTTPStatus
@@ -43,9 +43,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from speech import cli
-from speech.cli import natural_number
-from speech.enhance import BASELINE_MODEL, DEFAULT_MODEL, Enhancer
+from speech.base import cli
+from speech.base.cli import natural_number
+from speech.base.words import shown
+from speech.net.enhancer import BASELINE_MODEL, DEFAULT_MODEL, Enhancer
 
 if TYPE_CHECKING:
     import numpy as np
@@ -71,7 +72,10 @@ RANGE_DB = 70.0
 _IDLE_SECONDS = 60
 
 #: Signals that end the command.
-_ENDINGS = (signal.SIGINT, signal.SIGTERM)
+_ENDINGS = (signal.SIGINT, *cli.ENDINGS)
+
+#: How often to remove the folder of the clips, to which another thread may be writing.
+_MOST_REMOVALS = 50
 
 _PAGE = {
     "/": ("demo.html", "text/html; charset=utf-8"),
@@ -134,6 +138,7 @@ class Demo:
         self._lock = threading.Lock()
         self._child: subprocess.Popen | None = None
         self._results: deque[_Result] = deque()
+        self._is_closed = False
         for path in models:
             Enhancer(path)  # refuses what it can't run
         for path in experts:  # mnn.select, which runs apart, says what is wrong inside
@@ -148,7 +153,7 @@ class Demo:
 
     @cached_property
     def _plans(self) -> dict[str, Any]:
-        from speech import corpus
+        from speech.data import corpus
 
         speech, noise = corpus.bundled_speech("TEST"), corpus.bundled_noise("TEST")
         return {p.noise.name: p for p in corpus.spread_mixtures(speech, noise, [SNR_DB], 1)}
@@ -169,8 +174,8 @@ class Demo:
         """
         import soundfile
 
-        from speech import corpus
-        from speech.audio import SAMPLE_RATE_HZ
+        from speech.data import corpus
+        from speech.sound.audio import SAMPLE_RATE_HZ
 
         if noise not in self._plans:
             raise ValueError(f"{noise}: no such clip; there are {', '.join(self._plans)}")
@@ -196,6 +201,8 @@ class Demo:
         path.parent.mkdir(parents=True)
         with _removed_if_it_fails(folder), open(path, "wb") as file:
             while size:
+                if self._is_closed:
+                    raise ConnectionError("the page has been closed")
                 block = stream.read(min(size, 1 << 20))
                 if not block:
                     raise ConnectionError("the browser has gone")
@@ -271,6 +278,8 @@ class Demo:
 
     def _run(self, command: Sequence[str], folder: Path) -> None:
         """Runs one of our commands; raises ValueError with its last words if it fails."""
+        if self._is_closed:
+            raise ConnectionError("the page has been closed")
         self._child = subprocess.Popen(
             cli.python_command("-m", *command),
             cwd=_ROOT, env=cli.python_environment(), stdin=subprocess.DEVNULL,
@@ -288,14 +297,15 @@ class Demo:
             )
 
     def close(self) -> None:
-        """Ends the command that runs, if there is one."""
+        """Ends the command that runs, if there is one, and takes no clip any more."""
+        self._is_closed = True
         child = self._child
         if child is not None:
             child.kill()
 
 
 def _model(path: Path) -> Choice:
-    label = f"{path.name} ({path.stat().st_size / 1000:,.0f} kB)"
+    label = f"{shown(path.name, 100)} ({path.stat().st_size / 1000:,.0f} kB)"
     return Choice(label, "speech.enhance", ("--model", str(path)))
 
 
@@ -348,9 +358,15 @@ def _shown(paths: dict[str, Path], folder: Path) -> tuple[dict[str, Any], dict[s
     Returns:
         Rate and silence of the first, an image of each as a data: URI; and the files by name.
     """
-    from speech.audio import SAMPLE_RATE_HZ, is_silent, read_multichannel, resample, write_audio
     from speech.enhance import level_for
-    from speech.pictures import level_png
+    from speech.sound.audio import (
+        SAMPLE_RATE_HZ,
+        is_silent,
+        read_multichannel,
+        resample,
+        write_audio,
+    )
+    from speech.sound.pictures import level_png
 
     facts: dict[str, Any] = {}
     files, levels = {}, {}
@@ -383,7 +399,7 @@ def spectrogram_db(signal: np.ndarray, max_columns: int = MAX_COLUMNS) -> np.nda
     """
     import numpy as np
 
-    from speech.stft import StftConfig, magnitudes, stft
+    from speech.sound.stft import StftConfig, magnitudes, stft
 
     config = StftConfig(512, 128)
     together = max(1, math.ceil(len(signal) / config.hop / max_columns))
@@ -458,6 +474,24 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         """Answers with the page, what it offers, a bundled clip or a result."""
+        self._guarded(self._get)
+
+    def do_POST(self) -> None:
+        """Takes a clip and answers with what became of it."""
+        # Until the clip is read, nothing else can follow on this connection.
+        self.close_connection = True
+        self._guarded(self._post)
+
+    def _guarded(self, work: Callable[[], None]) -> None:
+        """Answers what can't be understood, such as an address that is none, in one line."""
+        try:
+            work()
+        except ValueError as error:
+            self.close_connection = True
+            words = f"the request is malformed: {cli.one_line(error)}"
+            self._send_json({"error": words}, HTTPStatus.BAD_REQUEST)
+
+    def _get(self) -> None:
         if not self._is_ours():
             return
         path, query = self._asked()
@@ -477,10 +511,7 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self._send_json({"error": "there is no such page"}, HTTPStatus.NOT_FOUND)
 
-    def do_POST(self) -> None:
-        """Takes a clip and answers with what became of it."""
-        # Until the clip is read, nothing else can follow on this connection.
-        self.close_connection = True
+    def _post(self) -> None:
         if not self._is_ours():
             return
         path, query = self._asked()
@@ -573,8 +604,22 @@ def _run(options: argparse.Namespace) -> int:
             signal.signal(number, handler)
 
 
+@contextlib.contextmanager
+def _own_folder() -> Iterator[str]:
+    """Yields a folder for recordings, and leaves nothing of it, whatever is still being written."""
+    folder = tempfile.mkdtemp(prefix="speech-demo-")
+    try:
+        yield folder
+    finally:
+        for _ in range(_MOST_REMOVALS):
+            shutil.rmtree(folder, ignore_errors=True)
+            if not os.path.lexists(folder):
+                break
+            time.sleep(0.1)
+
+
 def _serve(options: argparse.Namespace) -> int:
-    with tempfile.TemporaryDirectory(prefix="speech-demo-", ignore_cleanup_errors=True) as folder:
+    with _own_folder() as folder:
         demo = Demo(Path(folder), options.models, options.experts)
         with Server(demo, options.host, options.port, options.max_mb) as server:
             print(f"page      {server.url}", flush=True)

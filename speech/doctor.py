@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from speech import cli
+from speech.base import cli
 
 _ROOT = Path(__file__).resolve().parent.parent
 
@@ -45,7 +45,7 @@ PACKAGES = {
     "soxr": "0.5",
     "joblib": "1.4",
     "tqdm": "4.66",
-    "filelock": "3.16",
+    "filelock": "3.20.1",
     "matplotlib": "3.9",
     "pesq": "0.0.4",
     "pystoi": "0.4.1",
@@ -142,7 +142,7 @@ def check_packages() -> str:
 
 def check_cpu() -> str:
     """Says which processor this is."""
-    from speech.blockconv import default_threads
+    from speech.net.blockconv import default_threads
 
     name = platform.processor() or platform.machine()
     with contextlib.suppress(OSError):
@@ -166,7 +166,7 @@ def check_gpu() -> str:
     Raises:
         Trouble: A card is there that can't be used.
     """
-    from speech.device import require_cudnn_for
+    from speech.base.device import require_cudnn_for
 
     cards = nvidia_cards()
     devices = tensorflow_gpus()
@@ -212,7 +212,7 @@ def tensorflow_gpus() -> list[dict[str, Any]]:
     Raises:
         Trouble: TensorFlow can't be imported.
     """
-    from speech.device import quiet_start
+    from speech.base.device import quiet_start
 
     try:
         with quiet_start():
@@ -234,7 +234,7 @@ def check_kernels() -> str:
     Raises:
         Trouble: There is no compiler, or it fails.
     """
-    from speech import blockconv
+    from speech.net import blockconv
 
     if os.environ.get("SPEECH_NO_C_KERNELS"):
         raise Trouble("switched off by SPEECH_NO_C_KERNELS", "unset SPEECH_NO_C_KERNELS")
@@ -280,7 +280,7 @@ def check_convolutions() -> str:
     Raises:
         Trouble: A device can't, or gives something else.
     """
-    from speech.device import quiet_start
+    from speech.base.device import quiet_start
 
     with quiet_start():
         import keras
@@ -344,11 +344,11 @@ def check_bundled_corpus() -> str:
     Raises:
         Trouble: One is missing or damaged.
     """
-    from speech import corpus
-    from speech.files import sha256_of
-    from speech.sounds import read_manifest
+    from speech.base.files import sha256_of
+    from speech.data import corpus
+    from speech.sound.conditioning import read_manifest
 
-    root = Path(corpus.__file__).parent / "minicorpus"
+    root = corpus.MINICORPUS
     fix = "git checkout -- speech/minicorpus"
     manifest = root / "MANIFEST.sha256"
     if not manifest.is_file():
@@ -376,8 +376,8 @@ def check_timit(folder: Path) -> str:
     Raises:
         Trouble: It holds no such tree, or its first file can't be read.
     """
-    from speech import corpus
-    from speech.audio import read_audio
+    from speech.data import corpus
+    from speech.sound.audio import read_audio
 
     fix = "python -m speech.opencorpus --out corpus  # or name the folder that holds TRAIN and TEST"
     counts = []
@@ -401,8 +401,8 @@ def check_noise(folder: Path) -> str:
     Raises:
         Trouble: It holds none, or the first can't be read.
     """
-    from speech import corpus
-    from speech.audio import read_audio
+    from speech.data import corpus
+    from speech.sound.audio import read_audio
 
     try:
         found = corpus.find_noise(folder, "TRAIN")
@@ -422,7 +422,7 @@ def check_models(folder: Path = _ROOT / "models") -> str:
     Raises:
         Trouble: There is none, or one can't be read.
     """
-    from speech.modelfile import read_model_file
+    from speech.modelfile.read import read_model_file
 
     fix = "git checkout -- models"
     paths = sorted(path for path in folder.glob("*") if path.suffix in (".h5", ".icse"))
@@ -448,13 +448,13 @@ def check_network() -> str:
     """
     import numpy as np
 
-    from speech.device import quiet_start
-    from speech.modelfile import ModelFile
-    from speech.net.enhancer import MaskEnhancer
+    from speech.base.device import quiet_start
+    from speech.modelfile.spec import ModelFile
+    from speech.net.mask_enhancer import MaskEnhancer
     from speech.net.timefrequency import TimeFrequencyConfig, build_time_frequency
 
     with quiet_start():
-        from speech.weights import layers_of
+        from speech.net.keras_models import layers_of
 
         config = TimeFrequencyConfig(8, 8, (1, 2))
         file = ModelFile(layers_of(build_time_frequency(config)), config.meta(), "", Path("tiny"))

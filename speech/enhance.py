@@ -7,275 +7,48 @@
 
 Any rate and number of channels goes in; the same rate, channels, length, format and folder tree
 come out. Each channel is resampled to the model's 16 kHz and enhanced by itself, so nothing above
-8 kHz is left. The file says what kind of network it holds (`speech.modelfile.ModelFile.kind`):
-
-* 'complex_mask' (``speech.net.enhancer``): the output has the level that the mask gives, unless
-  ``--peak`` says another. A file is read, enhanced and written as a stream: memory does not grow
-  with its length, and the result is that of the whole.
-* 'waveform': as in training, the network is given the signal divided by its own maximum. Its output
-  has no scale of its own: each channel is multiplied by the gain that fits it best, in the
-  least-squares sense, to its noisy input. The speech keeps its level, whatever clicks, offsets or
-  noise the input holds. ``--peak`` says another level.
+8 kHz is left. A network over time and frequency is run as a stream: memory does not grow with the
+length of the file, and the result is that of the whole. The output has the level that its masks
+give. A waveform model runs on whole files, and on long ones in blocks; its output is given the
+level that fits it best to the input (``speech.net.enhancer``). ``--peak`` says another level, and
+``--whole`` forbids blocks.
 
 Where an integer format would clip, all channels are turned down by one factor, which is said.
-
-Long files and waveform models. Such a network normalises over the whole utterance, so a file can't
-be cut without changing the result. Up to ``WHOLE_SECONDS`` it is enhanced whole. A longer one is
-cut into blocks of ``BLOCK_SECONDS``, each normalised by itself, as utterances are in training;
-neighbours overlap by ``FADE_SECONDS`` and are cross-faded. Each block gets the gain that fits it
-to its input, which keeps a block of mere noise from being blown up to the level of the noise.
-Memory stays bounded, and the command says which way was taken; ``--whole`` enforces the first. A
-network so wide that these lengths do not fit into ``speech.net.memory.MAX_BYTES`` gets shorter
-blocks, and one for which ``LEAST_SECONDS`` do not fit is refused.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
-import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from speech import cli
+from speech.base import cli
+from speech.net.enhancer import (
+    BLOCK_SECONDS,
+    DEFAULT_MODEL,
+    FADE_SECONDS,
+    Enhancer,
+    fit_level,
+    gain_to_peak,
+    peak_of,
+)
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from speech.audio import AudioReader
-    from speech.modelfile import ModelFile
-    from speech.net.enhancer import MaskEnhancer
+    from speech.net.mask_enhancer import MaskEnhancer
+    from speech.sound.audio import AudioReader
 
-_MODELS = Path(__file__).resolve().parent.parent / "models"
-#: The model that is used when none is named.
-DEFAULT_MODEL = _MODELS / "denoise.icse"
-#: The papers' network, on which their tables stand.
-BASELINE_MODEL = _MODELS / "fcn.h5"
-
-WHOLE_SECONDS = 120.0
-BLOCK_SECONDS = 60.0
-#: A waveform model that cannot run even such a block in `speech.net.memory.MAX_BYTES` is refused.
-LEAST_SECONDS = 4.0
-FADE_SECONDS = 0.5
+#: Samples above it (full scale at 1) are no recording's: a float file of 16-bit numbers has them.
+_LOUDEST = 10.0
 
 _WAITING_SAMPLES = 1 << 16
 _UNBOUNDED = ("FLOAT", "DOUBLE")  # sample formats that never clip
-
-
-class Enhancer:
-    """A model ready to run: on the C kernels where they are, on Keras elsewhere.
-
-    Args:
-        path: An .h5 or .icse model file, possibly from a stranger.
-
-    Attributes:
-        file: The model file as it was read.
-        engine: 'c' or 'keras': what runs it.
-        mask: What runs a network of the kind 'complex_mask'; None for a waveform model.
-
-    Raises:
-        ValueError: The file is refused, or no network of these kinds at 16 kHz.
-    """
-
-    mask: MaskEnhancer | None = None
-    #: Bytes that a waveform model takes for so many samples.
-    _num_bytes: Callable[[int], int] = staticmethod(lambda num_samples: 0)
-
-    def __init__(self, path: str | os.PathLike = DEFAULT_MODEL) -> None:
-        from speech.audio import SAMPLE_RATE_HZ
-        from speech.modelfile import COMPLEX_MASK, kind_of_shapes, read_model_file
-        from speech.net.memory import MAX_BYTES, too_large
-
-        self.path = Path(path)
-        self.file = read_model_file(path)
-        kind = self.file.kind
-        is_waveform = kind == "waveform" and kind_of_shapes(self.file.layers) == kind
-        if kind != COMPLEX_MASK and not is_waveform:
-            raise ValueError(
-                f"{path}: is no waveform model (samples in, samples out) and no {COMPLEX_MASK}; "
-                f"kind {kind!r} cannot enhance a file by itself"
-            )
-        rate_hz = self.file.meta.get("sample_rate_hz", SAMPLE_RATE_HZ)
-        if rate_hz != SAMPLE_RATE_HZ:
-            raise ValueError(
-                f"{path}: trained at {rate_hz} Hz; only {SAMPLE_RATE_HZ} Hz is supported"
-            )
-        if kind == COMPLEX_MASK:
-            from speech.net.enhancer import MaskEnhancer
-
-            self.mask = MaskEnhancer(self.file)
-            self.engine = self.mask.engine
-        else:
-            self.engine, self._run, self._num_bytes = _runner(self.file)
-            num_bytes = self._num_bytes(round(LEAST_SECONDS * SAMPLE_RATE_HZ))
-            if num_bytes > MAX_BYTES:
-                raise ValueError(f"{path}: {too_large(num_bytes, f'{LEAST_SECONDS:g} s of sound')}")
-
-    def __call__(self, signal: np.ndarray, threads: int | None = None) -> np.ndarray:
-        """Runs the network on a whole signal; a waveform model gets it divided by its maximum.
-
-        Args:
-            signal: float [num_samples] at 16 kHz.
-            threads: Of the C kernels; default: all cores.
-
-        Returns:
-            float32 [num_samples], as the network gives it; zeros for silence.
-
-        Raises:
-            ValueError: The signal is of another shape or kind, or it or the network's output holds
-                a NaN or an infinity.
-        """
-        import numpy as np
-
-        from speech.audio import is_silent, peak_normalize, require_signal
-
-        signal = require_signal(signal)
-        if self.mask is not None:
-            return self.mask(signal, threads)
-        if is_silent(signal):
-            return np.zeros(len(signal), np.float32)
-        output = self._run(peak_normalize(signal).astype(np.float32), threads)
-        if not np.isfinite(output).all():
-            raise ValueError(f"{self.path}: the network's output holds a NaN or an infinity")
-        return output
-
-    def enhance(
-        self,
-        signal: np.ndarray,
-        *,
-        peak: float | None = None,
-        whole: bool = False,
-        threads: int | None = None,
-    ) -> np.ndarray:
-        """Enhances one channel of any length (see the module).
-
-        Args:
-            signal: float [num_samples] at 16 kHz.
-            peak: max |x| of the result; None for the level that fits ``signal`` best, or, with a
-                complex mask, what comes out.
-            whole: Never cut into blocks, whatever the memory; a complex mask gives the same anyway.
-            threads: Of the C kernels; default: all cores.
-
-        Returns:
-            float32 [num_samples].
-
-        Raises:
-            ValueError: As `Enhancer.__call__`, or the peak is no positive number.
-        """
-        from speech.audio import require_signal
-
-        signal = require_signal(signal)
-        if peak is not None and not 0 < peak < math.inf:
-            raise ValueError(f"peak is {peak}; give a positive number, such as 1")
-        if self.mask is not None or whole or self.takes_whole(len(signal)):
-            output = self(signal, threads)
-            if peak is None and self.mask is None:
-                output = _fitting(output, signal)
-        else:
-            output = self._in_blocks(signal, threads)
-        return output if peak is None else output * _gain(peak, _peak_of(output))
-
-    def takes_whole(self, num_samples: int) -> bool:
-        """Returns whether a waveform model enhances so many samples at 16 kHz in one piece."""
-        from speech.audio import SAMPLE_RATE_HZ
-        from speech.net.memory import MAX_BYTES
-
-        is_short = num_samples <= WHOLE_SECONDS * SAMPLE_RATE_HZ
-        return is_short and self._num_bytes(num_samples) <= MAX_BYTES
-
-    def _block_samples(self) -> int:
-        """Returns the length of a block: `BLOCK_SECONDS`, or halves of it until one fits."""
-        from speech.audio import SAMPLE_RATE_HZ
-        from speech.net.memory import MAX_BYTES
-
-        size = round(BLOCK_SECONDS * SAMPLE_RATE_HZ)
-        # The last two blocks may be longer by half of the overlap.
-        fade = round(FADE_SECONDS * SAMPLE_RATE_HZ)
-        while self._num_bytes(size + fade) > MAX_BYTES and size > 4 * fade:
-            size //= 2
-        return size
-
-    def _in_blocks(self, signal: np.ndarray, threads: int | None) -> np.ndarray:
-        import numpy as np
-
-        from speech.audio import SAMPLE_RATE_HZ
-
-        fade = round(FADE_SECONDS * SAMPLE_RATE_HZ)
-        ramp = np.linspace(0.0, 1.0, fade + 2, dtype=np.float32)[1:-1]
-        output = np.zeros(len(signal), np.float32)
-        for start, stop in blocks(len(signal), self._block_samples(), fade):
-            noisy = signal[start:stop]
-            part = _fitting(self(noisy, threads), noisy)
-            if start:
-                part[:fade] *= ramp
-            if stop < len(signal):
-                part[-fade:] *= ramp[::-1]
-            output[start:stop] += part
-        return output
-
-
-def blocks(num_samples: int, size: int, overlap: int) -> Iterator[tuple[int, int]]:
-    """Yields (start, stop) of blocks that overlap and cover a signal.
-
-    What is left for the last two is halved between them, so that none is a short rest.
-    """
-    hop = size - overlap
-    start = 0
-    while num_samples - start > 2 * size:
-        yield start, start + size
-        start += hop
-    if num_samples - start > size + overlap:
-        middle = start + (num_samples - start + overlap) // 2
-        yield start, middle
-        start = middle - overlap
-    yield start, num_samples
-
-
-def _runner(
-    file: ModelFile,
-) -> tuple[str, Callable[[np.ndarray, int | None], np.ndarray], Callable[[int], int]]:
-    """Returns the engine, what runs float32 [num_samples] with some threads, and its memory."""
-    from speech import blockconv
-    from speech.inference import InferenceNetwork, spectra_bytes
-    from speech.net.memory import MAX_BYTES
-    from speech.network import blocks_from_layers, parameters_of
-
-    found = blocks_from_layers([(layer.class_name, layer.config) for layer in file.layers])
-    parameters = parameters_of(file.layers)
-    # The spectra of short kernels beside one long one may take far more than the file.
-    fits = found is not None and spectra_bytes(parameters) <= MAX_BYTES // 4
-    if found is not None and fits and blockconv.is_available():
-        network = InferenceNetwork(found[0], parameters, tanh=found[1])
-        return "c", lambda signal, threads: network(signal, threads)[:, 0], network.num_bytes
-    from speech.modelfile import frames_more, refusals
-    from speech.net.keras_models import keras_function
-    from speech.net.memory import keras_bytes
-
-    function = keras_function(file.layers)
-    with refusals(file.path):
-        lost = -frames_more(file.layers)
-
-    def run(signal: np.ndarray, threads: int | None) -> np.ndarray:
-        if len(signal) <= lost:
-            raise ValueError(
-                f"{file.path}: needs more than {lost} samples at a time, as it has no padding; "
-                f"received {len(signal)}"
-            )
-        return _centred(function(signal[None, :, None])[0, :, 0], len(signal))
-
-    return "keras", run, lambda num_samples: keras_bytes(file.layers, num_samples)
-
-
-def _centred(output: np.ndarray, num_samples: int) -> np.ndarray:
-    """Puts zeros before and behind what a network without padding gives."""
-    import numpy as np
-
-    missing = num_samples - len(output)
-    return np.pad(output, (missing // 2, missing - missing // 2)) if missing else output
 
 
 @dataclass
@@ -284,7 +57,8 @@ class Report:
 
     Attributes:
         files: One row per file: input, output, seconds of audio, way ('whole', 'blocks' or
-            'stream'), and, where an integer format would have clipped, turned_down_db.
+            'stream'); turned_down_db where an integer format would have clipped, and
+            over_full_scale_db where a stream was far louder than anything a network is trained on.
         skipped: (input, reason).
         seconds: Wall time without reading the model.
     """
@@ -318,7 +92,7 @@ def enhance_file(
     """
     import numpy as np
 
-    from speech.audio import (
+    from speech.sound.audio import (
         SAMPLE_RATE_HZ,
         fit_length,
         read_multichannel,
@@ -345,11 +119,11 @@ def enhance_file(
         )
         enhanced = fit_length(enhanced, len(samples))
         if way == "whole":  # resampling moves the gain a little
-            enhanced = _fitting(enhanced, samples[:, channel])
+            enhanced = fit_level(enhanced, samples[:, channel])
         samples[:, channel] = enhanced
     row = _row(source, target, audio.source_rate_hz, samples.shape, way)
     subtype = writable_subtype(target, audio.subtype)
-    samples *= level_for(subtype, _peak_of(samples), row, peak)
+    samples *= level_for(subtype, peak_of(samples), row, peak)
     write_audio(target, samples, audio.source_rate_hz, subtype)
     return row
 
@@ -368,7 +142,7 @@ def _row(
 
 
 def _too_short(source: Path) -> ValueError:
-    from speech.audio import SAMPLE_RATE_HZ
+    from speech.sound.audio import SAMPLE_RATE_HZ
 
     return ValueError(f"{source}: too short, nothing is left at {SAMPLE_RATE_HZ} Hz")
 
@@ -377,7 +151,7 @@ def _stream_file(
     mask: MaskEnhancer, source: Path, target: Path, peak: float | None, threads: int | None
 ) -> dict[str, Any]:
     """Enhances a file of any length in constant memory; see `enhance_file`."""
-    from speech.audio import SAMPLE_RATE_HZ, open_audio, resampled_length, write_blocks
+    from speech.sound.audio import SAMPLE_RATE_HZ, open_audio, resampled_length, write_blocks
 
     with open_audio(source) as reader:
         rate_hz, shape = reader.sample_rate_hz, (reader.num_samples, reader.num_channels)
@@ -386,18 +160,23 @@ def _stream_file(
         if shape[0] and not resampled_length(shape[0], rate_hz, SAMPLE_RATE_HZ):
             raise _too_short(source)
         row = _row(source, target, rate_hz, shape, "stream")
-        blocks = _fitted(_enhanced(mask, reader, threads), shape[0])
+        blocks = _fitted(_enhanced(mask, reader, threads, row), shape[0])
         if peak is not None or subtype not in _UNBOUNDED:
             blocks = _levelled(blocks, target.parent, row, subtype, peak)
         write_blocks(target, blocks, shape[1], rate_hz, subtype)
     return row
 
 
-def _enhanced(mask: MaskEnhancer, reader: AudioReader, threads: int | None) -> Iterator[np.ndarray]:
-    """Yields enhanced float32 [any number, num_channels] at the rate of the file."""
+def _enhanced(
+    mask: MaskEnhancer, reader: AudioReader, threads: int | None, row: dict[str, Any]
+) -> Iterator[np.ndarray]:
+    """Yields enhanced float32 [any number, num_channels] at the rate of the file.
+
+    At the end ``row`` gets ``over_full_scale_db`` if samples were beyond `_LOUDEST`.
+    """
     import numpy as np
 
-    from speech.audio import SAMPLE_RATE_HZ, StreamResampler
+    from speech.sound.audio import SAMPLE_RATE_HZ, StreamResampler
 
     num_channels = reader.num_channels
     down = StreamResampler(reader.sample_rate_hz, SAMPLE_RATE_HZ, num_channels)
@@ -411,8 +190,12 @@ def _enhanced(mask: MaskEnhancer, reader: AudioReader, threads: int | None) -> I
         ]
         return up.push(np.stack(parts, axis=1))
 
+    highest = 0.0
     for block in reader.blocks():
+        highest = max(highest, float(np.max(np.abs(block), initial=0.0)))
         yield pushed(down.push(block))
+    if highest > _LOUDEST:
+        row["over_full_scale_db"] = round(20 * math.log10(highest), 3)
     yield pushed(down.finish())
     yield up.push(np.stack([stream.finish() for stream in streams], axis=1))
     yield up.finish()
@@ -423,7 +206,7 @@ def _fitted(blocks: Iterator[np.ndarray], num_samples: int) -> Iterator[np.ndarr
 
     Rounding in two resamplings may differ by a sample.
     """
-    from speech.audio import fit_length
+    from speech.sound.audio import fit_length
 
     left, last = num_samples, None
     for last in blocks:
@@ -481,7 +264,7 @@ def enhance_all(
     """
     from concurrent.futures import ThreadPoolExecutor
 
-    from speech.blockconv import default_threads
+    from speech.net.blockconv import default_threads
 
     num_workers = min(default_threads(), len(jobs)) if enhancer.engine == "c" else 1
     threads = 1 if num_workers > 1 else None
@@ -513,7 +296,7 @@ def plan_outputs(inputs: Sequence[Path], out: Path) -> list[tuple[Path, Path]]:
     Raises:
         ValueError: An input is missing, two would have one target, or one would be overwritten.
     """
-    from speech.audio import FORMATS, find_audio
+    from speech.sound.audio import FORMATS, find_audio
 
     jobs: list[tuple[Path, Path]] = []
     one_file = len(inputs) == 1 and inputs[0].is_file()
@@ -562,7 +345,7 @@ def _names(paths: Sequence[Path]) -> dict[Path, Path]:
 
 def _writable(path: Path | str) -> Path:
     """Returns the name to write: endings that can only be read become .wav."""
-    from speech.audio import FORMATS
+    from speech.sound.audio import FORMATS
 
     path = Path(path)
     keep = path.suffix.lower() in FORMATS and FORMATS[path.suffix.lower()] != "NIST"
@@ -573,7 +356,7 @@ def writable_subtype(target: Path, wanted: str) -> str:
     """Returns a sample format for ``target``: ``wanted``, or its default if it can't hold that."""
     import soundfile
 
-    from speech.audio import FORMATS
+    from speech.sound.audio import FORMATS
 
     audio_format = FORMATS.get(target.suffix.lower(), "WAV")
     # Of the compressed kinds only Vorbis is written by everything that reads it.
@@ -597,7 +380,7 @@ def level_for(
     import numpy as np
 
     if peak is not None:
-        return _gain(peak, highest)
+        return gain_to_peak(peak, highest)
     if subtype in _UNBOUNDED or highest <= 1.0:
         return np.float32(1.0)
     row["turned_down_db"] = round(20 * math.log10(highest), 3)
@@ -605,38 +388,15 @@ def level_for(
 
 
 def say_turned_down(rows: Sequence[dict[str, Any]]) -> None:
-    """Says on stderr which files `level_for` has turned down."""
+    """Says on stderr which files `level_for` has turned down, and which were far too loud."""
     for row in rows:
+        if "over_full_scale_db" in row:
+            print(f"{row['input']}: its samples reach {row['over_full_scale_db']:.0f} dB above "
+                  "full scale, far from all that the network was trained on; scale the file to at "
+                  "most 1 first", file=sys.stderr)  # fmt: skip
         if "turned_down_db" in row:
             print(f"{row['output']}: turned down by {row['turned_down_db']:.1f} dB, its format "
                   "would have clipped", file=sys.stderr)  # fmt: skip
-
-
-def _fitting(output: np.ndarray, noisy: np.ndarray) -> np.ndarray:
-    """Returns an output of no scale of its own with the gain that fits it best to the input.
-
-    The gain g is <x, y> / <y, y>, which makes the sum of (x - g y)^2 least.
-    """
-    import numpy as np
-
-    highest, at_most = _peak_of(output), _peak_of(noisy)
-    if not highest or not at_most:
-        return output
-    unit = output / highest  # neither too large nor too small to be squared
-    gain = float(np.dot(noisy / at_most, unit)) / float(np.dot(unit, unit))
-    return unit * np.float32(gain * at_most)
-
-
-def _peak_of(signal: np.ndarray) -> float:
-    """Returns max |x| without a copy of the signal."""
-    return float(max(signal.max(), -signal.min(), 0.0)) if len(signal) else 0.0
-
-
-def _gain(wanted: float, highest: float) -> np.float32:
-    """Returns the factor from one peak to another; 1 for silence and what is as good as silence."""
-    import numpy as np
-
-    return np.float32(wanted / highest if highest > 1e-20 else 1.0)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -647,7 +407,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from speech.files import remove_leftovers, write_json
+    from speech.base.files import remove_leftovers, write_json
     from speech.net.reach import summary_of
 
     jobs = plan_outputs(options.inputs, options.out)
@@ -710,7 +470,11 @@ def _parser() -> argparse.ArgumentParser:
     add("inputs", type=Path, nargs="+", metavar="INPUT", help="audio files or folders")
     add("-o", "--out", type=Path, required=True, metavar="OUT", help="folder, or file for one file")
     add(
-        "--model", type=Path, default=DEFAULT_MODEL, metavar="FILE", help="model (default: shipped)"
+        "--model",
+        type=Path,
+        default=DEFAULT_MODEL,
+        metavar="FILE",
+        help="model (default: the shipped denoise.icse)",
     )
     add("--peak", type=peak, metavar="P",
         help="max |x| of the output (default: the level that fits the input best; with a model "

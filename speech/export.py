@@ -31,10 +31,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from speech import cli
+from speech.base import cli
 
 if TYPE_CHECKING:
-    from speech.modelfile import LayerSpec, ModelFile
+    from speech.modelfile.spec import LayerSpec, ModelFile
 
 FORMATS = ("onnx", "tflite", "c")
 OPSET = 17
@@ -60,7 +60,7 @@ def to_onnx(layers: Sequence[LayerSpec]) -> bytes:
 
 def _folded(layers: Sequence[LayerSpec]) -> tuple[LayerSpec, ...]:
     """Returns a graph without batch normalisations that can be folded; a chain as it is."""
-    from speech.modelfile import is_chain
+    from speech.modelfile.spec import is_chain
     from speech.net.folding import fold_batch_normalization
 
     return tuple(layers) if is_chain(layers) else fold_batch_normalization(layers)
@@ -83,7 +83,8 @@ class _OnnxGraph:
 
     def of(self, layers: Sequence[LayerSpec]) -> Any:
         """Returns the model."""
-        from speech.modelfile import linked, output_shapes
+        from speech.modelfile.exam import output_shapes
+        from speech.modelfile.spec import linked
 
         helper, onnx = self._onnx.helper, self._onnx
         shape = ["batch", *layers[0].config["batch_shape"][1:]]
@@ -296,14 +297,14 @@ def to_tflite(layers: Sequence[LayerSpec], *, int8: bool = False) -> bytes:
     Raises:
         ValueError: Keras runs on another backend than TensorFlow.
     """
-    from speech.device import quiet_start
+    from speech.base.device import quiet_start
 
     with quiet_start():
         import keras
         import tensorflow as tf
 
-    from speech.modelfile import linked
-    from speech.weights import build_model
+    from speech.modelfile.spec import linked
+    from speech.net.keras_models import build_model
 
     if keras.backend.backend() != "tensorflow":
         raise ValueError("LiteRT needs Keras on TensorFlow; unset KERAS_BACKEND")
@@ -392,17 +393,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         description="Write a model file as ONNX or LiteRT (TensorFlow Lite).",
         **cli.examples(
             "python -m speech.export models/fcn.h5 --to onnx",
-            "python -m speech.export models/fcn_small.icse --to tflite --int8 -o small.tflite",
+            "python -m speech.export models/fcn_small.icse --int8 -o small.tflite",
             "python -m speech.export models/denoise.icse --to c -o denoise_c",
         ),
     )
     add = parser.add_argument
     add("model", type=Path, metavar="MODEL", help="a .h5 or .icse model file")
-    add("--to", choices=FORMATS, required=True, help="the format")
+    add("--to", choices=FORMATS, help="the format (default: that of the ending of --out)")
     add("--int8", action="store_true", help="tflite: kernels as INT8 (dynamic range)")
     add("-o", "--out", type=Path, metavar="FILE",
         help="file, or folder for c (default: beside MODEL)")  # fmt: skip
     options = parser.parse_args(argv)
+    if options.to is None:
+        options.to = options.out and options.out.suffix.lower().removeprefix(".")
+        if options.to not in FORMATS:
+            ways = " or ".join(f"--to {name}" for name in FORMATS)
+            parser.error(f"the format is missing; give {ways}")
     if options.int8 and options.to != "tflite":
         parser.error("--int8 is for --to tflite")
     cli.log_to_stderr()
@@ -410,9 +416,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from speech.compact import pack
-    from speech.files import atomic_path
-    from speech.modelfile import read_model_file
+    from speech.base.files import atomic_path
+    from speech.modelfile.icse import pack
+    from speech.modelfile.read import read_model_file
 
     file = read_model_file(options.model)
     if options.to == "c":
@@ -436,7 +442,7 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _write_c(file: ModelFile, folder: Path) -> int:
-    from speech.files import atomic_path
+    from speech.base.files import atomic_path
     from speech.net.plain_c import plain_c
 
     found = plain_c(file)

@@ -24,8 +24,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from speech import cli
-from speech.enhance import DEFAULT_MODEL
+from speech.base import cli
+from speech.net.enhancer import DEFAULT_MODEL
 
 if TYPE_CHECKING:
     from speech.net.live import Live

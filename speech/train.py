@@ -18,7 +18,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from speech import cli
+from speech.base import cli
 from speech.training.options import Request, add_options, check_usage, request
 
 if TYPE_CHECKING:
@@ -35,18 +35,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(asked: Request) -> int:
-    from speech.device import select_devices
+    from speech.base.device import select_devices
 
     if asked.out.exists() and not asked.out.is_dir():
         raise ValueError(f"{asked.out}: is not a folder; choose another --out")
     cli.check_out(asked.out, asked.data.folders)
     select_devices(asked.gpu, several=True)
     if asked.tensorboard is not None:
-        from speech.tensorboard import require_tensorboard
+        from speech.training.tensorboard import require_tensorboard
 
         require_tensorboard(asked.tensorboard)
 
-    from speech.distribution import Machines, read_task
+    from speech.training.distribution import Machines, read_task
 
     task = read_task()
     machines = None if task is None else Machines(task)
@@ -60,7 +60,7 @@ def _run(asked: Request) -> int:
 
 
 def _train_fcn(asked: Request, machines: Any) -> Trainer:
-    from speech.datasets import load_training
+    from speech.training.datasets import load_training
     from speech.training.run import train_fcn
 
     data = load_training(asked.data, asked.augmentation, asked.snr_range_db)
@@ -75,10 +75,12 @@ def _train_fcn(asked: Request, machines: Any) -> Trainer:
 
 
 def _train_tf(asked: Request, machines: Any) -> Trainer:
-    from speech.datasets import load_pieces
+    from dataclasses import replace
+
     from speech.net.mask_loss import MaskLoss
     from speech.net.timefrequency import SIZES, build_time_frequency
     from speech.net.training_model import MaskTrainingModel
+    from speech.training.datasets import load_pieces
     from speech.training.run import train
 
     config = asked.training
@@ -88,7 +90,7 @@ def _train_tf(asked: Request, machines: Any) -> Trainer:
     print(f"data        {description}; pieces of {config.crop_seconds:g} s")
     if asked.init is None:
         assert asked.size is not None
-        form = SIZES[asked.size]
+        form = replace(SIZES[asked.size], normalization=asked.normalization)
         network = build_time_frequency(form, seed=config.seed)
     else:
         network, form = _load_tf(asked)
@@ -119,8 +121,8 @@ def _load_tf(asked: Request) -> tuple[Any, Any]:
     """Loads the network whose weights start the run, and its conventions."""
     from dataclasses import replace
 
+    from speech.net.keras_models import load_model_and_meta
     from speech.net.timefrequency import KIND, TimeFrequencyConfig
-    from speech.weights import load_model_and_meta
 
     assert asked.init is not None
     network, meta = load_model_and_meta(asked.init)
@@ -148,8 +150,8 @@ def _workers(asked: Request) -> int:
     """Returns how many processes mix; one keeps up with a CPU, but not with a GPU."""
     if asked.workers is not None:
         return asked.workers
-    from speech.blockconv import default_threads
-    from speech.conv import uses_c_kernels
+    from speech.net.blockconv import default_threads
+    from speech.net.chain_training import uses_c_kernels
 
     return 1 if uses_c_kernels() else max(1, min(8, default_threads() // 2))
 
@@ -163,8 +165,8 @@ def _report(asked: Request, trainer: Trainer) -> None:
     name = f"{asked.network}={model}"
     print(f"score       python -m eval.run --noisy NOISY --clean CLEAN --model {name}")
     if asked.json is not None:
-        from speech.files import sha256_of, write_json
-        from speech.runinfo import run_info
+        from speech.base.files import sha256_of, write_json
+        from speech.base.runinfo import run_info
 
         write_json(
             asked.json,

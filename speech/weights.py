@@ -22,166 +22,30 @@ import argparse
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from speech import cli, hdf5
-from speech.fcn import FCNConfig
-from speech.files import sha256_of, write_json
-from speech.modelfile import (
-    LAYER_RULES,
+from speech.base import cli
+from speech.base.files import sha256_of, write_json
+from speech.modelfile import hdf5
+from speech.modelfile.exam import plan_layers
+from speech.modelfile.h5 import (
     MAX_CONFIG_BYTES,
-    LayerSpec,
-    ModelFile,
-    ModelFileError,
-    a_number,
     child_group,
     hard_linked,
-    is_chain,
-    linked,
     names_attribute,
     open_hdf5,
-    parse_json,
-    plan_layers,
     read_array,
-    read_model_file,
-    refusals,
     write_model_file,
 )
-
-if TYPE_CHECKING:
-    import keras
-
-
-# --------------------------------------------------------------------------------------------
-# Keras models
-
-
-def load_model(path: str | os.PathLike) -> keras.Model:
-    """Loads a model file as a plain Keras model.
-
-    Args:
-        path: A .h5 or .icse model file, possibly from a stranger.
-
-    Returns:
-        A model of standard Keras layers, Sequential if they are a chain, not compiled.
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        ModelFileError: The file is refused (see ``speech.modelfile``).
-    """
-    return load_model_and_meta(path)[0]
-
-
-def load_model_and_meta(path: str | os.PathLike) -> tuple[keras.Model, dict[str, Any]]:
-    """Loads a model file as a plain Keras model and its ``speech_meta``; see ``load_model``."""
-    file = read_model_file(path)
-    return build_model(file.layers), file.meta
-
-
-def build_model(layers: Iterable[LayerSpec]) -> keras.Model:
-    """Builds a model from checked layers and sets its weights.
-
-    Returns:
-        A Sequential model if the layers are a chain, else a Functional one.
-
-    Raises:
-        ValueError: A custom layer is allowed but its class was not registered with Keras.
-        ModelFileError: A layer of a graph names no inputs.
-    """
-    import keras
-
-    layers = linked(layers)
-    built = []
-    for spec in layers:
-        layer_class = getattr(keras.layers, spec.class_name, None)
-        if layer_class is None:
-            import speech.layers  # noqa: F401  registers our own
-
-            layer_class = keras.saving.get_registered_object(spec.class_name)
-        if layer_class is None:
-            raise ValueError(
-                f"layer {spec.name!r} is a {spec.class_name}, which is not registered with "
-                "Keras; import the module that defines it before loading"
-            )
-        built.append(layer_class(name=spec.name, **spec.config))
-    if is_chain(layers):
-        model = keras.Sequential(built)
-    else:
-        outputs = {layers[0].name: built[0].output}
-        for layer, spec in zip(built[1:], layers[1:], strict=True):
-            inputs = [outputs[name] for name in spec.inputs]
-            outputs[spec.name] = layer(inputs if len(inputs) > 1 else inputs[0])
-        model = keras.Model(outputs[layers[0].name], outputs[layers[-1].name], name="model")
-    for layer, spec in zip(built, layers, strict=True):
-        for variable in layer.weights:
-            variable.assign(spec.weights[variable.name])
-    return model
-
-
-def layers_of(model: keras.Model) -> tuple[LayerSpec, ...]:
-    """Returns the settings and weights of a Keras model, as plain layers.
-
-    Args:
-        model: A built Sequential or Functional model of one input and one output. A layer
-            whose class has an attribute ``plain_class``, a standard Keras class with the same
-            settings and weights, is written as that class.
-
-    Raises:
-        ModelFileError: The model has a layer or a graph that a model file cannot hold.
-    """
-    import keras
-
-    config = model.get_config()
-    by_name = {layer.name: layer for layer in model.layers}
-    entries = []
-    for entry in config.get("layers", []):
-        plain = getattr(by_name.get(entry["config"].get("name")), "plain_class", None)
-        if plain is not None:
-            known = {"class_name": plain.__name__, "module": None, "registered_name": None}
-            entry = {**entry, **known}
-        elif entry.get("registered_name") in LAYER_RULES:
-            entry = {**entry, "class_name": entry["registered_name"], "module": None}
-        entries.append(entry)
-    class_name = "Sequential" if isinstance(model, keras.Sequential) else "Functional"
-    try:
-        text = json.dumps({"class_name": class_name, "config": {**config, "layers": entries}})
-    except TypeError as error:
-        raise ModelFileError(f"the model's configuration is not plain JSON ({error})") from None
-    layers = []
-    for spec, shapes in plan_layers(json.loads(text)):
-        weights = {}
-        if shapes:
-            variables = {variable.name: variable for variable in by_name[spec.name].weights}
-            weights = {key: np.array(variables[key].numpy()) for key in shapes}
-        layers.append(replace(spec, weights=weights))
-    return tuple(layers)
-
-
-def save_model(
-    model: keras.Model, path: str | os.PathLike, meta: Mapping[str, Any] | None = None
-) -> None:
-    """Saves a model atomically as a .h5 file of standard Keras layers.
-
-    The weights are exact. ``keras.models.load_model(path, compile=False)`` opens the file
-    without our code. Initializers, regularizers and the optimizer are not kept.
-
-    Args:
-        model: What ``layers_of`` accepts.
-        path: The file to write, ending in '.h5'.
-        meta: The ``speech_meta`` object (see ``speech.modelfile``).
-
-    Raises:
-        ModelFileError: The model, its weights or ``meta`` cannot be written; nothing is.
-    """
-    with refusals(Path(path)):
-        layers = layers_of(model)
-    write_model_file(path, layers, meta or {})
-
+from speech.modelfile.meta import parse_json
+from speech.modelfile.read import read_model_file
+from speech.modelfile.rules import a_number
+from speech.modelfile.spec import LayerSpec, ModelFile, ModelFileError, refusals
+from speech.net.fcn import FCNConfig
 
 # --------------------------------------------------------------------------------------------
 # The old files (SPEC section 7)

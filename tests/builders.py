@@ -8,8 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from speech.compact import write_compact
-from speech.modelfile import LayerSpec, ModelFile, read_model_file, write_model_file
+from speech.modelfile.h5 import write_model_file
+from speech.modelfile.icse import write_compact
+from speech.modelfile.read import read_model_file
+from speech.modelfile.spec import LayerSpec, ModelFile
 from speech.net.timefrequency import TimeFrequencyConfig, build_time_frequency
 
 #: A network of the shape of the real ones that takes next to no time.
@@ -35,7 +37,7 @@ def shaken(layers: tuple[LayerSpec, ...], seed: int = 0) -> tuple[LayerSpec, ...
 @functools.cache
 def mask_layers(config: TimeFrequencyConfig = TINY, seed: int = 0) -> tuple[LayerSpec, ...]:
     """Returns the layers of a network over time and frequency of random weights, shared."""
-    from speech.weights import layers_of
+    from speech.net.keras_models import layers_of
 
     return shaken(layers_of(build_time_frequency(config)), seed)
 

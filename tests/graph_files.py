@@ -5,9 +5,9 @@ import json
 import h5py
 import numpy as np
 
-from benchmarks.mutation import GRAPH_META as META
-from benchmarks.mutation import graph_layers
-from speech.modelfile import write_model_file
+from benchmarks.trials.mutation import GRAPH_META as META
+from benchmarks.trials.mutation import graph_layers
+from speech.modelfile.h5 import write_model_file
 
 
 def convolution(filters, size, **settings):

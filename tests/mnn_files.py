@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from mnn.features import Conventions
-from speech.compact import write_compact
-from speech.modelfile import LayerSpec, write_model_file
+from speech.modelfile.h5 import write_model_file
+from speech.modelfile.icse import write_compact
+from speech.modelfile.spec import LayerSpec
 
 NUM_BINS = 513
 

@@ -8,8 +8,8 @@ import pytest
 import soundfile
 from numpy.testing import assert_allclose, assert_array_equal
 
-from speech import audio
-from speech.audio import (
+from speech.sound import audio
+from speech.sound.audio import (
     AudioError,
     find_audio,
     is_silent,

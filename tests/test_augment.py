@@ -7,9 +7,9 @@ import pyroomacoustics
 import pytest
 from numpy.testing import assert_allclose
 
-from speech import augment
-from speech.augment import Augmentation
-from speech.mixing import measure_snr_db
+from speech.sound import augment
+from speech.sound.augment import Augmentation
+from speech.sound.mixing import measure_snr_db
 
 
 def power_at(signal, low_hz, high_hz):

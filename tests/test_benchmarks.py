@@ -23,7 +23,7 @@ from benchmarks import (
     triptych,
 )
 from pruning import run as pruning_command
-from speech import corpus
+from speech.data import corpus
 
 MINICORPUS = Path(__file__).parent.parent / "speech/minicorpus"
 
@@ -133,20 +133,27 @@ def test_recipes_of_the_network_for_use_are_understood(tmp_path, capsys):
     asked = {}
     for name in recipes.TF_VARIANTS:
         command = recipes.tf_command(name, options)
-        assert command[1:3] == ["-m", "speech.train"]
-        parsed = parser.parse_args(command[3:])
+        assert command[1:4] == ["-P", "-m", "speech.train"]
+        parsed = parser.parse_args(command[4:])
         check_usage(parser, parsed)
         asked[name] = request(parsed)
         assert asked[name].training.hours == 0.5
-    assert asked["medium"].size == "medium" and asked["large"].size == "large"
+    assert asked["recipe"].size == "medium" and asked["large"].size == "large"
+    assert asked["no_norm"].normalization == "none" and asked["small"].normalization == "batch"
+    options = recipes._parser().parse_args([*words, "--steps", "400", "--size", "small"])
+    command = recipes.tf_command("recipe", options)
+    parsed = parser.parse_args(command[3:])
+    check_usage(parser, parsed)
+    config = request(parsed).training
+    assert (config.epochs * config.num_items, config.hours) == (400 * config.batch_size, None)
     assert asked["consistency"].training.loss.consistency == 3
-    assert [len(asked[name].data.speech) for name in ("medium", "more_speech")] == [1, 3]
+    assert [len(asked[name].data.speech) for name in ("recipe", "more_speech")] == [1, 3]
     for wrong in (["--only", "paper"], ["--test-noisy", "x"]):
         with pytest.raises(SystemExit, match="2"):
             recipes.main(["--network", "tf", *wrong])
     with pytest.raises(SystemExit, match="2"):
         recipes.main(["--more-speech", "x", "--timit", "a", "--noise", "b"])
-    assert "give some of medium" in capsys.readouterr().err
+    assert "give some of recipe" in capsys.readouterr().err
 
 
 def test_recipes_gain_is_paired_and_leaves_out_what_has_no_score(tmp_path):
@@ -184,7 +191,7 @@ def test_pruning_commands_are_understood_and_train_alike(tmp_path):
     for row in rows:
         if row.options:
             command = pruning._pruning(row, tmp_path / row.name / "model.h5", options)
-            parsed = pruning_command.parse(command[3:])
+            parsed = pruning_command.parse(command[4:])
             assert bool(parsed.retrain) == row.is_retrained
             if not row.is_retrained:
                 continue
@@ -194,7 +201,7 @@ def test_pruning_commands_are_understood_and_train_alike(tmp_path):
                 continue
         else:
             command = pruning._from_scratch(tmp_path / row.name, options)
-            parsed = timit_fcn_mse._parser().parse_args(command[2:])
+            parsed = timit_fcn_mse._parser().parse_args(command[4:])
             assert parsed.filters == 22
             epochs = parsed.epochs
         steps.add(epochs * parsed.num_items // parsed.batch_size)

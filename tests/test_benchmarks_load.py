@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import load
+from benchmarks.trials import load
 
 ROOT = Path(__file__).parent.parent
 

@@ -10,8 +10,8 @@ import pytest
 from benchmarks import copies, peers, pool, quality, selection
 from mnn.blocks import frame_energies, stft_frames
 from mnn.layers import DenseNetwork
-from speech import corpus
-from speech.stft import DEFAULT, StftConfig, context_frames
+from speech.data import corpus
+from speech.sound.stft import DEFAULT, StftConfig, context_frames
 from tests.mnn_files import dense, write_dae, write_mask
 
 ROOT = Path(__file__).parent.parent

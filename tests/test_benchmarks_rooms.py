@@ -14,7 +14,7 @@ import soundfile
 
 from benchmarks import rooms
 from eval import published, scoring, systems
-from speech import augment
+from speech.sound import augment
 
 ROOT = Path(__file__).parent.parent
 MINICORPUS = ROOT / "speech/minicorpus"

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
-from speech import blockconv
-from speech.blockconv import Activation, Signal, Spectra
+from speech.net import blockconv
+from speech.net.blockconv import Activation, Signal, Spectra
 from tests.reference import convolution_oracle as oracle
 
 
@@ -142,7 +142,7 @@ def test_without_a_compiler_it_says_so(tmp_path):
     code = """
         import logging
         logging.basicConfig(level=logging.INFO)
-        from speech import blockconv
+        from speech.net import blockconv
         print(blockconv.is_available())
     """
     done = subprocess.run(
@@ -161,7 +161,7 @@ def test_a_broken_compiler_is_no_error(tmp_path):
     compiler.write_text("#!/bin/sh\necho no such luck >&2\nexit 1\n")
     compiler.chmod(0o755)
     done = subprocess.run(
-        [sys.executable, "-c", "from speech import blockconv; print(blockconv.is_available())"],
+        [sys.executable, "-c", "from speech.net import blockconv; print(blockconv.is_available())"],
         capture_output=True,
         text=True,
         env={"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "CC": str(compiler)},

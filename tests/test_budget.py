@@ -7,7 +7,7 @@ from numpy.testing import assert_array_equal
 from quantization import budget
 from quantization.kmeans import Codebooks, cluster_layers, clustered_layers
 from quantization.run import parse_bytes
-from speech.compact import pack
+from speech.modelfile.icse import pack
 from tests.test_ratedistortion import layers, output_error, signals  # noqa: F401 - fixtures
 
 

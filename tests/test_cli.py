@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from speech import cli
+from speech.base import cli
 
 ROOT = Path(__file__).parent.parent
 
@@ -60,7 +60,7 @@ def test_a_closed_stream_is_no_trap(number, tmp_path):
     code = (
         "import os, sys\n"
         f"os.close({number}); sys.std{('in', 'out', 'err')[number]} = None\n"
-        "from speech import cli\n"
+        "from speech.base import cli\n"
         "def command():\n"
         "    file = open(sys.argv[1], 'wb')\n"
         "    assert file.fileno() > 2\n"
@@ -86,7 +86,7 @@ def _asks_its_signals(_):
 @pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="no signal masks here")
 def test_ctrl_c_is_left_to_the_process_that_started_the_others():
     code = (
-        "import joblib; from speech import cli; from tests.test_cli import _asks_its_signals\n"
+        "import joblib; from speech.base import cli; from tests.test_cli import _asks_its_signals\n"
         "tasks = (joblib.delayed(_asks_its_signals)(i) for i in range(4))\n"
         "assert list(cli.in_processes(tasks, 2)) == [True] * 4\n"
         "assert not _asks_its_signals(0)"
@@ -104,7 +104,7 @@ def test_our_own_mistakes_keep_their_traceback():
 
 def test_a_reader_that_has_seen_enough_is_no_error():
     code = (
-        "import sys; from speech import cli\n"
+        "import sys; from speech.base import cli\n"
         "def command():\n"
         "    for _ in range(100000): print('x' * 100)\n"
         "    return 0\n"
@@ -298,9 +298,27 @@ def test_exceptions_are_still_needed():
 
 def test_a_number_of_processes():
     assert cli.num_jobs("0") == -1 and cli.num_jobs("3") == 3
-    for text in ("-1", "1.5", "x"):
+    for text in ("1.5", "x"):
         with pytest.raises(ValueError):
             cli.num_jobs(text)
+
+
+@pytest.mark.parametrize(
+    "parse, text, wanted",
+    [
+        (cli.amount, "0", "'0' is not above 0"),
+        (cli.amount, "-2.5", "'-2.5' is not above 0"),
+        (cli.positive_number, "0", "'0' is below 1"),
+        (cli.natural_number, "-3", "'-3' is below 0"),
+        (cli.num_jobs, "-1", "'-1' is below 0"),
+    ],
+)
+def test_a_number_out_of_range_is_told_the_range(parse, text, wanted, capsys):
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--much", type=parse)
+    with pytest.raises(SystemExit, match="2"):
+        parser.parse_args([f"--much={text}"])
+    assert capsys.readouterr().err.strip().endswith(wanted)
 
 
 @pytest.mark.parametrize("text", ["nan", "inf", "1e400", "x", "100.1", "-500"])
@@ -330,10 +348,10 @@ _PLANTED = ("soundfile", "numpy", "joblib", "pickle", "json", "scipy", "tensorfl
     "code",
     [
         "from eval import isolation; import os; isolation.run_isolated(os.getpid)",
-        "from speech import cli; import joblib, math\n"
+        "from speech.base import cli; import joblib, math\n"
         "list(cli.in_processes([joblib.delayed(math.sqrt)(4)] * 2, 2))",
-        "from eval import grid; from pathlib import Path\n"
-        "grid.run_recorded(['speech.enhance', '--help'], Path('r.json'), {})",
+        "from speech.base import recorded; from pathlib import Path\n"
+        "recorded.run_recorded(['speech.enhance', '--help'], Path('r.json'), {})",
     ],
     ids=["isolation", "joblib", "grid"],
 )

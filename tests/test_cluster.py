@@ -22,10 +22,12 @@ from pathlib import Path
 import pytest
 
 from eval import run, scoring, sweep
-from speech import cluster, corpus, prepare
-from speech.audio import read_audio, write_audio
-from speech.cluster import Failed
-from speech.files import atomic_path
+from speech import prepare
+from speech.base import cluster
+from speech.base.cluster import Failed
+from speech.base.files import atomic_path
+from speech.data import corpus, prepared
+from speech.sound.audio import read_audio, write_audio
 
 ROOT = Path(__file__).parent.parent
 
@@ -39,7 +41,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::F
 @pytest.fixture(scope="module")
 def local():
     """Two workers on this machine, which come back when they die."""
-    if not HAS_DASK:
+    if not HAS_DASK or importlib.util.find_spec("cryptography") is None:
         pytest.skip("needs the extra 'cluster'")
     with cluster.connected("local", 2) as connection:
         yield connection
@@ -55,7 +57,7 @@ def pairs(tmp_path):
     plans = corpus.plan_mixtures(
         corpus.find_speech(tmp_path / "speech"), corpus.bundled_noise("TEST")[:1], [5.0]
     )
-    prepare.write_mixtures(plans, tmp_path / "pairs")
+    prepared.write_mixtures(plans, tmp_path / "pairs")
     return tmp_path / "pairs"
 
 
@@ -96,11 +98,11 @@ def mix_or_die(plans, out, subtype):
     name = plans[0].utterance.id
     if name == "FAKS0_SA1" or (name == "MABW0_SX37" and not (out.parent / "died").exists()):
         (out.parent / "died").touch()
-        prepare._mix_utterance(plans[:1], out, subtype)
+        prepared._mix_utterance(plans[:1], out, subtype)
         with atomic_path(out / "noisy" / plans[1].relative_path) as temporary:
             temporary.write_bytes(b"half")
             os.kill(os.getpid(), signal.SIGKILL)
-    return prepare._mix_on_cluster(plans, out, subtype)
+    return prepared._mix_on_cluster(plans, out, subtype)
 
 
 # --------------------------------------------------------------------------------------------
@@ -213,7 +215,7 @@ def contents(folder):
     return {
         path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in folder.rglob("*")
-        if path.is_file() and path.name not in (".lock", prepare.MARKER)
+        if path.is_file() and path.name not in (".lock", prepared.MARKER)
     }
 
 
@@ -255,7 +257,7 @@ def test_prepare_on_dying_workers_writes_the_same_bytes(
 
 def test_prepare_needs_files_that_all_see(tmp_path):
     with pytest.raises(ValueError, match="out: is not there for the Dask worker on .*same files"):
-        prepare._mix_on_cluster([], tmp_path / "out", "FLOAT")
+        prepared._mix_on_cluster([], tmp_path / "out", "FLOAT")
 
 
 def test_a_sweep_gives_the_same_table(local, pairs, tmp_path, monkeypatch):
@@ -399,11 +401,16 @@ def test_a_wrong_address_is_one_line_in_time(command, timit, noises, tmp_path, m
     assert not (tmp_path / "out").exists()
 
 
-def test_the_address_of_a_worker_is_none(local):
-    address = next(iter(local._client.nthreads()))
-    with pytest.raises(ValueError, match="is a Dask worker; give the scheduler's address"):
-        with cluster.connected(address):
-            pass
+@needs_dask
+def test_the_address_of_a_worker_is_none():
+    from distributed import LocalCluster
+
+    settings = {"processes": False, "protocol": "tcp", "dashboard_address": None}
+    with LocalCluster(n_workers=1, **settings) as own:
+        address = next(iter(own.workers.values())).address
+        with pytest.raises(ValueError, match="is a Dask worker; give the scheduler's address"):
+            with cluster.connected(address):
+                pass
 
 
 @pytest.mark.parametrize("command", [prepare, run, sweep])
@@ -421,6 +428,29 @@ def test_without_dask_the_option_says_what_to_install(monkeypatch):
     with pytest.raises(ValueError, match=r"pip install 'dask\[distributed\]'"):
         with cluster.connected("local"):
             pass
+
+
+@needs_dask
+def test_without_keys_no_local_cluster_starts(monkeypatch):
+    monkeypatch.setitem(sys.modules, "cryptography", None)
+    with pytest.raises(ValueError, match="pip install cryptography, or leave --dask out"):
+        with cluster.connected("local"):
+            pass
+
+
+def test_strangers_on_this_machine_run_nothing_in_a_local_cluster(local, tmp_path):
+    from distributed import Client
+
+    scheduler = local._client.scheduler.address
+    workers = list(local._client.scheduler_info()["workers"])
+    assert len(workers) == 2 and all(name.startswith("tls://127.0.0.1:") for name in workers)
+    assert scheduler.startswith("tls://127.0.0.1:")
+    for address in (scheduler, scheduler.replace("tls:", "tcp:")):
+        with pytest.raises((OSError, TypeError, ValueError)):
+            Client(address, timeout=2, set_as_default=False).close()
+        with pytest.raises(ValueError, match="no Dask scheduler answers"):
+            cluster._check_address(address)
+    assert dict(local.map(double, [(1, tmp_path), (2, tmp_path)], 2)) == {0: 2, 1: 4}
 
 
 def test_a_failed_file_has_no_score(tmp_path):

@@ -10,8 +10,8 @@ import pytest
 import soundfile
 from numpy.testing import assert_array_equal
 
-from speech import corpus
-from speech.corpus import (
+from speech.data import corpus
+from speech.data.corpus import (
     Noise,
     Pair,
     Utterance,

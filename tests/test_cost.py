@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 
 from eval import cost, cycles
-from speech.enhance import BASELINE_MODEL
-from speech.fcn import FCNConfig
-from speech.modelfile import LayerSpec, plan_layers, write_model_file
+from speech.modelfile.exam import plan_layers
+from speech.modelfile.h5 import write_model_file
+from speech.modelfile.spec import LayerSpec
+from speech.net.enhancer import BASELINE_MODEL
+from speech.net.fcn import FCNConfig
 
 GOLDEN = Path(__file__).parent / "golden"
 SIZES = json.loads((GOLDEN / "published_cost.json").read_text())
@@ -299,8 +301,8 @@ def test_the_command_prints_and_writes_the_counts(tmp_path, capsys):
 
 
 def mask_network(tmp_path):
+    from speech.net.keras_models import save_model
     from speech.net.timefrequency import TimeFrequencyConfig, build_time_frequency
-    from speech.weights import save_model
 
     config = TimeFrequencyConfig(12, 10, (1, 3))
     path = tmp_path / "mask.h5"

@@ -16,11 +16,18 @@ import pytest
 from numpy.testing import assert_allclose
 
 import timit_fcn_mse
-from speech import distribution
-from speech.augment import Augmentation
-from speech.corpus import find_noise, find_speech
+from speech.data.corpus import find_noise, find_speech
 from speech.data.mixtures import MixingConfig, PieceSource
-from speech.distribution import (
+from speech.data.pipeline import MixtureSource, TrainingData, collate
+from speech.net.fcn import FCNConfig, build_fcn
+from speech.net.keras_models import load_model
+from speech.net.mask_loss import MaskLoss
+from speech.net.timefrequency import TimeFrequencyConfig, build_time_frequency
+from speech.net.training_model import MaskTrainingModel
+from speech.sound.augment import Augmentation
+from speech.training import distribution
+from speech.training.config import TrainingConfig
+from speech.training.distribution import (
     EveryNth,
     MachineLostError,
     Replicas,
@@ -28,15 +35,8 @@ from speech.distribution import (
     Task,
     read_task,
 )
-from speech.fcn import FCNConfig, build_fcn
-from speech.net.mask_loss import MaskLoss
-from speech.net.timefrequency import TimeFrequencyConfig, build_time_frequency
-from speech.net.training_model import MaskTrainingModel
-from speech.pipeline import MixtureSource, TrainingData, collate
-from speech.training.config import TrainingConfig
 from speech.training.pieces import PieceData
 from speech.training.trainer import Trainer
-from speech.weights import load_model
 from tests.test_training import without_times
 
 ROOT = Path(__file__).parent.parent
@@ -183,7 +183,7 @@ def test_a_machine_that_is_killed_or_frozen_ends_the_other(timit, noises, tmp_pa
 TWO_DEVICES = """
 import json, sys
 from pathlib import Path
-from speech.device import quiet_start
+from speech.base.device import quiet_start
 with quiet_start():
     import tensorflow as tf
 cpu = tf.config.list_physical_devices("CPU")[0]
@@ -274,7 +274,7 @@ def test_gradients_of_shares_add_up(timit, noises, tmp_path, loss):
 
 
 def test_what_is_held_at_zero_stays_there(timit, noises, tmp_path):
-    from speech.constraints import HeldZeros
+    from speech.net.constraints import HeldZeros
 
     trainer = small_trainer(tmp_path, tmp_path / "run", ["CPU:0", "CPU:0"])
     layer = next(x for x in trainer.network.layers if isinstance(x, keras.layers.Conv1D))
@@ -518,3 +518,89 @@ def test_a_port_in_use_is_named():
     with socket.create_server(("", port)):
         with pytest.raises(ValueError, match=f"port {port} can't be opened on this machine"):
             distribution._meet(task, 1)
+
+
+def drip(port, stop, what=b"[", pause_s=0.05):
+    """A stranger who says a byte now and then, and never ends."""
+    while not stop.is_set():
+        try:
+            with socket.create_connection(("localhost", port), 5) as stranger:
+                while not stop.is_set():
+                    stranger.sendall(what)
+                    time.sleep(pause_s)
+        except OSError:
+            time.sleep(0.01)
+
+
+@pytest.mark.parametrize("what", [b"[", b"", b"\n", b"x" * 5000])
+def test_strangers_who_drip_do_not_hold_the_meeting(monkeypatch, what):
+    monkeypatch.setattr(distribution, "_ANSWER_SECONDS", 10.0)
+    all_tasks = tasks(2)
+    stop = threading.Event()
+    port = int(all_tasks[0].addresses[0].rpartition(":")[2])
+    first = threading.Thread(target=distribution._meet, args=(all_tasks[0], 60))
+    started = time.monotonic()
+    first.start()
+    strangers = [threading.Thread(target=drip, args=(port, stop, what)) for _ in range(5)]
+    for stranger in strangers:
+        stranger.start()
+    time.sleep(0.5)
+    try:
+        distribution._meet(all_tasks[1], 60)
+        first.join(30)
+        assert not first.is_alive()
+        assert time.monotonic() - started < 9  # less than one stranger may take
+    finally:
+        stop.set()
+        for stranger in strangers:
+            stranger.join()
+
+
+def test_more_strangers_than_places_leave_one_for_the_machine(monkeypatch):
+    monkeypatch.setattr(distribution, "_MOST_STRANGERS", 2)
+    all_tasks = tasks(2)
+    stop = threading.Event()
+    port = int(all_tasks[0].addresses[0].rpartition(":")[2])
+    first = threading.Thread(target=distribution._meet, args=(all_tasks[0], 60))
+    first.start()
+    strangers = [threading.Thread(target=drip, args=(port, stop, b"", 1.0)) for _ in range(6)]
+    for stranger in strangers:
+        stranger.start()
+    try:
+        distribution._meet(all_tasks[1], 60)
+        first.join(30)
+        assert not first.is_alive()
+    finally:
+        stop.set()
+        for stranger in strangers:
+            stranger.join()
+
+
+def test_a_first_machine_that_only_asks_holds_nobody_beyond_the_deadline():
+    """Whatever stands at its address: each byte of it is in time, the whole is not."""
+    all_tasks = tasks(2)
+    port = int(all_tasks[0].addresses[0].rpartition(":")[2])
+    stop = threading.Event()
+
+    def ask_for_ever():
+        with socket.create_server(("", port)) as server:
+            server.settimeout(10)
+            other, _ = server.accept()
+            with other:
+                try:
+                    while not stop.is_set():
+                        other.sendall(b"?")
+                        time.sleep(0.1)
+                except OSError:
+                    pass
+
+    thread = threading.Thread(target=ask_for_ever)
+    thread.start()
+    started = time.monotonic()
+    try:
+        with pytest.raises(distribution.MachineLostError, match="did not answer"):
+            distribution._meet(all_tasks[1], 1.5)
+        assert time.monotonic() - started < 6
+    finally:
+        stop.set()
+        thread.join()

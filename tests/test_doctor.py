@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from speech import blockconv, doctor
-from speech.corpus import bundled_noise
+from speech import doctor
+from speech.data.corpus import bundled_noise
+from speech.net import blockconv
 
 ROOT = Path(__file__).parent.parent
 QUICK = ("packages", "processor", "disk", "corpus", "C compiler")
@@ -157,12 +158,12 @@ def test_a_network_on_this_machine(monkeypatch):
 
 
 def test_corpora(monkeypatch, tmp_path, timit, noises):
-    from speech import corpus
+    from speech.data import corpus
 
     assert "8 noises" in doctor.check_bundled_corpus()
     copy = tmp_path / "speech" / "minicorpus"
-    shutil.copytree(Path(corpus.__file__).parent / "minicorpus", copy)
-    monkeypatch.setattr(corpus, "__file__", str(tmp_path / "speech" / "corpus.py"))
+    shutil.copytree(corpus.MINICORPUS, copy)
+    monkeypatch.setattr(corpus, "MINICORPUS", copy)
     damaged = sorted(copy.rglob("*.flac"))[0]
     damaged.write_bytes(damaged.read_bytes()[:-1] + b"x")
     what, fix = trouble(doctor.check_bundled_corpus)

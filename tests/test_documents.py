@@ -76,7 +76,7 @@ LESS_WORK = {
     r"python -m eval\.sweep .*--k": "--theta 0.65 --k none 16 --centroids fp16",
     r"python -m benchmarks\.rooms": "--num-test 1 --jobs 1",
     r"python -m benchmarks\.pool": "--timit TIMIT --noise corpus/noise --snr 5 --jobs 1",
-    r"python -m benchmarks\.fuzz": "--inputs 20 --jobs 1",
+    r"python -m benchmarks\.trials\.fuzz": "--inputs 20 --jobs 1",
     r"python -m speech\.demo": "--port 0",
 }
 
@@ -254,7 +254,7 @@ def check_python(module, words, *, in_block, monkeypatch, capsys):
         assert not words
         return
     asked = []
-    monkeypatch.setattr("speech.cli.run", lambda work: asked.append(work) or 0)
+    monkeypatch.setattr("speech.base.cli.run", lambda work: asked.append(work) or 0)
     if not words and not in_block:
         assert callable(own.main)
         return

@@ -14,7 +14,11 @@ import pytest
 import soundfile
 from numpy.testing import assert_allclose, assert_array_equal
 
-from speech.audio import (
+from speech.enhance import main
+from speech.modelfile.meta import META_ATTRIBUTE
+from speech.modelfile.read import read_model_file
+from speech.net.enhancer import Enhancer
+from speech.sound.audio import (
     StreamResampler,
     fit_length,
     open_audio,
@@ -22,8 +26,6 @@ from speech.audio import (
     resample,
     write_blocks,
 )
-from speech.enhance import Enhancer, main
-from speech.modelfile import META_ATTRIBUTE, read_model_file
 from tests.builders import TINY, conv2d, graph, mask_layers, write_mask_network
 from tests.conftest import make_speech
 
@@ -51,6 +53,22 @@ def enhance(source, target, model, *options):
 # Files
 
 
+@pytest.mark.parametrize(("factor", "said_db"), [(3e3, 66.0), (32768, 86.8), (8.0, None)])
+def test_samples_far_beyond_full_scale_are_told(factor, said_db, model, tmp_path, capsys):
+    loud = np.zeros((16000, 2))
+    loud[7000, 1] = -2 / 3 * factor
+    source = write(tmp_path / "loud.wav", loud, 44100)
+    summary = tmp_path / "files.json"
+    assert enhance(source, tmp_path / "out.wav", model, "--json", str(summary)) == 0
+    said = capsys.readouterr().err
+    (row,) = json.loads(summary.read_text())["files"]
+    if said_db is None:
+        assert said == "" and "over_full_scale_db" not in row
+    else:
+        assert row["over_full_scale_db"] == pytest.approx(said_db, abs=0.2)
+        assert re.search(rf"loud.wav: .*{row['over_full_scale_db']:.0f} dB above full scale", said)
+
+
 @pytest.mark.parametrize(
     ("rate_hz", "channels", "suffix", "subtype"),
     [(16000, 1, ".wav", "FLOAT"), (44100, 2, ".flac", "PCM_24"), (8000, 3, ".wav", "PCM_16"),
@@ -59,7 +77,7 @@ def enhance(source, target, model, *options):
 def test_a_file_is_what_its_channels_are(
     rate_hz, channels, suffix, subtype, model, tmp_path, rng, monkeypatch
 ):
-    monkeypatch.setattr("speech.audio._BLOCK_VALUES", 5000)  # several blocks
+    monkeypatch.setattr("speech.sound.audio._BLOCK_VALUES", 5000)  # several blocks
     samples = np.stack([0.2 * make_speech(rng, 9001) * 0.7**c for c in range(channels)], axis=1)
     if subtype == "PCM_U8":
         suffix, subtype = ".wav", "PCM_U8"
@@ -173,7 +191,7 @@ def test_what_is_said(model, tmp_path, rng, capsys):
 
 
 def test_memory_does_not_grow_with_the_file(model, tmp_path, monkeypatch):
-    monkeypatch.setattr("speech.audio._BLOCK_VALUES", 1 << 16)
+    monkeypatch.setattr("speech.sound.audio._BLOCK_VALUES", 1 << 16)
     monkeypatch.setenv("SPEECH_THREADS", "1")
     rng, peaks = np.random.default_rng(0), []
     for seconds in (25, 60):
@@ -295,7 +313,7 @@ BAD = {
     },
     "no kind": (
         lambda path: forged(path, **{META_ATTRIBUTE: without("kind")}),
-        "bad.h5: is no waveform model .* and no complex_mask",
+        "bad.h5: is no waveform model .* and no complex_mask; .* 'speech_meta' lacks 'kind'",
     ),
     "8 kHz": (
         lambda path: forged(path, **{META_ATTRIBUTE: lambda m: m.update(sample_rate_hz=8000)}),
@@ -354,7 +372,7 @@ def test_a_stream_is_resampled_as_the_whole(from_hz, to_hz, num_samples, rng):
 
 
 def test_reading_by_blocks(tmp_path, rng, monkeypatch):
-    monkeypatch.setattr("speech.audio._BLOCK_VALUES", 1000)
+    monkeypatch.setattr("speech.sound.audio._BLOCK_VALUES", 1000)
     samples = rng.uniform(-1, 1, (1234, 3)).astype(np.float32)
     path = write(tmp_path / "x.wav", samples, 22050)
     with open_audio(path) as reader:

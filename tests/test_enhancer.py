@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
-from speech import blockconv
-from speech.modelfile import COMPLEX_MASK, LayerSpec, ModelFile, ModelFileError, read_model_file
-from speech.net.enhancer import MaskEnhancer
+from speech.modelfile.meta import COMPLEX_MASK
+from speech.modelfile.read import read_model_file
+from speech.modelfile.spec import LayerSpec, ModelFile, ModelFileError
+from speech.net import blockconv
+from speech.net.mask_enhancer import MaskEnhancer
 from speech.net.reach import Reach, reach_of, summary_of
 from speech.net.timefrequency import SIZES, TimeFrequencyConfig
 from tests.builders import TINY, conv2d, graph, mask_layers, write_mask_network

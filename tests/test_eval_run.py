@@ -9,9 +9,9 @@ import pytest
 import soundfile
 
 from eval import run, scoring, systems, tables
-from speech import corpus
-from speech.audio import read_audio
-from speech.mixing import loop_or_crop, mix_at_snr
+from speech.data import corpus
+from speech.sound.audio import read_audio
+from speech.sound.mixing import loop_or_crop, mix_at_snr
 
 RATE = 16000
 FAST = ["--metrics", "pesq_wb", "stoi", "ssnri", "--jobs", "2"]

@@ -15,7 +15,7 @@ from mnn.experiments import Scale, conditions_of, main, plan_tests, selections
 from mnn.selection import needs_of
 from mnn.selector import Selector
 from mnn.tables import confusion, recovery, tabulate
-from speech.corpus import bundled_noise, bundled_speech, render
+from speech.data.corpus import bundled_noise, bundled_speech, render
 
 GOLDEN = Path(__file__).parent / "golden" / "mnn_published.json"
 

@@ -7,8 +7,9 @@ import pytest
 from numpy.testing import assert_allclose
 
 from speech import export
-from speech.modelfile import LayerSpec, write_model_file
-from speech.weights import build_model
+from speech.modelfile.h5 import write_model_file
+from speech.modelfile.spec import LayerSpec
+from speech.net.keras_models import build_model
 from tests.test_sparsity import network
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -82,8 +83,8 @@ def test_onnx_knows_every_layer(rng):
 
 def over_bands(rng):
     """A network over time and frequency, with statistics as after training."""
+    from speech.net.keras_models import layers_of
     from speech.net.timefrequency import TimeFrequencyConfig, build_time_frequency
-    from speech.weights import layers_of
 
     network = build_time_frequency(TimeFrequencyConfig(12, 10, (1, 3)))
     for variable in network.weights:
@@ -99,7 +100,7 @@ def other_graph(rng):
     """What that network has not: Concatenate, 'valid', odd strides, an Add of three, bands lost."""
     import keras
 
-    from speech.weights import layers_of
+    from speech.net.keras_models import layers_of
 
     layers = keras.layers
     inputs = keras.Input((None, 9, 2))
@@ -180,7 +181,7 @@ def test_int8_is_smaller_and_close(rng):
 
 @needs_onnx
 def test_the_command_takes_both_kinds_of_file_and_prints_sizes(layers, tmp_path, capsys):
-    from speech.compact import write_compact
+    from speech.modelfile.icse import write_compact
 
     meta = {"kind": "waveform"}
     write_model_file(tmp_path / "m.h5", layers, meta)
@@ -192,6 +193,19 @@ def test_the_command_takes_both_kinds_of_file_and_prints_sizes(layers, tmp_path,
     text = capsys.readouterr().out
     for name in ("m.h5", "m.icse", "m.onnx"):
         assert f"{(tmp_path / name).stat().st_size:,} bytes" in text
+
+
+@needs_onnx
+def test_the_ending_of_the_file_says_the_format(layers, tmp_path, capsys):
+    write_model_file(tmp_path / "m.h5", layers, {"kind": "waveform"})
+    assert export.main([str(tmp_path / "m.h5"), "-o", str(tmp_path / "a.ONNX")]) == 0
+    assert export.main([str(tmp_path / "m.h5"), "--to", "onnx", "-o", str(tmp_path / "b")]) == 0
+    assert (tmp_path / "a.ONNX").read_bytes() == (tmp_path / "b").read_bytes()
+    for words in ([], ["-o", str(tmp_path / "c.bin")]):
+        capsys.readouterr()
+        with pytest.raises(SystemExit, match="2"):
+            export.main([str(tmp_path / "m.h5"), *words])
+        assert "--to onnx or --to tflite" in capsys.readouterr().err
 
 
 def test_bad_input(layers, tmp_path, capsys, monkeypatch):

@@ -22,13 +22,15 @@ import timit_fcn_mse
 from eval import run as eval_run
 from eval import scoring, sweep, systems
 from pruning import sparsity
-from speech import enhance, files, prepare
-from speech.corpus import bundled_noise, bundled_speech, render, spread_mixtures
-from speech.files import atomic_path, end_line, held, remove_leftovers
-from speech.modelfile import write_model_file
+from speech import enhance, prepare
+from speech.base import files
+from speech.base.files import atomic_path, end_line, held, remove_leftovers
+from speech.data import prepared
+from speech.data.corpus import bundled_noise, bundled_speech, render, spread_mixtures
+from speech.modelfile.h5 import write_model_file
+from speech.net.keras_models import load_model
 from speech.training.config import TrainingError
 from speech.training.trainer import Trainer
-from speech.weights import load_model
 from tests.conftest import make_speech
 from tests.test_mnn_train import make_trainer as make_frame_trainer  # noqa: F401 - fixtures
 from tests.test_mnn_train import small_dae  # noqa: F401
@@ -43,7 +45,7 @@ QUICK = ["--gpu", "-1", "--snr", "0", "--num-test", "1", "--num-train", "2",
 
 DYING_WRITER = """
 import os, signal, sys
-from speech.files import atomic_path
+from speech.base.files import atomic_path
 with atomic_path(sys.argv[1]) as temporary:
     temporary.write_bytes(b"half")
     os.kill(os.getpid(), signal.SIGKILL)
@@ -485,7 +487,7 @@ def test_a_preparation_that_was_killed_is_repeated_as_it_was(
     out = tmp_path / "out"
     command = ["--clean", str(timit), "--noise", str(noises), "--snr", "0", "--out", str(out),
                "--jobs", "1"]  # fmt: skip
-    mix, calls = prepare._mix_utterance, []
+    mix, calls = prepared._mix_utterance, []
 
     def dying(*arguments):
         calls.append(arguments)
@@ -493,9 +495,9 @@ def test_a_preparation_that_was_killed_is_repeated_as_it_was(
             raise OSError("killed")
         return mix(*arguments)
 
-    monkeypatch.setattr(prepare, "_mix_utterance", dying)
+    monkeypatch.setattr(prepared, "_mix_utterance", dying)
     assert prepare.main(command) == 1
-    monkeypatch.setattr(prepare, "_mix_utterance", mix)
+    monkeypatch.setattr(prepared, "_mix_utterance", mix)
     capsys.readouterr()
     assert prepare.main([*command, "--seed", "1"]) == 1  # another run is not taken up
     assert "is not empty" in capsys.readouterr().err

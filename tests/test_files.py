@@ -6,12 +6,12 @@ import sys
 
 import pytest
 
-from speech.files import atomic_path, held
+from speech.base.files import atomic_path, held
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from speech.files import held
+from speech.base.files import held
 with held(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)

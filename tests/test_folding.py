@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 from keras import layers
 
-from speech.modelfile import is_chain, output_shapes
+from speech.modelfile.exam import output_shapes
+from speech.modelfile.spec import is_chain
 from speech.net.folding import fold_batch_normalization
+from speech.net.keras_models import build_model, layers_of
 from speech.net.timefrequency import TimeFrequencyConfig, build_time_frequency
-from speech.weights import build_model, layers_of
 
 RNG = np.random.default_rng(7)
 

@@ -1,4 +1,4 @@
-"""A bounded run of the fuzzer; the long one is ``python -m benchmarks.fuzz --inputs 20000``."""
+"""A bounded run of the fuzzer (``python -m benchmarks.trials.fuzz`` is the long one)."""
 
 import json
 import os
@@ -7,7 +7,7 @@ import time
 import numpy as np
 import pytest
 
-from benchmarks import fuzz, mutation
+from benchmarks.trials import fuzz, mutation
 
 INPUTS = 300
 

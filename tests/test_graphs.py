@@ -7,7 +7,8 @@ import pytest
 from numpy.testing import assert_allclose
 
 from quantization import graphs
-from speech.modelfile import LayerSpec, MaskConventions
+from speech.modelfile.meta import MaskConventions
+from speech.modelfile.spec import LayerSpec
 from speech.net.folding import fold_batch_normalization
 from speech.net.taps import has_kernel, taps_of, with_taps
 from tests.builders import TINY, mask_layers
@@ -83,7 +84,7 @@ def test_the_gradient_of_a_convolution_is_its_transpose(settings, rng):
 
 @pytest.mark.parametrize("folded", [False, True])
 def test_outputs_are_those_of_keras(folded, rng):
-    from speech.weights import build_model
+    from speech.net.keras_models import build_model
 
     layers = mask_layers()
     layers = fold_batch_normalization(layers) if folded else layers

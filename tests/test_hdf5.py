@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
 
-from speech import hdf5
+from speech.modelfile import hdf5
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from speech import compact
+from speech.modelfile import icse
 from tests import hostile
 from tests.hostile import hdf5_files, packed_files, sound_files
 from tests.hostile.__main__ import content_of
@@ -40,7 +40,7 @@ def campaign(tmp_path_factory):
 def content_before(family):
     """Returns the content of the file that a family's attacks start from."""
     if family == "packed: forged":
-        return content_of(compact.unpack(packed_files.good()).model)
+        return content_of(icse.unpack(packed_files.good()).model)
     data = sound_files.sound(family.removeprefix("sound: ").upper())
     samples = soundfile.read(io.BytesIO(data), dtype="float32")[0]
     return content_of(SimpleNamespace(samples=samples))

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
-from speech import blockconv
-from speech.inference import InferenceNetwork, _Frame
-from speech.network import ConvBlock
+from speech.net import blockconv
+from speech.net.chain import ConvBlock
+from speech.net.inference import InferenceNetwork, _Frame
 from tests.reference import fcn_oracle
-from tests.test_network import HIDDEN, make_parameters, oracle
+from tests.test_chain import HIDDEN, make_parameters, oracle
 
 pytestmark = pytest.mark.skipif(not blockconv.is_available(), reason="no C compiler here")
 

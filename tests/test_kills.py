@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import kills
+from benchmarks.trials import kills
 
 ROOT = Path(__file__).parent.parent
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
-from speech.losses import LOSSES, RESOLUTIONS, find_loss
+from speech.net.losses import LOSSES, RESOLUTIONS, find_loss
 
 
 def make_batch(rng, lengths, dtype=np.float64):
@@ -167,7 +167,7 @@ def test_torch_gives_the_same_value_and_gradient(rng, tmp_path):
     np.savez(tmp_path / "in.npz", clean=clean, enhanced=enhanced, lengths=lengths)
     code = """
 import sys, numpy as np, torch
-from speech.losses import LOSSES, find_loss
+from speech.net.losses import LOSSES, find_loss
 data = np.load(sys.argv[1])
 results = {}
 for name in LOSSES:

@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
-from speech import blockconv, enhance
-from speech.enhance import Enhancer
-from speech.inference import spectra_bytes
-from speech.modelfile import LayerSpec, output_shapes, write_model_file
-from speech.net import keras_models, memory
+from speech.modelfile.exam import output_shapes
+from speech.modelfile.h5 import write_model_file
+from speech.modelfile.spec import LayerSpec
+from speech.net import blockconv, keras_models, memory
+from speech.net import enhancer as net_enhancer
+from speech.net.enhancer import Enhancer
+from speech.net.inference import spectra_bytes
 from tests import graph_files
 
 META = {"kind": "waveform", "sample_rate_hz": 16_000}
@@ -66,9 +68,9 @@ def test_what_a_convolution_pads_is_counted():
 
 
 def test_a_wide_network_gets_short_blocks(tmp_path, monkeypatch, rng):
-    monkeypatch.setattr(enhance, "WHOLE_SECONDS", 3.0)
-    monkeypatch.setattr(enhance, "BLOCK_SECONDS", 2.5)
-    monkeypatch.setattr(enhance, "LEAST_SECONDS", 0.5)
+    monkeypatch.setattr(net_enhancer, "WHOLE_SECONDS", 3.0)
+    monkeypatch.setattr(net_enhancer, "BLOCK_SECONDS", 2.5)
+    monkeypatch.setattr(net_enhancer, "LEAST_SECONDS", 0.5)
     path = tmp_path / "x.h5"
     write_model_file(path, chain(3), META)
     enhancer = Enhancer(path)
@@ -110,5 +112,5 @@ def test_spectra_that_take_far_more_than_the_kernels_go_to_keras(tmp_path, monke
     assert spectra_bytes(parameters) == 8 * (size // 2 + 1) * (8 + 64 + 8 + 1)
     write_model_file(tmp_path / "x.h5", layers, META)
     assert Enhancer(tmp_path / "x.h5").engine == ("c" if blockconv.is_available() else "keras")
-    monkeypatch.setattr("speech.inference.spectra_bytes", lambda parameters: memory.MAX_BYTES)
+    monkeypatch.setattr("speech.net.inference.spectra_bytes", lambda parameters: memory.MAX_BYTES)
     assert Enhancer(tmp_path / "x.h5").engine == "keras"

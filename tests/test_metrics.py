@@ -16,7 +16,7 @@ import soundfile
 from eval import bsseval, metrics
 from eval.metrics import METRICS
 from eval.ssnr import frame_snrs_db
-from speech import corpus
+from speech.data import corpus
 from tests.golden import make_metrics
 from tests.reference import metrics_oracle as oracle
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from speech import files
+from speech.base import files
 from speech.minicorpus import build
 
 ROOT = build.CORPUS

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
-from speech.mixing import (
+from speech.sound.mixing import (
     MAX_PEAK,
     draw_offset,
     draw_segment,

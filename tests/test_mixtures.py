@@ -10,9 +10,8 @@ import pytest
 import soundfile
 from numpy.testing import assert_allclose, assert_array_equal
 
-from speech import augment, corpus
-from speech.corpus import Noise, Utterance
-from speech.data import mixtures
+from speech.data import corpus, mixtures
+from speech.data.corpus import Noise, Utterance
 from speech.data.mixtures import (
     CODECS,
     MixingConfig,
@@ -22,6 +21,7 @@ from speech.data.mixtures import (
     training_and_validation,
     validation_pieces,
 )
+from speech.sound import augment
 from tests.reference.active_level import active_power as active_power_oracle
 
 RATE_HZ = 16000

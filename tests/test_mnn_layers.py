@@ -13,10 +13,12 @@ from mnn.dae import Autoencoder, build_dae
 from mnn.experts import MaskExpert, build_expert
 from mnn.features import level, scaled_magnitudes
 from mnn.layers import DenseNetwork, modified_relu
-from speech.layers import ModifiedReLU
-from speech.modelfile import ACTIVATIONS, LayerSpec, ModelFileError, read_model_file
-from speech.stft import context_frames, istft, stft
-from speech.weights import build_model, layers_of, load_model, save_model
+from speech.modelfile.read import read_model_file
+from speech.modelfile.rules import ACTIVATIONS
+from speech.modelfile.spec import LayerSpec, ModelFileError
+from speech.net.keras_models import build_model, layers_of, load_model, save_model
+from speech.net.layers import ModifiedReLU
+from speech.sound.stft import context_frames, istft, stft
 
 ROOT = Path(__file__).parent.parent
 EPSILON = 1e-5
@@ -24,7 +26,7 @@ VALUES = np.array(
     [-1e30, -50, -1, -1e-5, 0, 1e-6, EPSILON, 2e-5, 0.5, 1 + EPSILON, 3, 1e30], np.float32
 )
 
-#: What the documentation of `speech.layers` tells a stranger to write.
+#: What the documentation of `speech.net.layers` tells a stranger to write.
 STRANGER = """
 import sys, keras
 @keras.saving.register_keras_serializable("icse")
@@ -134,10 +136,10 @@ def test_a_file_opens_without_importing_anything_first(dae_file):
 
 
 def test_a_stranger_opens_it_with_the_class_of_the_documentation(dae_file, tmp_path):
-    import speech.layers
+    import speech.net.layers
 
     body = STRANGER[STRANGER.index("class Mod") : STRANGER.index("model =")]
-    documented = "\n".join(line[4:] for line in speech.layers.__doc__.splitlines())
+    documented = "\n".join(line[4:] for line in speech.net.layers.__doc__.splitlines())
     assert body.strip() in documented
     done = subprocess.run(
         [sys.executable, "-c", STRANGER, dae_file],
@@ -148,7 +150,7 @@ def test_a_stranger_opens_it_with_the_class_of_the_documentation(dae_file, tmp_p
 
 
 def test_a_setting_out_of_range_is_refused(tmp_path):
-    from speech.modelfile import write_model_file
+    from speech.modelfile.h5 import write_model_file
 
     layers = [
         LayerSpec("InputLayer", "input", {"batch_shape": [None, 4]}),
@@ -226,7 +228,7 @@ def test_an_expert_masks_the_mixture_at_any_level(expert_file, rng):
     ],
 )
 def test_a_file_that_takes_something_else_is_refused(expert_file, tmp_path, change, reason):
-    from speech.modelfile import write_model_file
+    from speech.modelfile.h5 import write_model_file
 
     file = read_model_file(expert_file)
     write_model_file(tmp_path / "other.h5", file.layers, {**file.meta, **change})

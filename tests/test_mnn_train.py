@@ -25,10 +25,11 @@ from mnn.features import (
     speech_frames,
 )
 from mnn.training import FitConfig, FrameTrainer
-from speech.corpus import Noise, Pair, Utterance, bundled_noise, bundled_speech
-from speech.files import read_npz, sha256_of, write_npz
-from speech.modelfile import read_model_file
-from speech.stft import context_frames, stft
+from speech.base.checkpoint import CheckpointError, read_npz, write_npz
+from speech.base.files import sha256_of
+from speech.data.corpus import Noise, Pair, Utterance, bundled_noise, bundled_speech
+from speech.modelfile.read import read_model_file
+from speech.sound.stft import context_frames, stft
 from speech.training.config import TrainingError
 from tests.conftest import make_speech
 
@@ -281,7 +282,7 @@ def test_another_run_is_not_taken_up(make_trainer):
         make_trainer(data_sha256="e").run()
     whole = trainer.checkpoint_path.read_bytes()
     trainer.checkpoint_path.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(TrainingError, match="not a readable checkpoint .* delete it"):
+    with pytest.raises(CheckpointError, match="not a readable checkpoint .* delete it"):
         make_trainer().run()
     trainer.checkpoint_path.write_bytes(whole)
     arrays = read_npz(trainer.checkpoint_path)
@@ -295,7 +296,7 @@ def test_another_run_is_not_taken_up(make_trainer):
     ):
         text = json.dumps(state | changes).encode()
         write_npz(trainer.checkpoint_path, arrays | {"state": np.frombuffer(text, np.uint8)})
-        with pytest.raises(TrainingError, match=message):
+        with pytest.raises(ValueError, match=message):
             make_trainer().run()
     write_npz(trainer.checkpoint_path, arrays | {"variable_0": np.zeros((2, 2), "f4")})
     with pytest.raises(TrainingError, match="not a readable checkpoint .*of another network"):
@@ -407,7 +408,7 @@ def test_a_pruned_expert_is_trained_on_and_its_zeros_stay(run, tmp_path, how, sh
 
 
 def test_premixed_folders_and_files_that_cannot_be_used(run, timit, noises, tmp_path):
-    from speech.prepare import prepare
+    from speech.data.prepared import prepare
 
     prepare(timit, noises, [0.0, 5.0], tmp_path / "set", split="TRAIN")
     noisy, clean = tmp_path / "set" / "noisy", tmp_path / "set" / "clean"
@@ -451,7 +452,7 @@ def test_wrong_usage_is_one_line(run, tmp_path, monkeypatch, capsys, words, code
 
 def test_imports_and_help_need_no_tensorflow():
     code = (
-        "import sys, mnn.train, mnn.data, mnn.dae, mnn.experts, mnn.features, speech.stft; "
+        "import sys, mnn.train, mnn.data, mnn.dae, mnn.experts, mnn.features, speech.sound.stft; "
         "assert not {'tensorflow', 'keras'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)

@@ -9,8 +9,10 @@ import h5py
 import numpy as np
 import pytest
 
-from speech import modelfile
-from speech.modelfile import LayerRule, LayerSpec, ModelFileError, read_model_file, write_model_file
+from speech.modelfile.h5 import write_model_file
+from speech.modelfile.read import read_model_file
+from speech.modelfile.rules import LAYER_RULES, LayerRule
+from speech.modelfile.spec import LayerSpec, ModelFileError
 
 KERNEL = "model_weights/conv1/conv1/kernel"
 
@@ -87,7 +89,7 @@ def test_a_rule_added_in_one_place_admits_a_custom_layer(good, monkeypatch):
     layers[3] = LayerSpec("icse>OtherReLU", "act1", {})
     with pytest.raises(ModelFileError, match="layer 'icse>OtherReLU' is not known"):
         write_model_file(good, layers, {})
-    monkeypatch.setitem(modelfile.LAYER_RULES, "icse>OtherReLU", LayerRule())
+    monkeypatch.setitem(LAYER_RULES, "icse>OtherReLU", LayerRule())
     write_model_file(good, layers, {})
     assert read_model_file(good).layers[3].class_name == "icse>OtherReLU"
 

@@ -11,25 +11,19 @@ import numpy as np
 import pytest
 from keras import layers as klayers
 
-from speech import compact
-from speech.hdf5 import File
-from speech.modelfile import (
-    LayerSpec,
-    MaskConventions,
-    ModelFileError,
-    is_chain,
-    linked,
-    model_config_of,
-    output_shapes,
-    read_model_file,
-    require_chain,
-    write_model_file,
-)
+from speech.modelfile import icse
+from speech.modelfile.exam import model_config_of, output_shapes
+from speech.modelfile.h5 import write_model_file
+from speech.modelfile.hdf5 import File
+from speech.modelfile.meta import MaskConventions
+from speech.modelfile.read import read_model_file
+from speech.modelfile.spec import LayerSpec, ModelFileError, is_chain, linked, require_chain
+from speech.net.keras_models import build_model, load_model, save_model
 from speech.net.timefrequency import SIZES, TimeFrequencyConfig, build_time_frequency
-from speech.weights import build_model, load_model, main, save_model
+from speech.weights import main
 from tests import graph_files
 from tests.graph_files import META, convolution, small_graph, write_graph
-from tests.test_compact import assert_same
+from tests.test_icse import assert_same
 
 #: Keras' own saving in HDF5 warns under NumPy 2.
 LIBRARY = pytest.mark.filterwarnings(
@@ -70,7 +64,7 @@ def test_files_of_both_kinds_are_exact(good, tmp_path):
     assert_same_graph(file.layers, small_graph())
     assert file.meta == META
     assert not file.is_chain
-    compact.write_compact(tmp_path / "model.icse", file.layers, file.meta)
+    icse.write_compact(tmp_path / "model.icse", file.layers, file.meta)
     packed = read_model_file(tmp_path / "model.icse")
     assert_same_graph(packed.layers, file.layers)
     assert packed.meta == META
@@ -87,7 +81,7 @@ def test_kernels_of_few_values_are_packed_exactly(entropy):
             kernel[..., 0, 1] = 0  # a channel that was pruned
             weights["kernel"] = kernel
         layers.append(dataclasses.replace(layer, weights=weights))
-    found = compact.unpack(compact.pack(layers, META, entropy=entropy))
+    found = icse.unpack(icse.pack(layers, META, entropy=entropy))
     assert_same_graph(found.model.layers, layers)
     assert "bit-packed" in found.codings.values()
 
@@ -104,10 +98,10 @@ def test_graphs_are_coded_without_contexts_where_that_is_shorter():
         kernel[:, :, rng.random((wide, wide)) < 0.2] = 0
         settings = convolution(wide, (3, 1))
         layers.append(LayerSpec("Conv2D", f"c{index}", settings, {"kernel": kernel}))
-    chain = compact.unpack(compact.pack(layers, {}))
+    chain = icse.unpack(icse.pack(layers, {}))
     assert set(chain.codings.values()) == {"entropy-coded"}
     skip = LayerSpec("Add", "sum", {}, {}, ("x", "c5"))
-    found = compact.unpack(compact.pack([*linked(layers), skip], {}))
+    found = icse.unpack(icse.pack([*linked(layers), skip], {}))
     assert_same_graph(found.model.layers[:-1], linked(layers))
     assert set(found.codings.values()) == {"entropy-coded, no context"}
     assert sum(found.kernel_bytes.values()) < 0.98 * sum(chain.kernel_bytes.values())
@@ -126,7 +120,7 @@ def test_layers_come_in_the_order_of_computation(good):
         seen.add(layer.name)
     assert layers[-1].name == "mask"
     shuffled = (layers[0], *layers[-2:0:-1], layers[-1])
-    assert_same_graph(compact.unpack(compact.pack(shuffled, META)).model.layers, layers)
+    assert_same_graph(icse.unpack(icse.pack(shuffled, META)).model.layers, layers)
     write_model_file(good, shuffled, META)
     assert_agree(build_model(layers), load_model(good), (1, 3, 16, 3))
 
@@ -144,7 +138,7 @@ def test_chains_over_bands_are_written_as_sequential_models(tmp_path):
     with h5py.File(path) as file:
         assert json.loads(file.attrs["model_config"])["class_name"] == "Sequential"
     assert_same_graph(read_model_file(path).layers, linked(layers))
-    assert_same_graph(compact.unpack(compact.pack(layers, {})).model.layers, linked(layers))
+    assert_same_graph(icse.unpack(icse.pack(layers, {})).model.layers, linked(layers))
     assert output_shapes(layers) == {
         "x": (None, None, 8, 2), "c": (None, None, 7, 3), "p": (None, 3, None, 7)
     }  # fmt: skip
@@ -199,7 +193,7 @@ def test_plain_keras_opens_the_network_and_agrees(tmp_path):
     assert_agree(model, load_model(theirs), shape)
     layers = read_model_file(ours).layers
     assert_same_graph(layers, read_model_file(theirs).layers)
-    assert_agree(model, build_model(compact.unpack(compact.pack(layers, {})).model.layers), shape)
+    assert_agree(model, build_model(icse.unpack(icse.pack(layers, {})).model.layers), shape)
     assert output_shapes(layers)["mask"] == model.output_shape
     for layer in model.layers:
         assert output_shapes(layers)[layer.name] == tuple(layer.output.shape), layer.name
@@ -275,7 +269,7 @@ def test_layers_of_a_graph_must_name_their_inputs(change, match, write, tmp_path
         if write == "h5":
             write_model_file(tmp_path / "x.h5", layers, {})
         elif write == "icse":
-            compact.write_compact(tmp_path / "x.icse", layers, {})
+            icse.write_compact(tmp_path / "x.icse", layers, {})
         else:
             build_model(layers)
     assert not list(tmp_path.iterdir())
@@ -283,7 +277,7 @@ def test_layers_of_a_graph_must_name_their_inputs(change, match, write, tmp_path
 
 @pytest.mark.parametrize("suffix", [".h5", ".icse"])
 def test_writers_check_the_conventions(suffix, tmp_path):
-    write = {".h5": write_model_file, ".icse": compact.write_compact}[suffix]
+    write = {".h5": write_model_file, ".icse": icse.write_compact}[suffix]
     meta = {key: value for key, value in META.items() if key != "power"}
     with pytest.raises(ModelFileError, match="model.* 'speech_meta' lacks 'power'"):
         write(tmp_path / f"model{suffix}", small_graph(), meta)
@@ -291,8 +285,8 @@ def test_writers_check_the_conventions(suffix, tmp_path):
 
 
 def test_packed_conventions_are_checked_on_the_way_in():
-    data = compact.pack(small_graph(), {**META, "kind": "other", "power": 2})
-    assert compact.unpack(data).model.meta["power"] == 2
+    data = icse.pack(small_graph(), {**META, "kind": "other", "power": 2})
+    assert icse.unpack(data).model.meta["power"] == 2
 
 
 def test_conventions_are_those_of_the_network():

@@ -14,8 +14,8 @@ import speech.enhance
 import speech.prepare
 from mnn import pool
 from mnn.pool import Place
-from speech import cli, files
-from speech.audio import AudioError, find_audio, read_audio, write_audio
+from speech.base import cli, files
+from speech.sound.audio import AudioError, find_audio, read_audio, write_audio
 from tests.conftest import make_speech
 
 #: Latin-1, as on old disks; a picture; control characters.

@@ -13,10 +13,12 @@ import numpy as np
 import pytest
 import soundfile
 
-from speech import corpus, debian, files, sounds
+from speech.base import debian, files
+from speech.data import corpus
 from speech.minicorpus import build as minicorpus
 from speech.opencorpus import __main__ as command
 from speech.opencorpus import build, g722, noises, packages, recipe, report, voices
+from speech.sound import conditioning
 
 BOOK = recipe.read_recipe()
 RATE_HZ = 16000
@@ -594,7 +596,9 @@ def test_joined_clips_are_utterances_of_the_right_length(seed):
     assert joined
     for utterance in joined:
         assert voices.MIN_UTTERANCE_S <= len(utterance) / RATE_HZ <= voices.MAX_UTTERANCE_S
-        np.testing.assert_allclose(np.max(np.abs(utterance)), sounds.SPEECH_PEAK, rtol=1e-9, atol=0)
+        np.testing.assert_allclose(
+            np.max(np.abs(utterance)), conditioning.SPEECH_PEAK, rtol=1e-9, atol=0
+        )
     assert sum(map(len, joined)) > 0.8 * sum(map(len, clips))
     assert list(voices.join_clips([np.ones(RATE_HZ)])) == []
 

@@ -6,7 +6,7 @@ import os
 import numpy as np
 import pytest
 
-from speech.corpus import find_matches, find_pairs, parse_snr_folder
+from speech.data.corpus import find_matches, find_pairs, parse_snr_folder
 
 
 def touch(root, *names):

@@ -7,9 +7,9 @@ import pytest
 import soundfile
 from numpy.testing import assert_allclose
 
-from speech.corpus import Pair
+from speech.data.corpus import Pair
 from speech.data.pairs import PairPieces
-from speech.distribution import Replicas
+from speech.training.distribution import Replicas
 from speech.training.pieces import PieceData
 
 

@@ -4,19 +4,13 @@ import numpy as np
 import pytest
 import soundfile
 
-from speech.audio import read_audio
-from speech.augment import Augmentation
-from speech.corpus import Pair, find_noise, find_speech
 from speech.data.cache import AudioCache, compact, expand
+from speech.data.corpus import Pair, find_noise, find_speech
 from speech.data.pairs import PairSource
-from speech.mixing import measure_snr_db
-from speech.pipeline import (
-    MixtureSource,
-    TrainingData,
-    collate,
-    data_fingerprint,
-    prefetched,
-)
+from speech.data.pipeline import MixtureSource, TrainingData, collate, data_fingerprint, prefetched
+from speech.sound.audio import read_audio
+from speech.sound.augment import Augmentation
+from speech.sound.mixing import measure_snr_db
 
 
 @pytest.fixture
@@ -172,8 +166,8 @@ def test_gain_scales_the_noisy_signal_alone(source):
 def test_in_a_room_the_noise_is_not_in_the_target(timit, noises, rng, monkeypatch):
     response = np.zeros(3000, np.float32)
     response[[50, 2500]] = 1, 0.5
-    monkeypatch.setattr("speech.augment.room_response", lambda number: response)
-    monkeypatch.setattr("speech.augment.require_rooms", lambda: None)
+    monkeypatch.setattr("speech.sound.augment.room_response", lambda number: response)
+    monkeypatch.setattr("speech.sound.augment.require_rooms", lambda: None)
     utterances = find_speech(timit, "TRAIN")
     source = MixtureSource(
         utterances, find_noise(noises, "TRAIN"), [60], augmentation=Augmentation(rooms=1.0)

@@ -10,12 +10,12 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
 from speech import export
-from speech.audio import read_audio
-from speech.enhance import BASELINE_MODEL, Enhancer
 from speech.net import plain_c
+from speech.net.enhancer import BASELINE_MODEL, Enhancer
 from speech.net.folding import fold_batch_normalization
 from speech.net.plan import plan_of
 from speech.net.timefrequency import SIZES
+from speech.sound.audio import read_audio
 from tests.builders import TINY, mask_layers, write_mask_network
 
 ROOT = Path(__file__).parent.parent

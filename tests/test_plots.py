@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from eval import plots
-from speech import pictures
+from speech.sound import pictures
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "published_cost.json").read_text())
 

@@ -19,11 +19,11 @@ from mnn.experts import MaskExpert
 from mnn.features import Conventions, level
 from mnn.pool import Expert, Place, folder_expert, names_of, open_expert, open_pool
 from mnn.selection import needs_of
-from speech.enhance import Enhancer
-from speech.modelfile import LayerSpec
-from speech.net.enhancer import MaskEnhancer
-from speech.stft import StftConfig
-from speech.weights import save_model
+from speech.modelfile.spec import LayerSpec
+from speech.net.enhancer import Enhancer
+from speech.net.keras_models import save_model
+from speech.net.mask_enhancer import MaskEnhancer
+from speech.sound.stft import StftConfig
 from tests.builders import write_mask_network
 from tests.conftest import make_speech
 from tests.mnn_files import dense, write, write_dae, write_fcn, write_mask

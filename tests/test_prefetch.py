@@ -12,8 +12,8 @@ import pytest
 import soundfile
 from numpy.testing import assert_array_equal
 
-from speech import corpus
-from speech.corpus import Utterance
+from speech.data import corpus
+from speech.data.corpus import Utterance
 from speech.data.mixtures import MixingConfig, PieceSource
 from speech.data.prefetch import prefetched_batches
 
@@ -83,7 +83,7 @@ def test_killed_worker_is_one_line(source):
 @needs_proc
 def test_worker_ends_when_its_parent_is_killed():
     script = (
-        "from speech.corpus import bundled_noise, bundled_speech\n"
+        "from speech.data.corpus import bundled_noise, bundled_speech\n"
         "from speech.data.mixtures import *\n"
         "from speech.data.prefetch import prefetched_batches\n"
         "source = PieceSource(bundled_speech('TRAIN')[:2], bundled_noise('TRAIN')[:1],"

@@ -14,9 +14,11 @@ import pytest
 import soundfile
 from numpy.testing import assert_allclose, assert_array_equal
 
-from speech import augment, prepare
-from speech.audio import read_audio, write_audio
-from speech.corpus import Noise, Utterance, find_pairs, plan_mixtures, put_in_rooms
+from speech import prepare
+from speech.data import prepared
+from speech.data.corpus import Noise, Utterance, find_pairs, plan_mixtures, put_in_rooms
+from speech.sound import augment
+from speech.sound.audio import read_audio, write_audio
 from tests.conftest import make_noises, make_speech
 from tests.reference import mixing_oracle
 from tests.reference.sphere import write_sphere
@@ -42,7 +44,7 @@ def digests(folder) -> dict[str, str]:
     return {
         path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in folder.rglob("*")
-        if path.is_file() and path.name not in (".lock", prepare.MARKER)
+        if path.is_file() and path.name not in (".lock", prepared.MARKER)
     }
 
 
@@ -50,7 +52,7 @@ def test_tree_and_manifest(run, tmp_path, timit, noises, capsys):
     assert run("--snr", -5, 2.5, "--split", "train", "--json", tmp_path / "summary.json") == 0
     out = tmp_path / "out"
     rows = manifest(out)
-    assert tuple(rows[0]) == prepare.COLUMNS
+    assert tuple(rows[0]) == prepared.COLUMNS
     assert len(rows) == 4 * 2 * 2
     assert rows[0]["noisy"] == "noisy/birds/FCJF0/-5db/FCJF0_SA1.wav"
     assert rows[0]["clean"] == "clean/FCJF0_SA1.wav"
@@ -170,7 +172,7 @@ def test_a_repeated_command_keeps_what_is_whole(run, tmp_path, timit, noises, ca
     # A kill: no manifest, a note that is cut, a file that is not there.
     (out / "manifest.csv").unlink()
     (out / "noisy/birds/FCJF0/0db/FCJF0_SA1.wav").unlink()
-    marker = out / prepare.MARKER
+    marker = out / prepared.MARKER
     run_line, *notes = marker.read_text().splitlines()
     assert len(notes) == 8
     marker.write_text("\n".join([run_line, *notes[:-1], notes[-1][:-9]]))

@@ -8,12 +8,13 @@ from numpy.testing import assert_array_equal
 
 from mnn.experts import build_expert
 from pruning import run, sparsity
-from speech import blockconv
-from speech.fcn import FCNConfig, build_fcn
-from speech.modelfile import read_model_file, write_model_file
+from speech.modelfile.h5 import write_model_file
+from speech.modelfile.read import read_model_file
+from speech.net import blockconv
+from speech.net.fcn import FCNConfig, build_fcn
+from speech.net.keras_models import save_model
 from speech.net.mask_loss import MaskLoss
 from speech.training.continuing import _loss_of, check_trains
-from speech.weights import save_model
 from tests.builders import TINY, mask_layers
 from tests.test_sparsity import network
 
@@ -50,7 +51,7 @@ PIECES = ["--retrain", "--num-train", "4", "--crop-seconds", "0.3", "--batch-siz
 
 @pytest.fixture
 def few_pieces(monkeypatch):
-    monkeypatch.setattr("speech.datasets._VALIDATION_PIECES", 2)
+    monkeypatch.setattr("speech.training.datasets._VALIDATION_PIECES", 2)
 
 
 def zeros(path):

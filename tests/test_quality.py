@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from benchmarks import peers, quality
-from speech import corpus
-from speech.audio import read_audio
+from speech.data import corpus
+from speech.sound.audio import read_audio
 from tests.conftest import make_speech
 
 

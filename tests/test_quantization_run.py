@@ -10,13 +10,16 @@ from mnn.experts import build_expert
 from pruning import sparsity
 from quantization import accounting, budget, graphs, run
 from quantization.kmeans import Codebooks, cluster_layers, clustered_layers
-from speech import compact
-from speech.modelfile import LayerSpec, MaskConventions, read_model_file, write_model_file
+from speech.modelfile import icse
+from speech.modelfile.h5 import write_model_file
+from speech.modelfile.meta import MaskConventions
+from speech.modelfile.read import read_model_file
+from speech.modelfile.spec import LayerSpec
 from speech.net.folding import fold_batch_normalization
+from speech.net.keras_models import save_model
 from speech.net.taps import has_kernel, taps_of
 from speech.training.config import TrainingConfig
 from speech.training.continuing import Continuation
-from speech.weights import save_model
 from tests.builders import TINY, mask_layers
 from tests.test_pruning_run import PIECES, zeros
 from tests.test_sparsity import network
@@ -125,7 +128,7 @@ def test_tied_weights_stay_tied_while_they_train(model, rng):
     import keras
 
     from quantization.finetune import TiedWeights
-    from speech.constraints import HeldZeros
+    from speech.net.constraints import HeldZeros
 
     kernel = clustered_layers(cluster_layers(read_model_file(model).layers, Codebooks(k=4)))[1]
     kernel = kernel.weights["kernel"]
@@ -301,7 +304,7 @@ def tone(frequency_hz, num_samples):
 
 def output_error(path, other, spectra):
     """Power of the error of the estimates relative to theirs, through Keras."""
-    from speech.weights import build_model
+    from speech.net.keras_models import build_model
 
     one, two = (build_model(read_model_file(x).layers) for x in (path, other))
     parts = []
@@ -436,7 +439,7 @@ def test_a_target_error_of_a_chain(model, tmp_path, signals, capsys):
 
 @pytest.mark.filterwarnings("ignore")
 def test_fine_tuning_of_a_network_over_time_and_frequency(spectral, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("speech.datasets._VALIDATION_PIECES", 2)
+    monkeypatch.setattr("speech.training.datasets._VALIDATION_PIECES", 2)
     out = tmp_path / "q"
     flags = [x for x in PIECES if x != "--retrain"]
     flags = [x for n, x in enumerate(flags) if not {"--retrain-epochs", "--final-epochs"}
@@ -514,7 +517,7 @@ def test_the_model_itself_is_not_overwritten(model, tmp_path, capsys):
 
 def test_a_damaged_container_is_one_line(model, tmp_path, capsys):
     packed = tmp_path / "p.icse"
-    compact.write_compact(packed, read_model_file(model).layers, {})
+    icse.write_compact(packed, read_model_file(model).layers, {})
     packed.write_bytes(packed.read_bytes()[:-9])
     for command in (["info", str(packed)], ["unpack", str(packed)], [str(packed), "-k", "4"]):
         assert run.main(command) == 1

@@ -8,9 +8,9 @@ from quantization import calibration, ratedistortion
 from quantization.calibration import Stage
 from quantization.kmeans import Codebooks, cluster_layers, clustered_layers
 from quantization.ratedistortion import RateDistortion, quantize
-from speech.compact import pack, unpack
-from speech.modelfile import LayerSpec
-from speech.network import ConvBlock
+from speech.modelfile.icse import pack, unpack
+from speech.modelfile.spec import LayerSpec
+from speech.net.chain import ConvBlock
 from tests.test_sparsity import network
 
 
@@ -105,7 +105,7 @@ def test_convolution_and_correlation_are_those_of_naive_sums(length, taps, rng):
 
 
 def test_stages_compute_what_the_network_computes(layers, signals):
-    from speech.network import Network, blocks_from_layers, parameters_of
+    from speech.net.chain import Network, blocks_from_layers, parameters_of
 
     blocks, tanh = blocks_from_layers([(x.class_name, x.config) for x in layers])
     values = signals[0]

@@ -16,14 +16,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import (
-    reproduce,
-    reproduce_raw,
-    reproduce_steps,
-    results_page,
-    results_published,
-)
-from benchmarks.reproduce_steps import SECTIONS, Setting, Step
+from benchmarks.reproduce import __main__ as reproduce
+from benchmarks.reproduce import page as results_page
+from benchmarks.reproduce import published as results_published
+from benchmarks.reproduce import raw as reproduce_raw
+from benchmarks.reproduce import steps as reproduce_steps
+from benchmarks.reproduce.steps import SECTIONS, Setting, Step
 from eval.scoring import compare
 
 ROOT = Path(__file__).parent.parent
@@ -124,8 +122,8 @@ def test_a_killed_run_goes_on_where_it_was(toy, how):
     (toy / "wait-two").touch()
     code = (
         "import sys; from pathlib import Path\n"
-        "from benchmarks import reproduce\n"
-        "from benchmarks.reproduce_steps import Setting, Step\n"
+        "from benchmarks.reproduce import __main__ as reproduce\n"
+        "from benchmarks.reproduce.steps import Setting, Step\n"
         f"f = Path({str(toy)!r})\n"
         "def step(n): return Step('toys/' + n, ('toy_command', n, str(f)), (str(f / n) + '.h5',))\n"
         "toys = {'toys': [step('one'), step('two')]}\n"
@@ -262,7 +260,7 @@ def test_every_command_parses_and_what_it_starts_from_is_made_before(
         asked.append(command)
         return 0
 
-    monkeypatch.setattr("speech.cli.run", instead)
+    monkeypatch.setattr("speech.base.cli.run", instead)
     steps = SECTIONS[section](settings(tmp_path)[size])
     there = {reproduce_steps.BASELINE, reproduce_steps.SMALLEST}
     assert len({step.name for step in steps}) == len(steps)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-TEXT = "import json\nfrom speech.runinfo import run_info as info\nprint(json.dumps(info()))\n"
+TEXT = "import json\nfrom speech.base.runinfo import run_info as info\nprint(json.dumps(info()))\n"
 
 
 @pytest.mark.parametrize("words", [["-m", "tools.run"], ["-m", "tools"], ["tools/run.py"]])

@@ -16,9 +16,9 @@ import soundfile
 from eval import isolation, scoring
 from eval.metrics import METRICS, OK
 from eval.scoring import DEFAULT_METRICS, Task
-from speech.audio import read_audio
-from speech.corpus import bundled_noise, bundled_speech
-from speech.mixing import loop_or_crop, mix_at_snr
+from speech.data.corpus import bundled_noise, bundled_speech
+from speech.sound.audio import read_audio
+from speech.sound.mixing import loop_or_crop, mix_at_snr
 
 CHEAP = ("stoi", "si_sdr")
 

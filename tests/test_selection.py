@@ -9,7 +9,7 @@ from mnn.arbiter import Arbiter, fitting_gain
 from mnn.dae import Autoencoder
 from mnn.pool import Place, open_expert
 from mnn.selection import SCORINGS, costs, needs_of, pick, segment_bounds, segment_sums
-from speech.stft import DEFAULT, Synthesis, istft, stft
+from speech.sound.stft import DEFAULT, Synthesis, istft, stft
 from tests.conftest import make_speech
 from tests.mnn_files import write_dae, write_fcn, write_mask
 from tests.reference import selection_oracle

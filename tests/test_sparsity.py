@@ -5,8 +5,8 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
 from pruning import sparsity
-from speech.fcn import FCNConfig
-from speech.modelfile import LayerSpec
+from speech.modelfile.spec import LayerSpec
+from speech.net.fcn import FCNConfig
 from speech.net.taps import taps_of
 from tests.builders import TINY, mask_layers
 

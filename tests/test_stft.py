@@ -4,14 +4,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
-from speech.stft import (
-    StftConfig,
-    context_frames,
-    istft,
-    magnitudes,
-    neighbour_indices,
-    stft,
-)
+from speech.sound.stft import StftConfig, context_frames, istft, magnitudes, neighbour_indices, stft
 from tests.reference import stft_oracle
 
 

@@ -14,7 +14,7 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
 from speech import stream as command
-from speech.enhance import BASELINE_MODEL, DEFAULT_MODEL, Enhancer
+from speech.net.enhancer import BASELINE_MODEL, DEFAULT_MODEL, Enhancer
 from speech.net.live import Live, decoded, encoded
 from speech.net.streaming import Stream
 from tests.builders import write_mask_network

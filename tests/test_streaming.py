@@ -10,14 +10,15 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
-from speech import blockconv
-from speech.audio import read_audio
-from speech.enhance import BASELINE_MODEL, DEFAULT_MODEL, Enhancer
-from speech.modelfile import ModelFileError, read_model_file
+from speech.modelfile.read import read_model_file
+from speech.modelfile.spec import ModelFileError
+from speech.net import blockconv
+from speech.net.enhancer import BASELINE_MODEL, DEFAULT_MODEL, Enhancer
 from speech.net.plan import plan_of
 from speech.net.streaming import Stream
 from speech.net.timefrequency import SIZES, TimeFrequencyConfig
-from speech.stft import StftConfig
+from speech.sound.audio import read_audio
+from speech.sound.stft import StftConfig
 from tests.builders import conv2d, graph, mask_layers, write_mask_network
 from tests.conftest import make_speech
 from tests.reference import timefrequency_oracle

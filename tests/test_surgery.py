@@ -6,7 +6,9 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from pruning import surgery
 from quantization import graphs
-from speech.modelfile import LayerSpec, read_model_file, write_model_file
+from speech.modelfile.h5 import write_model_file
+from speech.modelfile.read import read_model_file
+from speech.modelfile.spec import LayerSpec
 from speech.net.folding import fold_batch_normalization
 from speech.net.taps import taps_of, with_taps
 from tests.builders import TINY, conv2d, graph, mask_layers
@@ -16,7 +18,7 @@ keras = pytest.importorskip("keras")
 
 
 def run(layers, signal):
-    from speech.weights import build_model
+    from speech.net.keras_models import build_model
 
     return np.asarray(build_model(layers)(signal[None]))[0]
 
@@ -95,7 +97,7 @@ def test_dense_layers_fold_exactly(activation, rng):
     assert result.removed == {"one": [0, 5], "two": [2, 7]}
     assert set(result.border_bound.values()) == {0.0}
     signal = rng.standard_normal((20, 9)).astype(np.float32)
-    from speech.weights import build_model
+    from speech.net.keras_models import build_model
 
     outputs = [np.asarray(build_model(part)(signal)) for part in (layers, result.layers)]
     assert_allclose(outputs[1], outputs[0], atol=1e-6)
@@ -150,7 +152,7 @@ def outputs_of(layers, keras=False):
     signal = np.random.default_rng(5).standard_normal((30, 256, 3)).astype(np.float32)
     if not keras:
         return graphs.forward(layers, signal)[layers[-1].name]
-    from speech.weights import build_model
+    from speech.net.keras_models import build_model
 
     return np.asarray(build_model(layers)(signal[None]))[0]
 

@@ -14,10 +14,10 @@ from eval import sweep
 from eval.cost import cost_of
 from eval.scoring import json_ready
 from eval.systems import bundled_pairs
-from speech.audio import peak_normalize, read_audio
-from speech.fcn import FCNConfig
-from speech.modelfile import write_model_file
-from speech.net.enhancer import MaskEnhancer
+from speech.modelfile.h5 import write_model_file
+from speech.net.fcn import FCNConfig
+from speech.net.mask_enhancer import MaskEnhancer
+from speech.sound.audio import peak_normalize, read_audio
 from tests.builders import write_mask_network
 from tests.test_cost import kernel_shapes, layers_of
 
@@ -230,7 +230,7 @@ def test_a_grid_is_made_by_the_commands_and_not_made_again(small_model, tmp_path
         ("theta0.9-k4-fp16", {"theta": 0.9, "k": 4, "centroids": "fp16"}),
         ("k4-fp16", {"k": 4, "centroids": "fp16"}),
     ]
-    from speech.modelfile import read_model_file
+    from speech.modelfile.read import read_model_file
 
     for point in points[1:]:
         for layer in read_model_file(point.path).layers:

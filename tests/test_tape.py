@@ -8,8 +8,7 @@ import pytest
 import tensorflow as tf
 from keras import layers
 
-from speech import blockconv
-from speech.net import tape
+from speech.net import blockconv, tape
 from speech.net.timefrequency import TimeFrequencyConfig, build_time_frequency
 from speech.net.training_model import layers_of
 

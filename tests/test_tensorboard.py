@@ -10,8 +10,9 @@ import pytest
 import soundfile
 
 import timit_fcn_mse
-from speech import corpus, tensorboard
-from speech.audio import read_audio, write_audio
+from speech.data import corpus
+from speech.sound.audio import read_audio, write_audio
+from speech.training import tensorboard
 from tests.conftest import make_speech
 
 ROOT = Path(__file__).parent.parent
@@ -60,7 +61,7 @@ class Halved:
 def test_what_is_written_is_read_back(loaded, pairs, tmp_path, monkeypatch):
     from PIL import Image
 
-    monkeypatch.setattr("speech.enhance.Enhancer", Halved)
+    monkeypatch.setattr("speech.net.enhancer.Enhancer", Halved)
     folder = tmp_path / "board"
     log = tensorboard.TensorBoardLog(folder, pairs, tmp_path / "last.h5", num_epochs=6)
     history = []

@@ -16,7 +16,8 @@ import pytest
 
 from quantization import tfmot_bridge
 from quantization.tfmot_bridge import CHECKPOINT, Worker, cluster, require_tfmot
-from speech.modelfile import plan_layers, write_model_file
+from speech.modelfile.exam import plan_layers
+from speech.modelfile.h5 import write_model_file
 from speech.net.timefrequency import TimeFrequencyConfig
 from tests.builders import mask_layers
 
@@ -129,7 +130,7 @@ class Tones:
 
 
 def tones(**settings):
-    from speech.pipeline import TrainingData
+    from speech.data.pipeline import TrainingData
 
     return TrainingData(Tones(), batch_size=2, **settings)
 
@@ -262,7 +263,7 @@ def test_fine_tuning_learns_within_the_codebooks(stack):
 
 @needs_tfmot
 def test_fast_steps_are_the_steps_of_tf_keras(monkeypatch):
-    from speech import blockconv
+    from speech.net import blockconv
 
     if not blockconv.is_available():
         pytest.skip("no C compiler")

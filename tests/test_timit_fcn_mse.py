@@ -15,13 +15,18 @@ import pytest
 import soundfile
 
 import timit_fcn_mse
-from speech import corpus
-from speech.augment import Augmentation
-from speech.files import sha256_of
-from speech.options import RECIPES, augmentation, check_data_options, training_config
+from speech.base.files import sha256_of
+from speech.data import corpus
+from speech.net.keras_models import load_model, load_model_and_meta
 from speech.prepare import main as prepare
+from speech.sound.augment import Augmentation
+from speech.training.common_options import (
+    RECIPES,
+    augmentation,
+    check_data_options,
+    training_config,
+)
 from speech.training.config import TrainingConfig
-from speech.weights import load_model, load_model_and_meta
 
 ROOT = Path(__file__).parent.parent
 QUICK = ["--gpu", "-1", "--snr", "0", "--num-test", "1", "--epochs", "2", "--num-train", "3",

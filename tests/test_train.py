@@ -9,18 +9,20 @@ import pytest
 from numpy.testing import assert_allclose
 
 import timit_fcn_mse
-from speech import datasets, train
+from speech import train
+from speech.base.files import sha256_of
 from speech.data.mixtures import MixingConfig
-from speech.fcn import FCNConfig
-from speech.files import sha256_of
-from speech.modelfile import read_model_file, sha256_of_weights
+from speech.modelfile.read import read_model_file
+from speech.modelfile.spec import sha256_of_weights
+from speech.net.fcn import FCNConfig
+from speech.net.keras_models import load_model, save_model
 from speech.net.mask_loss import MaskLoss
 from speech.net.timefrequency import SIZES, TimeFrequencyConfig, build_time_frequency
 from speech.prepare import main as prepare
+from speech.training import datasets
 from speech.training import options as training_options
 from speech.training.config import TrainingConfig
 from speech.training.options import TF_RECIPES
-from speech.weights import load_model, save_model
 
 #: A network that is made in no time.
 TINY = TimeFrequencyConfig(4, 4, (1,))
@@ -49,8 +51,8 @@ def weights_hash(path):
 
 def validation_loss(path, options):
     """Returns the error of a model file on the run's validation pieces, through plain Keras."""
-    from speech.datasets import load_pieces
     from speech.net.training_model import MaskTrainingModel
+    from speech.training.datasets import load_pieces
 
     request = asked(*options)
     _, validation, _ = load_pieces(request.data, request.mixing, request.training, 0)
@@ -165,9 +167,17 @@ def test_options_become_settings_once():
     assert fcn.num_filters == FCNConfig().num_filters
 
 
-def test_rooms_are_left_out_where_they_cannot_be_simulated(monkeypatch):
+def test_rooms_are_left_out_where_they_cannot_be_simulated(monkeypatch, caplog):
+    monkeypatch.setattr(training_options.importlib.util, "find_spec", lambda name: object())
+    assert asked("--network", "tf").mixing.room_share == MixingConfig().room_share
     monkeypatch.setattr(training_options.importlib.util, "find_spec", lambda name: None)
+    assert asked("--network", "tf", "--rooms", "0").mixing.room_share == 0
+    premixed = asked("--network", "tf", "--train-noisy", "a", "--train-clean", "b")
+    assert premixed.mixing.room_share == 0
+    assert caplog.messages == []  # nothing is lost that was wanted
     assert asked("--network", "tf").mixing.room_share == 0
+    (message,) = caplog.messages
+    assert "pip install pyroomacoustics" in message and "--rooms 0" in message
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,12 @@ import numpy as np
 import pytest
 
 from speech import weights
-from speech.fcn import FCNConfig, build_fcn
-from speech.modelfile import LAYER_RULES, LayerRule, ModelFileError, read_model_file
-from speech.weights import import_keras1, load_model, load_model_and_meta, main, save_model
+from speech.modelfile.read import read_model_file
+from speech.modelfile.rules import LAYER_RULES, LayerRule
+from speech.modelfile.spec import ModelFileError
+from speech.net.fcn import FCNConfig, build_fcn
+from speech.net.keras_models import load_model, load_model_and_meta, save_model
+from speech.weights import import_keras1, main
 from tests.builders import write_mask_network
 from tests.reference import keras1_files
 from tests.reference.fcn_oracle import forward

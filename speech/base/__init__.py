@@ -1,1 +1,1 @@
-"""What everything else stands on: shapes of data files. Imports nothing of the other rooms."""
+"""What every room stands on: commands, files, processes, records of runs. Imports no other room."""

@@ -1,1 +1,1 @@
-"""Training data; may import audio, mixing and corpora, not networks or training."""
+"""Corpora, pairs and mixtures of noisy and clean speech. Imports base to net."""

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from speech.audio import SAMPLE_RATE_HZ, read_audio
+from speech.sound.audio import SAMPLE_RATE_HZ, read_audio
 
 #: Decoded audio is kept in memory up to this size, then the oldest goes.
 CACHE_BYTES = 2 << 30

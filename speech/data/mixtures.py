@@ -31,12 +31,12 @@ from typing import Any
 import numpy as np
 import scipy.fft
 
-from speech import augment
-from speech.audio import SAMPLE_RATE_HZ, AudioError, read_audio
-from speech.augment import checked_range
-from speech.corpus import Noise, Utterance, load_noise, split_utterances
 from speech.data.cache import AudioCache, expand
-from speech.mixing import draw_segment
+from speech.data.corpus import Noise, Utterance, load_noise, split_utterances
+from speech.sound import augment
+from speech.sound.audio import SAMPLE_RATE_HZ, AudioError, read_audio
+from speech.sound.augment import checked_range
+from speech.sound.mixing import draw_segment
 
 _LOGGER = logging.getLogger("speech")
 
@@ -596,7 +596,7 @@ def training_and_validation(
         utterances: Of the training part of a corpus.
         noises: Likewise.
         config: See `MixingConfig`.
-        validation_fraction: See `speech.corpus.split_utterances`.
+        validation_fraction: See `speech.data.corpus.split_utterances`.
         num_samples: Length of a piece.
         batch_size: Pieces of a batch.
         seed: Of both; their pieces differ all the same.

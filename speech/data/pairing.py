@@ -24,7 +24,7 @@ from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import PurePath
 
-from speech.audio import is_audio_name
+from speech.sound.audio import is_audio_name
 
 UNKNOWN = "unknown"
 

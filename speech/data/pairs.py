@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from speech.audio import SAMPLE_RATE_HZ
-from speech.corpus import Pair
 from speech.data.cache import AudioCache
+from speech.data.corpus import Pair
 from speech.data.mixtures import MixingConfig
+from speech.sound.audio import SAMPLE_RATE_HZ
 
 _LOGGER = logging.getLogger("speech")
 

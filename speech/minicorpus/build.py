@@ -20,12 +20,9 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from speech import cli, debian, files
-from speech.sounds import (  # noqa: F401 - the three constants are part of what is promised above
-    JOIN_S,
-    NOISE_PEAK,
+from speech.base import cli, debian, files
+from speech.sound.conditioning import (
     SAMPLE_RATE_HZ,
-    SPEECH_PEAK,
     decode,
     fade_edges,
     join,

@@ -1,1 +1,1 @@
-"""Networks and what runs them; may import audio, STFT and model files, not data or training."""
+"""Networks: how they are built, run and differentiated. Imports base, sound and modelfile."""

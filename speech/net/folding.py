@@ -18,7 +18,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from speech.modelfile import LayerSpec, linked
+from speech.modelfile.spec import LayerSpec, linked
 
 #: Layers that can take in a normalisation, and the axis of the kernel that holds their outputs.
 _OUTPUT_AXIS = {"Conv1D": -1, "Conv2D": -1, "Conv2DTranspose": -2, "Dense": -1}

@@ -2,12 +2,152 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from speech.modelfile import LayerSpec
+from speech.modelfile.exam import plan_layers
+from speech.modelfile.h5 import (
+    write_model_file,
+)
+from speech.modelfile.read import read_model_file
+from speech.modelfile.rules import LAYER_RULES
+from speech.modelfile.spec import LayerSpec, ModelFileError, is_chain, linked, refusals
 from speech.net.memory import MAX_BYTES, keras_bytes, too_large
+
+if TYPE_CHECKING:
+    import keras
+
+
+# --------------------------------------------------------------------------------------------
+# Keras models
+
+
+def load_model(path: str | os.PathLike) -> keras.Model:
+    """Loads a model file as a plain Keras model.
+
+    Args:
+        path: A .h5 or .icse model file, possibly from a stranger.
+
+    Returns:
+        A model of standard Keras layers, Sequential if they are a chain, not compiled.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ModelFileError: The file is refused (see ``speech.modelfile``).
+    """
+    return load_model_and_meta(path)[0]
+
+
+def load_model_and_meta(path: str | os.PathLike) -> tuple[keras.Model, dict[str, Any]]:
+    """Loads a model file as a plain Keras model and its ``speech_meta``; see ``load_model``."""
+    file = read_model_file(path)
+    return build_model(file.layers), file.meta
+
+
+def build_model(layers: Iterable[LayerSpec]) -> keras.Model:
+    """Builds a model from checked layers and sets its weights.
+
+    Returns:
+        A Sequential model if the layers are a chain, else a Functional one.
+
+    Raises:
+        ValueError: A custom layer is allowed but its class was not registered with Keras.
+        ModelFileError: A layer of a graph names no inputs.
+    """
+    import keras
+
+    layers = linked(layers)
+    built = []
+    for spec in layers:
+        layer_class = getattr(keras.layers, spec.class_name, None)
+        if layer_class is None:
+            import speech.net.layers  # noqa: F401  registers our own
+
+            layer_class = keras.saving.get_registered_object(spec.class_name)
+        if layer_class is None:
+            raise ValueError(
+                f"layer {spec.name!r} is a {spec.class_name}, which is not registered with "
+                "Keras; import the module that defines it before loading"
+            )
+        built.append(layer_class(name=spec.name, **spec.config))
+    if is_chain(layers):
+        model = keras.Sequential(built)
+    else:
+        outputs = {layers[0].name: built[0].output}
+        for layer, spec in zip(built[1:], layers[1:], strict=True):
+            inputs = [outputs[name] for name in spec.inputs]
+            outputs[spec.name] = layer(inputs if len(inputs) > 1 else inputs[0])
+        model = keras.Model(outputs[layers[0].name], outputs[layers[-1].name], name="model")
+    for layer, spec in zip(built, layers, strict=True):
+        for variable in layer.weights:
+            variable.assign(spec.weights[variable.name])
+    return model
+
+
+def layers_of(model: keras.Model) -> tuple[LayerSpec, ...]:
+    """Returns the settings and weights of a Keras model, as plain layers.
+
+    Args:
+        model: A built Sequential or Functional model of one input and one output. A layer
+            whose class has an attribute ``plain_class``, a standard Keras class with the same
+            settings and weights, is written as that class.
+
+    Raises:
+        ModelFileError: The model has a layer or a graph that a model file cannot hold.
+    """
+    import keras
+
+    config = model.get_config()
+    by_name = {layer.name: layer for layer in model.layers}
+    entries = []
+    for entry in config.get("layers", []):
+        plain = getattr(by_name.get(entry["config"].get("name")), "plain_class", None)
+        if plain is not None:
+            known = {"class_name": plain.__name__, "module": None, "registered_name": None}
+            entry = {**entry, **known}
+        elif entry.get("registered_name") in LAYER_RULES:
+            entry = {**entry, "class_name": entry["registered_name"], "module": None}
+        entries.append(entry)
+    class_name = "Sequential" if isinstance(model, keras.Sequential) else "Functional"
+    try:
+        text = json.dumps({"class_name": class_name, "config": {**config, "layers": entries}})
+    except TypeError as error:
+        raise ModelFileError(f"the model's configuration is not plain JSON ({error})") from None
+    layers = []
+    for spec, shapes in plan_layers(json.loads(text)):
+        weights = {}
+        if shapes:
+            variables = {variable.name: variable for variable in by_name[spec.name].weights}
+            weights = {key: np.array(variables[key].numpy()) for key in shapes}
+        layers.append(replace(spec, weights=weights))
+    return tuple(layers)
+
+
+def save_model(
+    model: keras.Model, path: str | os.PathLike, meta: Mapping[str, Any] | None = None
+) -> None:
+    """Saves a model atomically as a .h5 file of standard Keras layers.
+
+    The weights are exact. ``keras.models.load_model(path, compile=False)`` opens the file
+    without our code. Initializers, regularizers and the optimizer are not kept.
+
+    Args:
+        model: What ``layers_of`` accepts.
+        path: The file to write, ending in '.h5'.
+        meta: The ``speech_meta`` object (see ``speech.modelfile``).
+
+    Raises:
+        ModelFileError: The model, its weights or ``meta`` cannot be written; nothing is.
+    """
+    with refusals(Path(path)):
+        layers = layers_of(model)
+    write_model_file(path, layers, meta or {})
 
 
 def keras_function(layers: Iterable[LayerSpec]) -> Callable[[np.ndarray], np.ndarray]:
@@ -21,12 +161,12 @@ def keras_function(layers: Iterable[LayerSpec]) -> Callable[[np.ndarray], np.nda
         returns float32. It may be called from several threads. A batch without time goes in parts
         that fit into memory. It raises ValueError for a signal that does not fit.
     """
-    from speech.device import quiet_start
+    from speech.base.device import quiet_start
 
     with quiet_start():
         import keras
 
-    from speech.weights import build_model
+    from speech.net.keras_models import build_model
 
     layers = tuple(layers)
     model = build_model(layers)

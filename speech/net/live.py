@@ -11,8 +11,8 @@ import time
 
 import numpy as np
 
-from speech.audio import StreamResampler
 from speech.net.streaming import MAX_SAMPLE, Stream
+from speech.sound.audio import StreamResampler
 
 #: The switch between enhanced and noisy fades over so many seconds: no click.
 _FADE_S = 0.01

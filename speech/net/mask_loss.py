@@ -8,7 +8,7 @@ times the compressed noisy spectrum. Means are over pieces, frames and bins, or 
     complex       mean |M c(Y) - c(S)|^2
     consistency   mean |M c(Y) - c(STFT(e))|^2, e the waveform of the estimate
     waveform      mean |e - s|
-    si_sdr        negative SI-SDR of e in dB (``speech.losses.NegativeSISDR``)
+    si_sdr        negative SI-SDR of e in dB (``speech.net.losses.NegativeSISDR``)
 
 Magnitude and complex part after Braun and Tashev 2021 (eq. 7); all four as in FastEnhancer
 (2025), which weighs them 0.3, 0.2, 0.3 and 0.2.

@@ -1,8 +1,8 @@
 """What a network takes of memory for a signal, known before it runs.
 
 A file of 3 KB may hold a layer of 65,536 channels, which come to 12 GB for three seconds of sound.
-The bound on the values per frame (``speech.modelfile.MAX_VALUES``) accepts such a layer; it is the
-length of the signal that counts.
+The bound on the values per frame (``speech.modelfile.exam.MAX_VALUES``) accepts such a layer; it is
+the length of the signal that counts.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
-from speech.modelfile import LayerSpec, is_chain, linked, shapes_for
+from speech.modelfile.exam import shapes_for
+from speech.modelfile.spec import LayerSpec, is_chain, linked
 
 #: Bytes that the tensors of a network may take at a time, on any engine.
 MAX_BYTES = 480 << 20
@@ -66,7 +67,7 @@ def too_large(num_bytes: int, what: str) -> str:
 
 
 def lane_bytes(num_samples: int, most_channels: int, hop: int, width: int, threads: int) -> int:
-    """Returns the bytes of working memory of ``speech.inference.InferenceNetwork``.
+    """Returns the bytes of working memory of ``speech.net.inference.InferenceNetwork``.
 
     Args:
         num_samples: Length of the signal.

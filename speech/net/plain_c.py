@@ -17,8 +17,8 @@ from pathlib import Path
 
 import numpy as np
 
-from speech.compact import index_bits, pack
-from speech.modelfile import ModelFile
+from speech.modelfile.icse import index_bits, pack
+from speech.modelfile.spec import ModelFile
 from speech.net import plan as plans
 from speech.net import tape
 from speech.net.plan import Layer, Plan, plan_of

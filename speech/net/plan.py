@@ -13,14 +13,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from speech.modelfile import (
-    COMPLEX_MASK,
-    LayerSpec,
-    MaskConventions,
-    ModelFile,
-    ModelFileError,
-    refusals,
-)
+from speech.modelfile.meta import COMPLEX_MASK, MaskConventions
+from speech.modelfile.spec import LayerSpec, ModelFile, ModelFileError, refusals
 from speech.net import tape
 from speech.net.folding import fold_batch_normalization
 from speech.net.reach import reach_of

@@ -24,12 +24,13 @@ import os
 
 import numpy as np
 
-from speech import blockconv
-from speech.modelfile import ModelFile, read_model_file
+from speech.modelfile.read import read_model_file
+from speech.modelfile.spec import ModelFile
+from speech.net import blockconv
 from speech.net import plan as plans
 from speech.net.plan import Layer, Plan, plan_of
 from speech.net.timefrequency import compress, expand, features
-from speech.stft import analysis_window
+from speech.sound.stft import analysis_window
 
 #: Louder samples count as silence: squares of their spectra may not fit in float32.
 MAX_SAMPLE = 1e15

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from speech.modelfile import LayerSpec
+    from speech.modelfile.spec import LayerSpec
 
 #: Layers with a kernel.
 KERNEL_CLASSES = ("Conv1D", "Conv2D", "Conv2DTranspose", "Dense")

@@ -3,7 +3,8 @@
 The Keras model takes features [batch, frames, 256, 3] and gives a mask [batch, frames, 256, 2]; it
 consists of standard Keras layers only. All around it is arithmetic on arrays, here in NumPy:
 
-1. ``stft``: frames of 512 samples every 256, square-root Hann window (``speech.stft``). The bin of
+1. ``stft``: frames of 512 samples every 256, square-root Hann window (``speech.sound.stft``). The
+bin of
    8 kHz is dropped, which leaves 256.
 2. ``compress``: the spectrum X becomes |X|^0.3 X / |X|. Features are its real part, its imaginary
    part and its magnitude.
@@ -37,8 +38,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from speech.audio import SAMPLE_RATE_HZ
-from speech.stft import StftConfig
+from speech.sound.audio import SAMPLE_RATE_HZ
+from speech.sound.stft import StftConfig
 
 if TYPE_CHECKING:
     import keras

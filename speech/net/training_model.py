@@ -15,13 +15,13 @@ import keras
 import numpy as np
 from keras import ops
 
-from speech.blockconv import default_threads
-from speech.conv import uses_c_kernels
-from speech.losses import NegativeSISDR
 from speech.net import mask_gradient, tape
+from speech.net.blockconv import default_threads
+from speech.net.chain_training import uses_c_kernels
+from speech.net.losses import NegativeSISDR
 from speech.net.mask_loss import MaskLoss
 from speech.net.timefrequency import NUM_BINS, POWER_FLOOR, TimeFrequencyConfig
-from speech.stft import analysis_window
+from speech.sound.stft import analysis_window
 
 #: Keeps the slope of a root at zero finite.
 _TINY = 1e-12
@@ -186,7 +186,7 @@ class _Kernels:
         threads = default_threads()
         batch = mask_gradient.prepare(noisy, clean, self._config, threads)
         runner = self._tape(*batch.noisy.shape[:2], training)
-        mask = runner.forward(batch.features(), weights)
+        mask = runner.forward(batch.features, weights)
         loss, gradient = mask_gradient.value_and_gradient(
             mask, batch, self._loss, self._config, threads
         )

@@ -11,7 +11,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from speech import cli
+from speech.base import cli
 from speech.opencorpus import recipe
 
 

@@ -18,10 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from speech import cli, files
-from speech.base import schema
+from speech.base import cli, files, schema
 from speech.opencorpus import g722, noises, packages, recipe, report, voices
-from speech.sounds import (
+from speech.sound.conditioning import (
     SAMPLE_RATE_HZ,
     condition,
     lay_out_keys,

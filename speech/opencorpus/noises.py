@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from speech.sounds import SAMPLE_RATE_HZ, fade_edges, join, noise_gain, to_int16
+from speech.sound.conditioning import SAMPLE_RATE_HZ, fade_edges, join, noise_gain, to_int16
 
 #: Slope of the power spectrum in dB an octave.
 COLOURS = {"white": 0.0, "pink": -3.0, "brown": -6.0}

@@ -6,7 +6,7 @@ import os
 import shutil
 from pathlib import Path
 
-from speech import cli, debian, files
+from speech.base import cli, debian, files
 from speech.opencorpus import recipe
 
 

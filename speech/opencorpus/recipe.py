@@ -11,7 +11,7 @@
 The sum of the package fixes every file in it, so files have no sums of their own.
 
 A recipe is data, possibly of a stranger: names, versions and paths must look like such
-(``speech.debian``) before a tool or the file system sees one of them, and lengths are bounded.
+(``speech.base.debian``) before a tool or the file system sees one of them, and lengths are bounded.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from speech import debian
+from speech.base import debian
 
 BUNDLED = Path(__file__).with_name("recipe.json")
 SPLITS = ("TRAIN", "TEST")

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from speech.sounds import SAMPLE_RATE_HZ, fade_edges, fade_in, speech_gain
+from speech.sound.conditioning import SAMPLE_RATE_HZ, fade_edges, fade_in, speech_gain
 
 FRAME = SAMPLE_RATE_HZ // 50
 FLOOR_DB = -120.0

@@ -1,1 +1,1 @@
-"""Sound files and signals: what their headers say. NumPy only."""
+"""Signals: reading and writing, spectra, mixing, changes, pictures. Imports base."""

@@ -1,1 +1,1 @@
-"""Training: what a run is told (config), and the loop that keeps it in a folder (trainer)."""
+"""Training: settings, data sets, the loop, several devices. Imports base to data."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from speech.losses import find_loss
+from speech.net.losses import find_loss
 from speech.net.mask_loss import MaskLoss
 
 SCHEDULES = ("constant", "cosine")
@@ -50,7 +50,7 @@ class TrainingConfig:
         schedule: 'constant', or 'cosine' down to a share of the learning rate over the whole run.
         final_learning_rate: That share.
         warmup_steps: The learning rate first rises in a straight line over so many steps.
-        loss: One of ``speech.losses.LOSSES``, between waveforms; or the weights of the parts of
+        loss: One of ``speech.net.losses.LOSSES``, between waveforms; or the weights of the parts of
             the loss of the network over time and frequency.
         clip_norm: Gradients are scaled down to this global norm (Pascanu et al. 2013); None
             for as they are.
@@ -59,7 +59,7 @@ class TrainingConfig:
         init: SHA-256 of the model file, or of the weights, that start the run; None for random
             ones.
         seed: Of weights, order, mixing and crops.
-        conv: 'fast' or 'keras': see :class:`speech.conv.TrainingModel`.
+        conv: 'fast' or 'keras': see :class:`speech.net.chain_training.TrainingModel`.
     """
 
     epochs: int | None = None

@@ -11,12 +11,18 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from speech.datasets import check_trains_on_waveforms, load_data, load_pieces, training_parts
-from speech.modelfile import COMPLEX_MASK, MaskConventions, ModelFile
+from speech.modelfile.meta import COMPLEX_MASK, MaskConventions
+from speech.modelfile.spec import ModelFile
 from speech.net.mask_loss import MaskLoss
 from speech.net.timefrequency import TimeFrequencyConfig
-from speech.options import augmentation, train_on, training_config
+from speech.training.common_options import augmentation, train_on, training_config
 from speech.training.config import TrainingConfig
+from speech.training.datasets import (
+    check_trains_on_waveforms,
+    load_data,
+    load_pieces,
+    training_parts,
+)
 from speech.training.options import TF_RECIPES, DataOptions, mixing_config
 
 if TYPE_CHECKING:
@@ -25,7 +31,8 @@ if TYPE_CHECKING:
 #: Pieces per epoch on the bundled corpus, for networks over time and frequency.
 QUICK_PIECES = 800
 
-#: Options of `speech.options` that say nothing to a network over time and frequency.
+#: Options of `speech.training.common_options` that say nothing to a network over time and
+#: frequency.
 _OF_WAVEFORMS = {"loss": "--loss", "gain_db": "--gain"}
 
 
@@ -34,10 +41,10 @@ class Continuation:
     """What it takes to train a model on.
 
     Attributes:
-        training: ``speech.pipeline.TrainingData`` or ``speech.training.pieces.PieceData``.
+        training: ``speech.data.pipeline.TrainingData`` or ``speech.training.pieces.PieceData``.
         validation: Likewise.
         config: How to train.
-        test: ``speech.corpus.Pair`` objects to score on.
+        test: ``speech.data.corpus.Pair`` objects to score on.
         description: The data in one line.
         meta: ``speech_meta`` of what is saved on the way.
         conventions: Those of a network over time and frequency; None for one over waveforms.
@@ -100,7 +107,7 @@ def continuation(
 
     Args:
         file: The model, of a kind that passes `check_trains`.
-        options: Of ``speech.options``, checked; what they leave open is filled in.
+        options: Of ``speech.training.common_options``, checked; what they leave open is filled in.
         learning_rate: Where nothing else is asked for.
         test_folder: Where test mixtures are written, if there are none on disk.
 

@@ -1,27 +1,30 @@
 """The options of ``python -m speech.train``, turned into frozen settings once, at the door.
 
 A recipe is a named set of settings; single options override it. Those of the FCN are in
-``speech.options``, as are the options that other commands share.
+``speech.training.common_options``, as are the options that other commands share.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib.util
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from speech import cli
-from speech import options as shared
-from speech.augment import Augmentation
-from speech.cli import amount, decibels, natural_number, positive_number
+from speech.base import cli
+from speech.base.cli import amount, decibels, natural_number, positive_number
+from speech.base.files import sha256_of
 from speech.data.mixtures import MixingConfig
-from speech.files import sha256_of
 from speech.net.mask_loss import MaskLoss
-from speech.net.timefrequency import SIZES
+from speech.net.timefrequency import NORMALIZATIONS, SIZES
+from speech.sound.augment import Augmentation
+from speech.training import common_options as shared
 from speech.training.config import OPTIMIZERS, TrainingConfig
+
+_logger = logging.getLogger("speech")
 
 NETWORKS = ("fcn", "tf")
 
@@ -72,8 +75,9 @@ _MIXING = {
 #: Options that one network alone has.
 _OF_FCN = ("filters", "loss", "gain_db", "snr", "keep_low_snr")
 _OF_TF = (
-    "size", "level", "noise_only", "speech_only", "babble", "synthetic_noise", "self_noise",
-    "voices", "voice_speed", "voice_equalizer", "microphones", "microphone_equalizer", "clipping",
+    "size", "normalization", "level", "noise_only", "speech_only", "babble", "synthetic_noise",
+    "self_noise", "voices", "voice_speed", "voice_equalizer", "microphones",
+    "microphone_equalizer", "clipping",
     "codecs", "workers", *(f"loss_{field.name}" for field in fields(MaskLoss)),
 )  # fmt: skip
 
@@ -91,7 +95,7 @@ class DataOptions:
         skip_sa: Whether TIMIT's SA sentences are left out.
         split: How premixed files are split into training and validation: 'disjoint' or 'original'.
         seed: Of the split.
-        pair_by: How premixed files are paired (`speech.corpus.find_matches`).
+        pair_by: How premixed files are paired (`speech.data.corpus.find_matches`).
         keep_low_snr: Whether premixed files at -15 and -10 dB train the FCN too.
     """
 
@@ -108,7 +112,7 @@ class DataOptions:
 
     @classmethod
     def of(cls, options: argparse.Namespace) -> DataOptions:
-        """Returns what the options of `speech.options.add_data_options` say."""
+        """Returns what the options of `speech.training.common_options.add_data_options` say."""
         return cls(
             speech=tuple(options.timit or ()),
             noise=options.noise,
@@ -151,6 +155,7 @@ class Request:
         data: On which recordings.
         out: Folder of the run.
         size: Form of the time-frequency network; None for the FCN, and with ``init``.
+        normalization: Of a new time-frequency network, 'batch' or 'none'.
         num_filters: Of the FCN.
         init: Model file whose weights start the run.
         augmentation: Of the FCN's data.
@@ -168,6 +173,7 @@ class Request:
     data: DataOptions
     out: Path
     size: str | None = None
+    normalization: str = "batch"
     num_filters: int = NUM_FILTERS
     init: Path | None = None
     augmentation: Augmentation = Augmentation()
@@ -185,6 +191,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--network", choices=NETWORKS, required=True,
         help="tf, over time and frequency: for use; fcn: the paper's, over samples")  # fmt: skip
     add("--size", choices=tuple(SIZES), help="form of tf (default medium, bundled corpus small)")
+    add("--normalization", choices=NORMALIZATIONS,
+        help="of tf: BatchNormalization, which folds away (default), or none")  # fmt: skip
     add("--filters", type=positive_number, metavar="N",
         help=f"of each hidden layer (of fcn; default {NUM_FILTERS}, the paper's)")  # fmt: skip
     shared.add_data_options(parser, test=False)
@@ -289,7 +297,7 @@ def check_usage(parser: argparse.ArgumentParser, options: argparse.Namespace) ->
     if options.hours is not None and options.epochs is not None:
         parser.error("--hours and --epochs are two ways to say how long: give one of them")
     if options.init is not None:
-        for name in ("size", "filters"):
+        for name in ("size", "normalization", "filters"):
             if getattr(options, name) is not None:
                 parser.error(f"{flags[name]} is for a new network; --init has its own")
 
@@ -338,6 +346,7 @@ def request(options: argparse.Namespace) -> Request:
         data=data,
         out=out,
         size=settings["size"] if tf and options.init is None else None,
+        normalization=options.normalization or NORMALIZATIONS[0],
         num_filters=options.filters or NUM_FILTERS,
         init=options.init,
         augmentation=Augmentation() if tf else Augmentation(**augmented),
@@ -353,6 +362,8 @@ def request(options: argparse.Namespace) -> Request:
 def mixing_config(options: argparse.Namespace) -> MixingConfig:
     """Returns the settings of the mixing; no rooms by default where they can't be simulated.
 
+    A warning says so, unless premixed folders leave nothing to simulate.
+
     Raises:
         ValueError: A value makes no sense.
     """
@@ -361,6 +372,11 @@ def mixing_config(options: argparse.Namespace) -> MixingConfig:
         for name, setting in _MIXING.items()
         if (value := getattr(options, name, None)) is not None
     }
-    if importlib.util.find_spec("pyroomacoustics") is None:
-        asked.setdefault("room_share", 0.0)
+    if "room_share" not in asked and importlib.util.find_spec("pyroomacoustics") is None:
+        asked["room_share"] = 0.0
+        if options.train_noisy is None:
+            _logger.warning(
+                "training goes without simulated rooms, for pyroomacoustics is not installed; "
+                "`pip install pyroomacoustics`, or give --rooms 0"
+            )
     return MixingConfig(**asked)

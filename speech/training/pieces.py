@@ -13,9 +13,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from speech.data.pipeline import Batch, prefetched
 from speech.data.prefetch import prefetched_batches
-from speech.distribution import Replicas, Share
-from speech.pipeline import Batch, prefetched
+from speech.training.distribution import Replicas, Share
 
 #: Pieces of a pass that does not end.
 ENDLESS = 10**9
@@ -42,7 +42,7 @@ class Pieces(Protocol):
 
 
 class PieceData:
-    """The batches of a run, as `speech.pipeline.TrainingData` gives them.
+    """The batches of a run, as `speech.data.pipeline.TrainingData` gives them.
 
     Args:
         source: Where the pieces come from.
@@ -156,7 +156,7 @@ class _Rows:
 
 @dataclass(frozen=True)
 class _Endless:
-    """A source as `speech.pipeline.prefetched` takes it."""
+    """A source as `speech.data.pipeline.prefetched` takes it."""
 
     source: Any
 

@@ -30,7 +30,7 @@ def reestimate(model: Any, batches: Iterable[Any]) -> None:
     Args:
         model: A training model with ``network`` and ``network_inputs``, such as
             ``speech.net.training_model.MaskTrainingModel``.
-        batches: ``speech.pipeline.Batch`` objects, at least one.
+        batches: ``speech.data.pipeline.Batch`` objects, at least one.
     """
     layers = _normalizations(model.network)
     momenta = [layer.momentum for layer in layers]

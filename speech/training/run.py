@@ -9,19 +9,19 @@ from typing import Any
 
 import keras
 
-from speech.audio import SAMPLE_RATE_HZ
-from speech.augment import Augmentation
-from speech.datasets import Data, training_parts
-from speech.distribution import Machines
-from speech.fcn import FCNConfig, build_fcn
-from speech.files import write_text
-from speech.losses import DESCRIPTIONS
-from speech.pictures import learning_curve
-from speech.pipeline import TrainingData
+from speech.base.files import write_text
+from speech.data.pipeline import TrainingData
+from speech.net.fcn import FCNConfig, build_fcn
+from speech.net.keras_models import load_model_and_meta
+from speech.net.losses import DESCRIPTIONS
+from speech.sound.audio import SAMPLE_RATE_HZ
+from speech.sound.augment import Augmentation
+from speech.sound.pictures import learning_curve
 from speech.training.config import TrainingConfig
+from speech.training.datasets import Data, training_parts
+from speech.training.distribution import Machines
 from speech.training.pieces import PieceData
 from speech.training.trainer import MakeModel, Trainer
-from speech.weights import load_model_and_meta
 
 #: Waiting for data that is worth a line.
 _WAITING_SHARE = 0.1
@@ -45,7 +45,7 @@ def train_fcn(
     """Trains the FCN.
 
     Args:
-        data: Of `speech.datasets.load_data` or `load_training`.
+        data: Of `speech.training.datasets.load_data` or `load_training`.
         config: How to train.
         augmentation: What has been done to the data, apart from the gain, which is done here.
         out: Folder of the run.
@@ -110,7 +110,7 @@ def train(
         make_model: Likewise.
         machines: Likewise.
         tensorboard: Folder for TensorBoard; None for none.
-        clips: ``speech.corpus.Pair`` objects that may be heard there.
+        clips: ``speech.data.corpus.Pair`` objects that may be heard there.
 
     Returns:
         The trainer, its run done.
@@ -131,7 +131,7 @@ def train(
         return trainer
     log = None
     if tensorboard is not None:
-        from speech.tensorboard import TensorBoardLog
+        from speech.training.tensorboard import TensorBoardLog
 
         print(f"tensorboard {tensorboard}")
         newest = out / ("last.h5" if config.hours is None else "model.h5")

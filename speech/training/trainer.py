@@ -9,25 +9,23 @@ A run with a budget of clock time (``TrainingConfig.hours``) has no ``last.h5``:
 the newest one, and is written with every checkpoint. A larger budget takes a finished run up
 again.
 
-SIGTERM and Ctrl-C end a run after the step at work, with a checkpoint.
+SIGTERM, SIGHUP and Ctrl-C end a run after the step at work, with a checkpoint.
 
-Of several machines (``speech.distribution``) the first one alone has the folder; the others take
-the state of the run from it.
+Of several machines (``speech.training.distribution``) the first one alone has the folder; the
+others take the state of the run from it.
 """
 
 from __future__ import annotations
 
 import contextlib
-import csv
 import io
 import itertools
-import json
 import logging
 import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
@@ -35,17 +33,19 @@ from typing import Any, NoReturn
 import keras
 import numpy as np
 
-from speech.base import schema
-from speech.conv import TrainingModel
-from speech.distribution import EveryNth, Machines, Replicas, Share, local_devices
-from speech.files import held, read_npz, write_json, write_npz, write_text
-from speech.losses import find_loss
-from speech.pipeline import Batch, Batches, TrainingData, data_fingerprint, prefetched
-from speech.runinfo import run_info
+from speech.base import cli
+from speech.base.checkpoint import checkpoint_bytes, read_checkpoint, write_checkpoint
+from speech.base.files import held, write_json, write_text
+from speech.base.runinfo import run_info
+from speech.base.words import csv_text
+from speech.data.pipeline import Batch, Batches, TrainingData, data_fingerprint, prefetched
+from speech.net.chain_training import TrainingModel
+from speech.net.keras_models import save_model
+from speech.net.losses import find_loss
 from speech.training.config import TrainingConfig, TrainingError
+from speech.training.distribution import EveryNth, Machines, Replicas, Share, local_devices
 from speech.training.pieces import PieceData
 from speech.training.reestimate import has_statistics, reestimate
-from speech.weights import save_model
 
 _LOGGER = logging.getLogger("speech")
 
@@ -65,7 +65,7 @@ _FREE = ("epochs", "hours", "validate_minutes", "conv")
 _DEFAULTS = asdict(TrainingConfig())
 
 #: Signals that end a run, its files written.
-_ENDINGS = (signal.SIGINT, signal.SIGTERM)
+_ENDINGS = (signal.SIGINT, *cli.ENDINGS)
 
 #: (network, 'fast' or 'keras') -> what trains it.
 MakeModel = Callable[[keras.Model, str], keras.Model]
@@ -121,31 +121,26 @@ class _Stored:
     used_seconds: float = 0.0
     length: dict[str, Any] | None = None
 
-    @classmethod
-    def of(cls, arrays: Mapping[str, np.ndarray]) -> _Stored:
-        """Reads it; ValueError if it is missing or malformed."""
-        if "state" not in arrays:
-            raise ValueError("it holds no state of a run")
-        stored = schema.parse(arrays["state"].tobytes(), cls)
-        if min(stored.epoch, stored.batch, stored.num_items or 0) < 0:
+    def __post_init__(self) -> None:
+        """Checks what its types do not say."""
+        if min(self.epoch, self.batch, self.num_items or 0) < 0:
             raise ValueError("it counts fewer than no epochs")
-        if not all({"epoch", "validation_loss"} <= row.keys() for row in stored.history):
+        if not all({"epoch", "validation_loss"} <= row.keys() for row in self.history):
             raise ValueError("its history lacks epochs or losses")
-        return stored
 
 
 class Trainer:
     """Trains a plain Keras network and keeps everything in one folder.
 
     Args:
-        network: The plain model (``speech.fcn.build_fcn``); trained in place.
+        network: The plain model (``speech.net.fcn.build_fcn``); trained in place.
         training: Its ``batch_size``, ``num_items`` and ``crop_samples`` are used as they are.
         validation: Read in order, never shuffled.
         config: See :class:`TrainingConfig`.
         out: Folder of the run.
         make_model: Returns what trains the network: a Keras model whose ``compute_loss`` is that
-            of the run, with ``uses_c_kernels``. None for ``speech.conv.TrainingModel``, of
-            networks from waveform to waveform.
+            of the run, with ``uses_c_kernels``. None for
+            ``speech.net.chain_training.TrainingModel``, of networks from waveform to waveform.
         meta: What goes into the ``speech_meta`` of the model files.
         checkpoint_seconds: Also write a checkpoint between validations, so often.
         machines: All machines of the run; None for this one alone.
@@ -252,7 +247,7 @@ class Trainer:
             MachineLostError: Another machine has ended.
             ValueError: Another run is at work in the folder.
             KeyboardInterrupt: Ctrl-C; the checkpoint is written.
-            SystemExit: SIGTERM; likewise.
+            SystemExit: SIGTERM or SIGHUP; likewise.
         """
         with held(self.out) if self.writes else contextlib.nullcontext():
             if self.writes:
@@ -396,8 +391,6 @@ class Trainer:
         return row
 
     def _progress_bar(self) -> Any:
-        import sys
-
         from tqdm import tqdm
 
         state, config = self.state, self.config
@@ -408,7 +401,7 @@ class Trainer:
         if config.hours is not None:
             settings = {"desc": f"{state.used_seconds / 3600:.2f}/{config.hours:g} h"}
         return tqdm(
-            file=sys.stderr, disable=None if self.writes else True, leave=False, unit="step",
+            file=cli.terminal(), disable=None if self.writes else True, leave=False, unit="step",
             **settings,
         )  # fmt: skip
 
@@ -512,7 +505,7 @@ class Trainer:
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
-        """Lets Ctrl-C and SIGTERM wait for the end of a step; a second one does not wait."""
+        """Lets signals that end a run wait for the end of a step; a second one does not wait."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -537,7 +530,7 @@ class Trainer:
             self._save_progress(exact=True)
             _LOGGER.info("%s: stopped; the same command goes on from here", self.out)
         number, self._signal = self._signal, None
-        if number == signal.SIGTERM:
+        if number is not None and number != signal.SIGINT:
             raise SystemExit(128 + number)
         raise KeyboardInterrupt
 
@@ -590,45 +583,34 @@ class Trainer:
             },
         )
 
-    def _arrays(self) -> dict[str, np.ndarray]:
-        """Returns the whole state of the run."""
+    def _whole_state(self) -> tuple[dict[str, list[np.ndarray]], dict[str, Any]]:
+        """Returns the whole state of the run: lists of arrays, and what is JSON."""
         state = self.state
-        arrays = {f"weight_{i}": w for i, w in enumerate(self.network.get_weights())}
-        arrays |= {f"optimizer_{i}": v.numpy() for i, v in enumerate(self.optimizer.variables)}
-        arrays |= {f"best_{i}": w for i, w in enumerate(state.best_weights or [])}
-        arrays |= {f"average_{i}": w for i, w in enumerate(state.average or [])}
-        arrays["state"] = np.frombuffer(
-            json.dumps(
-                {
-                    "fingerprint": self._fingerprint,
-                    "epoch": state.epoch,
-                    "batch": state.batch,
-                    "num_items": state.num_items,
-                    "loss_sum": state.loss_sum,
-                    "seconds": state.seconds,
-                    "used_seconds": state.used_seconds,
-                    "length": self._length,
-                    "history": state.history,
-                }
-            ).encode(),
-            np.uint8,
-        )
-        return arrays
+        arrays = {
+            "weight": self.network.get_weights(),
+            "optimizer": [variable.numpy() for variable in self.optimizer.variables],
+            "best": state.best_weights or [],
+            "average": state.average or [],
+        }
+        return arrays, {
+            "fingerprint": self._fingerprint,
+            "epoch": state.epoch,
+            "batch": state.batch,
+            "num_items": state.num_items,
+            "loss_sum": state.loss_sum,
+            "seconds": state.seconds,
+            "used_seconds": state.used_seconds,
+            "length": self._length,
+            "history": state.history,
+        }
 
     def _save_checkpoint(self) -> None:
-        write_npz(self.checkpoint_path, self._arrays())
+        write_checkpoint(self.checkpoint_path, *self._whole_state())
 
     def _resume(self) -> None:
         if not self.checkpoint_path.exists():
             return
-        try:
-            arrays = read_npz(self.checkpoint_path)
-            stored = _Stored.of(arrays)
-        except (OSError, ValueError) as error:
-            raise TrainingError(
-                f"{self.checkpoint_path}: not a readable checkpoint ({schema.shown(error)}); "
-                "delete it to start anew"
-            ) from None
+        arrays, stored = read_checkpoint(self.checkpoint_path, _Stored)
         advice = "repeat its command, choose another --out, or delete the folder"
         self._restore(arrays, stored, f"{self.out}", advice)
         state, hours = self.state, self.config.hours
@@ -650,19 +632,17 @@ class Trainer:
         """Gives all machines the state of the first one."""
         if self.machines is None:
             return
-        stream = io.BytesIO()
-        if self.writes:
-            np.savez(stream, **self._arrays())  # type: ignore[arg-type]
-        content = self.machines.broadcast(stream.getvalue())
+        own = checkpoint_bytes(*self._whole_state()) if self.writes else b""
+        content = self.machines.broadcast(own)
         if not self.writes:
-            arrays = read_npz(io.BytesIO(content))
+            arrays, stored = read_checkpoint(io.BytesIO(content), _Stored)
             advice = "give all the same command and data"
-            self._restore(arrays, _Stored.of(arrays), "the first machine", advice)
+            self._restore(arrays, stored, "the first machine", advice)
 
     def _restore(
-        self, arrays: dict[str, np.ndarray], stored: _Stored, whose: str, advice: str
+        self, arrays: dict[str, list[np.ndarray]], stored: _Stored, whose: str, advice: str
     ) -> None:
-        """Takes the state of the run from what `_arrays` returned."""
+        """Takes the state of the run from what `_whole_state` returned."""
         # Settings that came later than a checkpoint had their defaults.
         theirs = _DEFAULTS | {"budget": "epochs"} | stored.fingerprint
         mine = dict(self._fingerprint)
@@ -678,8 +658,8 @@ class Trainer:
                     f"{whose} holds a run with {name} {theirs.get(name)!r:.80}, not {value!r}; "
                     f"{advice}"
                 )
-        weights, optimizer = _numbered(arrays, "weight"), _numbered(arrays, "optimizer")
-        lists = [_numbered(arrays, "best"), _numbered(arrays, "average")]
+        weights, optimizer = arrays.get("weight", []), arrays.get("optimizer", [])
+        lists = [arrays.get("best", []), arrays.get("average", [])]
         shapes = [array.shape for array in self.network.get_weights()]
         for found in (weights, *filter(None, lists)):
             if [array.shape for array in found] != shapes:
@@ -712,18 +692,7 @@ def _whole(value: Any) -> int:
 
 def write_history(path: Path, history: list[dict[str, float]]) -> None:
     """Writes the history as CSV, one row an epoch."""
-    table = io.StringIO()
-    writer = csv.DictWriter(table, history[0].keys(), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(history)
-    write_text(path, table.getvalue())
-
-
-def _numbered(arrays: dict[str, np.ndarray], prefix: str) -> list[np.ndarray]:
-    found: list[np.ndarray] = []
-    while (name := f"{prefix}_{len(found)}") in arrays:
-        found.append(arrays[name])
-    return found
+    write_text(path, csv_text(history, list(history[0])))
 
 
 def _optimizer(config: TrainingConfig) -> keras.optimizers.Optimizer:

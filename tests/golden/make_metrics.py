@@ -13,7 +13,7 @@ import json
 import warnings
 from pathlib import Path
 
-from speech import corpus
+from speech.data import corpus
 
 FILE = Path(__file__).with_name("metrics.json")
 NUM_PAIRS = 20

@@ -11,7 +11,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from benchmarks.fuzz import peak_mb, reset_peak
+from benchmarks.trials.fuzz import peak_mb, reset_peak
 
 SOUNDS = (".wav", ".flac", ".sph", ".aiff", ".ogg", ".w64", ".au", ".caf", ".bin")
 
@@ -30,9 +30,10 @@ def content_of(file):
 
 
 def read(path):
-    import speech.stft  # noqa: F401  what a reader imports on the way is no cost of an attack
-    from speech.audio import AudioError, read_audio
-    from speech.modelfile import ModelFileError, read_model_file
+    import speech.sound.stft  # noqa: F401  what a reader imports on the way is no cost of an attack
+    from speech.modelfile.read import read_model_file
+    from speech.modelfile.spec import ModelFileError
+    from speech.sound.audio import AudioError, read_audio
 
     reader = read_audio if path.suffix in SOUNDS else read_model_file
     logging.getLogger("speech").setLevel(logging.ERROR)  # what is said of a file that is read

@@ -8,12 +8,10 @@ import struct
 import h5py
 import numpy as np
 
-from speech.modelfile import (
-    LayerSpec,
-    model_config_of,
-    read_model_file,
-    write_model_file,
-)
+from speech.modelfile.exam import model_config_of
+from speech.modelfile.h5 import write_model_file
+from speech.modelfile.read import read_model_file
+from speech.modelfile.spec import LayerSpec
 from tests import graph_files
 from tests import test_modelfile as exam
 
@@ -99,7 +97,7 @@ def graph(folder):
         None, 7, "MultiHeadAttention", "Wrapper", "TimeDistributed", "RNN", "icse>x")}  # fmt: skip
     attacks |= {f"module {name}": exam.insert_layer("ReLU", module=name) for name in (
         "os", "builtins", "posix", "subprocess", "keras.layers;os", "keras\n", "keras..os",
-        "kerаs", 7, ["keras"], {"keras": 1}, "tensorflow.keras", "speech.layers")}  # fmt: skip
+        "kerаs", 7, ["keras"], {"keras": 1}, "tensorflow.keras", "speech.net.layers")}  # fmt: skip
     attacks |= {
         "model in model": exam.insert_layer("Model", config=nest),
         "functional in sequential": exam.insert_layer("Functional", config=nest),

@@ -6,17 +6,17 @@ import zlib
 
 import numpy as np
 
-from benchmarks.mutation import deflated, sealed, sections_of
-from speech import compact
+from benchmarks.trials.mutation import deflated, sealed, sections_of
+from speech.modelfile import icse
 from tests import graph_files
-from tests.test_compact import META, clustered
+from tests.test_icse import META, clustered
 
 SAMPLED = 300
 
 
 def good():
     """Returns the bytes of a valid file."""
-    return compact.pack(clustered(np.random.default_rng(0), widths=(1, 5, 4, 1)), META)
+    return icse.pack(clustered(np.random.default_rng(0), widths=(1, 5, 4, 1)), META)
 
 
 def numbered(attacks):
@@ -144,7 +144,7 @@ def bombs(folder):
 
 def skips(folder):
     """Headers whose graphs are none, or whose shapes do not fit; conventions that are missing."""
-    whole = compact.pack(graph_files.small_graph(), graph_files.META)
+    whole = icse.pack(graph_files.small_graph(), graph_files.META)
     _, *sections = sections_of(whole)
     header = json.loads(zlib.decompress(bytes(sections_of(whole)[0]), -15))
     place = {entry[1]["name"]: index for index, entry in enumerate(header["layers"])}
@@ -210,7 +210,7 @@ def rows(count):
         settings = {"name": name, "units": units, "activation": "relu", "use_bias": False}
         layers.append(["Dense", settings])
     book = bytes([1, 0]) + struct.pack("<2f", 0.25, 0.5)
-    kernel = bytes([compact.CODED, compact.MASK_NONE]) + book
+    kernel = bytes([icse.CODED, icse.MASK_NONE]) + book
     kernel += struct.pack("<2b3H", 1, 1, 1, 2, 3) + np.random.default_rng(0).bytes(4000)
     text = json.dumps({"layers": layers, "meta": {}}).encode()
     return sealed([deflated(text), b"", kernel, kernel, kernel], struct.pack("<I", zlib.crc32(b"")))
@@ -222,9 +222,9 @@ def symbols(num_rows, num_columns, num_values):
         ["InputLayer", {"name": "i", "batch_shape": [None, num_rows]}],
         ["Dense", {"name": "d", "units": num_columns, "activation": "relu", "use_bias": False}],
     ]
-    book = bytes([num_values - 1, compact.BOOK_FP32])
+    book = bytes([num_values - 1, icse.BOOK_FP32])
     book += np.arange(1, num_values + 1, dtype="<f4").tobytes()
-    kernel = bytes([compact.CODED, compact.MASK_NONE]) + book
+    kernel = bytes([icse.CODED, icse.MASK_NONE]) + book
     kernel += struct.pack("<2b3H", 0, 0, 1, 2, 3) + bytes(4000)
     # Zeros are the first symbol, of which a good model needs next to no bits.
     padding = "x" + np.random.default_rng(0).bytes(200_000).hex()

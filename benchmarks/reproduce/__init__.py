@@ -1,0 +1,1 @@
+"""RESULTS.md: the commands it stands on, the raw files, the page."""

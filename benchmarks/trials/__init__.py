@@ -1,0 +1,1 @@
+"""Trials of strength: kills, damaged input, load."""

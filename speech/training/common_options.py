@@ -1,0 +1,273 @@
+"""Options shared by the commands that train: which data, and how to train.
+
+A recipe is a named set of training options; single options override it.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from speech.base.cli import PAIR_BY, SEED, decibels, natural_number, positive_number
+from speech.net.losses import LOSSES
+from speech.sound.augment import Augmentation
+
+#: Used for training and for the test set unless --snr says otherwise.
+SNRS_DB = (-5.0, 0.0, 5.0, 10.0, 15.0)
+
+#: Test files a noise and SNR: of the bundled corpus, of others.
+BUNDLED_NUM_TEST = 3
+NUM_TEST = 20
+
+#: What each recipe changes in `TrainingConfig`, in `Augmentation` and in the data options.
+RECIPES: dict[str, dict[str, Any]] = {
+    # The published script's values (SPEC 1).
+    "paper": {},
+    # The bundled corpus is small: a short run that ends within ten minutes on two cores.
+    "quick": {
+        "epochs": 16,
+        "num_items": 400,
+        "batch_size": 2,
+        "crop_seconds": 1.5,
+        "schedule": "cosine",
+        "learning_rate": 2e-3,
+    },
+    # For the models that we ship.
+    "best": {
+        "epochs": 60,
+        "num_items": 4000,
+        "batch_size": 8,
+        "crop_seconds": 2.0,
+        "schedule": "cosine",
+        "learning_rate": 2e-3,
+        "warmup_steps": 500,
+        "loss": "spectral",
+        "clip_norm": 1.0,
+        "ema": 0.999,
+        "second_noise": 0.3,
+        "equalizer_db": 10.0,
+        "noise_speed": 1.25,
+        "gain_db": (-20.0, 0.0),
+        "band_limit": 0.1,
+        "snr_range": (-10.0, 20.0),
+    },
+}
+_AUGMENTATIONS = tuple(field.name for field in fields(Augmentation))
+
+
+def add_data_options(parser: argparse.ArgumentParser, *, test: bool = True) -> None:
+    """Adds the options that say what to train on and, with ``test``, what to test on."""
+    add = parser.add_argument_group("data").add_argument
+    add("--speech", "--timit", type=Path, nargs="+", metavar="DIR", dest="timit",
+        help="TIMIT, or any trees of speech; one without TRAIN and TEST trains whole")  # fmt: skip
+    add("--noise", type=Path, metavar="DIR", help="noise recordings (to mix with --speech)")
+    add("--train-noisy", type=Path, metavar="DIR",
+        help="noisy files: <noise>/<speaker>/<dB>/<name>.wav")  # fmt: skip
+    add("--train-clean", type=Path, metavar="DIR", help="clean files (of the same names)")
+    if test:
+        add("--test-noisy", type=Path, metavar="DIR", help="noisy files (like --train-noisy)")
+        add("--test-clean", type=Path, metavar="DIR", help="clean files (like --train-clean)")
+    add("--pair-by", **PAIR_BY)
+    add("--keep-low-snr", action="store_true", default=None,
+        help="train on premixed files at -15 and -10 dB too, which the paper left out")  # fmt: skip
+    add("--snr", type=decibels, nargs="+", metavar="DB",
+        help="SNRs to mix at (default -5 0 5 10 15); premixed folders have theirs")  # fmt: skip
+    add("--snr-range", type=decibels, nargs=2, metavar=("LOW", "HIGH"),
+        help="draw training SNRs from this range; --snr still validates and tests")  # fmt: skip
+    add("--skip-sa", action="store_true", help="leave out TIMIT's SA sentences (with --speech)")
+    add("--split", choices=("disjoint", "original"), default="disjoint",
+        help="validation split; 'original' is the published one, with its leak")  # fmt: skip
+    if not test:
+        return
+    add("--num-test", type=natural_number, metavar="N",
+        help=f"test files per noise and SNR, 0 for all (default: premixed folders whole, "
+        f"{NUM_TEST} with --speech, {BUNDLED_NUM_TEST} bundled)")  # fmt: skip
+
+
+def add_training_options(
+    parser: argparse.ArgumentParser,
+    epochs_flag: str = "--epochs",
+    other: Mapping[str, Mapping[str, Any]] | None = None,
+) -> None:
+    """Adds the options that say how to train, augmentation included.
+
+    Args:
+        parser: Where to.
+        epochs_flag: Name of the option that says for how many epochs.
+        other: Recipes of another network that the command trains as well.
+    """
+
+    def values(name: str, paper: object = "no") -> str:
+        text = f"{paper} [{_in_recipes(RECIPES, name, paper)}]"
+        if other is None:
+            return text
+        same = {recipe[name] for recipe in other.values() if name in recipe}
+        if not same:
+            return f"{text} (fcn)"
+        return f"fcn {text}, tf " + (
+            f"[{_in_recipes(other, name, 'no')}]" if len(same) > 1 else _shown(same.pop())
+        )
+
+    group = parser.add_argument_group(
+        "training", "defaults: the paper's values; in brackets those of the recipes quick and best"
+    )
+    add = group.add_argument
+    add("--recipe", choices=tuple(RECIPES),
+        help="default: paper, quick for the bundled corpus; other options override it")  # fmt: skip
+    add(epochs_flag, type=positive_number, metavar="N", dest="epochs",
+        help=f"epochs: {values('epochs', 60)}")  # fmt: skip
+    add("--num-train", type=positive_number, metavar="N", dest="num_items",
+        help=f"utterances per epoch: {values('num_items', 30000)}")  # fmt: skip
+    add("--batch-size", type=positive_number, metavar="N",
+        help=f"utterances per step: {values('batch_size', 1)}")  # fmt: skip
+    add("--crop-seconds", type=float, metavar="S",
+        help=f"train on pieces: {values('crop_seconds')}")  # fmt: skip
+    add("--learning-rate", type=float, metavar="R",
+        help=f"Adam's: {values('learning_rate', 0.001)}")  # fmt: skip
+    add("--schedule", choices=("constant", "cosine"),
+        help=f"of the learning rate: {values('schedule', 'constant')}")  # fmt: skip
+    add("--warmup", type=natural_number, metavar="STEPS", dest="warmup_steps",
+        help=f"steps in which the learning rate rises: {values('warmup_steps', 0)}")  # fmt: skip
+    add("--loss", choices=LOSSES, help=values("loss", "mse"))
+    add("--clip-norm", type=float, metavar="NORM",
+        help=f"largest norm of all gradients: {values('clip_norm')}")  # fmt: skip
+    add("--ema", type=float, metavar="M",
+        help=f"keep the running average of the weights: {values('ema')}")  # fmt: skip
+    add("--init", type=Path, metavar="FILE", help="start from the weights of this model")
+    add("--conv", choices=("fast", "keras"), help="convolution on a CPU (default fast)")
+    add("--seed", **SEED)
+    add = parser.add_argument_group(
+        "augmentation", "of training data mixed on the fly"
+    ).add_argument
+    add("--second-noise", type=float, metavar="P",
+        help=f"probability of two noises at once: {values('second_noise')}")  # fmt: skip
+    add("--equalizer", type=float, metavar="DB", dest="equalizer_db",
+        help=f"raise and lower bands of the noise: {values('equalizer_db')}")  # fmt: skip
+    add("--noise-speed", type=float, metavar="FACTOR",
+        help=f"play the noise slower and faster: {values('noise_speed')}")  # fmt: skip
+    add("--gain", type=decibels, nargs=2, metavar=("LOW", "HIGH"), dest="gain_db",
+        help=f"level of the noisy signal in dB: {values('gain_db')}")  # fmt: skip
+    add("--band-limit", type=float, metavar="P",
+        help=f"probability that noisy and clean lose treble: {values('band_limit')}")  # fmt: skip
+    add("--rooms", type=float, metavar="P",
+        help=f"probability of a room (needs pyroomacoustics): {values('rooms')}")  # fmt: skip
+
+
+def _in_recipes(recipes: Mapping[str, Mapping[str, Any]], name: str, default: object) -> str:
+    """Returns the values of a setting in the recipes quick and best."""
+    return ", ".join(_shown(recipes[recipe].get(name, default)) for recipe in ("quick", "best"))
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, tuple):
+        return " ".join(f"{number:g}" for number in value)
+    return str(value)
+
+
+def check_corpus(
+    parser: argparse.ArgumentParser, options: argparse.Namespace, flag: str = "--timit"
+) -> None:
+    """Exits with code 2 if only one of ``--timit`` (called ``flag``) and ``--noise`` is given."""
+    if (options.timit is None) != (options.noise is None):
+        parser.error(f"{flag} and --noise go together")
+
+
+def check_data_options(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """Exits with code 2 for options that do not go together; fills in ``options.snr``."""
+    names = ["train_noisy", "train_clean", "test_noisy", "test_clean"]
+    names = [name for name in names if name in options]
+    flags = [f"--{name.replace('_', '-')}" for name in names]
+    folders = f"the {'four' if len(names) == 4 else 'two'} noisy and clean folders"
+    paired = [getattr(options, name) for name in names]
+    if any(paired) and not all(paired):
+        parser.error(f"{', '.join(flags[:-1])} and {flags[-1]} go together")
+    check_corpus(parser, options, "--speech")
+    if options.timit and any(paired):
+        parser.error(f"give --speech and --noise, or {folders}, not both")
+    if options.split == "original" and not any(paired):
+        parser.error(f"--split original is for {folders}")
+    if not any(paired) and (options.pair_by or options.keep_low_snr):
+        flag = "--pair-by" if options.pair_by else "--keep-low-snr"
+        parser.error(f"{flag} is for {folders}")
+    if any(paired) and (options.snr or options.snr_range or options.skip_sa):
+        parser.error(
+            "--snr, --snr-range and --skip-sa are for mixing; premixed folders stay as they are"
+        )
+    if options.snr_range and options.snr_range[0] > options.snr_range[1]:
+        parser.error("--snr-range is LOW HIGH: give the lower one first")
+    if options.snr is None:
+        options.snr = list(SNRS_DB)
+
+
+def data_folders(options: argparse.Namespace) -> list[Path | None]:
+    """Returns the folders of `add_data_options`; None for those not given."""
+    return [
+        *(options.timit or [None]), options.noise, options.train_noisy, options.train_clean,
+        options.test_noisy, options.test_clean,
+    ]  # fmt: skip
+
+
+def is_bundled(options: argparse.Namespace) -> bool:
+    """Returns whether the bundled corpus is meant: no data were given."""
+    return options.timit is None and options.train_noisy is None
+
+
+def recipe_of(options: argparse.Namespace) -> str:
+    """Returns the name of the recipe that is asked for, or of the one that the data imply."""
+    return options.recipe or ("quick" if is_bundled(options) else "paper")
+
+
+def train_on(options: argparse.Namespace, meta: Mapping[str, Any], learning_rate: float) -> None:
+    """Fills in what the options of a command that trains a finished model on leave open.
+
+    The loss is that which the model was trained with, unless a ``--recipe`` names one: another
+    would pull it elsewhere. The learning rate is a small one; those of the recipes are for new
+    networks.
+
+    Args:
+        options: Of `add_training_options`; changed in place.
+        meta: ``speech_meta`` of the model, possibly a stranger's.
+        learning_rate: Where nothing else is asked for.
+    """
+    training = meta.get("training")
+    loss = training.get("loss") if isinstance(training, dict) else None
+    if options.recipe is None and options.loss is None and loss in LOSSES:
+        options.loss = loss
+    if options.learning_rate is None:
+        options.learning_rate = learning_rate
+
+
+def resolved(options: argparse.Namespace) -> dict[str, Any]:
+    """Returns the recipe with what the single options say instead."""
+    asked = {name: value for name, value in vars(options).items() if value is not None}
+    return RECIPES[recipe_of(options)] | asked
+
+
+def training_config(options: argparse.Namespace) -> Any:
+    """Returns the `speech.training.TrainingConfig` of the options.
+
+    Raises:
+        ValueError: A value makes no sense, or the file of --init can't be read.
+    """
+    from speech.base.files import sha256_of
+    from speech.training.config import TrainingConfig
+
+    names = {field.name for field in fields(TrainingConfig)}
+    chosen = {name: value for name, value in resolved(options).items() if name in names}
+    if options.init is not None:
+        chosen["init"] = sha256_of(options.init)
+    return TrainingConfig(**chosen)
+
+
+def augmentation(options: argparse.Namespace) -> Augmentation:
+    """Returns the augmentation of the options.
+
+    Raises:
+        ValueError: A value makes no sense, or rooms are asked for and can't be simulated.
+    """
+    settings = resolved(options)
+    chosen = {name: settings[name] for name in _AUGMENTATIONS if name in settings}
+    return Augmentation(**chosen)
