@@ -21,6 +21,9 @@ Size is counted in several ways, each against the FP32 parameters of the baselin
 * the same with Huffman codes for the indices, and with their entropy, the bound of any such code;
 * the bytes of the file.
 
+Of a causal network over time and frequency, the command also prints what it takes as plain C
+(``speech.export --to c``): RAM, and flash for weights and tables.
+
 ``--measure`` also runs each model on one core and prints the seconds of computation per second of
 audio, and the peak memory of a process that does nothing else.
 """
@@ -48,6 +51,7 @@ from speech.base import cli
 
 if TYPE_CHECKING:
     from speech.modelfile.spec import LayerSpec, ModelFile
+    from speech.net.plain_c import DeviceSizes
 
 SAMPLE_RATE_HZ = 16000
 #: Of the models of spectra that name none (docs/papers.md, "MNN: set-up").
@@ -110,7 +114,6 @@ class ModelCost:
         layers: Those with weights, in order.
         step: 'sample' or 'frame', what one output step is.
         steps_per_second: Of audio.
-        window_ms: Of the STFT of a network of the kind 'complex_mask', which it waits for.
         receptive_field: Input steps that one output step sees through the convolutions.
         lookahead: Of these, the steps after it.
         needs_whole_utterance: A normalisation takes its statistics over time.
@@ -118,6 +121,8 @@ class ModelCost:
         baseline_parameters: What sizes in percent refer to.
         codebook_size: k of the paper's rule; None: no codebook, 32 bits a weight.
         centroid_bits: Of one stored centroid.
+        window_ms: Of the STFT of a network of the kind 'complex_mask', which it waits for.
+        device: What it takes as plain C; None if it cannot stream.
     """
 
     name: str
@@ -132,6 +137,7 @@ class ModelCost:
     codebook_size: int | None
     centroid_bits: int = FLOAT_BITS
     window_ms: float = 0.0
+    device: DeviceSizes | None = None
 
     def total(self, field: str) -> Any:
         """Returns the sum of a field of ``LayerCost`` over the layers."""
@@ -277,7 +283,21 @@ def cost_of(
         codebook_size=(codebook_size or max(clustered)) if clustered else None,
         centroid_bits=centroid_bits,
         window_ms=window_ms,
+        device=_device(file),
     )
+
+
+def _device(file: ModelFile | None) -> DeviceSizes | None:
+    from speech.modelfile.meta import COMPLEX_MASK
+    from speech.modelfile.spec import ModelFileError
+    from speech.net.plain_c import sizes_of
+
+    if file is None or file.kind != COMPLEX_MASK:
+        return None
+    try:
+        return sizes_of(file)
+    except ModelFileError:
+        return None
 
 
 def paper_size_percent(nonzero_weights: int, codebook_size: int, parameters: int) -> float:
@@ -536,6 +556,13 @@ def format_cost(cost: ModelCost) -> str:
             else f"{cost.latency_ms:.1f} ms" + (" with the STFT" if cost.window_ms else "")
         )
     )
+    if cost.device is not None:
+        device = cost.device
+        lines.append(
+            f"as C    {device.ram_bytes:>12,} bytes of RAM, {device.state_bytes:,} of them from "
+            f"hop to hop; flash: {device.weight_bytes:,} for weights, {device.table_bytes:,} for "
+            "tables"
+        )
     rule = "no codebooks" if cost.codebook_size is None else f"k = {cost.codebook_size}"
     lines.append(f"size against {cost.baseline_parameters:,} parameters in FP32 ({rule}):")
     for way, size in cost.accounting().items():

@@ -86,6 +86,7 @@ NEEDS = {
     r".*--rooms|python -m benchmarks\.rooms": "pyroomacoustics",
     r"python -m eval\.report": "jinja2",
     r".*--check": "scalesim",
+    r"python -m speech\.stream .*--device": "sounddevice",
     r".*--tensorboard": "tensorboard",
     r".*--dask": "dask",
 }

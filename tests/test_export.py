@@ -222,4 +222,4 @@ def test_bad_input(layers, tmp_path, capsys, monkeypatch):
     with pytest.raises(SystemExit, match="2"):
         export.main([str(tmp_path / "m.h5"), "--to", "onnx", "--int8"])
     with pytest.raises(SystemExit, match="2"):
-        export.main([str(tmp_path / "m.h5"), "--to", "c"])
+        export.main([str(tmp_path / "m.h5"), "--to", "coreml"])

@@ -36,8 +36,9 @@ _SOURCES = (
     _KERNELS / "blocklanes.c",
     _KERNELS / "tape.c",
     _KERNELS / "maskloss.c",
+    _KERNELS / "denoise.c",
 )
-_HEADER = _KERNELS / "transform.h"
+_HEADERS = (_KERNELS / "transform.h", _KERNELS / "denoise.h")
 _LANES = 16
 
 #: More than any machine has cores; OpenMP ends the process when it can't start what is asked for.
@@ -116,7 +117,7 @@ def library() -> ctypes.CDLL | None:
             "no C compiler found: convolutions run on the Keras backend, several times slower"
         )
         return None
-    source = b"".join(path.read_bytes() for path in (*_SOURCES, _HEADER))
+    source = b"".join(path.read_bytes() for path in (*_SOURCES, *_HEADERS))
     reason = ""
     for variant in _VARIANTS:
         key = hashlib.sha256(

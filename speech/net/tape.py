@@ -27,6 +27,7 @@ from typing import Any
 
 import numpy as np
 
+from speech.modelfile.spec import ModelFileError
 from speech.net import blockconv
 
 LANES = 8
@@ -117,9 +118,25 @@ class _NotUnderstoodError(Exception):
 def read_layers(layers: Sequence[Layer]) -> tuple[Node, ...] | None:
     """Returns the nodes of a network, the last one its output; None if it is of another kind."""
     try:
-        return _Reader(layers).nodes()
-    except _NotUnderstoodError:
+        return nodes_of(layers)
+    except ModelFileError:
         return None
+
+
+def nodes_of(layers: Sequence[Layer]) -> tuple[Node, ...]:
+    """Returns the same, and says what is of another kind.
+
+    Raises:
+        ModelFileError: A layer, or how it is connected, is not understood.
+    """
+    reader = _Reader(layers)
+    try:
+        return reader.nodes()
+    except _NotUnderstoodError:
+        raise ModelFileError(
+            f"layer {reader.at!r} is none that the C kernels run as it stands; expected the layers "
+            "of docs/network.md, as python -m speech.train --network tf makes them"
+        ) from None
 
 
 def _require(condition: Any) -> None:
@@ -141,9 +158,11 @@ class _Reader:
             for name in inputs:
                 self._readers[name] = self._readers.get(name, 0) + 1
         self._single: set[int] = set()  # nodes that one layer alone reads, so far unmerged
+        self.at = layers[0][1]  # the layer that is being read
 
     def nodes(self) -> tuple[Node, ...]:
         for class_name, name, config, inputs in self._layers:
+            self.at = name
             read = getattr(self, f"_{class_name.lower()}", None)
             if read is None:
                 raise _NotUnderstoodError
@@ -488,8 +507,8 @@ def _kernel_shape(nodes: Sequence[Node], node: Node) -> tuple[int, ...]:
     return node.taps, node.width, nodes[node.inputs[0]].channels, node.channels
 
 
-def _to_running(nodes: Sequence[Node], node: Node, kernel: np.ndarray) -> np.ndarray:
-    """Returns Keras' kernel of a convolution as [taps, width, in, out]."""
+def to_running(nodes: Sequence[Node], node: Node, kernel: np.ndarray) -> np.ndarray:
+    """Returns Keras' kernel of a convolution as [taps, width, in, out], as it runs."""
     if node.split:
         # Bin 4 i + r of group i comes from the bands i - 1 and i by the taps r + 4 and r.
         halves = kernel[0].reshape(2, node.split, *kernel.shape[2:])[::-1]
@@ -498,7 +517,7 @@ def _to_running(nodes: Sequence[Node], node: Node, kernel: np.ndarray) -> np.nda
 
 
 def _to_keras(node: Node, running: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Returns what `_to_running` was given."""
+    """Returns what `to_running` was given."""
     if node.split:
         _, _, outs, ins = shape
         halves = running.reshape(2, ins, node.split, outs).transpose(0, 2, 3, 1)
@@ -916,7 +935,7 @@ class Tape:
         for node in self.nodes:
             if node.kind == "conv":
                 own = weights[node.name]
-                kernel = _to_running(self.nodes, node, own["kernel"])
+                kernel = to_running(self.nodes, node, own["kernel"])
                 ins, outs = kernel.shape[2:]
                 self._memory[node.name, "forward"][:, :, :ins, :outs] = kernel
                 if (node.name, "backward") in self._memory:

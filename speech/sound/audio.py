@@ -188,9 +188,10 @@ class StreamResampler:
         from_hz: Rate of the signal.
         to_hz: Rate to return.
         num_channels: Of the signal.
+        quality: Of soxr, from 'QQ' to 'VHQ'; what is lower keeps samples for less time.
     """
 
-    def __init__(self, from_hz: int, to_hz: int, num_channels: int) -> None:
+    def __init__(self, from_hz: int, to_hz: int, num_channels: int, quality: str = "VHQ") -> None:
         self._rates_hz = from_hz, to_hz
         self._num_in = self._num_out = 0
         self._stream = None
@@ -198,7 +199,7 @@ class StreamResampler:
             import soxr
 
             self._stream = soxr.ResampleStream(
-                from_hz, to_hz, num_channels, dtype="float32", quality="VHQ"
+                from_hz, to_hz, num_channels, dtype="float32", quality=quality
             )
         self._num_channels = num_channels
 
