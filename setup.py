@@ -67,6 +67,7 @@ setup(
     extras_require={
         "test": [
             "pytest>=8.3",
+            "pytest-xdist>=3.6",
             "ruff>=0.9",
             "mypy>=1.14",
             "mir_eval>=0.8,<0.9",

@@ -90,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="FILE", help="our members (default: the shipped FCN and mask experts)")  # fmt: skip
     add("--dae", type=Path, default=DEFAULT_DAE, metavar="FILE", help="default: the shipped one")
     add("--jobs", type=cli.positive_number, default=-1, metavar="N",
-        help="processes for mixing and scoring (default: one a core)")  # fmt: skip
+        help="processes for mixing and scoring (default: one per core)")  # fmt: skip
     add("--json", type=Path, metavar="FILE", help="also write the result to FILE")
     options = parser.parse_args(argv)
     check_corpus(parser, options)

@@ -304,7 +304,7 @@ def _parser() -> argparse.ArgumentParser:
         help="of the timing (default %(default)s)")  # fmt: skip
     add("--seed", type=natural_number, default=0, metavar="N", help="default 0")
     add("--gpu", default="-1", metavar="LIST", help="default -1, the CPU")
-    add("--jobs", type=positive_number, default=-1, metavar="N", help="default: one a core")
+    add("--jobs", type=positive_number, default=-1, metavar="N", help="default: one per core")
     add("--out", type=Path, default=Path("runs/pruning-benchmark"), metavar="DIR",
         help="default %(default)s")  # fmt: skip
     add("--json", type=Path, metavar="FILE", help="also write the result to FILE")

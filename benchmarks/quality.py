@@ -108,7 +108,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--model", nargs="+", action="extend", metavar="NAME=FILE",
         help="our models (default fcn=models/fcn.h5)")  # fmt: skip
     add("--jobs", type=cli.positive_number, default=-1, metavar="N",
-        help="processes for mixing and scoring (default: one a core)")  # fmt: skip
+        help="processes for mixing and scoring (default: one per core)")  # fmt: skip
     add("--json", type=Path, metavar="FILE", help="also write the result to FILE")
     add("--figure", type=Path, metavar="FILE", help="also draw gains against bytes (PNG, SVG, PDF)")
     options = parser.parse_args(argv)

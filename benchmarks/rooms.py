@@ -272,7 +272,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--seed", type=cli.natural_number, default=0, metavar="N",
         help="of noise segments and rooms (default 0)")  # fmt: skip
     add("--jobs", type=cli.positive_number, default=-1, metavar="N",
-        help="processes (default: one a core)")  # fmt: skip
+        help="processes (default: one per core)")  # fmt: skip
     add("--out", type=Path, default=Path("runs/rooms"), metavar="DIR", help="default %(default)s")
     add("--json", type=Path, metavar="FILE", help="also write the result to FILE")
     add("--markdown", type=Path, metavar="FILE", help="also write the tables to FILE")

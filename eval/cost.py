@@ -1,4 +1,4 @@
-"""What a model costs: parameters, arithmetic, bytes, receptive field and latency.
+"""Counts what a model costs: parameters, operations, bytes, receptive field and latency.
 
 ::
 
@@ -12,10 +12,11 @@ spectra. A kernel that moves over bands is used once per band of a frame; at the
 full. 'Sparse' leaves out the kernels that are all zero, not single zeros: hardware can skip a
 kernel.
 
-Size is counted in several ways (SPEC 5), each against the FP32 parameters of the baseline:
+Size is counted in several ways, each against the FP32 parameters of the baseline
+(docs/papers.md, "ICSE: how size is counted"):
 
 * the paper's rule: non-zero weights x log2(k) bits, and nothing else;
-* in full: one bit a kernel that says whether it is zero, an index for each weight of the other
+* in full: one bit per kernel that says whether it is zero, an index for each weight of the other
   kernels, the codebooks (a zero included if the layer holds one), all other parameters in FP32;
 * the same with Huffman codes for the indices, and with their entropy, the bound of any such code;
 * the bytes of the file.
@@ -23,8 +24,8 @@ Size is counted in several ways (SPEC 5), each against the FP32 parameters of th
 Of a causal network over time and frequency, what it takes as plain C (``speech.export --to c``) is
 said too: RAM, and flash for weights and tables.
 
-``--measure`` runs each model too, on one core: seconds of computation per second of audio, and the
-peak memory of a process that does nothing else.
+``--measure`` also runs each model on one core and prints the seconds of computation per second of
+audio, and the peak memory of a process that does nothing else.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ if TYPE_CHECKING:
     from speech.net.plain_c import DeviceSizes
 
 SAMPLE_RATE_HZ = 16000
-#: Of the models of spectra that name none (SPEC 6).
+#: Of the models of spectra that name none (docs/papers.md, "MNN: set-up").
 HOP_SAMPLES = 256
 FLOAT_BITS = 32
 
@@ -300,7 +301,7 @@ def _device(file: ModelFile | None) -> DeviceSizes | None:
 
 
 def paper_size_percent(nonzero_weights: int, codebook_size: int, parameters: int) -> float:
-    """Returns the published 'size' in percent (SPEC 5): w log2(k) / 32 p.
+    """Returns the published 'size' in percent, w log2(k) / 32 p (docs/papers.md, eq. Q3).
 
     Args:
         nonzero_weights: w, of the compressed model.
@@ -597,7 +598,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m eval.cost",
-        description="Parameters, arithmetic, size by every way of counting, receptive field.",
+        description="Count parameters, operations, size in several ways, and the receptive field.",
         **cli.examples(
             "python -m eval.cost models/fcn.h5",
             "python -m eval.cost models/fcn_small.icse --k 16 --baseline models/fcn.h5",
@@ -605,15 +606,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         ),
     )
     add = parser.add_argument
-    add("models", nargs="+", type=Path, metavar="FILE", help="model files")
-    add("--k", type=cli.positive_number, metavar="K", help="centroids of a layer, for the "
-        "paper's rule: 16 for 16 of each sign (default: the values found)")  # fmt: skip
-    add("--centroid-bits", type=int, choices=(8, 16, 32), default=32, help="default 32")
+    add("models", nargs="+", type=Path, metavar="FILE", help="count these model files")
+    add("--k", type=cli.positive_number, metavar="K", help="take K centroids per layer, as "
+        "the paper's rule counts: 16 for 16 of each sign (default: the values found)")  # fmt: skip
+    add("--centroid-bits", type=int, choices=(8, 16, 32), default=32,
+        help="count so many bits per centroid (default 32)")  # fmt: skip
     add("--baseline", type=Path, metavar="FILE",
-        help="what the others are compared with, in percent of its parameters (default: the "
+        help="compare the others with this one, in percent of its parameters (default: the "
         "first)")  # fmt: skip
-    add("--measure", action="store_true", help="also run each model on one core, on this machine: "
-        "time per second of audio, peak memory")  # fmt: skip
+    add("--measure", action="store_true",
+        help="also run each model on one core of this machine, and "
+        "print its time per second of audio and its peak memory")  # fmt: skip
     add("--measured", action="store_true", help=argparse.SUPPRESS)
     add("--json", **cli.JSON)
     options = parser.parse_args(argv)

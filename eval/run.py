@@ -7,14 +7,14 @@
     python -m eval.run --clean C --noisy N --enhanced wiener=W --model fcn=fcn.h5 --out results
     python -m eval.run --clean C --enhanced a=A b=B          # without noisy files
 
-Noisy files stand in any tree whose files carry the names of the clean ones (`speech.data.pairing`
-is the rule); the layout ``<noise>/<speaker>/<dB>/<name>.wav`` also gives the tables their noises
-and SNRs. Without noisy files, enhanced and clean files alone are scored.
+Noisy files may lie in any tree, under the names of the clean files (`speech.data.pairing` has the
+rule); from the layout ``<noise>/<speaker>/<dB>/<name>.wav`` the tables take the noises and SNRs.
+Without noisy files, the enhanced files are scored against the clean ones alone.
 
-Writes to ``--out``: scores.csv (a row for each file and system, with its status), summary.csv,
+It writes to ``--out``: scores.csv (a row for each file and system, with its status), summary.csv,
 .json and .md (mean and standard deviation by noise and SNR), differences.csv (paired, to the noisy
-files or ``--baseline``), enhanced/NAME (what the models made), and cache.jsonl: the same command,
-killed or not, scores no file twice.
+files or ``--baseline``), enhanced/NAME (the output of the models), and cache.jsonl, by which the
+same command, killed or not, scores no file twice.
 """
 
 from __future__ import annotations
@@ -264,8 +264,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m eval.run",
         description="Score models or folders of enhanced files by noise and SNR. Without "
-        "arguments: the default model and the FCN on the bundled test set, in two minutes. The "
-        "same command resumes.",
+        "arguments it scores the default model and the FCN on the bundled test set, in two "
+        "minutes. The same command goes on after an interruption.",
         **cli.examples(
             "python -m eval.run",
             "python -m eval.run --model mine=mine.h5 --model fcn=models/fcn.h5 --baseline fcn",
@@ -277,17 +277,17 @@ def _parser() -> argparse.ArgumentParser:
         "what to score (default: the shipped denoise and fcn, bundled test set)"
     )
     add = what.add_argument
-    add("--clean", type=Path, metavar="DIR", help="clean files")
-    add("--noisy", type=Path, metavar="DIR", help="noisy files: "
+    add("--clean", type=Path, metavar="DIR", help="read clean files from this folder")
+    add("--noisy", type=Path, metavar="DIR", help="read noisy files from this folder: "
         "<noise>/<speaker>/<dB>/<name> of the same names, or flat")  # fmt: skip
     add("--enhanced", type=_named_path, action="extend", nargs="+", default=[],
-        metavar="NAME=DIR", help="enhanced files, in the tree of the noisy ones or flat; without "
-        "--noisy, they and the clean ones alone are scored")  # fmt: skip
+        metavar="NAME=DIR", help="score these enhanced files, in the tree of the noisy ones or "
+        "flat; without --noisy they are compared with the clean ones alone")  # fmt: skip
     add("--pair-by", **cli.PAIR_BY)
     add("--model", type=_named_path, action="append", default=[], metavar="NAME=FILE",
-        help="model (.h5, .icse) to apply to the noisy files; repeatable")  # fmt: skip
+        help="use this model (.h5, .icse) on the noisy files; repeatable")  # fmt: skip
     add("--num-test", type=positive_number, metavar="N",
-        help="test files per noise and SNR, of the bundled test set "
+        help="test on N files per noise and SNR, of the bundled test set "
         f"(default {BUNDLED_NUM_EACH})")  # fmt: skip
     add("--convert", action="store_true",
         help="resample to 16 kHz and average channels where needed; without it such files are "
@@ -295,16 +295,16 @@ def _parser() -> argparse.ArgumentParser:
     how = parser.add_argument_group("how")
     add = how.add_argument
     add("--metrics", nargs="+", choices=METRICS, default=list(METRICS), metavar="NAME",
-        help=f"default: all of {', '.join(METRICS)}")  # fmt: skip
+        help=f"compute these metrics (default: all of {', '.join(METRICS)})")  # fmt: skip
     add("--baseline", default="noisy", metavar="NAME",
-        help="what the others are compared with, a system (default %(default)s)")  # fmt: skip
+        help="compare the others with this one, a system (default %(default)s)")  # fmt: skip
     add("--matlab-style", action="store_true",
         help="also write the published result files: one for each noise and SNR, with Mean and "
         "Stad rows, below --out/matlab")  # fmt: skip
     add("--jobs", **cli.JOBS)
     add_option(how, "score")
     add("-o", "--out", type=Path, default=DEFAULT_OUT, metavar="DIR",
-        help="folder to write (default %(default)s)")  # fmt: skip
+        help="write to this folder (default %(default)s)")  # fmt: skip
     add("--json", **cli.JSON)
     return parser
 

@@ -134,7 +134,7 @@ def score_all(
 
     Args:
         tasks: What to score.
-        num_jobs: Processes; -1 for one a core.
+        num_jobs: Processes; -1 for one per core.
         metrics: Names in `eval.metrics.METRICS`.
         convert: As in `score`.
         cache: Scores of earlier runs, which are not computed again, and where new ones go.

@@ -141,7 +141,7 @@ def model_system(
         pairs: What to enhance.
         folder: Where ``<noise>/<speaker>/<dB>/<name>.wav`` are written.
         convert: Resample and average channels where needed; otherwise such files are left out.
-        num_jobs: Files enhanced side by side; -1 for one a core.
+        num_jobs: Files enhanced side by side; -1 for one per core.
 
     Raises:
         ValueError: The model is refused.

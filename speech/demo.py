@@ -1,4 +1,4 @@
-"""A page on this machine to try the networks: give a clip, hear and see what comes out.
+"""Serves a page on this machine to try the networks: give it a clip, then hear and see the result.
 
 ::
 
@@ -7,11 +7,11 @@
 
 Drop or record a clip, choose a model or the pool of experts, and compare before and after. Each
 clip is handed to the command that does the same in a shell, `speech.enhance` or ``mnn.select``, in
-a process of its own: what that refuses, the page refuses with the same words.
+a process of its own; a clip that it refuses is refused by the page in the same words.
 
 The page is served by Python's own HTTP server, to this machine alone unless ``--host`` says
-otherwise, and asks nothing of any other: no fonts, scripts or statistics from outside. Clips live
-in a temporary folder; the last `KEPT` results are kept, and all go when the command ends.
+otherwise, and asks nothing of any other: it needs no fonts or scripts from outside. Clips live in a
+temporary folder; the last `KEPT` results are kept, and all are deleted when the command ends.
 """
 
 from __future__ import annotations
@@ -645,7 +645,7 @@ def _stop(*_: Any) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m speech.demo",
-        description="Serve a page on this machine to try the networks on clips of one's own.",
+        description="Serve a page on this machine to try the networks on your own clips.",
         **cli.examples(
             "python -m speech.demo",
             "python -m speech.demo --models mine.h5 small.icse --port 9000",
@@ -653,14 +653,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--models", type=Path, nargs="+", default=[], metavar="FILE",
-        help="models (.h5, .icse) to offer beside the shipped ones")  # fmt: skip
+        help="offer these models (.h5, .icse) beside the shipped ones")  # fmt: skip
     add("--experts", type=Path, nargs="+", default=[], metavar="FILE",
-        help="models (.h5, .icse, .onnx) of any kind (default: the shipped ones)")  # fmt: skip
-    add("--host", default=HOST, help="address to listen on (default %(default)s: this machine)")
+        help="take these models (.h5, .icse, .onnx) as experts (default: the shipped "
+        "ones)")  # fmt: skip
+    add("--host", default=HOST, help="listen on this address (default %(default)s: this machine)")
     add("--port", type=natural_number, default=PORT, metavar="N",
-        help="0 for one that is free (default %(default)s)")  # fmt: skip
+        help="listen on this port, 0 for one that is free (default %(default)s)")  # fmt: skip
     add("--max-mb", type=cli.amount, default=MAX_MB, metavar="MB",
-        help="size at most: of a clip (default %(default)g)")  # fmt: skip
+        help="allow this size at most: for a clip (default %(default)g)")  # fmt: skip
     return parser
 
 

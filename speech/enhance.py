@@ -1,19 +1,20 @@
-"""Enhances files, folders or arrays with a waveform model, or one over time and frequency.
+"""Enhances files, folders or arrays with a waveform model or one over time and frequency.
 
 ::
 
     python -m speech.enhance noisy.wav -o clean.wav
     python -m speech.enhance recordings/ -o enhanced/ --model model.h5
 
-Any rate and number of channels goes in; the same rate, channels, length, format and folder tree
-come out. Each channel is resampled to the model's 16 kHz and enhanced by itself, so nothing above
-8 kHz is left. A network over time and frequency is run as a stream: memory does not grow with the
-length of the file, and the result is that of the whole. The output has the level that its masks
-give. A waveform model runs on whole files, and on long ones in blocks; its output is given the
-level that fits it best to the input (``speech.net.enhancer``). ``--peak`` says another level, and
-``--whole`` forbids blocks.
+Any rate and number of channels may go in; the output has the same rate, channels, length, format
+and folder tree. Each channel is resampled to the model's 16 kHz and enhanced by itself, so nothing
+above 8 kHz is left. A network over time and frequency runs as a stream: memory does not grow with
+the length of the file, the result is the same as for the whole file at once, and the masks
+determine the level of the output. A waveform model runs on whole files, and on long ones in blocks;
+its output gets the level that fits it best to the input (``speech.net.enhancer``). ``--peak`` sets
+another level, and ``--whole`` forbids blocks.
 
-Where an integer format would clip, all channels are turned down by one factor, which is said.
+Where an integer format would clip, all channels are turned down by one factor, and the command says
+so.
 """
 
 from __future__ import annotations
@@ -463,22 +464,20 @@ def _parser() -> argparse.ArgumentParser:
             "python -m speech.enhance noisy.wav -o clean.wav",
             "python -m speech.enhance recordings/ -o enhanced/ --model models/fcn_small.icse",
             note="Waveform models (fcn) enhance long files in cross-faded blocks, unless --whole "
-            "says otherwise; models over time and frequency give the same for any length.",
+            "is "
+            "given; models over time and frequency enhance files of any length as a stream.",
         ),
     )
     add = parser.add_argument
-    add("inputs", type=Path, nargs="+", metavar="INPUT", help="audio files or folders")
-    add("-o", "--out", type=Path, required=True, metavar="OUT", help="folder, or file for one file")
-    add(
-        "--model",
-        type=Path,
-        default=DEFAULT_MODEL,
-        metavar="FILE",
-        help="model (default: the shipped denoise.icse)",
-    )
+    add("inputs", type=Path, nargs="+", metavar="INPUT",
+        help="enhance these audio files or folders")  # fmt: skip
+    add("-o", "--out", type=Path, required=True, metavar="OUT",
+        help="write to this folder, or file for one file")  # fmt: skip
+    add("--model", type=Path, default=DEFAULT_MODEL, metavar="FILE",
+        help="use this model (default: the shipped denoise.icse)")  # fmt: skip
     add("--peak", type=peak, metavar="P",
-        help="max |x| of the output (default: the level that fits the input best; with a model "
-        "over time and frequency what it gives)")  # fmt: skip
+        help="scale the output to max |x| = P (default: the level that fits the input best; with a "
+        "model over time and frequency the level that it gives)")  # fmt: skip
     add("--whole", action="store_true",
         help="never cut into blocks (memory grows with length; for waveform models)")  # fmt: skip
     add("--json", **cli.JSON)

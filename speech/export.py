@@ -10,11 +10,11 @@
 (``speech.net.plain_c``): samples in, samples out, STFT and mask included. Of the other formats, the
 exported network takes and gives what the Keras model does: float32 [batch, time, channels] of
 any batch and length, [batch, time, bands, channels] for a network over time and frequency, or
-[batch, values] for a network of matrices. STFT, compression and mask stay outside, as they do of
-the Keras model: ``speech.net.timefrequency`` says what they are, the model's ``speech_meta`` with
-what numbers. LiteRT is exported for one item of any length: set it with ``resize_tensor_input``.
-``--int8`` (LiteRT) stores kernels as INT8 with a scale a filter and computes with what the runtime
-makes of them (dynamic-range quantization); everything else is exact up to the order of additions.
+[batch, values] for a network of matrices. STFT, compression and mask are not part of it, nor of the
+Keras model: ``speech.net.timefrequency`` defines them, and the model's ``speech_meta`` holds their
+numbers. LiteRT is exported for one item of any length: set it with ``resize_tensor_input``.
+``--int8`` (LiteRT) stores kernels as INT8 with one scale per filter and computes with what the
+runtime makes of them (dynamic-range quantization); all else is exact up to the order of additions.
 Of a graph, batch normalisations are folded into the layers before them.
 
 The ONNX graph is made from the layers themselves (opset 17, plain operators) and needs the package
@@ -398,11 +398,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         ),
     )
     add = parser.add_argument
-    add("model", type=Path, metavar="MODEL", help="a .h5 or .icse model file")
-    add("--to", choices=FORMATS, help="the format (default: that of the ending of --out)")
-    add("--int8", action="store_true", help="tflite: kernels as INT8 (dynamic range)")
+    add("model", type=Path, metavar="MODEL", help="read this .h5 or .icse model file")
+    add("--to", choices=FORMATS,
+        help="write this format (default: that of the ending of --out)")  # fmt: skip
+    add("--int8", action="store_true", help="store kernels as INT8 (tflite only; dynamic range)")
     add("-o", "--out", type=Path, metavar="FILE",
-        help="file, or folder for c (default: beside MODEL)")  # fmt: skip
+        help="write this file, or this folder for c (default: beside MODEL)")  # fmt: skip
     options = parser.parse_args(argv)
     if options.to is None:
         options.to = options.out and options.out.suffix.lower().removeprefix(".")

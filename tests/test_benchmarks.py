@@ -142,7 +142,7 @@ def test_recipes_of_the_network_for_use_are_understood(tmp_path, capsys):
     assert asked["no_norm"].normalization == "none" and asked["small"].normalization == "batch"
     options = recipes._parser().parse_args([*words, "--steps", "400", "--size", "small"])
     command = recipes.tf_command("recipe", options)
-    parsed = parser.parse_args(command[3:])
+    parsed = parser.parse_args(command[4:])
     check_usage(parser, parsed)
     config = request(parsed).training
     assert (config.epochs * config.num_items, config.hours) == (400 * config.batch_size, None)

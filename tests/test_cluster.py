@@ -227,7 +227,7 @@ def test_prepare_on_dying_workers_writes_the_same_bytes(
     local, timit, noises, tmp_path, monkeypatch, capsys
 ):
     snrs_db = [-5, 0, 5.5]
-    prepare.prepare(timit, noises, snrs_db, tmp_path / "one")
+    prepared.prepare(timit, noises, snrs_db, tmp_path / "one")
     expected = contents(tmp_path / "one")
     out = tmp_path / "two"
     monkeypatch.chdir(tmp_path)  # the workers stand elsewhere

@@ -407,7 +407,16 @@ def test_sounds_that_the_library_does_not_read_are_listed(samples, tmp_path, cap
 
 
 @pytest.mark.parametrize(
-    "name", ["audio", "sound/headers", "mixing", "corpus", "enhance", "prepare", "data/mixtures"]
+    "name",
+    [
+        "sound/audio",
+        "sound/headers",
+        "sound/mixing",
+        "data/corpus",
+        "enhance",
+        "data/prepared",
+        "data/mixtures",
+    ],
 )
 def test_no_message_about_a_recording_advises_removing_it(name):
     text = (Path(__file__).parent.parent / "speech" / f"{name}.py").read_text(encoding="utf-8")

@@ -129,7 +129,7 @@ def test_seeds_make_the_weights():
 
 def test_a_file_opens_without_importing_anything_first(dae_file):
     code = (
-        "import sys; from speech.weights import load_model; "
+        "import sys; from speech.net.keras_models import load_model; "
         "load_model(sys.argv[1]); assert 'mnn' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code, dae_file], check=True, cwd=ROOT)

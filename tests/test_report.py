@@ -348,7 +348,7 @@ def test_without_audio_the_tables_remain(tmp_path, capsys):
     assert make(tmp_path / "out", [run]) == 0
     assert "--noisy and --clean" in capsys.readouterr().err
     text = (tmp_path / "out" / "index.html").read_text()
-    assert "<audio" not in text and "pruned" in text and "name their folders" in text
+    assert "<audio" not in text and "pruned" in text and "name theirs with" in text
     folder = tmp_path / "elsewhere"
     named = ["--noisy", str(folder / "noisy"), "--clean", str(folder / "clean")]
     assert make(tmp_path / "out", [run], *named) == 0

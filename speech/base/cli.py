@@ -447,7 +447,7 @@ SEED: dict[str, Any] = {
     "type": natural_number,
     "default": 0,
     "metavar": "N",
-    "help": "of everything random (default %(default)s)",
+    "help": "seed everything random (default %(default)s)",
 }
 JSON: dict[str, Any] = {
     "type": json_file,
@@ -458,7 +458,7 @@ JOBS: dict[str, Any] = {
     "type": num_jobs,
     "default": -1,
     "metavar": "N",
-    "help": "processes (default: one per core)",
+    "help": "run N processes (default: one per core)",
 }
 
 

@@ -93,7 +93,7 @@ def connected(address: str | None, num_workers: int = -1) -> Iterator[Cluster | 
 
     Args:
         address: Such as 'tcp://host:8786', or 'local' for a cluster of processes on this machine.
-        num_workers: Of a local cluster; below 1 for one a core.
+        num_workers: Of a local cluster; below 1 for one per core.
 
     Raises:
         ValueError: Dask, or what it makes keys with, is not installed, or no scheduler answers at

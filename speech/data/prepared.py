@@ -287,7 +287,7 @@ def write_mixtures(
         plans: `speech.data.corpus.MixturePlan` objects; those of one utterance share a gain and a
             room.
         out: Folder to write.
-        num_jobs: Processes; -1 for one a core.
+        num_jobs: Processes; -1 for one per core.
         subtype: 'FLOAT' or 'PCM_16'.
         cluster: Where to work instead; the paths must be absolute, and ``out`` there.
         journal: Says what is whole already, and is told what becomes so.

@@ -120,7 +120,7 @@ class Audio:
 
 
 def read_audio(path: str | os.PathLike, sample_rate_hz: int = SAMPLE_RATE_HZ) -> Audio:
-    """Reads a file as one channel at one rate (SPEC 1: 16 kHz mono, channels averaged).
+    """Reads a file as one channel at one rate; channels are averaged (docs/papers.md).
 
     Args:
         path: WAV, FLAC, uncompressed NIST SPHERE (TIMIT's own ``.WAV``), AIFF, Ogg, Opus, Wave64,
@@ -443,7 +443,7 @@ def is_silent(samples: np.ndarray) -> bool:
 
 
 def peak_normalize(samples: np.ndarray) -> np.ndarray:
-    """Divides by max |x| (SPEC 1), whatever the shape; a silent signal stays silent.
+    """Divides by max |x| (docs/papers.md), whatever the shape; a silent signal stays silent.
 
     The published script divides by zero here.
     """

@@ -1,4 +1,4 @@
-"""Short-time Fourier transform, its inverse, and frames with their neighbours (SPEC 6).
+"""Short-time Fourier transform, its inverse, and frames with their neighbours.
 
 Frames of 1024 samples every 256 samples at 16 kHz: 513 bins, 75 % overlap, as in the MNN paper
 (section 4.1), which names no window. Ours is the periodic Hann window, in both directions. The
