@@ -403,7 +403,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="write this format (default: that of the ending of --out)")  # fmt: skip
     add("--int8", action="store_true", help="store kernels as INT8 (tflite only; dynamic range)")
     add("-o", "--out", type=Path, metavar="FILE",
-        help="write this file, or for c this folder (default: beside MODEL)")  # fmt: skip
+        help="write this file, or this folder for c (default: beside MODEL)")  # fmt: skip
     options = parser.parse_args(argv)
     if options.to is None:
         options.to = options.out and options.out.suffix.lower().removeprefix(".")
