@@ -6,7 +6,7 @@ A plan is called with a network, once before and perhaps again between rounds of
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -26,57 +26,34 @@ from speech.modelfile.spec import LayerSpec, is_chain
 
 Layers = tuple[LayerSpec, ...]
 
-#: Signals that measure what k does; fewer and shorter than those of the correlations.
-_NUM_MEASURED = 6
-#: Bytes that the name and k of a layer take in the header, at most.
-_K_BYTES = 14
-
 
 @dataclass
 class ByK:
     """k-means with k centroids a layer.
 
     Attributes:
-        codebooks: How; with a target, what is not chosen.
-        signals: Inputs to measure with, if there is a target (see ``quantization.budget``).
-        target: Bytes; None for k as it is.
-        formats: Of centroids, to choose from.
-        size_of: Network -> bytes of its file.
+        codebooks: How.
     """
 
     codebooks: Codebooks
-    signals: Signals = ()
-    target: int | None = None
-    formats: Sequence[str] = ()
-    size_of: Callable[[Layers], int] | None = None
 
     def __call__(self, layers: Layers, *, final: bool = False) -> Layers:
         """Returns the network with FP32 centroids, or if ``final`` as they are stored."""
-        if self.target is not None:
-            free = replace(self.codebooks, k_of=None, centroids="fp32", centroids_of=None)
-            # The chosen k go into the meta data, which the search does not see.
-            target = self.target - _K_BYTES * len(clustered_layers(layers))
-            assert self.size_of is not None, "a target needs it"
-            self.codebooks = budget.choose_k(
-                layers, free, self.signals[:_NUM_MEASURED], target, self.size_of, self.formats
-            )
-            chosen = self.codebooks.k_of
-            print("k           " + "  ".join(f"{name} {k}" for name, k in (chosen or {}).items()))
         how = self.codebooks
         if not final:
-            how = replace(how, centroids="fp32", centroids_of=None)
+            how = replace(how, centroids="fp32")
         clustered = cluster_layers(layers, how)
         error = power = 0.0
         for old, new in zip(clustered_layers(layers), clustered_layers(clustered), strict=True):
             kernel = old.weights["kernel"].astype("f8")
             error += ((kernel - new.weights["kernel"]) ** 2).sum()
             power += (kernel**2).sum()
-        print(f"clustered   {how.algorithm} k-means, error {100 * error / power:.3f} % of power")
+        print(f"clustered   exact k-means, error {100 * error / power:.3f} % of power")
         return clustered
 
     def finish(self, layers: Layers) -> Layers:
         """Returns a trained network with the centroids as they are stored."""
-        return _rounded(layers, self.codebooks.format_for)
+        return _rounded(layers, self.codebooks.centroids)
 
     def k_of(self, layers: Layers) -> dict[str, int]:
         """Returns k by layer, for the paper's rule."""
@@ -88,9 +65,9 @@ class ByK:
         """What goes into the meta data."""
         found = self.codebooks
         return {
-            "k": found.k if self.target is None else None, "k_last": found.k_last,
+            "k": found.k, "k_last": found.k_last,
             "k_of": dict(found.k_of or {}), "per_sign": found.per_sign,
-            "centroids": found.centroids, "algorithm": found.algorithm,
+            "centroids": found.centroids, "algorithm": "exact",
         }  # fmt: skip
 
 
@@ -154,7 +131,7 @@ class ByLambda:
 
     def finish(self, layers: Layers) -> Layers:
         """Returns a trained network with the centroids as they are stored."""
-        return _rounded(layers, lambda _: self.how.centroids)
+        return _rounded(layers, self.how.centroids)
 
     def k_of(self, layers: Layers) -> dict[str, int]:
         """Returns nothing: the paper's rule counts the values there are."""
@@ -183,10 +160,10 @@ def _say(lam: float, size: int, error: float | None = None) -> None:
     print(f"lambda      {lam:.4g}: about {size:,} bytes{shown}", flush=True)
 
 
-def _rounded(layers: Layers, format_for: Callable[[str], str]) -> Layers:
+def _rounded(layers: Layers, centroids: str) -> Layers:
     names = {layer.name for layer in clustered_layers(layers)}
     return tuple(
-        with_kernel(layer, round_kernel(layer.weights["kernel"], format_for(layer.name)))
+        with_kernel(layer, round_kernel(layer.weights["kernel"], centroids))
         if layer.name in names
         else layer
         for layer in layers

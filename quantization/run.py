@@ -21,7 +21,7 @@ zero (``--keep-biases``). Both are so in ``clustered.h5`` too.
 
 Without k, ``--lambda`` weighs the error of the output against the bits of the coder, weight by
 weight (``quantization.ratedistortion``), and ``--target-bytes`` or ``--target-percent`` look for
-the lambda, or with ``--allocate k`` for the k of each layer, with which the file just fits;
+the lambda with which the file just fits;
 ``--target-snr`` looks for the lambda at which the output just stays so close to the model's.
 """
 
@@ -157,7 +157,7 @@ def _folded(file: ModelFile) -> ModelFile:
 def _plan(file: ModelFile, options: argparse.Namespace, training: Continuation | None) -> Plan:
     """Returns how to quantize."""
     from quantization.budget import can_measure
-    from quantization.kmeans import FORMATS, Codebooks
+    from quantization.kmeans import Codebooks
     from quantization.plans import ByK, ByLambda
     from quantization.ratedistortion import RateDistortion
 
@@ -178,8 +178,6 @@ def _plan(file: ModelFile, options: argparse.Namespace, training: Continuation |
             k_of=dict(options.layer_k),
             per_sign=options.per_sign,
             centroids=options.centroids or "fp32",
-            algorithm=options.algorithm,
-            seed=options.seed,
         )
 
     def size_of(layers: Layers) -> int:
@@ -191,30 +189,22 @@ def _plan(file: ModelFile, options: argparse.Namespace, training: Continuation |
             + SLACK_BYTES
         )
 
-    signals = []
-    if by_lambda or target is not None:
-        signals = _signals(file, training)
+    if not by_lambda:
+        return ByK(codebooks)
+    signals = _signals(file, training)
     if options.target_snr is not None and not can_measure(file.layers, signals):
         raise ValueError(
             f"{file.path}: --target-snr measures outputs, and networks of this kind are not run "
             "here; give --lambda or a size"
         )
-    if by_lambda:
-        plan: Plan = ByLambda(how, file.layers, signals, target, size_of, options.target_snr)
-    else:
-        formats = (options.centroids,) if options.centroids else FORMATS[1:]
-        plan = ByK(codebooks, signals, target, formats, size_of)
+    plan = ByLambda(how, file.layers, signals, target, size_of, options.target_snr)
     return plan
 
 
 def _is_by_lambda(options: argparse.Namespace) -> bool:
     """Returns whether error and code length decide about each weight."""
-    has_target = options.target_bytes is not None or options.target_percent is not None
-    return (
-        options.lam is not None
-        or options.target_snr is not None
-        or (has_target and options.allocate == "lambda")
-    )
+    asked = (options.lam, options.target_bytes, options.target_percent, options.target_snr)
+    return any(value is not None for value in asked)
 
 
 def _signals(file: ModelFile, training: Continuation | None) -> list[Any]:
@@ -246,6 +236,8 @@ def _quantized(
     file: ModelFile, plan: Plan, training: Continuation | None, options: argparse.Namespace
 ) -> tuple[Layers, list[Any]]:
     """Returns the quantized network, trained on if asked, and the test set to score on."""
+    from quantization.plans import ByLambda
+
     start = plan(file.layers, final=training is None)
     if training is None:
         if not options.score:
@@ -260,8 +252,8 @@ def _quantized(
     else:
         layers = _with_kmeans(file.layers, start, plan, training, work, options)
     if (
-        plan.target is not None
-        and plan.size_of is not None
+        isinstance(plan, ByLambda)
+        and plan.target is not None
         and plan.size_of(plan.finish(layers)) > plan.target
     ):
         print("target      missed by fine-tuning: quantized once more")
@@ -590,21 +582,16 @@ def _check_usage(parser: argparse.ArgumentParser, options: argparse.Namespace) -
     if options.target_snr is not None:
         if not 0 < options.target_snr <= 60:
             parser.error(f"--target-snr is {options.target_snr:g}; give more than 0, at most 60 dB")
-        if has_target or options.lam is not None or by_k or options.allocate == "k":
+        if has_target or options.lam is not None or by_k:
             parser.error("--target-snr, a size, --lambda and k are several ways: give one of them")
-    if options.lam is not None and (by_k or options.allocate == "k"):
+    if options.lam is not None and by_k:
         parser.error("--lambda and k are two ways: give one of them")
-    if options.allocate == "k" and not has_target:
-        parser.error("--allocate k goes with --target-bytes or --target-percent")
     by_lambda = _is_by_lambda(options)
     if options.weighting != "correlation" and not by_lambda:
-        parser.error("--weighting goes with --lambda, or a target that --allocate lambda meets")
+        parser.error("--weighting goes with --lambda or a target")
     if by_lambda:
-        if options.method == "tfmot" or options.per_sign or options.algorithm != "exact":
-            parser.error(
-                "--method tfmot, --per-sign and --algorithm are for k: with a target size, give "
-                "--allocate k"
-            )
+        if options.method == "tfmot" or options.per_sign:
+            parser.error("--method tfmot and --per-sign are for k; leave out --lambda and targets")
         if options.no_entropy:
             parser.error("--no-entropy has no meaning with --lambda: it is about code lengths")
     if options.out is None:
@@ -659,10 +646,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--per-sign", action="store_true",
         help="K centroids for each sign, as in the released model")  # fmt: skip
     add("--centroids", choices=("fp32", "fp16", "int8"),
-        help="how centroids are stored (default fp32; fp16 with --lambda; with --allocate k what "
-        "suits each layer)")  # fmt: skip
-    add("--algorithm", choices=("exact", "lloyd"), default="exact",
-        help="the optimum (default), or Lloyd's with k-means++ and restarts")  # fmt: skip
+        help="how centroids are stored (default fp32; fp16 with --lambda or a target)")  # fmt: skip
     add("--method", choices=METHODS, default="kmeans",
         help="who fine-tunes: tied weights (default), or TF-MOT")  # fmt: skip
     add("--rounds", type=natural_number, default=0, metavar="N",
@@ -675,8 +659,6 @@ def _parser() -> argparse.ArgumentParser:
     add("--target-percent", type=float, metavar="P", help="the same in percent of MODEL.h5")
     add("--target-snr", type=float, metavar="DB",
         help="smallest file whose output is this far above its error, as 25")  # fmt: skip
-    add("--allocate", choices=("lambda", "k"), default="lambda",
-        help="what reaches the target: lambda (default) or the k of each layer")  # fmt: skip
     add("--weighting", choices=("correlation", "power", "plain"), default="correlation",
         help="of errors, with --lambda: by the correlation of a layer's inputs (default), by their "
         "power, or all alike")  # fmt: skip

@@ -15,7 +15,7 @@ from speech.net.fcn import FCNConfig, build_fcn
 from speech.net.keras_models import save_model
 from speech.net.mask_loss import MaskLoss
 from speech.training.continuing import _loss_of, check_trains
-from tests.builders import TINY, mask_layers
+from tests.builders import TINY, mask_from_json, mask_layers
 from tests.test_sparsity import network
 
 SMALL = ["--retrain", "--num-train", "4", "--crop-seconds", "0.3", "--batch-size", "2",
@@ -71,9 +71,9 @@ def test_one_shot_alone_writes_beside_the_model_and_says_so(model, capsys):
             assert not new.weights["kernel"][:, ~mask].any()
             assert_array_equal(new.weights["kernel"][:, mask], old.weights["kernel"][:, mask])
     assert pruned.meta["pruning"]["from_sha256"] == before.sha256
-    stored = sparsity.masks_from_json(pruned.meta["pruning"]["masks"])
+    stored = pruned.meta["pruning"]["masks"]
     for name, mask in masks.items():
-        assert_array_equal(stored[name], mask)
+        assert_array_equal(mask_from_json(stored[name]), mask)
     assert pruned.meta["kind"] == "waveform" and pruned.meta["pruning"]["theta"] == 0.6
 
 

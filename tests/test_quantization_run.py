@@ -200,22 +200,21 @@ def signals(monkeypatch, rng):
     return found
 
 
-@pytest.mark.parametrize("how", ["lambda", "k"])
-def test_a_target_is_kept(how, model, tmp_path, signals, capsys):
+def test_a_target_is_kept(model, tmp_path, signals, capsys):
     sizes = []
     for share in (0.95, 0.85):
         out = tmp_path / f"q{share}"
         whole = tmp_path / "whole"
         assert run.main([str(model), "-k", "16", "-o", str(whole)]) == 0
         target = int(share * (whole / "model.icse").stat().st_size)
-        flags = ["--target-bytes", str(target), "--allocate", how, "-o", str(out)]
+        flags = ["--target-bytes", str(target), "-o", str(out)]
         assert run.main([str(model), *flags]) == 0
         assert_same_files(out)
         sizes.append((out / "model.icse").stat().st_size)
         assert sizes[-1] <= target
     assert sizes[1] < sizes[0]
     capsys.readouterr()
-    flags = ["--target-percent", "0.5", "--allocate", how, "-o", str(tmp_path / "none")]
+    flags = ["--target-percent", "0.5", "-o", str(tmp_path / "none")]
     assert run.main([str(model), *flags]) == 1
     assert "cannot be reached: the smallest file" in capsys.readouterr().err
     assert not (tmp_path / "none").exists()
@@ -389,12 +388,11 @@ def test_rate_and_distortion_of_a_network_over_time_and_frequency(
     assert found["coarse"][0] < found["k"][0] and found["coarse"][1] < found["k"][1]
 
 
-@pytest.mark.parametrize("how", ["lambda", "k"])
-def test_a_target_size_of_a_network_over_time_and_frequency(how, spectral, tmp_path, speech_like):
+def test_a_target_size_of_a_network_over_time_and_frequency(spectral, tmp_path, speech_like):
     out = tmp_path / "q"
     assert run.main([str(spectral), "-k", "8", "-o", str(tmp_path / "whole")]) == 0
     target = int(0.9 * (tmp_path / "whole" / "model.icse").stat().st_size)
-    flags = ["--target-bytes", str(target), "--allocate", how, "-o", str(out)]
+    flags = ["--target-bytes", str(target), "-o", str(out)]
     assert run.main([str(spectral), *flags]) == 0
     assert_same_files(out)
     assert 0.7 * target < (out / "model.icse").stat().st_size <= target
@@ -493,9 +491,9 @@ def test_values_that_make_no_sense_are_one_line(flags, message, model, tmp_path,
      ["--rounds", "1", "--finetune-epochs", "1", "--method", "tfmot"],
      ["--lambda", "0.01", "-k", "4"], ["--target-bytes", "5k", "-k", "4"], ["--target-bytes", "x"],
      ["--target-bytes", "5k", "--target-percent", "4"], ["--target-percent", "100"],
-     ["--lambda", "0.01", "--allocate", "k"], ["--lambda", "0.01", "--method", "tfmot"],
+     ["--lambda", "0.01", "--method", "tfmot"],
      ["--target-bytes", "5k", "--per-sign"], ["--lambda", "0.01", "--no-entropy"],
-     ["--lambda", "0.01", "--target-bytes", "5k"], ["-k", "4", "--allocate", "k"],
+     ["--lambda", "0.01", "--target-bytes", "5k"],
      ["-k", "4", "--target-snr", "20"], ["--target-snr", "20", "--target-bytes", "5k"],
      ["--target-snr", "20", "--lambda", "0.01"], ["--target-snr", "0"],
      ["--target-snr", "20", "--method", "tfmot"],
