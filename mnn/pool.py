@@ -35,9 +35,8 @@ from mnn.features import Conventions, conventions_of, network_input, scaled_magn
 from mnn.layers import DenseNetwork
 from speech.base.files import sha256_of
 from speech.enhance import Enhancer
-from speech.modelfile.meta import COMPLEX_MASK
 from speech.modelfile.read import read_model_file
-from speech.modelfile.spec import ModelFile
+from speech.modelfile.spec import COMPLEX_MASK, ModelFile
 from speech.sound.audio import SAMPLE_RATE_HZ, read_multichannel, resample
 from speech.sound.stft import DEFAULT, Synthesis
 

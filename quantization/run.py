@@ -211,7 +211,8 @@ def _signals(file: ModelFile, training: Continuation | None) -> list[Any]:
     """Returns signals to quantize for: of the training data, or of the bundled corpus."""
     from quantization import graphs
     from quantization.calibration import bundled_signals, signals_of
-    from speech.modelfile.meta import COMPLEX_MASK, MaskConventions
+    from speech.modelfile.meta import MaskConventions
+    from speech.modelfile.spec import COMPLEX_MASK
 
     signals = bundled_signals() if training is None else signals_of(training.training)
     if file.kind != COMPLEX_MASK:

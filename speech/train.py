@@ -119,31 +119,13 @@ def _words(asked: Request) -> str:
 
 def _load_tf(asked: Request) -> tuple[Any, Any]:
     """Loads the network whose weights start the run, and its conventions."""
-    from dataclasses import replace
-
-    from speech.net.keras_models import load_model_and_meta
-    from speech.net.timefrequency import KIND, TimeFrequencyConfig
+    from speech.modelfile.read import read_model_file
+    from speech.net.keras_models import build_model
+    from speech.training.continuing import conventions_of
 
     assert asked.init is not None
-    network, meta = load_model_and_meta(asked.init)
-    if meta.get("kind") != KIND:
-        raise ValueError(
-            f"{asked.init}: is no network over time and frequency; choose another --init, or "
-            "--network fcn"
-        )
-    form = TimeFrequencyConfig()
-    power = meta.get("power", form.power)
-    try:
-        form = replace(form, power=power)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{asked.init}: {error}") from None
-    for name, value in form.meta().items():
-        if meta.get(name, value) != value:
-            raise ValueError(
-                f"{asked.init}: {name} is {meta[name]!r:.60}, expected {value!r}; choose another "
-                "--init"
-            )
-    return network, form
+    file = read_model_file(asked.init)
+    return build_model(file.layers), conventions_of(file)
 
 
 def _workers(asked: Request) -> int:

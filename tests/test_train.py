@@ -205,7 +205,7 @@ def test_options_that_do_not_go_together_are_exit_code_2(words, capsys):
     [
         (["--speech", "missing", "--noise", "missing"], "missing: no such folder"),
         (["--init", "missing.h5"], r"missing\.h5"),
-        (["--init", "models/fcn.h5"], "no network over time and frequency"),
+        (["--init", "models/fcn.h5"], "not one over time and frequency; choose another --init"),
         (["--beta-2", "1"], "beta_2 is 1"),
         (["--validate-minutes", "1", "--epochs", "1"], "validate_minutes is for a run with hours"),
         (["--babble", "2"], "babble_share is 2"),

@@ -23,8 +23,8 @@ from collections.abc import Callable
 import numpy as np
 
 from speech.modelfile.exam import output_shapes
-from speech.modelfile.meta import COMPLEX_MASK, MaskConventions
-from speech.modelfile.spec import LayerSpec, ModelFile, ModelFileError, refusals
+from speech.modelfile.meta import MaskConventions
+from speech.modelfile.spec import COMPLEX_MASK, LayerSpec, ModelFile, ModelFileError, refusals
 from speech.net import blockconv, tape
 from speech.net.folding import fold_batch_normalization
 from speech.net.memory import MAX_BYTES

@@ -252,13 +252,15 @@ def training_config(options: argparse.Namespace) -> Any:
     Raises:
         ValueError: A value makes no sense, or the file of --init can't be read.
     """
-    from speech.base.files import sha256_of
+    from speech.modelfile.read import read_model_file
     from speech.training.config import TrainingConfig
 
     names = {field.name for field in fields(TrainingConfig)}
     chosen = {name: value for name, value in resolved(options).items() if name in names}
     if options.init is not None:
-        chosen["init"] = sha256_of(options.init)
+        start = read_model_file(options.init)
+        start.require_waveform(fix="choose another --init")
+        chosen["init"] = start.sha256
     return TrainingConfig(**chosen)
 
 

@@ -11,18 +11,13 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from speech.modelfile.meta import COMPLEX_MASK, MaskConventions
-from speech.modelfile.spec import ModelFile
+from speech.modelfile.meta import MaskConventions
+from speech.modelfile.spec import COMPLEX_MASK, WAVEFORM, ModelFile
 from speech.net.mask_loss import MaskLoss
 from speech.net.timefrequency import TimeFrequencyConfig
 from speech.training.common_options import augmentation, train_on, training_config
 from speech.training.config import TrainingConfig
-from speech.training.datasets import (
-    check_trains_on_waveforms,
-    load_data,
-    load_pieces,
-    training_parts,
-)
+from speech.training.datasets import load_data, load_pieces, training_parts
 from speech.training.options import TF_RECIPES, DataOptions, mixing_config
 
 if TYPE_CHECKING:
@@ -72,30 +67,25 @@ class Continuation:
 
 def check_trains(file: ModelFile) -> None:
     """Raises ValueError for networks that are trained elsewhere, and for other sample rates."""
-    if file.meta.get("kind") == COMPLEX_MASK:
+    what = {"mask": "expert", "autoencoder": "dae"}.get(file.kind)
+    where = f"python -m mnn.train {what} --init FILE" if what else "with what made it"
+    fix = f"work on it without training, and train the result on: {where}"
+    if file.require_kind(WAVEFORM, COMPLEX_MASK, fix=fix) == COMPLEX_MASK:
         conventions_of(file)
-    else:
-        check_trains_on_waveforms(file)
 
 
 def conventions_of(file: ModelFile) -> TimeFrequencyConfig:
     """Returns the conventions of a network over time and frequency.
 
     Raises:
-        ValueError: Our training has others, or knows nothing of the file's sample rate.
+        ValueError: It is another network, or our training has other conventions.
     """
+    file.require_kind(COMPLEX_MASK)
     found = MaskConventions.of(file.meta)
-    usual = TimeFrequencyConfig()
     try:
-        conventions = replace(usual, stft=found.stft, power=found.power)
+        return replace(TimeFrequencyConfig(), stft=found.stft, power=found.power)
     except ValueError as error:
         raise ValueError(f"{file.path}: {error}") from None
-    if found.sample_rate_hz != usual.meta()["sample_rate_hz"]:
-        raise ValueError(
-            f"{file.path}: trained at {found.sample_rate_hz} Hz; only "
-            f"{usual.meta()['sample_rate_hz']} Hz is supported"
-        )
-    return conventions
 
 
 def continuation(
@@ -114,14 +104,14 @@ def continuation(
     Raises:
         ValueError: An option says nothing to this kind, or no data are found.
     """
-    if file.meta.get("kind") == COMPLEX_MASK:
+    if file.kind == COMPLEX_MASK:
         return _of_pieces(file, options, learning_rate, test_folder)
     train_on(options, file.meta, learning_rate)
     config = training_config(options)
     data = load_data(options, test_folder)
     training, validation = training_parts(data, config, augmentation(options).gain_db)
     return Continuation(
-        training, validation, config, data.test, data.description, {"kind": "waveform"}
+        training, validation, config, data.test, data.description, {"kind": WAVEFORM}
     )
 
 

@@ -19,7 +19,6 @@ from speech.training.options import DataOptions
 
 if TYPE_CHECKING:
     from speech.data.mixtures import MixingConfig
-    from speech.modelfile.spec import ModelFile
     from speech.training.config import TrainingConfig
     from speech.training.pieces import PieceData
 
@@ -51,25 +50,6 @@ class Data:
     description: str
     num_noises: int = 0
     left_out: str = ""
-
-
-def check_trains_on_waveforms(file: ModelFile) -> None:
-    """Raises ValueError for networks over spectra, which are trained elsewhere, and other rates."""
-    from speech.sound.audio import SAMPLE_RATE_HZ
-
-    kind = file.meta.get("kind", "waveform")
-    rate_hz = file.meta.get("sample_rate_hz", SAMPLE_RATE_HZ)
-    if rate_hz != SAMPLE_RATE_HZ:
-        raise ValueError(
-            f"{file.path}: trained at {rate_hz!r:.60} Hz; only {SAMPLE_RATE_HZ} Hz is supported"
-        )
-    if kind != "waveform":
-        what = {"mask": "expert", "autoencoder": "dae"}.get(str(kind))
-        where = f"python -m mnn.train {what} --init FILE" if what else "with what made it"
-        raise ValueError(
-            f"{file.path}: is a network of kind {kind!r:.60}, not from waveform to waveform; work "
-            f"on it without training, and train the result on: {where}"
-        )
 
 
 def load_data(options: argparse.Namespace, test_folder: Path) -> Data:

@@ -15,8 +15,9 @@ from typing import Any
 
 from speech.base import cli
 from speech.base.cli import amount, decibels, natural_number, positive_number
-from speech.base.files import sha256_of
 from speech.data.mixtures import MixingConfig
+from speech.modelfile.read import read_model_file
+from speech.modelfile.spec import COMPLEX_MASK, WAVEFORM
 from speech.net.mask_loss import MaskLoss
 from speech.net.timefrequency import NORMALIZATIONS, SIZES
 from speech.sound.augment import Augmentation
@@ -330,7 +331,9 @@ def request(options: argparse.Namespace) -> Request:
         }
         chosen["loss"] = MaskLoss(**asked_weights)
     if options.init is not None:
-        chosen["init"] = sha256_of(options.init)
+        start = read_model_file(options.init)
+        start.require_kind(COMPLEX_MASK if tf else WAVEFORM, fix="choose another --init")
+        chosen["init"] = start.sha256
     out = options.out or Path("runs") / options.network
     tensorboard = options.tensorboard
     if tensorboard is False:

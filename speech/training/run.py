@@ -11,8 +11,10 @@ import keras
 
 from speech.base.files import write_text
 from speech.data.pipeline import TrainingData
+from speech.modelfile.read import read_model_file
+from speech.modelfile.spec import WAVEFORM
 from speech.net.fcn import FCNConfig, build_fcn
-from speech.net.keras_models import load_model_and_meta
+from speech.net.keras_models import build_model
 from speech.net.losses import DESCRIPTIONS
 from speech.sound.audio import SAMPLE_RATE_HZ
 from speech.sound.augment import Augmentation
@@ -64,23 +66,18 @@ def train_fcn(
     if init is None:
         network = build_fcn(FCNConfig(num_filters=num_filters), seed=config.seed)
     else:
-        network = _waveform_network(init)
+        file = read_model_file(init)
+        file.require_waveform()
+        network = build_model(file.layers)
     training, validation = training_parts(data, config, augmentation.gain_db)
     meta = {
-        "kind": "waveform",
+        "kind": WAVEFORM,
         "sample_rate_hz": SAMPLE_RATE_HZ,
         "created_by": created_by,
         "recipe": recipe,
         "augmentation": augmentation.description(),
     }
     return train(network, training, validation, config, out, title="FCN", meta=meta, **settings)
-
-
-def _waveform_network(path: Path) -> keras.Model:
-    network, meta = load_model_and_meta(path)
-    if meta.get("kind", "waveform") != "waveform" or network.output_shape != (None, None, 1):
-        raise ValueError(f"{path}: is not a network from waveform to waveform; choose another")
-    return network
 
 
 def train(
