@@ -19,7 +19,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from speech.base import cli
-from speech.training.options import Request, add_options, check_usage, request
+from speech.training.options import add_options, check_usage, request
+from speech.training.request import Request
 
 if TYPE_CHECKING:
     from speech.training.trainer import Trainer
@@ -68,10 +69,8 @@ def _train_fcn(asked: Request, machines: Any) -> Trainer:
     if data.left_out:
         print(f"left out    {data.left_out}")
     return train_fcn(
-        data, asked.training, asked.augmentation, asked.out,
-        recipe=asked.recipe, created_by="python -m speech.train", num_filters=asked.num_filters,
-        init=asked.init, machines=machines, tensorboard=asked.tensorboard,
-    )  # fmt: skip
+        data, asked, created_by="python -m speech.train", machines=machines, say=cli.say
+    )
 
 
 def _train_tf(asked: Request, machines: Any) -> Trainer:
@@ -109,7 +108,7 @@ def _train_tf(asked: Request, machines: Any) -> Trainer:
         network, training, validation, config, asked.out,
         make_model=lambda network, engine: MaskTrainingModel(network, form, loss, engine),
         title="Network over time and frequency", meta=meta, machines=machines,
-        tensorboard=asked.tensorboard,
+        tensorboard=asked.tensorboard, say=cli.say,
     )  # fmt: skip
 
 

@@ -72,6 +72,17 @@ def test_rooms_import_only_what_they_may(name):
         assert not other.startswith("tensorflow.keras"), f"{path} imports tf.keras"
 
 
+#: Below the doors, where options become frozen values.
+PARSE = {"speech.base.cli", "speech.training.common_options", "speech.training.options"}
+
+
+def test_options_end_at_the_door():
+    for name, path in MODULES.items():
+        rooms = tuple(f"speech.{room}." for room in FLOORS) + ("pruning.", "quantization.")
+        if name.startswith(rooms) and not name.endswith(".run") and name not in PARSE:
+            assert "argparse" not in imported(path), f"{path} knows of options"
+
+
 def circle(arrows):
     """Returns a circle of a graph, [] if there is none."""
     done, path = set(), []

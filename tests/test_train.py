@@ -22,7 +22,7 @@ from speech.prepare import main as prepare
 from speech.training import datasets
 from speech.training import options as training_options
 from speech.training.config import TrainingConfig
-from speech.training.options import TF_RECIPES
+from speech.training.request import TF_RECIPES
 
 #: A network that is made in no time.
 TINY = TimeFrequencyConfig(4, 4, (1,))

@@ -142,6 +142,11 @@ class _StderrHandler(logging.Handler):
         tqdm.write(self.format(record), file=sys.stderr)
 
 
+def say(line: str) -> None:
+    """Prints a line of progress at once, also into a pipe."""
+    print(line, flush=True)
+
+
 def progress(items: Iterable[T], *, total: int | None = None, label: str = "") -> Iterable[T]:
     """Iterates over ``items`` with a progress bar on stderr, if that is a terminal."""
     from tqdm import tqdm

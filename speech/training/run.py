@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,12 @@ from speech.net.fcn import FCNConfig, build_fcn
 from speech.net.keras_models import build_model
 from speech.net.losses import DESCRIPTIONS
 from speech.sound.audio import SAMPLE_RATE_HZ
-from speech.sound.augment import Augmentation
 from speech.sound.pictures import learning_curve
 from speech.training.config import TrainingConfig
 from speech.training.datasets import Data, training_parts
 from speech.training.distribution import Machines
 from speech.training.pieces import PieceData
+from speech.training.request import Request
 from speech.training.trainer import MakeModel, Trainer
 
 #: Waiting for data that is worth a line.
@@ -32,52 +32,41 @@ _WAITING_SHARE = 0.1
 _SPECTRAL = "weighted error of compressed spectra"
 
 
-def train_fcn(
-    data: Data,
-    config: TrainingConfig,
-    augmentation: Augmentation,
-    out: Path,
-    *,
-    recipe: str,
-    created_by: str,
-    num_filters: int,
-    init: Path | None = None,
-    **settings: Any,
-) -> Trainer:
+def train_fcn(data: Data, asked: Request, *, created_by: str, **settings: Any) -> Trainer:
     """Trains the FCN.
 
     Args:
-        data: Of `speech.training.datasets.load_data` or `load_training`.
-        config: How to train.
-        augmentation: What has been done to the data, apart from the gain, which is done here.
-        out: Folder of the run.
-        recipe: Name of the recipe, for the model file.
-        created_by: The command, likewise.
-        num_filters: Of a new network.
-        init: Model file whose weights start the run.
+        data: Of `speech.training.datasets.load_data` or `load_training`, with the augmentation
+            that is asked for but for the gain, which is done here.
+        asked: How to train, from what start, and the folder of the run.
+        created_by: The command, for the model file.
         settings: Further arguments of `train`.
 
     Returns:
         The trainer, its run done.
 
     Raises:
-        ValueError: ``init`` is no network from waveform to waveform.
+        ValueError: ``asked.init`` is no network from waveform to waveform.
     """
-    if init is None:
-        network = build_fcn(FCNConfig(num_filters=num_filters), seed=config.seed)
+    config = asked.training
+    if asked.init is None:
+        network = build_fcn(FCNConfig(num_filters=asked.num_filters), seed=config.seed)
     else:
-        file = read_model_file(init)
+        file = read_model_file(asked.init)
         file.require_waveform()
         network = build_model(file.layers)
-    training, validation = training_parts(data, config, augmentation.gain_db)
+    training, validation = training_parts(data, config, asked.augmentation.gain_db)
     meta = {
         "kind": WAVEFORM,
         "sample_rate_hz": SAMPLE_RATE_HZ,
         "created_by": created_by,
-        "recipe": recipe,
-        "augmentation": augmentation.description(),
+        "recipe": asked.recipe,
+        "augmentation": asked.augmentation.description(),
     }
-    return train(network, training, validation, config, out, title="FCN", meta=meta, **settings)
+    return train(
+        network, training, validation, config, asked.out,
+        title="FCN", meta=meta, tensorboard=asked.tensorboard, **settings,
+    )  # fmt: skip
 
 
 def train(
@@ -93,8 +82,9 @@ def train(
     machines: Machines | None = None,
     tensorboard: Path | None = None,
     clips: Sequence[Any] = (),
+    say: Callable[[str], None] = lambda line: None,
 ) -> Trainer:
-    """Trains a network to the end, says how far it is, and draws the learning curve.
+    """Trains a network to the end, tells how far it is, and draws the learning curve.
 
     Args:
         network: As `Trainer` takes it, like all that is not named here.
@@ -108,6 +98,7 @@ def train(
         machines: Likewise.
         tensorboard: Folder for TensorBoard; None for none.
         clips: ``speech.data.corpus.Pair`` objects that may be heard there.
+        say: Called with lines for people.
 
     Returns:
         The trainer, its run done.
@@ -122,7 +113,7 @@ def train(
         length = f"{len(training)} steps an epoch, {config.epochs} epochs"
     else:
         length = f"{config.hours:g} hours, batches of {config.batch_size}"
-    print(f"training    {length}, {engine}{devices}", flush=True)
+    say(f"training    {length}, {engine}{devices}")
     if not trainer.writes:
         trainer.run()
         return trainer
@@ -130,7 +121,7 @@ def train(
     if tensorboard is not None:
         from speech.training.tensorboard import TensorBoardLog
 
-        print(f"tensorboard {tensorboard}")
+        say(f"tensorboard {tensorboard}")
         newest = out / ("last.h5" if config.hours is None else "model.h5")
         log = TensorBoardLog(tensorboard, clips, newest, config.epochs or 0)
     label = DESCRIPTIONS[config.loss] if isinstance(config.loss, str) else _SPECTRAL
@@ -142,7 +133,7 @@ def train(
             )
 
     def report(row: dict[str, float]) -> None:
-        print(_line(row, config), flush=True)
+        say(_line(row, config))
         draw()
         if log is not None:
             log.epoch(trainer.state.history)
@@ -153,7 +144,7 @@ def train(
     trainer.run(report)
     waited = trainer.waited_seconds / (time.perf_counter() - started)
     if waited > _WAITING_SHARE:
-        print(f"note        the steps waited for data {100 * waited:.0f} % of the time")
+        say(f"note        the steps waited for data {100 * waited:.0f} % of the time")
     draw()
     if log is not None:
         log.close(trainer.state.history)
