@@ -37,7 +37,6 @@ class QuantizationConfig:
         rounds: How many times the network is trained with free weights for an epoch and quantized
             again, before.
         others: How biases and normalisation are stored, 'fp16' or 'fp32'.
-        keep_biases: Whether biases that have no effect are kept, and not set to zero.
         keep_norms: Whether BatchNormalization is kept, and not folded away.
         entropy: Whether indices are coded by their entropy, and not with a fixed number of bits.
         score: Whether the test set is found, for scores; None for only with fine-tuning.
@@ -60,7 +59,6 @@ class QuantizationConfig:
     train_on: TrainOn = TrainOn()
     rounds: int = 0
     others: str = "fp16"
-    keep_biases: bool = False
     keep_norms: bool = False
     entropy: bool = True
     score: bool | None = None

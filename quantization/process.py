@@ -124,7 +124,7 @@ class _Quantization:
             training = self.training(file)
         plan, layers, test = self.quantized(file, self.plan(file, training), training)
         layers = packable(layers, config)
-        num_dead = 0 if config.keep_biases else len(dead_biases(layers))
+        num_dead = len(dead_biases(layers))
         if num_dead:
             self.say(
                 f"biases      of {num_dead} layers in front of a normalisation have no effect: zero"
@@ -327,7 +327,7 @@ def _packed_bytes(
 
 def packable(layers: Layers, config: QuantizationConfig) -> Layers:
     """Returns the network with what is not a kernel as it is stored, and no negative zeros."""
-    dead = set() if config.keep_biases else dead_biases(layers)
+    dead = dead_biases(layers)
     rounded = []
     for layer in layers:
         weights = {key: array + np.float32(0) for key, array in layer.weights.items()}

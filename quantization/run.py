@@ -17,7 +17,7 @@ BatchNormalization is folded into the layers before it, before anything else is 
 
 Before packing, biases and normalisation are rounded to FP16 (``--others fp32`` keeps them), and
 biases in front of a normalisation of each channel over time, which takes them out again, are set to
-zero (``--keep-biases``). Both are so in ``clustered.h5`` too.
+zero. Both are so in ``clustered.h5`` too.
 
 Without k, ``--lambda`` weighs the error of the output against the bits of the coder, weight by
 weight (``quantization.ratedistortion``), and ``--target-bytes`` or ``--target-percent`` look for
@@ -101,7 +101,6 @@ def parse(argv: Sequence[str] | None = None) -> Command:
         train_on=train_on(options),
         rounds=options.rounds,
         others=options.others,
-        keep_biases=options.keep_biases,
         keep_norms=options.keep_norms,
         entropy=not options.no_entropy,
         score=options.score,
@@ -349,7 +348,6 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument_group("file").add_argument
     add("--others", choices=("fp16", "fp32"), default="fp16",
         help="biases and normalisation (default %(default)s)")  # fmt: skip
-    add("--keep-biases", action="store_true", help="keep biases that have no effect")
     add("--keep-norms", action="store_true",
         help="keep BatchNormalization, to train on (default: folded away)")  # fmt: skip
     add("--no-entropy", action="store_true", help="indices of fixed length")

@@ -133,7 +133,8 @@ def test_each_room_says_what_it_holds():
      "speech.training.options", "speech.weights", "eval.cost", "eval.cycles", "eval.metrics",
      "eval.page", "eval.report", "eval.run", "eval.scoring", "eval.sweep", "mnn.arbiter",
      "mnn.experiments", "mnn.pool", "mnn.select", "mnn.selection", "mnn.selector", "mnn.tables",
-     "mnn.train", "pruning.run", "pruning.surgery", "timit_fcn_mse"],
+     "mnn.train", "pruning.process", "pruning.run", "pruning.surgery", "quantization.process",
+     "quantization.run", "speech.training.request", "timit_fcn_mse"],
 )  # fmt: skip
 def test_importing_needs_no_tensorflow(module):
     code = f"import sys, {module}; assert not {{'tensorflow', 'keras'}} & set(sys.modules)"

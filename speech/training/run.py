@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,19 @@ from speech.base.files import write_text
 from speech.data.pipeline import TrainingData
 from speech.modelfile.read import read_model_file
 from speech.modelfile.spec import WAVEFORM
+from speech.net.blockconv import default_threads
+from speech.net.chain_training import uses_c_kernels
 from speech.net.fcn import FCNConfig, build_fcn
 from speech.net.keras_models import build_model
 from speech.net.losses import DESCRIPTIONS
+from speech.net.mask_loss import MaskLoss
+from speech.net.timefrequency import SIZES, build_time_frequency
+from speech.net.training_model import MaskTrainingModel
 from speech.sound.audio import SAMPLE_RATE_HZ
 from speech.sound.pictures import learning_curve
 from speech.training.config import TrainingConfig
-from speech.training.datasets import Data, training_parts
+from speech.training.continuing import conventions_of
+from speech.training.datasets import Data, load_pieces, load_training, training_parts
 from speech.training.distribution import Machines
 from speech.training.pieces import PieceData
 from speech.training.request import Request
@@ -30,6 +37,76 @@ _WAITING_SHARE = 0.1
 
 #: What the loss of the network over time and frequency is, for the axis of a figure.
 _SPECTRAL = "weighted error of compressed spectra"
+
+
+def train_request(
+    asked: Request,
+    *,
+    machines: Machines | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> Trainer:
+    """Trains what is asked for: what ``python -m speech.train`` does.
+
+    Args:
+        asked: The network, how and on what it is trained, and the folder of the run. Devices are
+            the caller's (`speech.base.device.select_devices`).
+        machines: Those that train together; None for this one alone.
+        say: Called with lines for people.
+
+    Returns:
+        The trainer, its run done; the model is ``asked.out / "model.h5"``.
+
+    Raises:
+        ValueError: No data are found, ``asked.init`` is of another kind, or the folder holds
+            another run.
+    """
+    if asked.network == "tf":
+        return _train_tf(asked, machines, say)
+    data = load_training(asked.data, asked.augmentation, asked.snr_range_db)
+    say(f"data        {data.description}")
+    if data.left_out:
+        say(f"left out    {data.left_out}")
+    return train_fcn(data, asked, created_by="python -m speech.train", machines=machines, say=say)
+
+
+def _train_tf(asked: Request, machines: Machines | None, say: Callable[[str], None]) -> Trainer:
+    config = asked.training
+    training, validation, description = load_pieces(
+        asked.data, asked.mixing, config, _workers(asked)
+    )
+    say(f"data        {description}; pieces of {config.crop_seconds:g} s")
+    if asked.init is None:
+        assert asked.size is not None
+        form = replace(SIZES[asked.size], normalization=asked.normalization)
+        network = build_time_frequency(form, seed=config.seed)
+    else:
+        file = read_model_file(asked.init)
+        network, form = build_model(file.layers), conventions_of(file)
+    words = asked.size or f"as in {asked.init}"
+    say(f"network     over time and frequency, {words}, {network.count_params():,} weights")
+    loss = config.loss
+    assert isinstance(loss, MaskLoss)
+    meta = {
+        **form.meta(),
+        "created_by": "python -m speech.train",
+        "recipe": asked.recipe,
+        "mixing": training.source.description()[-1:]
+        if asked.data.noisy
+        else asked.mixing.description(),
+    }
+    return train(
+        network, training, validation, config, asked.out,
+        make_model=lambda network, engine: MaskTrainingModel(network, form, loss, engine),
+        title="Network over time and frequency", meta=meta, machines=machines,
+        tensorboard=asked.tensorboard, say=say,
+    )  # fmt: skip
+
+
+def _workers(asked: Request) -> int:
+    """Returns how many processes mix; one keeps up with a CPU, but not with a GPU."""
+    if asked.workers is not None:
+        return asked.workers
+    return 1 if uses_c_kernels() else max(1, min(8, default_threads() // 2))
 
 
 def train_fcn(data: Data, asked: Request, *, created_by: str, **settings: Any) -> Trainer:
