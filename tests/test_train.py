@@ -168,7 +168,7 @@ def test_options_become_settings_once():
 
 
 def test_rooms_are_left_out_where_they_cannot_be_simulated(monkeypatch):
-    monkeypatch.setattr(training_options.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert asked("--network", "tf").mixing.room_share == 0
 
 
