@@ -70,6 +70,7 @@ def prune_file(
     config: PruningConfig,
     *,
     say: Say = lambda line: None,
+    finish: Callable[[PruningResult], None] = lambda result: None,
 ) -> PruningResult:
     """Prunes a model file; the same call takes an interrupted retraining up.
 
@@ -78,6 +79,7 @@ def prune_file(
         out: The file to write, .h5.
         config: How.
         say: Called with lines for people, as work goes on.
+        finish: Called with the result, such as to score it, before another run may have its folder.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -107,16 +109,17 @@ def prune_file(
                 test = load_data(asked.data, work / "test", num_jobs=asked.num_jobs).test
         prune = _prune_channels if config.remove_filters is None else _remove_filters
         layers, settings = prune(file.layers, config, retraining, say)
-    meta = {
-        **file.meta,
-        "created_by": "python -m pruning.run",
-        "pruning": {
-            **settings, "from_sha256": file.sha256, "masks": masks_to_json(masks_of_zeros(layers)),
-        },
-    }  # fmt: skip
-    write_model_file(out, layers, meta)
-    num_bytes = file.path.stat().st_size, out.stat().st_size
-    return PruningResult(file, layers, settings, out, sha256_of(out), num_bytes, test, work)
+        masks = masks_to_json(masks_of_zeros(layers))
+        meta = {
+            **file.meta,
+            "created_by": "python -m pruning.run",
+            "pruning": {**settings, "from_sha256": file.sha256, "masks": masks},
+        }
+        write_model_file(out, layers, meta)
+        num_bytes = file.path.stat().st_size, out.stat().st_size
+        result = PruningResult(file, layers, settings, out, sha256_of(out), num_bytes, test, work)
+        finish(result)
+    return result
 
 
 def _tell_what_it_was(file: ModelFile, say: Say) -> None:

@@ -16,6 +16,7 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -94,11 +95,18 @@ def parse(argv: Sequence[str] | None = None) -> Command:
 
 def _run(asked: Command) -> int:
     from pruning.process import prune_file
+
+    prune_file(
+        asked.model, asked.out, asked.config, say=cli.say, finish=partial(_print_result, asked)
+    )
+    return 0
+
+
+def _print_result(asked: Command, found: PruningResult) -> None:
     from pruning.sparsity import report
     from speech.base.files import write_json
     from speech.base.runinfo import run_info
 
-    found = prune_file(asked.model, asked.out, asked.config, say=cli.say)
     print_report(found.before.layers, found.layers, report)
     before, after = found.num_bytes
     print(f"file        {before:,} -> {after:,} bytes ({100 * after / before:.1f} %)")
@@ -110,7 +118,6 @@ def _run(asked: Command) -> int:
     if asked.json is not None:
         write_json(asked.json, result | run_info())
     print(f"written     {asked.out}")
-    return 0
 
 
 def print_report(before: Layers, after: Layers, report: Callable) -> None:
@@ -145,13 +152,10 @@ def _score(asked: Command, found: PruningResult) -> Any:
     from eval.points import Point
     from eval.scoring import json_ready
     from eval.sweep import format_points, sweep
-    from speech.base.files import held
 
     points = [Point("before", asked.model), Point("after", asked.out)]
-    with held(found.work):
-        table = sweep(
-            points, found.test, found.work / "scores", num_jobs=asked.config.train_on.num_jobs
-        )
+    num_jobs = asked.config.train_on.num_jobs
+    table = sweep(points, found.test, found.work / "scores", num_jobs=num_jobs)
     print("\n" + format_points(table))
     return json_ready(table)
 

@@ -80,6 +80,7 @@ def quantize_file(
     config: QuantizationConfig,
     *,
     say: Say = lambda line: None,
+    finish: Callable[[QuantizationResult], None] = lambda result: None,
 ) -> QuantizationResult:
     """Quantizes a model file; the same call takes an interrupted fine-tuning up.
 
@@ -88,6 +89,7 @@ def quantize_file(
         out: The folder to write.
         config: How.
         say: Called with lines for people, as work goes on.
+        finish: Called with the result, such as to score it, before another run may have its folder.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -102,7 +104,9 @@ def quantize_file(
         raise ValueError(f"{out}: would overwrite the model; choose another -o")
     is_long = config.needs_training_data or config.score
     with held(out) if is_long else contextlib.nullcontext():
-        return _Quantization(file, out, config, say).run()
+        result = _Quantization(file, out, config, say).run()
+        finish(result)
+    return result
 
 
 @dataclass(frozen=True)

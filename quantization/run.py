@@ -33,6 +33,7 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -119,12 +120,19 @@ def parse(argv: Sequence[str] | None = None) -> Command:
 
 
 def _run(asked: Command) -> int:
-    from quantization.accounting import format_sizes, to_dict
     from quantization.process import quantize_file
+
+    quantize_file(
+        asked.model, asked.out, asked.config, say=cli.say, finish=partial(_print_result, asked)
+    )
+    return 0
+
+
+def _print_result(asked: Command, found: QuantizationResult) -> None:
+    from quantization.accounting import format_sizes, to_dict
     from speech.base.files import write_json
     from speech.base.runinfo import run_info
 
-    found = quantize_file(asked.model, asked.out, asked.config, say=cli.say)
     original = found.original_bytes
     print("\n" + format_sizes(found.rows, original))
     print(
@@ -143,21 +151,18 @@ def _run(asked: Command) -> int:
     if asked.json is not None:
         write_json(asked.json, result | run_info())
     print(f"written     {found.clustered}, {found.packed}")
-    return 0
 
 
 def _score(asked: Command, found: QuantizationResult) -> Any:
     from eval.points import Point
     from eval.scoring import json_ready
     from eval.sweep import format_points, sweep
-    from speech.base.files import held
 
     labels = {key: found.settings.get(key) for key in ("k", "lambda", "centroids", "method")}
     labels = {key: value for key, value in labels.items() if value is not None}
     points = [Point("before", asked.model), Point("after", found.packed, labels)]
-    with held(asked.out):
-        num_jobs = asked.config.train_on.num_jobs
-        table = sweep(points, found.test, asked.out / "scores", num_jobs=num_jobs)
+    num_jobs = asked.config.train_on.num_jobs
+    table = sweep(points, found.test, asked.out / "scores", num_jobs=num_jobs)
     print("\n" + format_points(table))
     return json_ready(table)
 
