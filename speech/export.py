@@ -356,33 +356,6 @@ def to_tflite(layers: Sequence[LayerSpec], *, int8: bool = False) -> bytes:
 
 
 # --------------------------------------------------------------------------------------------
-# Running what was exported
-
-
-def run_onnx(data: bytes, inputs: np.ndarray) -> np.ndarray:
-    """Returns the output of an ONNX model; needs ``onnxruntime``."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
-    return session.run(["output"], {"input": np.asarray(inputs, np.float32)})[0]
-
-
-def run_tflite(data: bytes, inputs: np.ndarray) -> np.ndarray:
-    """Returns the output of a LiteRT model; needs ``ai_edge_litert``."""
-    from ai_edge_litert.interpreter import Interpreter
-
-    interpreter = Interpreter(model_content=data, num_threads=1)
-    (place,) = interpreter.get_input_details()
-    interpreter.resize_tensor_input(place["index"], inputs.shape)
-    interpreter.allocate_tensors()
-    interpreter.set_tensor(place["index"], np.asarray(inputs, np.float32))
-    interpreter.invoke()
-    return interpreter.get_tensor(interpreter.get_output_details()[0]["index"])
-
-
-# --------------------------------------------------------------------------------------------
 # Command
 
 
