@@ -17,7 +17,7 @@ First of all, BatchNormalization is folded into the layers before it (``speech.n
 
 Before packing, biases and normalisation are rounded to FP16 (``--others fp32`` keeps them), and
 biases in front of a normalisation of each channel over time, which takes them out again, are set to
-zero (``--keep-biases`` keeps them). ``clustered.h5`` holds the same values.
+zero. ``clustered.h5`` holds the same values.
 
 Without k, ``--lambda`` weighs the error of the output against the bits of the coder, weight by
 weight (``quantization.ratedistortion``), and ``--target-bytes`` or ``--target-percent`` look for
