@@ -235,18 +235,26 @@ def choose(
     Raises:
         ValueError: All are out.
     """
-    from mnn import selection
     from mnn.arbiter import Arbiter
     from mnn.pool import Place
+    from mnn.scoring import (
+        costs,
+        joined,
+        needs_of,
+        pick,
+        segment_bounds,
+        segment_sums,
+        soft_weights,
+    )
 
-    bounds, hop = selection.segment_bounds(len(noisy), None), dae.conventions.stft.hop
+    bounds, hop = segment_bounds(len(noisy), None), dae.conventions.stft.hop
     signals: dict[str, Any] = {}
     picks: dict[str, str] = {}
     out: dict[str, str] = {}
     for fit in (True, False):
         chosen = {name: how for name, how in SELECTIONS.items() if how[2] == fit}
         needs = dict.fromkeys(
-            key for metric, how, _ in chosen.values() for key in selection.needs_of(metric, how)
+            key for metric, how, _ in chosen.values() for key in needs_of(metric, how)
         )
         hearings = Arbiter(dae, tuple(needs), fit=fit).hear(
             noisy, members, Place(relative), keep=fit
@@ -256,14 +264,14 @@ def choose(
         if not hearings:
             raise ValueError(f"{relative}: no member is left: {'; '.join(out.values())}")
         keys = [(own.expert.name, own.expert.sha256) for own in hearings]
-        sums = [selection.segment_sums(own.statistics, bounds, hop) for own in hearings]
+        sums = [segment_sums(own.statistics, bounds, hop) for own in hearings]
         for name, (metric, scoring, _) in chosen.items():
-            _, cost = selection.costs(sums, metric, scoring)
-            picks[name] = keys[selection.pick(cost, keys)[0]][0]
+            _, cost = costs(sums, metric, scoring)
+            picks[name] = keys[pick(cost, keys)[0]][0]
             if name == DEFAULT:
                 own = [hearing.signal for hearing in hearings]
                 signals = {key[0]: signal for key, signal in zip(keys, own, strict=True)}
-                signals[COMBINED] = selection.joined(own, selection.soft_weights(cost), bounds, 0)
+                signals[COMBINED] = joined(own, soft_weights(cost), bounds, 0)
     return signals, {name: picks[name] for name in SELECTIONS}, out
 
 

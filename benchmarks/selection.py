@@ -70,7 +70,7 @@ def _run(options: argparse.Namespace) -> int:
         # NumPy counts the cores when it is first imported.
         from mnn.arbiter import Arbiter
         from mnn.dae import Autoencoder
-        from mnn.selection import needs_of
+        from mnn.scoring import needs_of
 
         dae = Autoencoder(options.dae)
         arbiter = Arbiter(

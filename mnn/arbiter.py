@@ -34,10 +34,9 @@ from mnn.blocks import (
 from mnn.dae import Autoencoder
 from mnn.features import inner_product, level, scaled_magnitudes
 from mnn.pool import Expert, Place
-from mnn.selection import (
+from mnn.scoring import (
     DIFFERENCE,
     MIXTURE,
-    NEEDS_HEARD,
     RESIDUAL,
     Statistics,
     energy_by_frame,
@@ -82,7 +81,7 @@ class Arbiter:
 
     Attributes:
         dae: The autoencoder.
-        needs: Names of statistics to compute, from `mnn.selection.needs_of`.
+        needs: Names of statistics to compute, from `mnn.scoring.needs_of`.
         num_draws: Draws of dropout (eq. 7, the input's mask included) over which errors are
             averaged; 0 for none, as in most uses of dropout after training.
         seed: Of the draws; every expert meets the same ones.
@@ -132,14 +131,9 @@ class Arbiter:
                 (max(0, start - margin), min(num_frames, stop + margin)),
                 (start, stop),
             )
-            needs_heard = set(NEEDS_HEARD) & set(self.needs)
-            spectra = heard = None
-            if needs_heard or any(run.shared for run in runs):
+            spectra = None
+            if any(run.shared for run in runs):
                 spectra = stft_frames(noisy, *block.wide, config)
-            if needs_heard:
-                assert spectra is not None
-                inner = spectra[_slice(block.wide, block.inner)]
-                heard = self._rebuilt(scaled_magnitudes(inner, scene.level, config), block)
             given = {}
             if MIXTURE in self.needs:
                 given[MIXTURE] = frame_energies(
@@ -148,7 +142,7 @@ class Arbiter:
             for run in runs:
                 if not run.hearing.reason:
                     with np.errstate(over="ignore", invalid="ignore"):  # `finish` sees to it
-                        self._judge(scene, run, block, spectra, given, heard)
+                        self._judge(scene, run, block, spectra, given)
         for run in runs:
             if not run.hearing.reason:
                 run.finish(config.hop, keep)
@@ -199,7 +193,6 @@ class Arbiter:
         block: _Block,
         spectra: np.ndarray | None,
         given: dict[str, np.ndarray],
-        heard: list[np.ndarray] | None,
     ) -> None:
         """Adds the statistics of a block.
 
@@ -209,7 +202,6 @@ class Arbiter:
             block: Its frames.
             spectra: Of the mixture, frames ``block.wide``; None if no expert is over spectra.
             given: Statistics that are the same for every expert, frames ``block.own``.
-            heard: What the autoencoder makes of the mixture, frames ``block.own``, a draw each.
         """
         hearing, config = run.hearing, self.dae.conventions.stft
         started = time.perf_counter()
@@ -234,8 +226,7 @@ class Arbiter:
         own = block.within(block.inner)
         part: dict[str, np.ndarray] = {}
         for draw, rebuilt in enumerate(self._rebuilt(frames, block)):
-            mixture = heard[draw] if heard else None
-            found = frame_statistics(self.needs, frames[own], rebuilt, mixture)
+            found = frame_statistics(self.needs, frames[own], rebuilt)
             for name, values in found.items():
                 part[name] = part.get(name, 0.0) + values / (self.num_draws or 1)
             if run.differences:

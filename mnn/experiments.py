@@ -8,7 +8,7 @@
 
 Trains autoencoders and experts (`mnn.train`), mixes test utterances, lets every expert enhance each
 of them, and compares what is chosen, by eqs. (10) and (11) with each autoencoder and by the other
-scorings of `mnn.selection`, with chance (the mean of the experts) and the oracle (the best expert
+scorings of `mnn.scoring`, with chance (the mean of the experts) and the oracle (the best expert
 for each utterance). Recovery is (selected - chance) / (oracle - chance). 'combined' does not
 choose: all estimates are added, with the weights of `mnn.select --combine`, and the sum is scored.
 
@@ -207,7 +207,7 @@ def plan_tests(
 
 def selections() -> list[tuple[str, str, str]]:
     """Returns (metric, scoring, net of the autoencoder) of all that is compared."""
-    from mnn.selection import SCORINGS
+    from mnn.scoring import SCORINGS
 
     plain = [("snr", "paper", net) for net in DAES]
     return plain + [("ae", scoring, net) for scoring in SCORINGS for net in DAES]
@@ -240,13 +240,13 @@ def judge_mixture(
     import numpy as np
 
     from eval.metrics import METRICS as SCORES
-    from mnn import selection
     from mnn.arbiter import Arbiter
+    from mnn.scoring import costs, needs_of, pick, segment_bounds, segment_sums, soft_weights
     from speech.data.corpus import render
 
     mixture = render(plan)
     noisy = mixture.noisy.astype(np.float32)
-    bounds = selection.segment_bounds(len(noisy), None)
+    bounds = segment_bounds(len(noisy), None)
     scores: dict[str, dict[str, float]] = {}
     picks: dict[str, str] = {}
     signals: list[np.ndarray] = []
@@ -257,7 +257,7 @@ def judge_mixture(
     keys = [(expert.name, expert.sha256) for expert in experts]
     for net, dae in daes.items():
         chosen = [(metric, scoring) for metric, scoring, own in selections() if own == net]
-        needs = dict.fromkeys(name for each in chosen for name in selection.needs_of(*each))
+        needs = dict.fromkeys(name for each in chosen for name in needs_of(*each))
         hearings = Arbiter(dae, tuple(needs)).hear(noisy, experts, keep=not signals)
         for hearing in hearings:
             if hearing.reason:
@@ -267,13 +267,13 @@ def judge_mixture(
                 scores[hearing.expert.name] = score(signals[-1])
         hop = dae.conventions.stft.hop
         found = [hearing.statistics for hearing in hearings if hearing.statistics is not None]
-        sums = [selection.segment_sums(own, bounds, hop) for own in found]
+        sums = [segment_sums(own, bounds, hop) for own in found]
         for metric, scoring in chosen:
-            _, cost = selection.costs(sums, metric, scoring)
-            picks[f"{metric} {scoring} {net}"] = keys[selection.pick(cost, keys)[0]][0]
-        _, cost = selection.costs(sums)
+            _, cost = costs(sums, metric, scoring)
+            picks[f"{metric} {scoring} {net}"] = keys[pick(cost, keys)[0]][0]
+        _, cost = costs(sums)
         both = combination(net)
-        scores[both] = score(np.tensordot(selection.soft_weights(cost)[:, 0], signals, 1))
+        scores[both] = score(np.tensordot(soft_weights(cost)[:, 0], signals, 1))
         picks[both] = both
     return scores, picks
 
@@ -313,7 +313,7 @@ def _run_alone(options: argparse.Namespace) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from mnn.selection import DEFAULT_SCORING
+    from mnn.scoring import DEFAULT_SCORING
 
     started = time.perf_counter()
     scale = SCALES[options.scale]
@@ -421,7 +421,7 @@ def _judge(
     from mnn.data import description
     from mnn.features import fingerprint
     from mnn.pool import open_expert
-    from mnn.selection import VERSION
+    from mnn.scoring import VERSION
     from speech.base.files import write_text
 
     daes = {net: Autoencoder(paths[f"dae_{net}"][0]) for net in DAES}

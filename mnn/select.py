@@ -7,7 +7,7 @@
     python -m mnn.select --experts a.h5 b.h5 --candidates rnnoise=DIR noisy/ -o chosen/
     python -m mnn.select --selector-experts a.icse b.icse --experts a.h5 b.h5 noisy/ -o chosen/
 
-Experts are of any kind (`mnn.pool`); how they are scored says `mnn.selection`. Every file is given
+Experts are of any kind (`mnn.pool`); how they are scored says `mnn.scoring`. Every file is given
 to all of them, one is chosen, and its signal written with the rate, channels, length, format and
 place in the tree that the file has. With ``--granularity segment`` the choice is made anew for each
 few seconds and cross-faded; with ``--combine`` all estimates are added with weights that follow
@@ -263,7 +263,7 @@ def _selector(options: argparse.Namespace) -> tuple[Selector, list[str]]:
     from mnn.arbiter import Arbiter
     from mnn.dae import Autoencoder
     from mnn.pool import open_pool
-    from mnn.selection import needs_of
+    from mnn.scoring import needs_of
     from mnn.selector import Selector
 
     paths = options.experts
@@ -358,7 +358,7 @@ def _named_folder(text: str) -> tuple[str, Path]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    from mnn.selection import DEFAULT_SCORING, METRICS, SCORINGS
+    from mnn.scoring import DEFAULT_SCORING, METRICS, SCORINGS
 
     parser = argparse.ArgumentParser(
         prog="python -m mnn.select",

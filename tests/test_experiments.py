@@ -12,7 +12,7 @@ from eval.metrics import METRICS
 from mnn import experiments, published
 from mnn.arbiter import Arbiter
 from mnn.experiments import Scale, conditions_of, main, plan_tests, selections
-from mnn.selection import needs_of
+from mnn.scoring import needs_of
 from mnn.selector import Selector
 from mnn.tables import confusion, recovery, tabulate
 from speech.data.corpus import bundled_noise, bundled_speech, render

@@ -18,7 +18,7 @@ from mnn.dae import Autoencoder
 from mnn.experts import MaskExpert
 from mnn.features import Conventions, level
 from mnn.pool import Expert, Place, folder_expert, names_of, open_expert, open_pool
-from mnn.selection import needs_of
+from mnn.scoring import needs_of
 from speech.enhance import Enhancer
 from speech.modelfile.spec import LayerSpec
 from speech.net.enhancer import MaskEnhancer

@@ -98,7 +98,7 @@ def test_order_of_experts_does_not_matter(run, pool, noisy):
     [
         ["--metric", "snr"],
         ["--scoring", "paper"],
-        ["--scoring", "lost", "--draws", "2", "--seed", "3"],
+        ["--scoring", "level", "--draws", "2", "--seed", "3"],
         ["--combine"],
         ["--combine", "--granularity", "segment", "--segment-seconds", "0.25"],
     ],
@@ -284,7 +284,7 @@ def test_without_inputs_it_takes_bundled_clips(run, pool, tmp_path, monkeypatch)
 
 def test_imports_and_help_need_no_tensorflow():
     code = (
-        "import sys, mnn.arbiter, mnn.blocks, mnn.pool, mnn.selection\n"
+        "import sys, mnn.arbiter, mnn.blocks, mnn.pool, mnn.scoring\n"
         "from mnn.select import main\n"
         "try: main(['--help'])\n"
         "except SystemExit: pass\n"
