@@ -66,7 +66,9 @@ def _run(options: argparse.Namespace) -> int:
         )
     originals = {name: options.models / f"{name.replace(' ', '_')}.h5" for name in copies}
     pools = [_opened(files, daes[0], names) for files in (originals, copies)]
-    plans = experiments.test_plans(options, conditions, options.num_test)
+    plans = experiments.test_plans(
+        conditions, options.num_test, options.timit, options.noise, options.seed
+    )
     shown = cli.progress(plans, total=len(plans), label="testing")
     rows = [compare(plan, pools) for _, plan in shown]
     result = summarize(rows, names) | {

@@ -20,6 +20,7 @@ from typing import Any
 from eval.scoring import NOISY, Task
 from speech.base import cli, schema
 from speech.data import corpus
+from speech.data.made import MadeFiles
 from speech.data.pairing import key_of
 
 _logger = logging.getLogger("speech")
@@ -80,46 +81,40 @@ def folder_system(
 ) -> System:
     """Finds the file of each pair in a folder of enhanced files.
 
-    A file belongs to a pair by its path below the folder: that of the noisy file below its own, or
-    ``<noise>/<speaker>/<dB>/<name>``; in a flat folder by its name, where no two pairs share it.
-    Audio endings and upper or lower case may differ. With ``pair_by``, which is that of
-    `speech.data.corpus.find_matches`, it also belongs by what the pattern finds in its name, where
-    that is of one pair only.
+    A file belongs to a pair as `speech.data.made.MadeFiles` says, by the path that the noisy file
+    has below its own folder or by ``<noise>/<speaker>/<dB>/<name>``; its name will do where no two
+    pairs share it. With ``pair_by``, which is that of `speech.data.corpus.find_matches`, it also
+    belongs by what the pattern finds in its name, where that is of one pair only.
 
     Raises:
         ValueError: The folder is missing or empty, or has a file for no pair.
     """
-    from speech.sound.audio import find_audio
-
-    available = defaultdict(list)
-    for path in find_audio(folder):
-        available[_bare(path.relative_to(folder))].append(path)
+    made = MadeFiles(folder)
     by_key = defaultdict(list)
-    keys_of = Counter(key_of(pair_by, pair.noisy_path.relative_to(noisy_root)) for pair in pairs)
-    for path in (path for paths in available.values() for path in paths):
+    for path in made.paths:
         by_key[key_of(pair_by, path.relative_to(folder))].append(path)
+    keys = [key_of(pair_by, pair.noisy_path.relative_to(noisy_root)) for pair in pairs]
+    times = Counter(keys)
     names = Counter(pair.name.lower() for pair in pairs)
     system, used = System(name, str(folder)), set()
-    for pair in pairs:
-        keys = [_bare(pair.noisy_path.relative_to(noisy_root)), _bare(pair.relative_path)]
-        if names[pair.name.lower()] == 1:
-            keys.append(pair.name.lower())
-        found = next((available[key] for key in keys if key in available), [])
-        key = key_of(pair_by, pair.noisy_path.relative_to(noisy_root))
-        if not found and key is not None and keys_of[key] == 1:
-            found = by_key[key]
-        if len(found) == 1:
-            system.files[pair_name(pair)] = found[0]
-            used.add(found[0])
-        else:
-            why = "several files" if found else "no file"
-            system.files[pair_name(pair)] = f"{folder}: {why} for {pair.relative_path}"
+    for pair, key in zip(pairs, keys, strict=True):
+        relatives = pair.noisy_path.relative_to(noisy_root), pair.relative_path
+        try:
+            found = made.of(*relatives, by_name=names[pair.name.lower()] == 1)
+        except ValueError as error:
+            own = by_key[key] if key is not None and times[key] == 1 else []
+            if len(own) != 1:
+                system.files[pair_name(pair)] = str(error)
+                continue
+            found = own[0]
+        system.files[pair_name(pair)] = found
+        used.add(found)
     if not used:
         raise ValueError(
             f"{folder}: none of its files belongs to one of {len(pairs)} noisy files, such as "
             f"{pairs[0].relative_path}; name them like the noisy files"
         )
-    unused = [str(path) for paths in available.values() for path in paths if path not in used]
+    unused = [str(path) for path in made.paths if path not in used]
     if unused:
         _logger.warning(
             "%d files in %s belong to no noisy file: %s", len(unused), folder, corpus.listed(unused)
@@ -345,8 +340,3 @@ class _Made:
             self._note(name, None)
         make()
         self._note(name, digest)
-
-
-def _bare(path: Path) -> str:
-    """Returns a relative path in lower case without its audio endings."""
-    return (path.parent / corpus.audio_stem(path)).as_posix().lower()

@@ -45,6 +45,7 @@ from mnn.scoring import (
     rebuilt_difference,
 )
 from speech.base.cli import one_line
+from speech.sound.audio import valid_signal
 from speech.sound.stft import StftConfig, Synthesis
 
 #: Signals longer than this (17 minutes) wait in nameless files, so that many experts fit in memory.
@@ -115,7 +116,7 @@ class Arbiter:
             One hearing an expert, in their order. An expert that fails, or gives a NaN or another
             length, is out, and its hearing says why.
         """
-        noisy = np.asarray(noisy, np.float32)
+        noisy = valid_signal(noisy, "noisy").astype(np.float32, copy=False)
         scene = _Scene(noisy, level(noisy), place or Place(), keep)
         runs = [self._start(scene, Hearing(expert)) for expert in experts]
         config = self.dae.conventions.stft
@@ -152,7 +153,7 @@ class Arbiter:
         self, noisy: np.ndarray, experts: Sequence[Expert], place: Place | None = None
     ) -> list[Hearing]:
         """Runs experts without judging them; the arguments are those of `hear`."""
-        noisy = np.asarray(noisy, np.float32)
+        noisy = valid_signal(noisy, "noisy").astype(np.float32, copy=False)
         scene = _Scene(noisy, level(noisy), place or Place(), True)
         runs = [self._start(scene, Hearing(expert), alone=True) for expert in experts]
         for run in runs:

@@ -20,13 +20,11 @@ Samples are at 16 kHz. A network over samples is given the signal divided by its
 from __future__ import annotations
 
 import os
-import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -34,11 +32,13 @@ from mnn.blocks import frame_blocks, stft_frames
 from mnn.features import Conventions, conventions_of, network_input, scaled_magnitudes
 from mnn.layers import DenseNetwork
 from speech.base.files import sha256_of
+from speech.data.made import MadeFiles
 from speech.enhance import Enhancer
 from speech.modelfile.meta import COMPLEX_MASK
 from speech.modelfile.read import read_model_file
 from speech.modelfile.spec import ModelFile
-from speech.sound.audio import SAMPLE_RATE_HZ, read_multichannel, resample
+from speech.sound.audio import SAMPLE_RATE_HZ, Audio, read_multichannel
+from speech.sound.audiofiles import at_16k
 from speech.sound.stft import DEFAULT, Synthesis
 
 SPECTRAL_KINDS = ("mask", "magnitude")
@@ -224,52 +224,32 @@ def names_of(paths: Sequence[Path]) -> list[str]:
 def folder_expert(name: str, folder: Path) -> Expert:
     """Makes an expert of files that another tool has enhanced.
 
-    A file belongs to an input by its path below the folder, audio endings apart; else by its name,
-    where only one file has it. Its rate may differ (it is resampled), its duration may not; one
-    channel serves all channels of an input.
+    A file belongs to an input as `speech.data.made.MadeFiles` says. Its rate may differ (it is
+    resampled), its duration may not; one channel serves all channels of an input.
 
     Raises:
         ValueError: The folder is missing or holds no audio.
     """
-    from speech.sound.audio import find_audio
-
-    by_path: dict[str, list[Path]] = {}
-    for path in find_audio(folder):
-        for key in {_bare(path.relative_to(folder)), _bare(Path(path.name))}:
-            by_path.setdefault(key, []).append(path)
-    kept: list[Any] = [None, None]  # the last file, for its other channels
+    made = MadeFiles(folder)
+    kept: list[Audio] = []  # the last file, for its other channels
 
     def run(noisy: np.ndarray, place: Place) -> np.ndarray:
-        keys = _bare(place.relative), _bare(Path(place.relative.name))
-        found = next((by_path[key] for key in keys if len(by_path.get(key, ())) == 1), None)
-        if found is None:
-            why = "several files" if keys[-1] in by_path else "no file"
-            raise ValueError(f"{folder}: {why} for {place.relative}")
-        if kept[0] != found[0]:
-            kept[:] = found[0], read_multichannel(found[0])
-        audio = kept[1]
+        path = made.of(place.relative)
+        if not kept or kept[0].path != path:
+            kept[:] = [read_multichannel(path)]
+        audio = kept[0]
         num_channels = audio.samples.shape[1]
         if num_channels > 1 and place.channel >= num_channels:
-            raise ValueError(f"{found[0]}: has no channel {place.channel + 1}")
-        channel = min(place.channel, num_channels - 1)
-        samples = resample(
-            np.ascontiguousarray(audio.samples[:, channel]), audio.source_rate_hz, SAMPLE_RATE_HZ
-        )
+            raise ValueError(f"{path}: has no channel {place.channel + 1}")
+        samples = at_16k(audio, min(place.channel, num_channels - 1))
         difference = len(samples) - len(noisy)
         if abs(difference) > LENGTH_TOLERANCE_SAMPLES:
             raise ValueError(
-                f"{found[0]}: {len(samples)} samples at 16 kHz, the noisy file {len(noisy)}"
+                f"{path}: {len(samples)} samples at 16 kHz, the noisy file {len(noisy)}"
             )
         return samples[: len(noisy)] if difference >= 0 else np.pad(samples, (0, -difference))
 
     return Expert(name, "folder", Path(folder), "", None, run)
-
-
-def _bare(path: Path) -> str:
-    from speech.data.corpus import audio_stem
-
-    # Some systems write an accent as a character of its own.
-    return unicodedata.normalize("NFC", (path.parent / audio_stem(path)).as_posix()).lower()
 
 
 def _question(file: ModelFile) -> ValueError:

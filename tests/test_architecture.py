@@ -112,7 +112,7 @@ def test_each_room_says_what_it_holds():
 
 @pytest.mark.parametrize(
     "module",
-    ["speech.sound.audio", "speech.sound.augment", "speech.data.corpus", "speech.data.prefetch",
+    ["speech.sound.audio", "speech.sound.audiofiles", "speech.sound.augment", "speech.data.corpus", "speech.data.prefetch",
     "speech.demo",
      "speech.doctor",
      "speech.enhance", "speech.net.fcn", "speech.net.losses", "speech.sound.mixing",
@@ -120,7 +120,7 @@ def test_each_room_says_what_it_holds():
      "speech.net.reach", "speech.net.chain", "speech.opencorpus", "speech.training.common_options",
      "speech.prepare", "speech.training.tensorboard", "speech.train", "speech.training.config",
      "speech.training.options", "speech.weights", "eval.cost", "eval.cycles", "eval.metrics",
-     "eval.page", "eval.report", "eval.run", "eval.scoring", "eval.sweep", "mnn.arbiter",
+     "eval.page", "eval.report", "eval.run", "eval.scoring", "eval.sweep", "mnn.arbiter", "mnn.config",
      "mnn.experiments", "mnn.pool", "mnn.select", "mnn.scoring", "mnn.selector", "mnn.tables",
      "mnn.train", "pruning.run", "pruning.surgery", "timit_fcn_mse"],
 )  # fmt: skip

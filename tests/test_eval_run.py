@@ -172,6 +172,13 @@ def test_flat_folders_match_by_name(mixtures, tmp_path):
     write(tmp_path / "tree" / "unknown" / "unknown" / "unknown" / "u00.flac.wav", np.ones(9))
     system = systems.folder_system("t", tmp_path / "tree", pairs, tmp_path / "noisy")
     assert system.files["unknown/unknown/unknown/u00.wav"].name == "u00.flac.wav"
+    # So is a file in another tree, where one file alone has its name.
+    write(tmp_path / "other" / "a" / "U00.wav", np.ones(9))
+    for folder in ("b", "c"):
+        write(tmp_path / "other" / folder / "u01.wav", np.ones(9))
+    system = systems.folder_system("o", tmp_path / "other", pairs, tmp_path / "noisy")
+    assert system.files["unknown/unknown/unknown/u00.wav"].name == "U00.wav"
+    assert "several files for" in system.files["unknown/unknown/unknown/u01.wav"]
     with pytest.raises(ValueError, match="none of its files belongs to one of 3 noisy files"):
         systems.folder_system("m", tmp_path / "enhanced" / "more", pairs, tmp_path / "noisy")
 

@@ -14,6 +14,7 @@ import mnn.dae
 import mnn.experts
 import pruning.run
 from mnn import data, train
+from mnn.config import FitConfig
 from mnn.features import (
     Conventions,
     conventions_of,
@@ -24,7 +25,7 @@ from mnn.features import (
     scaled_magnitudes,
     speech_frames,
 )
-from mnn.training import FitConfig, FrameTrainer
+from mnn.training import FrameTrainer
 from speech.base.checkpoint import CheckpointError, read_npz, write_npz
 from speech.base.files import sha256_of
 from speech.data.corpus import Noise, Pair, Utterance, bundled_noise, bundled_speech

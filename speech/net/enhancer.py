@@ -30,7 +30,7 @@ from speech.net.folding import fold_batch_normalization
 from speech.net.memory import MAX_BYTES
 from speech.net.reach import reach_of
 from speech.net.timefrequency import compress, expand, features
-from speech.sound.audio import require_signal
+from speech.sound.audio import valid_signal
 from speech.sound.stft import Synthesis, whole_frames
 
 #: Frames of a chunk besides those that it only starts earlier with: 10 s.
@@ -184,7 +184,7 @@ class MaskStream:
 
     def push(self, samples: np.ndarray) -> np.ndarray:
         """Takes the next samples, float [any number], and returns those that are finished."""
-        samples = require_signal(samples)
+        samples = valid_signal(samples)
         highest = float(np.max(np.abs(samples), initial=0.0))
         if highest > _MAX_SAMPLE:
             raise ValueError(
