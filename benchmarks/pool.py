@@ -105,8 +105,8 @@ def _run(options: argparse.Namespace) -> int:
         pairs, _, description = quality.test_set(options, folder)
         print(description)
         folders, tools, skipped = enhance_all(pairs, folder)
-        members, refused = open_pool(options.experts, list(folders.items()))
-        members = [member for member in members if member is not None]
+        opened, refused = open_pool(options.experts, list(folders.items()))
+        members = [member for member in opened if member is not None]
         for reason in refused:
             print(f"refused: {reason}", file=sys.stderr)
         if not members:
@@ -264,7 +264,8 @@ def choose(
         if not hearings:
             raise ValueError(f"{relative}: no member is left: {'; '.join(out.values())}")
         keys = [(own.expert.name, own.expert.sha256) for own in hearings]
-        sums = [segment_sums(own.statistics, bounds, hop) for own in hearings]
+        found = [own.statistics for own in hearings if own.statistics is not None]
+        sums = [segment_sums(own, bounds, hop) for own in found]
         for name, (metric, scoring, _) in chosen.items():
             _, cost = costs(sums, metric, scoring)
             picks[name] = keys[pick(cost, keys)[0]][0]
@@ -307,7 +308,8 @@ def tabulate(
         average(which, [row["scores"][row["picks"][which]] for row in scored])
     average(COMBINED, [row["scores"][COMBINED] for row in scored])
     for row in scored:
-        row["picks"][ORACLE] = max(names, key=lambda name, row=row: row["scores"][name]["sdr"])
+        sdr_db = {name: row["scores"][name]["sdr"] for name in names}
+        row["picks"][ORACLE] = max(names, key=sdr_db.__getitem__)
     average(ORACLE, [row["scores"][row["picks"][ORACLE]] for row in scored])
     table = []
     for system, own in means.items():

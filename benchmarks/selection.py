@@ -25,6 +25,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -159,7 +160,7 @@ def contenders_of(
 
         return call
 
-    return {name: lambda name=name: counted(name) for name in calls}, cpu
+    return {name: partial(counted, name) for name in calls}, cpu
 
 
 @contextlib.contextmanager

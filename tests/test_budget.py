@@ -8,7 +8,17 @@ from quantization import budget
 from quantization.kmeans import Codebooks, cluster_layers, clustered_layers
 from quantization.run import parse_bytes
 from speech.modelfile.icse import pack
-from tests.test_ratedistortion import layers, output_error, signals  # noqa: F401 - fixtures
+from tests.builders import low_passed, output_error, smooth_layers
+
+
+@pytest.fixture
+def layers(rng):
+    return smooth_layers(rng)
+
+
+@pytest.fixture
+def signals(rng):
+    return [low_passed(rng, 3000) for _ in range(3)]
 
 
 def size_of(found):
@@ -65,7 +75,7 @@ def test_a_lambda_that_leaves_nothing_is_passed_over():
         budget.to_lambda(never, size_of, 2_000)
 
 
-def test_k_by_layer_fits_and_more_bytes_are_better(layers, signals):  # noqa: F811
+def test_k_by_layer_fits_and_more_bytes_are_better(layers, signals):
     sizes, errors = [], []
     smallest, full = (size_of(cluster_layers(layers, Codebooks(k=k))) for k in (2, 64))
     for target in (smallest, (smallest + full) // 2, full):
@@ -78,7 +88,7 @@ def test_k_by_layer_fits_and_more_bytes_are_better(layers, signals):  # noqa: F8
     assert sizes == sorted(sizes) and 2 * max(errors[1:]) < errors[0]
 
 
-def test_the_choice_is_no_worse_than_one_k_for_all(layers, signals):  # noqa: F811
+def test_the_choice_is_no_worse_than_one_k_for_all(layers, signals):
     uniform = cluster_layers(layers, Codebooks(k=8, centroids="fp16"))
     chosen = budget.choose_k(layers, Codebooks(), signals, size_of(uniform), size_of)
     again = budget.choose_k(layers, Codebooks(), signals, size_of(uniform), size_of)
@@ -89,13 +99,13 @@ def test_the_choice_is_no_worse_than_one_k_for_all(layers, signals):  # noqa: F8
     assert set(chosen.centroids_of.values()) <= {"fp32", "fp16", "int8"}
 
 
-def test_without_signals_the_weights_own_errors_count(layers):  # noqa: F811
+def test_without_signals_the_weights_own_errors_count(layers):
     target = size_of(cluster_layers(layers, Codebooks(k=8)))
     chosen = budget.choose_k(layers, Codebooks(), [], target, size_of)
     assert size_of(cluster_layers(layers, chosen)) <= target
 
 
-def test_too_few_bytes_are_refused_with_the_smallest_size(layers, signals):  # noqa: F811
+def test_too_few_bytes_are_refused_with_the_smallest_size(layers, signals):
     smallest = size_of(cluster_layers(layers, Codebooks(k=2, centroids="int8")))
     with pytest.raises(ValueError, match=f"100 bytes cannot be reached.*{smallest:,}"):
         budget.choose_k(layers, Codebooks(), signals, 100, size_of, ("int8",))

@@ -17,8 +17,7 @@ from speech.net import blockconv
 from speech.net.enhancer import MaskEnhancer
 from speech.net.reach import Reach, reach_of, summary_of
 from speech.net.timefrequency import SIZES, TimeFrequencyConfig
-from tests.builders import TINY, conv2d, graph, mask_layers, write_mask_network
-from tests.conftest import make_speech
+from tests.builders import TINY, conv2d, graph, make_speech, mask_layers, write_mask_network
 from tests.reference import timefrequency_oracle
 
 HOP, FRAME = 256, 512

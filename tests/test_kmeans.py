@@ -12,7 +12,7 @@ from quantization.kmeans import (
     cluster_layers,
     distortion,
 )
-from tests.test_sparsity import network
+from tests.builders import network
 
 
 def naive_optimum(values, k):

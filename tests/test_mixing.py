@@ -14,7 +14,7 @@ from speech.sound.mixing import (
     measure_snr_db,
     mix_at_snr,
 )
-from tests.conftest import make_speech
+from tests.builders import make_speech
 from tests.reference import mixing_oracle
 
 

@@ -20,7 +20,7 @@ from mnn.scoring import (
     soft_weights,
 )
 from speech.sound.stft import DEFAULT, Synthesis, istft, stft
-from tests.conftest import make_speech
+from tests.builders import make_speech
 from tests.mnn_files import write_dae, write_fcn, write_mask
 from tests.reference import mnn_scoring_oracle as oracle
 

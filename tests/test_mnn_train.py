@@ -25,14 +25,13 @@ from mnn.features import (
     scaled_magnitudes,
     speech_frames,
 )
-from mnn.training import FrameTrainer
 from speech.base.checkpoint import CheckpointError, read_npz, write_npz
 from speech.base.files import sha256_of
 from speech.data.corpus import Noise, Pair, Utterance, bundled_noise, bundled_speech
 from speech.modelfile.read import read_model_file
 from speech.sound.stft import context_frames, stft
 from speech.training.config import TrainingError
-from tests.conftest import make_speech
+from tests.builders import make_speech, without_times
 
 ROOT = Path(__file__).parent.parent
 
@@ -179,34 +178,10 @@ def test_the_bundled_corpus_has_what_the_experiments_need():
 CONFIG = FitConfig(iterations=12, batch_size=32, validate_every=4, seed=5)
 
 
-@pytest.fixture
-def small_dae(monkeypatch):
-    monkeypatch.setitem(mnn.dae.NETS, "128", ((16,), 3))
-
-
-@pytest.fixture
-def make_trainer(small_dae, tmp_path, rng):
-    signals = [make_speech(rng, 20000), make_speech(rng, 9000)]
-
-    def make(name="model", config=CONFIG, **options):
-        model, conventions = mnn.dae.build_dae("128", seed=config.seed)
-        frames = [speech_frames([signal], conventions) for signal in signals]
-        meta = {"kind": "autoencoder", **conventions.to_json(), "net": "128"}
-        out = tmp_path / f"{name}.h5"
-        options = {"meta": meta, "data_sha256": "d", **options}
-        return FrameTrainer(model, *frames, config, out, **options)
-
-    return make
-
-
-def without_times(history):
-    return [{k: v for k, v in row.items() if k != "seconds"} for row in history]
-
-
 @pytest.mark.parametrize("optimizer", ["rprop", "adam"])
-def test_the_error_falls_and_the_best_weights_are_kept(make_trainer, optimizer):
+def test_the_error_falls_and_the_best_weights_are_kept(make_frame_trainer, optimizer):
     config = FitConfig(100, 64, optimizer, 3e-3, validate_every=10)
-    trainer = make_trainer(config=config)
+    trainer = make_frame_trainer(config=config)
     state = trainer.run()
     errors = [row["validation_error"] for row in state.history]
     assert min(errors) < 0.8 * errors[0]
@@ -229,11 +204,11 @@ class Stop(Exception):
 
 
 @pytest.mark.parametrize("optimizer", ["rprop", "adam"])
-def test_a_run_that_is_killed_ends_like_an_unbroken_one(make_trainer, optimizer):
+def test_a_run_that_is_killed_ends_like_an_unbroken_one(make_frame_trainer, optimizer):
     config = FitConfig(12, 32, optimizer, validate_every=4, seed=5)
-    whole = make_trainer("whole", config)
+    whole = make_frame_trainer("whole", config)
     expected = whole.run()
-    broken = make_trainer("broken", config, checkpoint_seconds=0.0)
+    broken = make_frame_trainer("broken", config, checkpoint_seconds=0.0)
     step = broken._step
 
     def dying_step(iteration):
@@ -244,7 +219,7 @@ def test_a_run_that_is_killed_ends_like_an_unbroken_one(make_trainer, optimizer)
     broken._step = dying_step
     with pytest.raises(Stop):
         broken.run()
-    again = make_trainer("broken", config)
+    again = make_frame_trainer("broken", config)
     seen = []
     result = again.run(seen.append)
     assert [row["iteration"] for row in seen] == [8, 12]
@@ -253,8 +228,8 @@ def test_a_run_that_is_killed_ends_like_an_unbroken_one(make_trainer, optimizer)
         assert_array_equal(one, other)
 
 
-def test_it_stops_when_validation_no_longer_improves(make_trainer, monkeypatch):
-    trainer = make_trainer(config=FitConfig(1000, 32, validate_every=2, patience=6))
+def test_it_stops_when_validation_no_longer_improves(make_frame_trainer, monkeypatch):
+    trainer = make_frame_trainer(config=FitConfig(1000, 32, validate_every=2, patience=6))
     errors = iter([5.0, 3.0, 4.0, 3.5, 3.0] + 99 * [9.0])
     test = trainer.model.test_on_batch
     monkeypatch.setattr(
@@ -264,8 +239,8 @@ def test_it_stops_when_validation_no_longer_improves(make_trainer, monkeypatch):
     assert state.iteration == 10 and state.best_row["iteration"] == 4
 
 
-def test_another_run_is_not_taken_up(make_trainer):
-    trainer = make_trainer(checkpoint_seconds=0.0)
+def test_another_run_is_not_taken_up(make_frame_trainer):
+    trainer = make_frame_trainer(checkpoint_seconds=0.0)
     trainer._save_results = lambda: None
     step = trainer._step
 
@@ -278,13 +253,13 @@ def test_another_run_is_not_taken_up(make_trainer):
     with pytest.raises(Stop):
         trainer.run()
     with pytest.raises(TrainingError, match="is of a run with seed 5, not 6"):
-        make_trainer(config=FitConfig(12, 32, validate_every=4, seed=6)).run()
+        make_frame_trainer(config=FitConfig(12, 32, validate_every=4, seed=6)).run()
     with pytest.raises(TrainingError, match="data_sha256 'd', not 'e'"):
-        make_trainer(data_sha256="e").run()
+        make_frame_trainer(data_sha256="e").run()
     whole = trainer.checkpoint_path.read_bytes()
     trainer.checkpoint_path.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(CheckpointError, match="not a readable checkpoint .* delete it"):
-        make_trainer().run()
+        make_frame_trainer().run()
     trainer.checkpoint_path.write_bytes(whole)
     arrays = read_npz(trainer.checkpoint_path)
     state = json.loads(arrays["state"].tobytes())
@@ -298,14 +273,14 @@ def test_another_run_is_not_taken_up(make_trainer):
         text = json.dumps(state | changes).encode()
         write_npz(trainer.checkpoint_path, arrays | {"state": np.frombuffer(text, np.uint8)})
         with pytest.raises(ValueError, match=message):
-            make_trainer().run()
+            make_frame_trainer().run()
     write_npz(trainer.checkpoint_path, arrays | {"variable_0": np.zeros((2, 2), "f4")})
     with pytest.raises(TrainingError, match="not a readable checkpoint .*of another network"):
-        make_trainer().run()
+        make_frame_trainer().run()
 
 
-def test_an_error_that_is_not_finite_ends_the_run(make_trainer):
-    trainer = make_trainer()
+def test_an_error_that_is_not_finite_ends_the_run(make_frame_trainer):
+    trainer = make_frame_trainer()
     trainer._step = lambda iteration: float("nan")
     with pytest.raises(TrainingError, match="became nan in iteration 1; no model was written; try"):
         trainer.run()
@@ -459,5 +434,5 @@ def test_imports_and_help_need_no_tensorflow():
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 
-def test_models_are_plain_keras(make_trainer):
-    assert isinstance(make_trainer().model, keras.Sequential)
+def test_models_are_plain_keras(make_frame_trainer):
+    assert isinstance(make_frame_trainer().model, keras.Sequential)

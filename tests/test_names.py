@@ -16,7 +16,7 @@ from mnn import pool
 from mnn.pool import Place
 from speech.base import cli, files
 from speech.sound.audio import AudioError, find_audio, read_audio, write_audio
-from tests.conftest import make_speech
+from tests.builders import make_speech
 
 #: Latin-1, as on old disks; a picture; control characters.
 NAMES = [b"Gru\xdf.wav", "m\N{MICROPHONE}.wav".encode(), b"a\x1b[31mb.wav", b"two.wav"]

@@ -24,8 +24,7 @@ from speech.modelfile.spec import LayerSpec
 from speech.net.enhancer import MaskEnhancer
 from speech.net.keras_models import save_model
 from speech.sound.stft import StftConfig
-from tests.builders import write_mask_network
-from tests.conftest import make_speech
+from tests.builders import make_speech, write_mask_network
 from tests.mnn_files import dense, write, write_dae, write_fcn, write_mask
 
 

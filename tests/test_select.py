@@ -13,7 +13,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from mnn import select
 from mnn.select import main
-from tests.conftest import make_speech
+from tests.builders import make_speech
 from tests.mnn_files import write_dae, write_fcn, write_mask
 
 ROOT = Path(__file__).parent.parent

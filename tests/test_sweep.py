@@ -18,8 +18,7 @@ from speech.modelfile.h5 import write_model_file
 from speech.net.enhancer import MaskEnhancer
 from speech.net.fcn import FCNConfig
 from speech.sound.audio import peak_normalize, read_audio
-from tests.builders import write_mask_network
-from tests.test_cost import kernel_shapes, layers_of
+from tests.builders import kernel_shapes, layers_of, write_mask_network
 
 CONFIG = FCNConfig(num_hidden_layers=1, num_filters=4, kernel_size=9)
 

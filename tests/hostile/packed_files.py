@@ -9,14 +9,14 @@ import numpy as np
 from benchmarks.trials.mutation import deflated, sealed, sections_of
 from speech.modelfile import icse
 from tests import graph_files
-from tests.test_icse import META, clustered
+from tests.builders import WAVEFORM_META, clustered
 
 SAMPLED = 300
 
 
 def good():
     """Returns the bytes of a valid file."""
-    return icse.pack(clustered(np.random.default_rng(0), widths=(1, 5, 4, 1)), META)
+    return icse.pack(clustered(np.random.default_rng(0), widths=(1, 5, 4, 1)), WAVEFORM_META)
 
 
 def numbered(attacks):
@@ -144,7 +144,7 @@ def bombs(folder):
 
 def skips(folder):
     """Headers whose graphs are none, or whose shapes do not fit; conventions that are missing."""
-    whole = icse.pack(graph_files.small_graph(), graph_files.META)
+    whole = icse.pack(graph_files.small_graph(), graph_files.WAVEFORM_META)
     _, *sections = sections_of(whole)
     header = json.loads(zlib.decompress(bytes(sections_of(whole)[0]), -15))
     place = {entry[1]["name"]: index for index, entry in enumerate(header["layers"])}
