@@ -26,7 +26,7 @@ from speech.training.common_options import check_corpus
 
 if TYPE_CHECKING:
     from mnn.arbiter import Arbiter
-    from mnn.pool import Expert
+    from mnn.expert_files import Expert
 
 METRICS = ("sdr", "stoi")
 
@@ -92,7 +92,7 @@ def _named(text: str) -> tuple[str, Path]:
 def _opened(files: dict[str, Path], dae: str, names: Sequence[str]) -> tuple[Arbiter, list[Expert]]:
     from mnn.arbiter import Arbiter
     from mnn.dae import Autoencoder
-    from mnn.pool import open_expert
+    from mnn.expert_files import open_expert
     from mnn.scoring import DEFAULT_SCORING, needs_of
 
     arbiter = Arbiter(Autoencoder(files[dae]), needs_of("ae", DEFAULT_SCORING))

@@ -10,7 +10,7 @@ Any network that is already trained can join (MNN, section 3). In this pool are 
 three shipped mask experts, and noisereduce, RNNoise and DeepFilterNet 3 from PyPI (extra
 ``[quality]``; what is not installed is skipped with a note). The tools enhance the test set first,
 each in a process of its own, their delays taken out (`benchmarks.quality`); their files join by the
-candidates folders of `mnn.pool`, as with ``python -m mnn.select --candidates NAME=DIR``.
+candidates folders of `mnn.expert_files`, as with ``python -m mnn.select --candidates NAME=DIR``.
 
 Rows of the table:
 
@@ -46,7 +46,7 @@ from speech.base.files import strict_json
 from speech.training.common_options import check_corpus
 
 if TYPE_CHECKING:
-    from mnn.pool import Expert
+    from mnn.expert_files import Expert
 
 #: Keys of `benchmarks.peers.PEERS`.
 TOOLS = ("noisereduce", "RNNoise", "DeepFilterNet 3")
@@ -236,7 +236,7 @@ def choose(
         ValueError: All are out.
     """
     from mnn.arbiter import Arbiter
-    from mnn.pool import Place
+    from mnn.expert_files import Place
     from mnn.scoring import (
         costs,
         joined,

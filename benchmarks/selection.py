@@ -34,7 +34,7 @@ from speech.base import cli
 
 if TYPE_CHECKING:
     from mnn.arbiter import Arbiter
-    from mnn.pool import Expert
+    from mnn.expert_files import Expert
 
 EXPERTS, JUDGING, BOTH = "experts", "judging", "both"
 GOAL = 0.10
@@ -111,7 +111,7 @@ def _run(options: argparse.Namespace) -> int:
 
 def pools() -> dict[str, list[Expert]]:
     """Returns three FCNs, which are one, and the three shipped mask experts."""
-    from mnn.pool import open_expert
+    from mnn.expert_files import open_expert
     from mnn.select import DEFAULT_EXPERTS
     from speech.enhance import BASELINE_MODEL
 
@@ -132,7 +132,7 @@ def contenders_of(
         signal: float32 [num_samples] at 16 kHz.
         options: With metric and scoring.
     """
-    from mnn.pool import Expert
+    from mnn.expert_files import Expert
     from mnn.selector import Selector
 
     made = [hearing.signal for hearing in arbiter.run(signal, pool)]

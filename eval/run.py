@@ -26,17 +26,28 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from eval import scoring, tables
 from eval.metrics import METRICS
+from eval.systems import (
+    System,
+    bundled_pairs,
+    enhanced_alone,
+    folder_system,
+    model_system,
+    noisy_system,
+    tasks_of,
+)
+from eval.tables import PUBLISHED_COLUMNS
 from speech.base import cli
 from speech.base.cli import positive_number
 from speech.base.cluster import add_option, connected
+from speech.base.files import held, write_json, write_text
+from speech.base.runinfo import run_info
+from speech.data import corpus
+from speech.data.corpus import Pair
 from speech.enhance import BASELINE_MODEL, DEFAULT_MODEL
-
-if TYPE_CHECKING:
-    from eval.systems import System
-    from speech.data.corpus import Pair
 
 DEFAULT_OUT = Path("runs") / "eval"
 
@@ -87,8 +98,6 @@ class EvalConfig:
 
     def __post_init__(self) -> None:
         """Raises ValueError for values that make no sense or do not go together."""
-        from eval.tables import PUBLISHED_COLUMNS
-
         if self.noisy is not None and self.clean is None:
             raise ValueError("--clean and --noisy go together")
         if self.enhanced and self.clean is None:
@@ -166,9 +175,6 @@ class EvalResult:
 
     def to_json(self) -> dict[str, Any]:
         """Returns everything but the rows as plain JSON values."""
-        from eval import scoring
-        from speech.base.runinfo import run_info
-
         has_noisy = any(system.name == scoring.NOISY for system in self.systems)
         keys = ("system", "name", "status")
         return {
@@ -206,10 +212,6 @@ def evaluate(config: EvalConfig) -> EvalResult:
         ValueError: Folders, models or metrics are not as they should be.
         OSError: A file can't be read or written.
     """
-    from eval import scoring
-    from eval.systems import tasks_of
-    from speech.base.files import held
-
     if config.out.exists() and not config.out.is_dir():
         raise ValueError(f"{config.out}: is not a folder; choose another --out")
     metrics = _usable_metrics(config)
@@ -252,9 +254,6 @@ def _pairs_and_systems(
     config: EvalConfig,
 ) -> tuple[list[Pair], list[System], list[tuple[Path, str]]]:
     """Returns the pairs, the systems, and what has no clean partner with the reason."""
-    from eval.systems import bundled_pairs, enhanced_alone
-    from speech.data import corpus
-
     unpaired: list[tuple[Path, str]] = []
     if config.clean is None:
         folder = config.out / "test"
@@ -274,8 +273,6 @@ def _pairs_and_systems(
 
 
 def _systems(config: EvalConfig, pairs: Sequence[Pair]) -> list[System]:
-    from eval.systems import folder_system, model_system, noisy_system
-
     systems = [noisy_system(pairs)]
     for name, folder in config.enhanced:
         assert config.noisy is not None, "enhanced files stand beside noisy ones"
@@ -289,9 +286,6 @@ def _systems(config: EvalConfig, pairs: Sequence[Pair]) -> list[System]:
 
 def _write(result: EvalResult) -> None:
     """Writes the tables of a run into its folder."""
-    from eval import scoring, tables
-    from speech.base.files import write_json, write_text
-
     out, summary, differences = result.config.out, result.summary, result.differences
     write_text(out / "scores.csv", scoring.to_csv(result.rows))
     write_text(out / "summary.csv", scoring.to_csv(summary))
@@ -327,8 +321,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(config: EvalConfig, json: Path | None) -> int:
-    from speech.base.files import write_json
-
     started = time.perf_counter()
     result = evaluate(config)
     if json:
@@ -342,8 +334,6 @@ def _run(config: EvalConfig, json: Path | None) -> int:
 
 
 def _print(result: EvalResult) -> None:
-    from eval import scoring, tables
-
     left_out = [name for name in result.config.metrics if name not in result.metrics]
     if left_out:
         print(

@@ -29,16 +29,21 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from eval import run, scoring
+from eval.cost import ModelCost, cost_of
+from eval.grid import Grid
 from eval.plots import SYMBOLS, score_against_size
 from eval.points import NOISY, Point, parse_point
+from eval.scoring import OVERALL, compare, summarize
+from eval.systems import bundled_pairs, model_system, noisy_system, tasks_of
 from speech.base import cli
 from speech.base.cluster import Cluster, add_option, connected
-
-if TYPE_CHECKING:
-    from eval.cost import ModelCost
-    from speech.data.corpus import Pair
+from speech.base.files import held, write_json, write_text
+from speech.base.runinfo import run_info
+from speech.data import corpus
+from speech.data.corpus import Pair
 
 DEFAULT_OUT = Path("runs") / "sweep"
 
@@ -114,16 +119,12 @@ def sweep_models(config: SweepConfig) -> list[dict[str, Any]]:
         ValueError: Folders or models are not as they should be.
         OSError: A file can't be read or written.
     """
-    from speech.base.files import held
-
     if config.out.exists() and not config.out.is_dir():
         raise ValueError(f"{config.out}: is not a folder; choose another --out")
     cli.check_out(config.out, [config.noisy, config.clean])
     with held(config.out), connected(config.dask, config.num_jobs) as cluster:
         points = config.models
         if config.thetas or config.ks:
-            from eval.grid import Grid
-
             grid = Grid(
                 tuple(dict.fromkeys(config.thetas or [None])),
                 tuple(dict.fromkeys(config.ks or [None])),
@@ -136,14 +137,10 @@ def sweep_models(config: SweepConfig) -> list[dict[str, Any]]:
 
 
 def _pairs(config: SweepConfig) -> list[Pair]:
-    from eval.run import BUNDLED_NUM_EACH, BUNDLED_SNRS_DB
-    from eval.systems import bundled_pairs
-    from speech.data import corpus
-
     if config.noisy is not None and config.clean is not None:
         return corpus.find_pairs(config.noisy, config.clean, config.pair_by)
-    num_each = config.num_test or BUNDLED_NUM_EACH
-    return bundled_pairs(config.out / "test", num_each, BUNDLED_SNRS_DB, config.num_jobs)
+    num_each = config.num_test or run.BUNDLED_NUM_EACH
+    return bundled_pairs(config.out / "test", num_each, run.BUNDLED_SNRS_DB, config.num_jobs)
 
 
 def sweep(
@@ -169,12 +166,6 @@ def sweep(
     Raises:
         ValueError: Names are not unique, a model is refused, or there is nothing to score.
     """
-    from eval import scoring
-    from eval.cost import cost_of
-    from eval.systems import model_system, noisy_system, tasks_of
-    from speech.base.files import write_json, write_text
-    from speech.base.runinfo import run_info
-
     names = [point.name for point in points]
     if not points or len(set(names)) < len(names):
         raise ValueError(f"expected models of different names, received {names}")
@@ -236,8 +227,6 @@ def tabulate(
         mean, _std, _diff (mean difference to the baseline), _diff_low and _diff_high (its 95 %
         bootstrap interval) and _diff_p (Wilcoxon). What a row has not is NaN, a label None.
     """
-    from eval.scoring import OVERALL, compare, summarize
-
     first = points[0].name
     means = {
         group["system"]: group

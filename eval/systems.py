@@ -22,6 +22,7 @@ from speech.base import cli, schema
 from speech.data import corpus
 from speech.data.made import MadeFiles
 from speech.data.pairing import key_of
+from speech.enhance import Enhancer
 
 _logger = logging.getLogger("speech")
 
@@ -43,7 +44,9 @@ class System:
     sha256: str = ""
 
 
-def bundled_pairs(folder: Path, num_each: int, snrs_db: Sequence[float], jobs: int) -> list[Any]:
+def bundled_pairs(
+    folder: Path, num_each: int, snrs_db: Sequence[float], jobs: int
+) -> list[corpus.Pair]:
     """Writes the bundled test set, the same files each time, and returns its pairs.
 
     Args:
@@ -71,13 +74,17 @@ def bundled_pairs(folder: Path, num_each: int, snrs_db: Sequence[float], jobs: i
     ]
 
 
-def noisy_system(pairs: Sequence[Any]) -> System:
+def noisy_system(pairs: Sequence[corpus.Pair]) -> System:
     """Returns the noisy files as a system."""
     return System(NOISY, "", {pair_name(pair): pair.noisy_path for pair in pairs})
 
 
 def folder_system(
-    name: str, folder: Path, pairs: Sequence[Any], noisy_root: Path, pair_by: str | None = None
+    name: str,
+    folder: Path,
+    pairs: Sequence[corpus.Pair],
+    noisy_root: Path,
+    pair_by: str | None = None,
 ) -> System:
     """Finds the file of each pair in a folder of enhanced files.
 
@@ -123,7 +130,7 @@ def folder_system(
 
 
 def model_system(
-    name: str, model: Path, pairs: Sequence[Any], folder: Path, convert: bool, num_jobs: int
+    name: str, model: Path, pairs: Sequence[corpus.Pair], folder: Path, convert: bool, num_jobs: int
 ) -> System:
     """Applies a model to the noisy files and writes float32 WAVs of peak 1, as published.
 
@@ -143,15 +150,13 @@ def model_system(
     """
     import joblib
 
-    from speech.enhance import Enhancer
-
     enhancer = Enhancer(model)
     made = _Made(folder / "made.jsonl", enhancer.file.sha256)
     num_workers = joblib.cpu_count() if num_jobs < 1 else num_jobs
     if enhancer.engine != "c":
         num_workers = 1
 
-    def work(pair: Any) -> Path | str:
+    def work(pair: corpus.Pair) -> Path | str:
         target = folder / pair.relative_path
         try:
             made.once(pair.noisy_path, target, lambda: _enhance(enhancer, pair, target, convert))
@@ -246,7 +251,7 @@ def _clean_key(pair: corpus.Pair) -> tuple[Any, ...]:
     return (pair.clean_path,)
 
 
-def tasks_of(systems: Sequence[System], pairs: Sequence[Any]) -> list[Task]:
+def tasks_of(systems: Sequence[System], pairs: Sequence[corpus.Pair]) -> list[Task]:
     """Returns one task for each pair and system, the systems of a pair side by side."""
     has_noisy = any(system.name == NOISY for system in systems)
     tasks = []
@@ -269,12 +274,12 @@ def tasks_of(systems: Sequence[System], pairs: Sequence[Any]) -> list[Task]:
     return tasks
 
 
-def pair_name(pair: Any) -> str:
+def pair_name(pair: corpus.Pair) -> str:
     """Returns the name of a pair in the tables."""
     return pair.relative_path.as_posix()
 
 
-def _enhance(enhancer: Any, pair: Any, target: Path, convert: bool) -> None:
+def _enhance(enhancer: Enhancer, pair: corpus.Pair, target: Path, convert: bool) -> None:
     from eval.scoring import read_at_16k
     from speech.sound.audio import write_audio
 
@@ -328,7 +333,7 @@ class _Made:
             self._made[name] = digest
             append_text(self._path, self._line(name))
 
-    def once(self, source: Path, target: Path, make: Any) -> None:
+    def once(self, source: Path, target: Path, make: Callable[[], object]) -> None:
         """Calls ``make`` unless ``target`` is there and was made from the same ``source``."""
         from speech.base.files import sha256_of
 

@@ -24,16 +24,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from mnn import blocks
-from mnn.blocks import (
-    frame_blocks,
-    frame_energies,
-    magnitude_frames,
-    stft_frames,
-)
 from mnn.dae import Autoencoder
+from mnn.expert_files import Expert, Place
 from mnn.features import inner_product, level, scaled_magnitudes
-from mnn.pool import Expert, Place
 from mnn.scoring import (
     DIFFERENCE,
     MIXTURE,
@@ -45,7 +38,14 @@ from mnn.scoring import (
     rebuilt_difference,
 )
 from speech.base.cli import one_line
+from speech.sound import blocks
 from speech.sound.audio import valid_signal
+from speech.sound.blocks import (
+    frame_blocks,
+    frame_energies,
+    magnitude_frames,
+    stft_frames,
+)
 from speech.sound.stft import StftConfig, Synthesis
 
 #: Signals longer than this (17 minutes) wait in nameless files, so that many experts fit in memory.

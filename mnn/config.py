@@ -7,12 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from mnn import dae, experts
 from speech.training.options import DataOptions
 
 OPTIMIZERS = ("rprop", "adam")
 
 #: The paper's nets by what is trained, the one that is trained by default first.
-NETS = {"dae": ("128", "2048x2"), "expert": ("512x2", "2048x2")}
+NETS = {"dae": tuple(dae.NETS), "expert": tuple(experts.NETS)}
 
 #: Experts are made at this SNR unless another is asked for (section 4.2).
 EXPERT_SNRS_DB = (0.0,)
@@ -65,7 +66,7 @@ class TrainConfig:
         init: Model file whose weights start the training; its zeros stay zero.
         fit: How to train; its seed also draws speakers and mixtures.
         data: Which recordings; ``snrs_db`` is what experts are trained at.
-        conditions: Columns and patterns that choose among them (`mnn.data.matching`).
+        conditions: Columns and patterns that choose among them (`mnn.conditions.matching`).
         num_speakers: Speakers to train on at most; None for the paper's number, or all of the
             bundled corpus.
         per_speaker: Utterances of each speaker at most; None likewise.

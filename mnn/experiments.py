@@ -32,10 +32,19 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import numpy as np
+
+from eval.metrics import METRICS as SCORES
+from eval.plots import COLORS
 from mnn import published
+from mnn.arbiter import Arbiter
+from mnn.conditions import description, matching
 from mnn.config import EXPERT_SNRS_DB, FitConfig, TrainConfig
+from mnn.dae import Autoencoder
+from mnn.expert_files import Expert, open_expert
+from mnn.features import fingerprint
 from mnn.scoring import (
     DEFAULT_SCORING,
     SCORINGS,
@@ -48,13 +57,13 @@ from mnn.scoring import (
     soft_weights,
 )
 from mnn.tables import METRICS, confusion, report_markdown, tabulate
+from mnn.train import lines_of, train
 from speech.base import cli, schema
+from speech.base.files import atomic_path, held, sha256_of, write_json, write_text
+from speech.base.runinfo import run_info
+from speech.data import corpus
+from speech.data.corpus import MixturePlan, Noise, Utterance, render, spread_mixtures
 from speech.training.options import DataOptions
-
-if TYPE_CHECKING:
-    from mnn.dae import Autoencoder
-    from mnn.pool import Expert
-    from speech.data.corpus import MixturePlan, Noise, Utterance
 
 _logger = logging.getLogger("speech")
 
@@ -226,7 +235,7 @@ class Condition:
 
     @property
     def filters(self) -> dict[str, list[str]]:
-        """What the training data of the expert must meet (`mnn.data.matching`)."""
+        """What the training data of the expert must meet (`mnn.conditions.matching`)."""
         found = {"gender": [self.gender], "noise": list(self.noises)}
         return {column: patterns for column, patterns in found.items() if any(patterns)}
 
@@ -266,9 +275,6 @@ def plan_tests(
     Raises:
         ValueError: No utterance or noise meets the condition.
     """
-    from mnn.data import matching
-    from speech.data.corpus import spread_mixtures
-
     if condition.noises:
         noises = matching(noises, {"noise": condition.noises})
     if condition.gender:
@@ -306,12 +312,6 @@ def judge_mixture(
         Scores by expert and metric, those of combinations among them, and the pick by selection
         ('ae paper 128').
     """
-    import numpy as np
-
-    from eval.metrics import METRICS as SCORES
-    from mnn.arbiter import Arbiter
-    from speech.data.corpus import render
-
     mixture = render(plan)
     noisy = mixture.noisy.astype(np.float32)
     bounds = segment_bounds(len(noisy), None)
@@ -360,8 +360,6 @@ def run(config: ExperimentConfig, say: Callable[[str], None] | None = None) -> d
         ValueError: Data, models or folders are not as they should be.
         OSError: A file can't be read or written.
     """
-    from speech.base.files import held
-
     folder = config.folder
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder}: is not a folder; choose another --out")
@@ -415,9 +413,6 @@ def _train(
     say: Callable[[str], None],
 ) -> dict[str, tuple[Path, str]]:
     """Trains what is not there yet; returns the path and hash of each model."""
-    from mnn.train import lines_of, train
-    from speech.base.files import sha256_of
-
     speech = () if config.speech is None else (config.speech,)
     data = DataOptions(speech, config.noise, snrs_db=EXPERT_SNRS_DB, seed=config.seed)
     models = config.models or config.folder / "models"
@@ -468,8 +463,6 @@ def test_plans(
     Raises:
         ValueError: No utterance or noise meets a condition.
     """
-    from speech.data import corpus
-
     if speech is None or noise is None:
         utterances, noises = corpus.bundled_speech("TEST"), corpus.bundled_noise("TEST")
     else:
@@ -487,12 +480,6 @@ def _judge(
     paths: dict[str, tuple[Path, str]],
 ) -> list[dict[str, Any]]:
     """Returns a row for each mixture; those of an earlier run with the same models are kept."""
-    from mnn.dae import Autoencoder
-    from mnn.data import description
-    from mnn.features import fingerprint
-    from mnn.pool import open_expert
-    from speech.base.files import write_text
-
     daes = {net: Autoencoder(paths[f"dae_{net}"][0]) for net in DAES}
     experts = [
         open_expert(path, name) for name, (path, _) in paths.items() if not name.startswith("dae_")
@@ -558,9 +545,6 @@ def draw(result: dict[str, Any], path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    from eval.plots import COLORS
-    from speech.base.files import atomic_path
-
     names, default = result["experts"], result["default"]
     lines = [ln for ln in result["table"] if ln["metric"] == "sdr" and ln["condition"] != "all"]
     columns = [*names, "chance", "snr paper 128", "ae paper 128", default, "oracle"]
@@ -594,9 +578,6 @@ def draw(result: dict[str, Any], path: Path) -> None:
 
 
 def _write(out: Path, result: dict[str, Any], rows: Sequence[dict[str, Any]]) -> None:
-    from speech.base.files import write_json, write_text
-    from speech.base.runinfo import run_info
-
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     picks, names = list(rows[0]["picks"]), list(rows[0]["scores"])

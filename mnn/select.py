@@ -7,11 +7,11 @@
     python -m mnn.select --experts a.h5 b.h5 --candidates rnnoise=DIR noisy/ -o chosen/
     python -m mnn.select --selector-experts a.icse b.icse --experts a.h5 b.h5 noisy/ -o chosen/
 
-Experts are of any kind (`mnn.pool`); how they are scored says `mnn.scoring`. Every file is given
-to all of them, one is chosen, and its signal written with the rate, channels, length, format and
-place in the tree that the file has. With ``--granularity segment`` the choice is made anew for each
-few seconds and cross-faded; with ``--combine`` all estimates are added with weights that follow
-from their scores. Experts over samples are scaled to fit the mixture (`mnn.arbiter`).
+Experts are of any kind (`mnn.expert_files`); `mnn.scoring` says how they are scored. Every file is
+given to all of them, one is chosen, and its signal written with the rate, channels, length, format
+and place in the tree that the file has. With ``--granularity segment`` the choice is made anew for
+each few seconds and cross-faded; with ``--combine`` all estimates are added with weights that
+follow from their scores. Experts over samples are scaled to fit the mixture (`mnn.arbiter`).
 
 With ``--selector-experts``, compressed copies of the experts in the same order, those are run to
 choose, and of ``--experts`` only the winner is run. ``--check`` runs them all and says how often
@@ -35,9 +35,20 @@ from typing import TYPE_CHECKING, Any
 from mnn.scoring import DEFAULT_SCORING, METRICS, SCORINGS, needs_of
 from speech.base import cli
 from speech.base.cli import natural_number
+from speech.base.files import remove_leftovers, write_json
+from speech.data import corpus
+from speech.sound.audio import SAMPLE_RATE_HZ, is_audio_name, read_multichannel
+from speech.sound.audiofiles import (
+    at_16k,
+    file_row,
+    plan_outputs,
+    put_channel,
+    say_turned_down,
+    write_like,
+)
 
 if TYPE_CHECKING:
-    from mnn.pool import Expert
+    from mnn.expert_files import Expert
     from mnn.selector import Selector
 
 _logger = logging.getLogger("speech")
@@ -63,7 +74,7 @@ class SelectConfig:
     Attributes:
         inputs: Noisy files and folders; none for noisy test clips of the bundled corpus.
         out: Folder to write, or a file for one file.
-        experts: Model files of any kind (`mnn.pool`).
+        experts: Model files of any kind (`mnn.expert_files`).
         candidates: Name and folder of files that other tools have made of the inputs.
         selector_experts: Compressed copies of the experts, in their order, which choose; of
             ``experts`` only the winner is run.
@@ -192,9 +203,6 @@ def select(
             together; if ``strict``, whatever else fails.
         OSError: A file can't be read or written.
     """
-    from speech.base.files import remove_leftovers
-    from speech.sound.audiofiles import plan_outputs
-
     result = SelectResult(config, *open_selector(config))
     inputs, out = config.inputs, config.out
     if not inputs:
@@ -248,9 +256,6 @@ def select_file(selector: Selector, source: Path, relative: Path, target: Path) 
     Raises:
         ValueError: The file can't be read or written, or no expert is left.
     """
-    from speech.sound.audio import SAMPLE_RATE_HZ, read_multichannel
-    from speech.sound.audiofiles import at_16k, file_row, put_channel, write_like
-
     audio = read_multichannel(source)
     numbers = range(audio.samples.shape[1])
     decision, signals = selector.choose([at_16k(audio, number) for number in numbers], relative)
@@ -329,7 +334,6 @@ def _check_shipped(dae: Path, experts: Sequence[Path]) -> None:
 
 def _bundled_clips(out: Path) -> Path:
     """Writes noisy test clips of the bundled corpus, the same each time; returns their folder."""
-    from speech.data import corpus
     from speech.data.prepared import write_mixtures
 
     plans = corpus.spread_mixtures(
@@ -353,9 +357,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(config: SelectConfig, json: Path | None) -> int:
-    from speech.base.files import write_json
-    from speech.sound.audiofiles import say_turned_down
-
     width = 0
 
     def start(selector: Selector, relatives: Sequence[Path]) -> None:
@@ -372,9 +373,8 @@ def _run(config: SelectConfig, json: Path | None) -> int:
     _print_result(result)
     if json:
         write_json(json, result.to_json())
-    named = all(item.is_file() for item in config.inputs)
-    # Clips of the bundled corpus stand in a folder.
-    return 0 if result.files and not (config.inputs and named and result.skipped) else 1
+    are_files = bool(config.inputs) and all(item.is_file() for item in config.inputs)
+    return 0 if result.files and not (are_files and result.skipped) else 1
 
 
 def _print_pool(config: SelectConfig, selector: Selector) -> None:
@@ -432,8 +432,6 @@ def _described(expert: Expert) -> dict[str, Any]:
 
 def _config(parser: argparse.ArgumentParser, options: argparse.Namespace) -> SelectConfig:
     """Returns what the options say; exits with code 2 if they make no sense."""
-    from speech.sound.audio import is_audio_name
-
     inputs, models = list(options.inputs), {}
     # Inputs may follow --experts, which takes all it can get.
     for name in ("experts", "selector_experts"):

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from mnn.arbiter import Arbiter, Hearing
-from mnn.pool import Expert, Place
+from mnn.expert_files import Expert, Place
 from mnn.scoring import (
     DEFAULT_SCORING,
     costs,

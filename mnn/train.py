@@ -23,9 +23,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mnn import conditions
+from mnn.conditions import description, parse_conditions
 from mnn.config import EXPERT_SNRS_DB, NETS, OPTIMIZERS, FitConfig, TrainConfig
+from mnn.dae import build_dae
+from mnn.experts import build_expert
+from mnn.features import Conventions, Frames, fingerprint, mask_frames, speech_frames
+from mnn.layers import load_network
 from speech.base import cli
 from speech.base.cli import natural_number, positive_number
+from speech.base.device import select_devices
+from speech.data import corpus
+from speech.data.corpus import Pair, render
+from speech.sound.audio import read_audio
 from speech.training.common_options import add_data_options, check_data_options
 from speech.training.options import DataOptions
 
@@ -33,7 +43,6 @@ if TYPE_CHECKING:
     import keras
     import numpy as np
 
-    from mnn.features import Conventions, Frames
 
 _logger = logging.getLogger("speech")
 
@@ -81,10 +90,6 @@ def train(config: TrainConfig, say: Callable[[str], None] | None = None) -> Trai
         ValueError: Data, device or files are not as they should be.
         OSError: A file can't be read or written.
     """
-    from mnn.data import description
-    from mnn.features import fingerprint
-    from speech.base.device import select_devices
-
     say = say or (lambda line: None)
     parts = _find_data(config, say)
     say(
@@ -158,13 +163,9 @@ def _network(
 ) -> tuple[keras.Model, Conventions, dict[str, Any]]:
     """Returns a network, what it takes, and how it started, for the meta of its file."""
     if config.init is None:
-        from mnn.dae import build_dae
-        from mnn.experts import build_expert
-
         net = config.net or NETS[config.what][0]
         build = build_expert if config.what == "expert" else build_dae
         return *build(net, seed=config.fit.seed), {"net": net}
-    from mnn.layers import load_network
     from speech.net.constraints import HeldZeros
     from speech.net.keras_models import build_model
 
@@ -183,9 +184,6 @@ def _network(
 
 def _find_data(config: TrainConfig, say: Callable[[str], None]) -> _Parts:
     """Finds utterances for an autoencoder, mixture plans or premixed pairs for an expert."""
-    from mnn import data
-    from speech.data import corpus
-
     is_dae, given, seed = config.what == "dae", config.data, config.fit.seed
     if given.noisy is not None and given.clean is not None:
         pairs, left_out = corpus.training_pairs(
@@ -193,18 +191,18 @@ def _find_data(config: TrainConfig, say: Callable[[str], None]) -> _Parts:
         )
         if left_out:
             say(f"left out    {left_out}")
-        pairs = data.matching(pairs, config.conditions)
+        pairs = conditions.matching(pairs, config.conditions)
         if is_dae:
             pairs = list({pair.clean_path: pair for pair in pairs}.values())
-        return _Parts(*corpus.split_utterances(pairs, data.VALIDATION_FRACTION, seed))
+        return _Parts(*corpus.split_utterances(pairs, conditions.VALIDATION_FRACTION, seed))
     utterances = (
         corpus.bundled_speech("TRAIN")
         if given.is_bundled
         else corpus.find_speech_trees(given.speech, "TRAIN", given.skip_sa)
     )
     speakers, each = (None, None) if given.is_bundled else PAPER_SPEAKERS[config.what]
-    parts = data.choose_speakers(
-        data.matching(utterances, config.conditions),
+    parts = conditions.choose_speakers(
+        conditions.matching(utterances, config.conditions),
         config.num_speakers or speakers,
         config.per_speaker or each,
         seed,
@@ -218,7 +216,7 @@ def _find_data(config: TrainConfig, say: Callable[[str], None]) -> _Parts:
     )
     return _Parts(
         *(
-            data.plan_expert(
+            conditions.plan_expert(
                 part, noises, given.snrs_db, config.conditions,
                 num_draws=config.num_draws, seed=seed,
             )
@@ -230,8 +228,6 @@ def _find_data(config: TrainConfig, say: Callable[[str], None]) -> _Parts:
 def _frames(
     items: Sequence[Any], config: TrainConfig, conventions: Conventions, label: str
 ) -> Frames:
-    from mnn.features import mask_frames, speech_frames
-
     shown, folder = cli.progress(items, total=len(items), label=label), config.out.parent
     if config.what == "dae":
         return speech_frames(_read_speech(shown), conventions, folder=folder)
@@ -239,9 +235,6 @@ def _frames(
 
 
 def _read_speech(items: Any) -> Iterator[np.ndarray]:
-    from speech.data.corpus import Pair
-    from speech.sound.audio import read_audio
-
     for item in items:
         path = item.clean_path if isinstance(item, Pair) else item.path
         with _Skipping():
@@ -249,9 +242,6 @@ def _read_speech(items: Any) -> Iterator[np.ndarray]:
 
 
 def _read_mixtures(items: Any) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    from speech.data.corpus import Pair, render
-    from speech.sound.audio import read_audio
-
     for item in items:
         with _Skipping():
             if isinstance(item, Pair):
@@ -310,8 +300,6 @@ def lines_of(result: TrainResult) -> list[str]:
 
 def _config(parser: argparse.ArgumentParser, options: argparse.Namespace) -> TrainConfig:
     """Returns what the options say; exits with code 2 if they make no sense."""
-    from mnn.data import parse_conditions
-
     if options.snr_range:
         parser.error("--snr-range draws anew each time; mixtures are fixed here: give --snr")
     if not 0 < options.learning_rate < 1e6:
@@ -370,7 +358,7 @@ def _parser() -> argparse.ArgumentParser:
             "stay")  # fmt: skip
         _add_training_options(command)
         _add_choices(command, what)
-        add_data_options(command)
+        add_data_options(command, test=False)
         add("--gpu", default="0", metavar="LIST", help="0 (default), or -1 for the CPU")
     return parser
 

@@ -1,6 +1,7 @@
 """python -m eval.run: layouts, models, bad files, resuming, the published result files, usage."""
 
 import csv
+import dataclasses
 import json
 import math
 
@@ -297,6 +298,18 @@ def test_enhanced_and_clean_files_alone(mixtures, tmp_path, capsys):
     assert "ssnri compare with the noisy files; give --noisy" in capsys.readouterr().err
     assert run.main([*words, "--metrics", "si_sdr", "--baseline", "a"]) == 0
     assert {row["system"] for row in rows_of(out / "differences.csv")} == {"b"}
+    # One call does what the command does.
+    before = (out / "differences.csv").read_bytes()
+    folders = (("a", tmp_path / "enhanced"), ("b", tmp_path / "other"))
+    config = run.EvalConfig(
+        tmp_path / "clean", enhanced=folders, metrics=("si_sdr",), baseline="a", out=out, num_jobs=1
+    )
+    capsys.readouterr()
+    found = run.evaluate(config)
+    assert capsys.readouterr().out == "" and (out / "differences.csv").read_bytes() == before
+    assert found.to_json() == json.loads((out / "summary.json").read_text())
+    with pytest.raises(ValueError, match="--baseline c: no such system"):
+        dataclasses.replace(config, baseline="c")
 
 
 def test_enhanced_folders_inside_the_clean_one(mixtures, tmp_path):

@@ -127,6 +127,16 @@ def test_a_run_writes_everything_and_resumes(tiny, tmp_path, capsys, monkeypatch
     assert (out / "report.md").read_text() in text
     assert len((out / "scores.csv").read_text().splitlines()) == 5
     assert (out / "report.png").read_bytes()[:4] == b"\x89PNG"
+    # One call does what the command does.
+    speech, noise = Path(tiny[1]), Path(tiny[3])
+    config = experiments.ExperimentConfig(
+        "noise", speech, noise, ("birds", "typing"), "bundled", out, gpu="-1"
+    )
+    again = experiments.run(config)
+    assert len(calls) == 5 and capsys.readouterr().out == ""
+    assert {key: again[key] for key in ("table", "models", "confusion")} == {
+        key: result[key] for key in ("table", "models", "confusion")
+    }
 
 
 def test_the_combination_is_that_of_select(tiny, tmp_path, capsys, monkeypatch):

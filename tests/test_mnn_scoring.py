@@ -4,10 +4,9 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
-from mnn import blocks
 from mnn.arbiter import Arbiter, fitting_gain
 from mnn.dae import Autoencoder
-from mnn.pool import Place, open_expert
+from mnn.expert_files import Place, open_expert
 from mnn.scoring import (
     SCORINGS,
     costs,
@@ -19,6 +18,7 @@ from mnn.scoring import (
     segment_sums,
     soft_weights,
 )
+from speech.sound import blocks
 from speech.sound.stft import DEFAULT, Synthesis, istft, stft
 from tests.builders import make_speech
 from tests.mnn_files import write_dae, write_fcn, write_mask

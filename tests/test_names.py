@@ -4,6 +4,7 @@ import io
 import os
 import sys
 import unicodedata
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,8 +13,7 @@ import soundfile
 import eval.run
 import speech.enhance
 import speech.prepare
-from mnn import pool
-from mnn.pool import Place
+from mnn.expert_files import Place, folder_expert
 from speech.base import cli, files
 from speech.sound.audio import AudioError, find_audio, read_audio, write_audio
 from tests.builders import make_speech
@@ -137,6 +137,6 @@ def test_a_candidate_is_found_whichever_way_its_accents_are_written(ours, tmp_pa
     name = "Größe é.wav"
     samples = make_speech(rng, 1000)
     write_audio(tmp_path / unicodedata.normalize(theirs, name), samples)
-    expert = pool.folder_expert("tool", tmp_path)
-    place = Place(pool.Path(unicodedata.normalize(ours, name)), 0)
+    expert = folder_expert("tool", tmp_path)
+    place = Place(Path(unicodedata.normalize(ours, name)), 0)
     np.testing.assert_allclose(expert._run(samples, place), samples, atol=1e-6)

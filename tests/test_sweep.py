@@ -207,6 +207,15 @@ def test_the_command_prints_the_table(finished, tmp_path, capsys, monkeypatch):
     assert sweep.main(["--model", *models, *arguments]) == 0
     text = capsys.readouterr().out
     assert "| k4 " in text and str((tmp_path / "out").resolve()) in text
+    # One call does what the command does.
+    before = (tmp_path / "out" / "sweep.csv").read_bytes()
+    config = sweep.SweepConfig(
+        tuple(sweep.parse_point(model) for model in models), noisy=tmp_path / "noisy",
+        clean=pairs[0].clean_path.parent, out=tmp_path / "out", num_jobs=1,
+    )  # fmt: skip
+    table = sweep.sweep_models(config)
+    assert (tmp_path / "out" / "sweep.csv").read_bytes() == before
+    assert sweep.format_points(table) in text and capsys.readouterr().out == ""
 
 
 # --------------------------------------------------------------------------------------------

@@ -144,7 +144,7 @@ def bombs(folder):
 
 def skips(folder):
     """Headers whose graphs are none, or whose shapes do not fit; conventions that are missing."""
-    whole = icse.pack(graph_files.small_graph(), graph_files.WAVEFORM_META)
+    whole = icse.pack(graph_files.small_graph(), graph_files.META)
     _, *sections = sections_of(whole)
     header = json.loads(zlib.decompress(bytes(sections_of(whole)[0]), -15))
     place = {entry[1]["name"]: index for index, entry in enumerate(header["layers"])}
