@@ -506,7 +506,9 @@ class CostConfig:
     measured: bool = False
 
     def __post_init__(self) -> None:
-        """Raises ValueError for a codebook of one value."""
+        """Raises ValueError for no model, or a codebook of one value."""
+        if not self.models:
+            raise ValueError("no model is named; give at least one model file")
         if self.codebook_size is not None and self.codebook_size < 2:
             raise ValueError("--k is at least 2")
 

@@ -118,6 +118,9 @@ class EvalConfig:
                 )
             if names.count(name) > 1:
                 raise ValueError(f"two systems are named {name!r}; write NAME=...")
+        for name in self.metrics:
+            if name not in METRICS:
+                raise ValueError(f"metric is {name!r}; give some of {', '.join(METRICS)}")
         without = self.is_alone and self.baseline != "noisy"
         if self.baseline not in (names if without else ["noisy", *names]):
             raise ValueError(f"--baseline {self.baseline}: no such system")

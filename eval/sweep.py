@@ -94,6 +94,8 @@ class SweepConfig:
 
     def __post_init__(self) -> None:
         """Raises ValueError for values that do not go together."""
+        if not self.models:
+            raise ValueError("no model is named; give at least one, the baseline first")
         if (self.noisy is None) != (self.clean is None):
             raise ValueError("--test-noisy and --test-clean go together")
         if self.pair_by and not self.noisy:

@@ -260,6 +260,8 @@ def test_bad_input(tmp_path, capsys):
     assert len(lines) == 2 and all(line.startswith("error: ") for line in lines)
     with pytest.raises(SystemExit, match="2"):
         cost.main(["x.h5", "--k", "1"])
+    with pytest.raises(ValueError, match="no model is named"):
+        cost.CostConfig(())
 
 
 def test_the_command_prints_and_writes_the_counts(tmp_path, capsys):

@@ -310,6 +310,8 @@ def test_enhanced_and_clean_files_alone(mixtures, tmp_path, capsys):
     assert found.to_json() == json.loads((out / "summary.json").read_text())
     with pytest.raises(ValueError, match="--baseline c: no such system"):
         dataclasses.replace(config, baseline="c")
+    with pytest.raises(ValueError, match="metric is 'mos'; give some of pesq_wb"):
+        dataclasses.replace(config, metrics=("stoi", "mos"))
 
 
 def test_enhanced_folders_inside_the_clean_one(mixtures, tmp_path):

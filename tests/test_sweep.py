@@ -216,6 +216,8 @@ def test_the_command_prints_the_table(finished, tmp_path, capsys, monkeypatch):
     table = sweep.sweep_models(config)
     assert (tmp_path / "out" / "sweep.csv").read_bytes() == before
     assert sweep.format_points(table) in text and capsys.readouterr().out == ""
+    with pytest.raises(ValueError, match="no model is named"):
+        sweep.SweepConfig(())
 
 
 # --------------------------------------------------------------------------------------------
