@@ -532,6 +532,6 @@ def test_plan_refuses_nonsense(timit, noises):
 def test_bundled_corpus_stands_beside_the_module(tmp_path, rng, monkeypatch):
     make_timit(tmp_path / "speech", rng)
     make_noises(tmp_path / "noise" / "TEST", rng)
-    monkeypatch.setattr(corpus, "_MINICORPUS", tmp_path)
+    monkeypatch.setattr(corpus, "MINICORPUS", tmp_path)
     assert len(corpus.bundled_speech("TRAIN")) == 4
     assert [noise.name for noise in corpus.bundled_noise("TEST")] == ["birds", "typing"]
