@@ -14,15 +14,18 @@ install: $(STAMP)
 demo: $(STAMP)
 	$(BIN)/python timit_fcn_mse.py --gpu 0 --out runs/demo
 
+# Test files share the cores; each worker takes about 1.2 GB.
+PARALLEL := -n auto --maxprocesses 4 --dist loadfile
+
 test: $(STAMP) lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PARALLEL)
 
 test-slow: $(STAMP)
-	$(BIN)/python -m pytest -m "slow or not slow"
+	$(BIN)/python -m pytest $(PARALLEL) -m "slow or not slow"
 
 # The suite with the oldest packages that setup.py allows; these may warn of newer ones they meet.
 test-lowest: $(LOWEST_STAMP)
-	$(LOWEST_VENV)/bin/python -m pytest -W ignore::DeprecationWarning
+	$(LOWEST_VENV)/bin/python -m pytest $(PARALLEL) -W ignore::DeprecationWarning
 
 # A reduced version of everything in RESULTS.md; the same call goes on where it was.
 reproduce-small: $(STAMP)

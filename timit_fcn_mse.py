@@ -1,4 +1,4 @@
-"""Trains the FCN baseline on raw waveforms, enhances the test set and scores it (SPEC 1).
+"""Trains the FCN baseline on raw waveforms, enhances the test set and scores it.
 
 The loss is MSE unless ``--loss`` or ``--recipe`` says otherwise.
 
@@ -9,8 +9,8 @@ The loss is MSE unless ``--loss`` or ``--recipe`` says otherwise.
     python timit_fcn_mse.py --gpu 0 --train-noisy A --train-clean B --test-noisy C --test-clean D
     python timit_fcn_mse.py --gpu 0,1 --batch-size 8                  # several GPUs share each step
 
-The same command takes an interrupted run up where it stood. Started on several machines with
-TF_CONFIG set, they train one network (docs/training.md).
+The same command goes on with an interrupted run where it stood. Started on several machines with
+TF_CONFIG set, it trains one network on all of them (docs/training.md).
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from typing import Any
 
 from speech.base import cli
 from speech.base.cli import positive_number
+from speech.base.words import MOST, shown
 from speech.training.common_options import (
     add_data_options,
     add_training_options,
@@ -54,7 +55,7 @@ def _run(options: argparse.Namespace) -> int:
 
     if options.out.exists() and not options.out.is_dir():
         raise ValueError(f"{options.out}: is not a folder; choose another --out")
-    cli.check_out(options.out, data_folders(options))
+    cli.check_out(options.out, data_folders(options), [options.out / OUTPUT_FOLDER])
     select_devices(options.gpu, several=True)
 
     from speech.base.files import held
@@ -132,7 +133,7 @@ def _enhance_and_score(
     from eval import scoring
     from speech.base.files import write_json, write_text
     from speech.base.runinfo import run_info
-    from speech.enhance import Enhancer
+    from speech.net.enhancer import Enhancer
     from speech.sound.audio import SAMPLE_RATE_HZ, peak_normalize, read_audio, write_audio
 
     enhancer = Enhancer(model_path)
@@ -169,7 +170,8 @@ def _enhance_and_score(
     print("\n" + scoring.format_table(summary))
     for row in rows:
         if row["status"] != "ok":
-            print(f"not scored: {row['system']} {row['name']}: {row['status']}", file=sys.stderr)
+            words = shown(f"{row['system']} {row['name']}: {row['status']}", MOST)
+            print(f"not scored: {words}", file=sys.stderr)
     write_text(options.out / "scores.csv", scoring.to_csv(rows))
     write_text(options.out / "results.csv", scoring.to_csv(summary))
     write_json(
@@ -204,8 +206,8 @@ def _check_usage(parser: argparse.ArgumentParser, options: argparse.Namespace) -
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description="Train the FCN speech-enhancement baseline, with MSE or another loss, enhance "
-        "and score the test set. Without data options: the bundled corpus, in minutes. The same "
-        "command resumes.",
+        "and score the test set. Without data options it uses the bundled corpus and needs "
+        "minutes. The same command goes on after an interruption.",
         **cli.examples(
             "python timit_fcn_mse.py --gpu 0",
             "python timit_fcn_mse.py --timit TIMIT --noise noises --recipe best -o runs/fcn",
@@ -216,15 +218,16 @@ def _parser() -> argparse.ArgumentParser:
     add_training_options(parser)
     add = parser.add_argument_group("network").add_argument
     add("--filters", type=positive_number, metavar="N",
-        help=f"of each hidden layer (default {NUM_FILTERS}, the paper's)")  # fmt: skip
+        help=f"give each hidden layer N filters (default {NUM_FILTERS}, the paper's)")  # fmt: skip
     run = parser.add_argument_group("run")
     add = run.add_argument
     add("--gpu", default="0", metavar="LIST",
-        help="0 (default), several as 0,1 to share each step, or -1 for the CPU")  # fmt: skip
+        help="run on this GPU: 0 (default), several as 0,1 to share each step, or -1 for the "
+        "CPU")  # fmt: skip
     add("-o", "--out", type=Path, default=DEFAULT_OUT, metavar="DIR",
-        help="folder to write (default %(default)s)")  # fmt: skip
+        help="write to this folder (default %(default)s)")  # fmt: skip
     add("--eval-only", action="store_true", help="enhance and score with the model in --out")
-    add("--model", type=Path, metavar="FILE", help="model, with --eval-only: this one instead")
+    add("--model", type=Path, metavar="FILE", help="use this model (with --eval-only)")
     add("--tensorboard", nargs="?", type=Path, const=False, metavar="DIR",
         help="log errors, learning rate and fixed test clips for TensorBoard (default DIR: "
         "OUT/tensorboard); needs pip install tensorboard")  # fmt: skip

@@ -161,7 +161,7 @@ def _bare(tasks: Sequence[Any]) -> Callable[[], Any]:
 
 
 def _sdr_pairs(tasks: Sequence[Any]) -> list[tuple[Any, Any]]:
-    from speech.enhance import Enhancer
+    from speech.net.enhancer import Enhancer
     from speech.sound.audio import read_audio
 
     enhancer, pairs = Enhancer(), []

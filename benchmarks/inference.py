@@ -261,9 +261,11 @@ def _growth(model: Any) -> list[dict[str, float]]:
         path = Path(folder) / "fcn.h5"
         save_model(model, path, {})
         for seconds in GROWTH_SECONDS:
-            command = [sys.executable, "-m", "benchmarks.inference"]
             done = subprocess.run(
-                [*command, "--one-length", str(seconds), str(path)],
+                cli.python_command(
+                    "-m", "benchmarks.inference", "--one-length", str(seconds), str(path)
+                ),
+                env=cli.python_environment(),
                 capture_output=True,
                 text=True,
                 check=True,
@@ -279,9 +281,9 @@ def _growth(model: Any) -> list[dict[str, float]]:
 
 def _one_length(seconds: float, path: str) -> int:
     """Enhances one signal through the library and prints time and peak memory as JSON."""
-    from speech import enhance
+    from speech.net.enhancer import WHOLE_SECONDS, Enhancer
 
-    enhancer = enhance.Enhancer(path)
+    enhancer = Enhancer(path)
     signal = common.random_speech(seconds)[0, :, 0]
     enhancer.enhance(signal[:16000])
     times = []
@@ -293,7 +295,7 @@ def _one_length(seconds: float, path: str) -> int:
         "seconds": seconds,
         "time_s": statistics.median(times),
         "peak_bytes": peak_bytes(),
-        "way": "whole" if seconds <= enhance.WHOLE_SECONDS else "blocks",
+        "way": "whole" if seconds <= WHOLE_SECONDS else "blocks",
     }
     print(json.dumps(result))
     return 0

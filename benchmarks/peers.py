@@ -68,7 +68,7 @@ class Ours(System):
     """One of our model files."""
 
     def __init__(self, path: str) -> None:
-        from speech.enhance import Enhancer
+        from speech.net.enhancer import Enhancer
 
         self._enhancer = Enhancer(path)
         self.num_bytes = os.path.getsize(path)

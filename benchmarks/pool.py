@@ -53,7 +53,7 @@ TOOLS = ("noisereduce", "RNNoise", "DeepFilterNet 3")
 
 _MODELS = ("fcn.h5", "expert_birds.icse", "expert_typing.icse", "expert_engine.icse")
 
-#: Test files a noise and SNR.
+#: Test files per noise and SNR.
 NUM_TEST = 1
 
 #: Row -> metric, scoring, and whether levels are fitted.
@@ -84,13 +84,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--noise", type=Path, metavar="DIR", help="noise; its TEST part (with --timit)")
     add("--snr", type=cli.decibels, nargs="+", metavar="DB", help="default -5 0 5 10 15")
     add("--num-test", type=cli.positive_number, default=NUM_TEST, metavar="N",
-        help="files a noise and SNR (default %(default)s)")  # fmt: skip
+        help="files per noise and SNR (default %(default)s)")  # fmt: skip
     add("--seed", type=cli.natural_number, default=0, metavar="N", help="of the noise segments")
     add("--experts", type=Path, nargs="+", default=[models / name for name in _MODELS],
         metavar="FILE", help="our members (default: the shipped FCN and mask experts)")  # fmt: skip
     add("--dae", type=Path, default=DEFAULT_DAE, metavar="FILE", help="default: the shipped one")
     add("--jobs", type=cli.positive_number, default=-1, metavar="N",
-        help="processes for mixing and scoring (default: one a core)")  # fmt: skip
+        help="processes for mixing and scoring (default: one per core)")  # fmt: skip
     add("--json", type=Path, metavar="FILE", help="also write the result to FILE")
     options = parser.parse_args(argv)
     check_corpus(parser, options)

@@ -148,7 +148,7 @@ def time_models(points: Sequence[Point], rounds: int) -> common.Timing:
         points: The models.
         rounds: Of the timing.
     """
-    from speech.enhance import Enhancer
+    from speech.net.enhancer import Enhancer
 
     signal = common.random_speech(SECONDS)[0, :, 0]
 
@@ -214,16 +214,21 @@ def _made(row: Row, options: argparse.Namespace) -> Path:
     command = _pruning(row, path, options) if row.options else _from_scratch(folder, options)
     with open(folder / "log.txt", "w") as log:
         status = subprocess.run(
-            command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, check=False
+            command,
+            cwd=ROOT,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            check=False,
+            env=cli.python_environment(),
         ).returncode
     if status:
-        raise ValueError(f"{row.name}: {command[1]} ended with {status}, see {log.name}")
+        raise ValueError(f"{row.name}: {command[3]} ended with {status}, see {log.name}")
     (folder / "done").touch()
     return path
 
 
 def _pruning(row: Row, path: Path, options: argparse.Namespace) -> list[str]:
-    command = [sys.executable, "-m", "pruning.run", str(options.model.resolve())]
+    command = cli.python_command("-m", "pruning.run", str(options.model.resolve()))
     command += ["-o", str(path.resolve()), *row.options]
     if row.is_retrained:
         if row.name == LONG:
@@ -250,7 +255,7 @@ def _from_scratch(folder: Path, options: argparse.Namespace) -> list[str]:
     ]
     filters = round(widths[0] * (1 - FILTER_SHARE))
     num_train = _num_steps(options) * BATCH_SIZE
-    command = [sys.executable, "timit_fcn_mse.py", "--out", str(folder.resolve())]
+    command = cli.python_command("-m", "timit_fcn_mse", "--out", str(folder.resolve()))
     command += ["--filters", str(filters), "--epochs", "1", "--num-train", str(num_train)]
     return [*command, *_common(options)]
 
@@ -294,12 +299,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--long-steps", type=natural_number, default=4000, metavar="N",
         help=f"of row {LONG}; 0 leaves it out (default %(default)s)")  # fmt: skip
     add("--num-test", type=positive_number, default=6, metavar="N",
-        help="bundled test files a noise and SNR (default %(default)s)")  # fmt: skip
+        help="bundled test files per noise and SNR (default %(default)s)")  # fmt: skip
     add("--rounds", type=positive_number, default=21, metavar="N",
         help="of the timing (default %(default)s)")  # fmt: skip
     add("--seed", type=natural_number, default=0, metavar="N", help="default 0")
     add("--gpu", default="-1", metavar="LIST", help="default -1, the CPU")
-    add("--jobs", type=positive_number, default=-1, metavar="N", help="default: one a core")
+    add("--jobs", type=positive_number, default=-1, metavar="N", help="default: one per core")
     add("--out", type=Path, default=Path("runs/pruning-benchmark"), metavar="DIR",
         help="default %(default)s")  # fmt: skip
     add("--json", type=Path, metavar="FILE", help="also write the result to FILE")

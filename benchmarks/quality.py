@@ -56,7 +56,7 @@ NOISY = "noisy"
 INPUT_PEAK = 0.5
 MAX_DELAY_SAMPLES = 4000
 
-#: Test files a noise and SNR.
+#: Test files per noise and SNR.
 NUM_TEST = 3
 
 METRICS = {"pesq_wb": "PESQ-WB", "pesq_nb": "PESQ-NB", "stoi": "STOI", "si_sdr_db": "SI-SDR dB"}
@@ -104,12 +104,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--noise", type=Path, metavar="DIR", help="noise; its TEST part (with --timit)")
     add("--snr", type=cli.decibels, nargs="+", metavar="DB", help="default -5 0 5 10 15")
     add("--num-test", type=cli.positive_number, default=NUM_TEST, metavar="N",
-        help="files a noise and SNR (default %(default)s)")  # fmt: skip
+        help="files per noise and SNR (default %(default)s)")  # fmt: skip
     add("--seed", type=cli.natural_number, default=0, metavar="N", help="of the noise segments")
     add("--model", nargs="+", action="extend", metavar="NAME=FILE",
         help="our models (default fcn=models/fcn.h5)")  # fmt: skip
     add("--jobs", type=cli.positive_number, default=-1, metavar="N",
-        help="processes for mixing and scoring (default: one a core)")  # fmt: skip
+        help="processes for mixing and scoring (default: one per core)")  # fmt: skip
     add("--json", type=Path, metavar="FILE", help="also write the result to FILE")
     add("--figure", type=Path, metavar="FILE", help="also draw gains against bytes (PNG, SVG, PDF)")
     options = parser.parse_args(argv)
@@ -163,7 +163,7 @@ def named_models(arguments: Sequence[str] | None) -> dict[str, str]:
     Raises:
         ValueError: No '=', a name twice or taken, or no such file.
     """
-    from speech.enhance import BASELINE_MODEL
+    from speech.net.enhancer import BASELINE_MODEL
 
     models: dict[str, str] = {}
     for argument in arguments or [f"fcn={BASELINE_MODEL}"]:

@@ -165,7 +165,7 @@ def _run_tf(options: argparse.Namespace) -> int:
         print(f"training {name}", flush=True)
         _call(tf_command(name, options), options.out / name)
     test = options.out / "test"
-    command = [sys.executable, "-m", "eval.sweep", "--out", str(test.resolve()), "--model"]
+    command = cli.python_command("-m", "eval.sweep", "--out", str(test.resolve()), "--model")
     command += [f"{name}={(options.out / name / 'model.h5').resolve()}" for name in names]
     if options.test_noisy:
         command += ["--test-noisy", str(options.test_noisy.resolve())]
@@ -186,7 +186,7 @@ def _run_tf(options: argparse.Namespace) -> int:
 
 def tf_command(name: str, options: argparse.Namespace) -> list[str]:
     """Returns the call of ``speech.train`` for a row; repeated, it goes on where it was."""
-    command = [sys.executable, "-m", "speech.train", "--network", "tf", "--recipe", "best"]
+    command = cli.python_command("-m", "speech.train", "--network", "tf", "--recipe", "best")
     if options.steps:
         items = max(1, options.steps // EPOCHS) * TF_RECIPES["best"]["batch_size"]
         command += ["--epochs", str(EPOCHS), "--num-train", str(items)]
@@ -208,15 +208,21 @@ def _call(command: Sequence[str], folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "log.txt", "a") as log:
         status = subprocess.run(
-            command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, check=False
+            command,
+            cwd=ROOT,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            check=False,
+            env=cli.python_environment(),
         ).returncode
     if status:
-        raise ValueError(f"{folder.name}: {command[2]} ended with {status}, see {log.name}")
+        raise ValueError(f"{folder.name}: {command[3]} ended with {status}, see {log.name}")
 
 
 def _train(variant: Variant, folder: Path, options: argparse.Namespace) -> None:
     """Runs the training, unless it is done: then the command has little to do."""
-    arguments = [sys.executable, "-m", "timit_fcn_mse", "--gpu", options.gpu, "--recipe", "paper"]
+    arguments = cli.python_command("-m", "timit_fcn_mse", "--gpu", options.gpu)
+    arguments += ["--recipe", "paper"]
     steps = options.steps or STEPS
     arguments += ["--epochs", "1", "--num-train", str(steps * variant.batch_size)]
     arguments += ["--batch-size", str(variant.batch_size), "--seed", str(options.seed)]

@@ -61,7 +61,7 @@ def named_models(arguments: Sequence[str] | None) -> list[Point]:
         ValueError: Another form, a name that can't be used, or one that occurs twice.
     """
     from eval.points import parse_point
-    from speech.enhance import BASELINE_MODEL
+    from speech.net.enhancer import BASELINE_MODEL
 
     models = [parse_point(argument) for argument in arguments or [f"fcn={BASELINE_MODEL}"]]
     names = [model.name for model in models]
@@ -268,11 +268,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--model", nargs="+", action="extend", metavar="NAME=FILE",
         help="what enhances (default fcn=models/fcn.h5)")  # fmt: skip
     add("--num-test", type=cli.positive_number, default=NUM_TEST, metavar="N",
-        help="files a noise and SNR in each of the two sets (default %(default)s)")  # fmt: skip
+        help="files per noise and SNR in each of the two sets (default %(default)s)")  # fmt: skip
     add("--seed", type=cli.natural_number, default=0, metavar="N",
         help="of noise segments and rooms (default 0)")  # fmt: skip
     add("--jobs", type=cli.positive_number, default=-1, metavar="N",
-        help="processes (default: one a core)")  # fmt: skip
+        help="processes (default: one per core)")  # fmt: skip
     add("--out", type=Path, default=Path("runs/rooms"), metavar="DIR", help="default %(default)s")
     add("--json", type=Path, metavar="FILE", help="also write the result to FILE")
     add("--markdown", type=Path, metavar="FILE", help="also write the tables to FILE")

@@ -113,7 +113,7 @@ def pools() -> dict[str, list[Expert]]:
     """Returns three FCNs, which are one, and the three shipped mask experts."""
     from mnn.expert_files import open_expert
     from mnn.select import DEFAULT_EXPERTS
-    from speech.enhance import BASELINE_MODEL
+    from speech.net.enhancer import BASELINE_MODEL
 
     return {
         "FCNs": [open_expert(BASELINE_MODEL, f"fcn{number}") for number in (1, 2, 3)],

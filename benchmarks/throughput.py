@@ -118,7 +118,7 @@ def _train(folder: Path, num_items: int) -> Iterator[Callable[[int], None]]:
 
 
 def _enhance(folder: Path, num_items: int) -> Iterator[Callable[[int], None]]:
-    from speech.enhance import Enhancer
+    from speech.net.enhancer import Enhancer
 
     enhancer, signal = Enhancer(), common.random_speech(UTTERANCE_S)[0, :, 0]
 
@@ -320,7 +320,7 @@ def _write_speech(folder: Path, num_files: int) -> Path:
 def markdown(rows: Mapping[str, Mapping[str, Any]]) -> str:
     """Returns the measured table of docs/scaling.md."""
     lines = [
-        "| stage | cores | items/s | audio s a s | busy | MB/s written |",
+        "| stage | cores | items/s | audio s per s | busy | MB/s written |",
         "|---|---|---|---|---|---|",
     ]
     for name, row in rows.items():
@@ -366,16 +366,17 @@ def arithmetic(rows: Mapping[str, Mapping[str, Any]]) -> str:
         text.append("")
     calls, files = rates["schedule"], rates["score"] / UTTERANCE_S
     text += [
-        f"\\* as fast as calls are handed out: {calls:,.0f} a second. Scoring is a call a file, "
-        f"and {calls:,.0f} / {files:.1f} = {calls / files:,.0f} cores score as many; preparing is "
-        f"a call for {NUM_CONDITIONS} files.",
+        f"\\* The process that hands out calls is the limit: {calls:,.0f} per second. Scoring "
+        f"takes one call per file, and {calls:,.0f} / {files:.1f} = {calls / files:,.0f} cores "
+        f"score as many; preparing takes one call per {NUM_CONDITIONS} files.",
         "",
-        f"Training, one utterance a step, on the {rows['train']['cores']} cores measured: "
+        "Training with one utterance per step takes, on the "
+        f"{rows['train']['cores']} cores measured, "
         + "; ".join(
             f"{hours:,.0f} h / {rates['train']:.1f} = {_digits(hours / rates['train'])} h"
             for hours in LOADS.values()
         )
-        + f". One core that mixes on the fly feeds {rates['mix']:.0f} / {rates['train']:.1f} = "
+        + f". One core that mixes on the fly can feed {rates['mix']:.0f} / {rates['train']:.1f} = "
         f"{rates['mix'] / rates['train']:.0f} such trainings.",
     ]
     prepare = rows["prepare"]
@@ -383,7 +384,7 @@ def arithmetic(rows: Mapping[str, Mapping[str, Any]]) -> str:
     written = prepare["bytes_written"] / prepare["wall_seconds"] / _MB
     text += [
         "",
-        f"Prepared files take {bytes_a_second / 1e3:.1f} kB a second of audio: "
+        f"Prepared files take {bytes_a_second / 1e3:.1f} kB per second of audio: "
         + "; ".join(
             f"{hours:,.0f} h = {hours * 3600 * bytes_a_second / 1e9:,.0f} GB"
             for hours in LOADS.values()

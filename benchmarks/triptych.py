@@ -46,7 +46,7 @@ def _run(options: argparse.Namespace) -> int:
     from eval.metrics import METRICS
     from eval.plots import spectrogram_triptych
     from speech.data.corpus import bundled_noise, bundled_speech, plan_mixtures, render
-    from speech.enhance import Enhancer
+    from speech.net.enhancer import Enhancer
 
     noises = [noise for noise in bundled_noise("TEST") if noise.name == options.noise]
     if not noises:

@@ -1,4 +1,4 @@
-"""What a model costs: parameters, arithmetic, bytes, receptive field and latency.
+"""Counts what a model costs: parameters, operations, bytes, receptive field and latency.
 
 ::
 
@@ -12,16 +12,20 @@ spectra. A kernel that moves over bands is used once per band of a frame; at the
 full. 'Sparse' leaves out the kernels that are all zero, not single zeros: hardware can skip a
 kernel.
 
-Size is counted in several ways (SPEC 5), each against the FP32 parameters of the baseline:
+Size is counted in several ways, each against the FP32 parameters of the baseline
+(docs/papers.md, "ICSE: how size is counted"):
 
 * the paper's rule: non-zero weights x log2(k) bits, and nothing else;
-* in full: one bit a kernel that says whether it is zero, an index for each weight of the other
+* in full: one bit per kernel that says whether it is zero, an index for each weight of the other
   kernels, the codebooks (a zero included if the layer holds one), all other parameters in FP32;
 * the same with Huffman codes for the indices, and with their entropy, the bound of any such code;
 * the bytes of the file.
 
-``--measure`` runs each model too, on one core: seconds of computation per second of audio, and the
-peak memory of a process that does nothing else.
+Of a causal network over time and frequency, the command also prints what it takes as plain C
+(``speech.export --to c``): RAM, and flash for weights and tables.
+
+``--measure`` also runs each model on one core and prints the seconds of computation per second of
+audio, and the peak memory of a process that does nothing else.
 """
 
 from __future__ import annotations
@@ -47,9 +51,10 @@ from speech.base import cli
 
 if TYPE_CHECKING:
     from speech.modelfile.spec import LayerSpec, ModelFile
+    from speech.net.plain_c import DeviceSizes
 
 SAMPLE_RATE_HZ = 16000
-#: Of the models of spectra that name none (SPEC 6).
+#: Of the models of spectra that name none (docs/papers.md, "MNN: set-up").
 HOP_SAMPLES = 256
 FLOAT_BITS = 32
 
@@ -109,7 +114,6 @@ class ModelCost:
         layers: Those with weights, in order.
         step: 'sample' or 'frame', what one output step is.
         steps_per_second: Of audio.
-        window_ms: Of the STFT of a network of the kind 'complex_mask', which it waits for.
         receptive_field: Input steps that one output step sees through the convolutions.
         lookahead: Of these, the steps after it.
         needs_whole_utterance: A normalisation takes its statistics over time.
@@ -117,6 +121,8 @@ class ModelCost:
         baseline_parameters: What sizes in percent refer to.
         codebook_size: k of the paper's rule; None: no codebook, 32 bits a weight.
         centroid_bits: Of one stored centroid.
+        window_ms: Of the STFT of a network of the kind 'complex_mask', which it waits for.
+        device: What it takes as plain C; None if it cannot stream.
     """
 
     name: str
@@ -131,6 +137,7 @@ class ModelCost:
     codebook_size: int | None
     centroid_bits: int = FLOAT_BITS
     window_ms: float = 0.0
+    device: DeviceSizes | None = None
 
     def total(self, field: str) -> Any:
         """Returns the sum of a field of ``LayerCost`` over the layers."""
@@ -276,11 +283,25 @@ def cost_of(
         codebook_size=(codebook_size or max(clustered)) if clustered else None,
         centroid_bits=centroid_bits,
         window_ms=window_ms,
+        device=_device(file),
     )
 
 
+def _device(file: ModelFile | None) -> DeviceSizes | None:
+    from speech.modelfile.meta import COMPLEX_MASK
+    from speech.modelfile.spec import ModelFileError
+    from speech.net.plain_c import sizes_of
+
+    if file is None or file.kind != COMPLEX_MASK:
+        return None
+    try:
+        return sizes_of(file)
+    except ModelFileError:
+        return None
+
+
 def paper_size_percent(nonzero_weights: int, codebook_size: int, parameters: int) -> float:
-    """Returns the published 'size' in percent (SPEC 5): w log2(k) / 32 p.
+    """Returns the published 'size' in percent, w log2(k) / 32 p (docs/papers.md, eq. Q3).
 
     Args:
         nonzero_weights: w, of the compressed model.
@@ -442,11 +463,12 @@ def measure(path: str | os.PathLike) -> Measured:
         ValueError: The file enhances nothing by itself, or the process has failed; the message
             says why.
     """
-    environment = {**os.environ, "SPEECH_THREADS": "1", "OMP_NUM_THREADS": "1",
-                   "TF_NUM_INTRAOP_THREADS": "1", "TF_NUM_INTEROP_THREADS": "1"}  # fmt: skip
+    threads = ("SPEECH_THREADS", "OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS",
+               "TF_NUM_INTEROP_THREADS")  # fmt: skip
     done = subprocess.run(
-        [sys.executable, "-m", "eval.cost", "--measured", os.fspath(path)],
-        env=environment, capture_output=True, text=True, check=False,
+        cli.python_command("-m", "eval.cost", "--measured", os.path.abspath(path)),
+        env=cli.python_environment(**dict.fromkeys(threads, "1")),
+        capture_output=True, text=True, check=False,
     )  # fmt: skip
     if done.returncode:
         lines = done.stderr.strip().splitlines() or ["no message"]
@@ -467,7 +489,7 @@ def peak_bytes() -> int:
 
 
 def _measured(path: Path) -> int:
-    from speech.enhance import Enhancer
+    from speech.net.enhancer import Enhancer
 
     enhancer = Enhancer(path)
     rng = np.random.default_rng(0)
@@ -592,6 +614,13 @@ def format_cost(cost: ModelCost) -> str:
             else f"{cost.latency_ms:.1f} ms" + (" with the STFT" if cost.window_ms else "")
         )
     )
+    if cost.device is not None:
+        device = cost.device
+        lines.append(
+            f"as C    {device.ram_bytes:>12,} bytes of RAM, {device.state_bytes:,} of them from "
+            f"hop to hop; flash: {device.weight_bytes:,} for weights, {device.table_bytes:,} for "
+            "tables"
+        )
     rule = "no codebooks" if cost.codebook_size is None else f"k = {cost.codebook_size}"
     lines.append(f"size against {cost.baseline_parameters:,} parameters in FP32 ({rule}):")
     for way, size in cost.accounting().items():
@@ -627,7 +656,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m eval.cost",
-        description="Parameters, arithmetic, size by every way of counting, receptive field.",
+        description="Count parameters, operations, size in several ways, and the receptive field.",
         **cli.examples(
             "python -m eval.cost models/fcn.h5",
             "python -m eval.cost models/fcn_small.icse --k 16 --baseline models/fcn.h5",
@@ -635,15 +664,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         ),
     )
     add = parser.add_argument
-    add("models", nargs="+", type=Path, metavar="FILE", help="model files")
-    add("--k", type=cli.positive_number, metavar="K", help="centroids of a layer, for the "
-        "paper's rule: 16 for 16 of each sign (default: the values found)")  # fmt: skip
-    add("--centroid-bits", type=int, choices=(8, 16, 32), default=32, help="default 32")
+    add("models", nargs="+", type=Path, metavar="FILE", help="count these model files")
+    add("--k", type=cli.positive_number, metavar="K", help="take K centroids per layer, as "
+        "the paper's rule counts: 16 for 16 of each sign (default: the values found)")  # fmt: skip
+    add("--centroid-bits", type=int, choices=(8, 16, 32), default=32,
+        help="count so many bits per centroid (default 32)")  # fmt: skip
     add("--baseline", type=Path, metavar="FILE",
-        help="what the others are compared with, in percent of its parameters (default: the "
+        help="compare the others with this one, in percent of its parameters (default: the "
         "first)")  # fmt: skip
-    add("--measure", action="store_true", help="also run each model on one core, on this machine: "
-        "time per second of audio, peak memory")  # fmt: skip
+    add("--measure", action="store_true",
+        help="also run each model on one core of this machine, and "
+        "print its time per second of audio and its peak memory")  # fmt: skip
     add("--measured", action="store_true", help=argparse.SUPPRESS)
     add("--json", **cli.JSON)
     options = parser.parse_args(argv)

@@ -1,4 +1,4 @@
-"""Cycles of a model on a systolic array, as SCALE-Sim counts them (SPEC 4, docs/cost.md).
+"""Counts the cycles of a model on a systolic array, as SCALE-Sim does (docs/cost.md).
 
 ::
 
@@ -14,7 +14,7 @@ in time (Samajdar et al. 2018, "SCALE-Sim: Systolic CNN Accelerator Simulator", 
     ws, weight stationary    window    filters   outputs
     is, input stationary     window    outputs   filters
 
-There are ceil(s_r / rows) x ceil(s_c / cols) folds. Two ways to put them one after the other:
+There are ceil(s_r / rows) x ceil(s_c / cols) folds, which follow each other in one of two ways:
 
 * 'serial', the released ``scalesim`` (2.0 to 3.0): a fold drains before the next one starts. It
   takes t + rows + cols - 2 cycles (os), or t + 2 rows + cols - 2 (ws, is: rows are filled first).
@@ -40,7 +40,7 @@ from speech.base import cli
 if TYPE_CHECKING:
     from speech.modelfile.spec import LayerSpec
 
-#: The published run (SPEC 4), found from its figures.
+#: The published run, found from its figures (docs/papers.md, "ICSE: published figures").
 PUBLISHED_SAMPLES = 76_800
 DATAFLOWS = ("os", "ws", "is")
 FOLDINGS = ("overlapped", "serial")
@@ -226,21 +226,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m eval.cycles",
-        description="Cycles of a model on a systolic array. The defaults are the published run.",
+        description="Count the cycles of a model on a systolic array. The defaults are those of "
+        "the "
+        "published run.",
         **cli.examples(
             "python -m eval.cycles models/fcn.h5",
             "python -m eval.cycles models/fcn.h5 --array 16x16 --dataflow ws --check",
         ),
     )
     add = parser.add_argument
-    add("models", nargs="+", type=Path, metavar="FILE", help="model files")
+    add("models", nargs="+", type=Path, metavar="FILE", help="count these model files")
     add("--samples", type=cli.positive_number, default=PUBLISHED_SAMPLES, metavar="N",
-        help="length of the input (default %(default)s, 4.8 s)")  # fmt: skip
-    add("--array", type=_array_size, default=(32, 32), metavar="ROWSxCOLS", help="default 32x32")
-    add("--dataflow", choices=DATAFLOWS, default="os", help="default os")
+        help="let the input have N samples (default %(default)s, 4.8 s)")  # fmt: skip
+    add("--array", type=_array_size, default=(32, 32), metavar="ROWSxCOLS",
+        help="take an array of this size (default 32x32)")  # fmt: skip
+    add("--dataflow", choices=DATAFLOWS, default="os",
+        help="keep outputs (os), weights (ws) or inputs (is) in place (default os)")  # fmt: skip
     add("--folding", choices=FOLDINGS,
-        help="default overlapped for os (SCALE-Sim of 2018), serial for others")  # fmt: skip
-    add("--padding", choices=("valid", "same"), default="valid", help="default valid")
+        help="let folds follow each other in this way (default: overlapped for os, as SCALE-Sim "
+        "of 2018; serial for others)")  # fmt: skip
+    add("--padding", choices=("valid", "same"), default="valid",
+        help="pad the input in this way (default valid)")  # fmt: skip
     add("--check", action="store_true",
         help="compare: run scalesim on each layer, cut to 3 folds, against the 'serial' "
         "count")  # fmt: skip

@@ -24,7 +24,7 @@ import threading
 from collections.abc import Callable
 from typing import IO, Any, TypeVar
 
-from speech.base.cli import python_command, python_environment, without_ctrl_c
+from speech.base.cli import end_with_parent, python_command, python_environment, without_ctrl_c
 
 T = TypeVar("T")
 
@@ -130,6 +130,7 @@ def serve() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     if hasattr(signal, "pthread_sigmask"):  # from here on Ctrl-C ends it, and without a word
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    end_with_parent()  # also in the middle of a call
     calls, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # whatever prints does not print into the answers
     while True:

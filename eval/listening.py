@@ -110,7 +110,7 @@ def listen(
         num_clips: At most.
         num_systems: At most, of each clip.
         clip_seconds: Longer files are cut.
-        num_jobs: Processes; -1 for one a core.
+        num_jobs: Processes; -1 for one per core.
     """
     metric = metric or next(iter(own.metrics), MAIN_METRICS[0])
     system = own.labels[0] if own.labels else ""

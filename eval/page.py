@@ -18,6 +18,7 @@ from eval.runfiles import Run
 from eval.scoring import NOISY, OVERALL, format_snr
 from eval.testsets import TestSet
 from eval.views import Table
+from speech.base.words import MOST, shown
 from speech.sound.pictures import learning_curve
 
 _TEMPLATES = Path(__file__).parent / "templates"
@@ -178,6 +179,7 @@ def _html(page: Page, with_clips: bool = True) -> str:
         loader=jinja2.FileSystemLoader(_TEMPLATES),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
+        finalize=_finalized,
         trim_blocks=True,
         lstrip_blocks=True,
     )
@@ -193,6 +195,14 @@ def _html(page: Page, with_clips: bool = True) -> str:
     )
     # A folder may have a name that is no text; it is shown with question marks.
     return text.encode("utf-8", "replace").decode()
+
+
+def _finalized(value: Any) -> Any:
+    """Returns what a template writes: words from files are cut, and show what turns text around.
+
+    What is marked as safe is ours.
+    """
+    return shown(value, MOST) if type(value) is str else value
 
 
 def _scored(own: TestSet, num_systems: int) -> Section:

@@ -30,7 +30,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 #: Of the labels that mark a point of ``score_against_size``.
 SYMBOLS = {"theta": r"$\theta$", "k": "k"}
 
-#: Of the figure in Wu et al. 2019 (SPEC 4; read off it): theta, k, size in percent, PESQ.
+#: Read off the figure of Wu et al. 2019 (docs/papers.md): theta, k, size in percent, PESQ.
 PUBLISHED_SIZE_PESQ = (
     (0.65, 64, 14.65, 2.54),
     (0.65, 32, 12.2, 2.535),
@@ -129,7 +129,7 @@ def score_against_size(
         size: Column on the x axis, above 0.
         size_label: Its name and unit.
         published: Add the published points as crosses, on an axis of their own at the right:
-            theirs is PESQ on TIMIT against the paper's rule of size (SPEC 5).
+            theirs is PESQ on TIMIT against the paper's rule of size (docs/papers.md, eq. Q3).
 
     Raises:
         ValueError: A size is not above 0, or no point has a size and a score.

@@ -1,4 +1,4 @@
-"""Writes one page of what runs have given: tables, figures, clips to hear and to see.
+"""Writes one page about runs, with their tables and figures and with clips to hear and see.
 
 ::
 
@@ -9,6 +9,9 @@ Runs are the output folders of ``timit_fcn_mse.py``, ``eval.run``, ``eval.sweep`
 ``mnn.experiments``, and the ``--json`` files of ``mnn.select``. Those that were scored on the same
 noisy files stand side by side. The page, ``report/index.html``, is one file: it opens from disk and
 asks nothing of any server. It is kept below ``--max-mb`` by leaving clips out, and says so.
+
+A run may come from anybody, so files are put on the page only if they lie below the folder of one
+of the runs, or below one that you name with ``--noisy``, ``--clean`` or ``--show``.
 """
 
 from __future__ import annotations
@@ -46,6 +49,7 @@ class ReportConfig:
         clip_s: Longer files are cut to so many seconds.
         max_mb: Size of the page at most; beyond it clips are left out.
         num_jobs: Processes; -1 for one per core.
+        show: Folders outside of the runs whose clips may be shown.
     """
 
     runs: tuple[Path, ...]
@@ -59,6 +63,7 @@ class ReportConfig:
     clip_s: float = CLIP_SECONDS
     max_mb: float = MAX_MB
     num_jobs: int = -1
+    show: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -98,7 +103,8 @@ def write_report(config: ReportConfig) -> Report:
 
     if config.out.exists() and not config.out.is_dir():
         raise ValueError(f"{config.out}: is not a folder; choose another -o")
-    runs = read_runs(config.runs)
+    folders = [config.noisy, config.clean, *config.show]
+    runs = read_runs(config.runs, [folder for folder in folders if folder is not None])
     page = build(
         runs,
         join_runs(runs, config.noisy, config.clean),
@@ -122,7 +128,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     config = ReportConfig(
         tuple(options.runs), options.out, options.title, options.noisy, options.clean,
         options.clip_metric, options.clips, options.systems, options.clip_seconds, options.max_mb,
-        options.jobs,
+        options.jobs, tuple(options.show),
     )  # fmt: skip
     cli.log_to_stderr()
     return cli.run(lambda: _run(config))
@@ -152,7 +158,8 @@ def _parser() -> argparse.ArgumentParser:
 
     parser = argparse.ArgumentParser(
         prog="python -m eval.report",
-        description="Write one self-contained page of runs: tables, figures, clips to hear.",
+        description="Write one self-contained page about runs, with tables, figures and clips to "
+        "hear.",
         **cli.examples(
             "python -m eval.report runs/demo runs/eval -o report",
             "python -m eval.report runs/eval runs/select/select.json --clip-metric stoi",
@@ -160,24 +167,31 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("runs", type=Path, nargs="+", metavar="RUN_DIR",
-        help="output folders of timit_fcn_mse.py, eval.run, eval.sweep, mnn.experiments; "
+        help="show these output folders of timit_fcn_mse.py, eval.run, eval.sweep, "
+        "mnn.experiments; "
         "JSON files of mnn.select, or folders that hold them")  # fmt: skip
     add("-o", "--out", type=Path, default=DEFAULT_OUT, metavar="DIR",
-        help="folder for index.html (default %(default)s)")  # fmt: skip
-    add("--title", default=TITLE, metavar="TEXT", help="of the page (default %(default)r)")
+        help="write index.html to this folder (default %(default)s)")  # fmt: skip
+    add("--title", default=TITLE, metavar="TEXT",
+        help="give the page this title (default %(default)r)")  # fmt: skip
     add("--noisy", type=Path, metavar="DIR",
-        help="noisy files (of runs that do not say where theirs are)")  # fmt: skip
-    add("--clean", type=Path, metavar="DIR", help="clean files (likewise)")
+        help="read noisy files from this folder (for runs that do not name theirs)")  # fmt: skip
+    add("--clean", type=Path, metavar="DIR",
+        help="read clean files from this folder (likewise)")  # fmt: skip
+    add("--show", type=Path, nargs="+", default=[], metavar="DIR",
+        help="allow clips from these folders outside of the runs, such as those of eval.run "
+        "--enhanced")  # fmt: skip
     add("--clip-metric", choices=METRICS, metavar="NAME",
-        help="by whose gain clips are chosen (default: the first that a run has)")  # fmt: skip
+        help="choose clips by their gain in this metric (default: the first that a run "
+        "has)")  # fmt: skip
     add("--clips", type=positive_number, default=NUM_CLIPS, metavar="N",
-        help="files to hear of each test set (default %(default)s)")  # fmt: skip
+        help="offer N files of each test set to hear (default %(default)s)")  # fmt: skip
     add("--systems", type=positive_number, default=NUM_SYSTEMS, metavar="N",
-        help="systems to hear of each file (default %(default)s)")  # fmt: skip
+        help="offer N systems of each file to hear (default %(default)s)")  # fmt: skip
     add("--clip-seconds", type=cli.amount, default=CLIP_SECONDS, metavar="S",
-        help="longer files are cut (default %(default)g)")  # fmt: skip
+        help="cut longer files to S seconds (default %(default)g)")  # fmt: skip
     add("--max-mb", type=cli.amount, default=MAX_MB, metavar="MB",
-        help="size at most: of the page, beyond it clips are left out (default "
+        help="allow this size at most: for the page, which leaves out clips beyond it (default "
         "%(default)g)")  # fmt: skip
     add("--jobs", **cli.JOBS)
     return parser

@@ -7,14 +7,14 @@
     python -m eval.run --clean C --noisy N --enhanced wiener=W --model fcn=fcn.h5 --out results
     python -m eval.run --clean C --enhanced a=A b=B          # without noisy files
 
-Noisy files stand in any tree whose files carry the names of the clean ones (`speech.data.pairing`
-is the rule); the layout ``<noise>/<speaker>/<dB>/<name>.wav`` also gives the tables their noises
-and SNRs. Without noisy files, enhanced and clean files alone are scored.
+Noisy files may lie in any tree, under the names of the clean files (`speech.data.pairing` has the
+rule); from the layout ``<noise>/<speaker>/<dB>/<name>.wav`` the tables take the noises and SNRs.
+Without noisy files, the enhanced files are scored against the clean ones alone.
 
-Writes to ``--out``: scores.csv (a row for each file and system, with its status), summary.csv,
+It writes to ``--out``: scores.csv (a row for each file and system, with its status), summary.csv,
 .json and .md (mean and standard deviation by noise and SNR), differences.csv (paired, to the noisy
-files or ``--baseline``), enhanced/NAME (what the models made), and cache.jsonl: the same command,
-killed or not, scores no file twice.
+files or ``--baseline``), enhanced/NAME (the output of the models), and cache.jsonl, by which the
+same command, killed or not, scores no file twice.
 """
 
 from __future__ import annotations
@@ -45,9 +45,10 @@ from speech.base.cli import positive_number
 from speech.base.cluster import add_option, connected
 from speech.base.files import held, write_json, write_text
 from speech.base.runinfo import run_info
+from speech.base.words import MOST, shown
 from speech.data import corpus
 from speech.data.corpus import Pair
-from speech.enhance import BASELINE_MODEL, DEFAULT_MODEL
+from speech.net.enhancer import BASELINE_MODEL, DEFAULT_MODEL
 
 DEFAULT_OUT = Path("runs") / "eval"
 
@@ -219,7 +220,9 @@ def evaluate(config: EvalConfig) -> EvalResult:
         raise ValueError(f"{config.out}: is not a folder; choose another --out")
     metrics = _usable_metrics(config)
     inputs = [config.noisy, config.clean, *(folder for _, folder in config.enhanced)]
-    cli.check_out(config.out, inputs)
+    made = [config.out / "enhanced" / name for name, _ in config.applied]
+    made += [config.out / "matlab"] if config.matlab_style else []
+    cli.check_out(config.out, inputs, made)
     with held(config.out), connected(config.dask, config.num_jobs) as cluster:
         pairs, systems, unpaired = _pairs_and_systems(config)
         rows = scoring.score_all(
@@ -355,7 +358,8 @@ def _print(result: EvalResult) -> None:
         )
     unscored = result.unscored
     for row in unscored[:_NUM_LISTED]:
-        print(f"not scored: {row['system']} {row['name']}: {row['status']}", file=sys.stderr)
+        words = shown(f"{row['system']} {row['name']}: {row['status']}", MOST)
+        print(f"not scored: {words}", file=sys.stderr)
     if len(unscored) > _NUM_LISTED:
         print(f"and {len(unscored) - _NUM_LISTED} more, in scores.csv", file=sys.stderr)
 
@@ -374,8 +378,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m eval.run",
         description="Score models or folders of enhanced files by noise and SNR. Without "
-        "arguments: the default model and the FCN on the bundled test set, in two minutes. The "
-        "same command resumes.",
+        "arguments it scores the default model and the FCN on the bundled test set, in two "
+        "minutes. The same command goes on after an interruption.",
         **cli.examples(
             "python -m eval.run",
             "python -m eval.run --model mine=mine.h5 --model fcn=models/fcn.h5 --baseline fcn",
@@ -387,17 +391,17 @@ def _parser() -> argparse.ArgumentParser:
         "what to score (default: the shipped denoise and fcn, bundled test set)"
     )
     add = what.add_argument
-    add("--clean", type=Path, metavar="DIR", help="clean files")
-    add("--noisy", type=Path, metavar="DIR", help="noisy files: "
+    add("--clean", type=Path, metavar="DIR", help="read clean files from this folder")
+    add("--noisy", type=Path, metavar="DIR", help="read noisy files from this folder: "
         "<noise>/<speaker>/<dB>/<name> of the same names, or flat")  # fmt: skip
     add("--enhanced", type=_named_path, action="extend", nargs="+", default=[],
-        metavar="NAME=DIR", help="enhanced files, in the tree of the noisy ones or flat; without "
-        "--noisy, they and the clean ones alone are scored")  # fmt: skip
+        metavar="NAME=DIR", help="score these enhanced files, in the tree of the noisy ones or "
+        "flat; without --noisy they are compared with the clean ones alone")  # fmt: skip
     add("--pair-by", **cli.PAIR_BY)
     add("--model", type=_named_path, action="append", default=[], metavar="NAME=FILE",
-        help="model (.h5, .icse) to apply to the noisy files; repeatable")  # fmt: skip
+        help="use this model (.h5, .icse) on the noisy files; repeatable")  # fmt: skip
     add("--num-test", type=positive_number, metavar="N",
-        help="test files a noise and SNR, of the bundled test set "
+        help="test on N files per noise and SNR, of the bundled test set "
         f"(default {BUNDLED_NUM_EACH})")  # fmt: skip
     add("--convert", action="store_true",
         help="resample to 16 kHz and average channels where needed; without it such files are "
@@ -405,16 +409,16 @@ def _parser() -> argparse.ArgumentParser:
     how = parser.add_argument_group("how")
     add = how.add_argument
     add("--metrics", nargs="+", choices=METRICS, default=list(METRICS), metavar="NAME",
-        help=f"default: all of {', '.join(METRICS)}")  # fmt: skip
+        help=f"compute these metrics (default: all of {', '.join(METRICS)})")  # fmt: skip
     add("--baseline", default="noisy", metavar="NAME",
-        help="what the others are compared with, a system (default %(default)s)")  # fmt: skip
+        help="compare the others with this one, a system (default %(default)s)")  # fmt: skip
     add("--matlab-style", action="store_true",
         help="also write the published result files: one for each noise and SNR, with Mean and "
         "Stad rows, below --out/matlab")  # fmt: skip
     add("--jobs", **cli.JOBS)
     add_option(how, "score")
     add("-o", "--out", type=Path, default=DEFAULT_OUT, metavar="DIR",
-        help="folder to write (default %(default)s)")  # fmt: skip
+        help="write to this folder (default %(default)s)")  # fmt: skip
     add("--json", **cli.JSON)
     return parser
 

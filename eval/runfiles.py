@@ -19,6 +19,7 @@ from typing import Any
 from eval.metrics import METRICS
 from eval.scoring import NOISY
 from speech.base import cli, schema
+from speech.base.words import MOST, from_cell, shown
 from speech.data import corpus
 
 #: What the trained network of ``timit_fcn_mse.py`` is called on the page.
@@ -65,6 +66,7 @@ class Run:
         noisy: Folder of the noisy files, None where unknown.
         clean: Folder of the clean files, None where unknown.
         history: Rows of history.csv.
+        shown: Folders besides its own of which files may be shown.
     """
 
     folder: Path
@@ -76,6 +78,19 @@ class Run:
     noisy: Path | None = None
     clean: Path | None = None
     history: list[dict[str, float]] = field(default_factory=list)
+    shown: tuple[Path, ...] = ()
+
+    def may_show(self, path: Path) -> bool:
+        """Returns whether a file or folder may be shown, links followed.
+
+        A run may come from anybody, and name any file of this machine: what lies outside of its
+        folder is shown only if the user has named a folder, or another run, that holds it.
+        """
+        try:
+            real = path.resolve()
+        except (OSError, RuntimeError):
+            return False
+        return any(real.is_relative_to(root.resolve()) for root in (self.folder, *self.shown))
 
     @property
     def command(self) -> str:
@@ -180,13 +195,21 @@ class _ExperimentResult(_Result):
     published: dict[str, _Published] | None = None
 
 
-def read_runs(paths: Sequence[Path]) -> list[Run]:
+def read_runs(paths: Sequence[Path], shown: Sequence[Path] = ()) -> list[Run]:
     """Reads run folders, and JSON files of ``mnn.select``.
+
+    Args:
+        paths: Of the runs.
+        shown: Folders besides these of which files may be shown.
 
     Raises:
         ValueError: One is missing, holds no results, or holds malformed ones.
     """
     runs = [run for path in paths for run in _read(Path(path))]
+    # The user has named the other runs too.
+    folders = (*shown, *dict.fromkeys(run.folder for run in runs))
+    for run in runs:
+        run.shown = folders
     titles: dict[str, int] = {}
     for run in runs:
         count = titles[run.title] = titles.get(run.title, 0) + 1
@@ -323,7 +346,7 @@ def read_scores(path: Path) -> list[dict[str, Any]]:
     for number, line in enumerate(lines, 2):
         if None in line.values() or None in line:
             raise ValueError(f"{path}: line {number} has another number of columns")
-        row: dict[str, Any] = {key: line[key] for key in _ROW_KEYS}
+        row: dict[str, Any] = {key: from_cell(line[key]) for key in _ROW_KEYS}
         row["snr_db"] = _number(line["snr_db"])
         rows.append(row | {name: _number(line[name]) for name in metrics})
     return rows
@@ -335,13 +358,17 @@ def audio_pairs(run: Run) -> dict[str, corpus.Pair]:
     Raises:
         ValueError: The folders are missing, or hold no pairs.
     """
-    if run.noisy is None or run.clean is None:
+    if not all(folder is not None and run.may_show(folder) for folder in (run.noisy, run.clean)):
         raise ValueError(
-            f"the noisy and clean files of {run.title} were not found; name their folders with "
-            "--noisy and --clean"
+            f"the noisy and clean files of {run.title} were not found below its folder; name "
+            "theirs with --noisy and --clean"
         )
+    assert run.noisy is not None and run.clean is not None, "asked above"
     pairs = corpus.find_pairs(run.noisy, run.clean, _option(run, "--pair-by"))
-    return {pair.relative_path.as_posix(): pair for pair in pairs}
+    pairs = [
+        pair for pair in pairs if run.may_show(pair.noisy_path) and run.may_show(pair.clean_path)
+    ]
+    return {shown(pair.relative_path.as_posix(), MOST): pair for pair in pairs}
 
 
 def audio_files(system: System, run: Run, pairs: Mapping[str, corpus.Pair]) -> dict[str, Path]:
@@ -354,12 +381,17 @@ def audio_files(system: System, run: Run, pairs: Mapping[str, corpus.Pair]) -> d
 
     if system.folder is None:
         return {}
+    if not run.may_show(system.folder):
+        raise ValueError(
+            f"{system.folder}: lies outside of the folder of {run.title}; name it with --show"
+        )
     if system.flat:
         assert run.noisy is not None, "has pairs"
         found = folder_system(system.name, system.folder, list(pairs.values()), run.noisy).files
-        return {name: path for name, path in found.items() if isinstance(path, Path)}
-    files = {name: system.folder / pair.relative_path for name, pair in pairs.items()}
-    return {name: path for name, path in files.items() if path.is_file()}
+        files = {name: path for name, path in found.items() if isinstance(path, Path)}
+    else:
+        files = {name: system.folder / pair.relative_path for name, pair in pairs.items()}
+    return {name: path for name, path in files.items() if path.is_file() and run.may_show(path)}
 
 
 def _read_history(path: Path) -> list[dict[str, float]]:

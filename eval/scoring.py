@@ -8,9 +8,7 @@ Dask cluster (`speech.base.cluster`).
 from __future__ import annotations
 
 import contextlib
-import csv
 import functools
-import io
 import json
 import math
 from collections.abc import Iterator, Sequence
@@ -24,6 +22,7 @@ from eval.metrics import METRICS, OK, SAMPLE_RATE_HZ, Score, cut_alike
 from eval.statistics import mean_and_std, paired_differences
 from speech.base import schema
 from speech.base.cluster import Cluster, Failed
+from speech.base.words import csv_text, shown
 
 OVERALL = "all"
 NOISY = "noisy"
@@ -135,7 +134,7 @@ def score_all(
 
     Args:
         tasks: What to score.
-        num_jobs: Processes; -1 for one a core.
+        num_jobs: Processes; -1 for one per core.
         metrics: Names in `eval.metrics.METRICS`.
         convert: As in `score`.
         cache: Scores of earlier runs, which are not computed again, and where new ones go.
@@ -442,7 +441,7 @@ def format_table(summary: Sequence[dict[str, Any]]) -> str:
     conditions = list(dict.fromkeys((group["noise"], group["snr_db"]) for group in summary))
     for condition in conditions:
         groups = {g["system"]: g for g in summary if (g["noise"], g["snr_db"]) == condition}
-        line = f"{condition[0]:<14}{format_snr(condition[1]):>7}"
+        line = f"{shown(condition[0], 40):<14}{format_snr(condition[1]):>7}"
         line += f"{max(g['n'] for g in groups.values()):>6}"
         for name in metrics:
             line += "  " + "".join(
@@ -461,11 +460,7 @@ def format_snr(snr_db: float | str) -> str:
 
 def to_csv(rows: Sequence[dict[str, Any]]) -> str:
     """Returns rows of equal keys as CSV text."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, rows[0].keys(), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
+    return csv_text(rows, list(rows[0]))
 
 
 def json_ready(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

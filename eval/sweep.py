@@ -1,4 +1,4 @@
-"""Scores a grid of models on one test set: one table, and score against size.
+"""Scores a grid of models on one test set, as one table and figures of score against size.
 
 ::
 
@@ -6,18 +6,18 @@
     python -m eval.sweep --model models/fcn.h5 --theta 0.65 0.70 none --k none 4 16 64
 
 The second form makes the grid itself, by ``python -m pruning.run`` and ``python -m
-quantization.run`` (``eval.grid``), below ``--out``; models that are there are kept.
+quantization.run`` (``eval.grid``), below ``--out``; models that exist already are kept.
 
-The first model is the baseline: sizes in percent are of its file (and of its parameters, for the
-paper's rule), and each difference is to it, over the same files. A file that one model has no score
-for is left out for all, and counted. The same command goes on where it was (``cache.jsonl``).
+The first model is the baseline: sizes are in percent of its file (and of its parameters, for the
+paper's rule), and each difference is to it, over the same files. A file for which one model has no
+score is left out for all, and counted. The same command goes on where it was (``cache.jsonl``).
 
-Written to ``--out``: ``sweep.csv``, ``sweep.json`` and ``sweep.md`` (a row per model),
+It writes to ``--out``: ``sweep.csv``, ``sweep.json`` and ``sweep.md`` (a row per model),
 ``scores.csv`` (a row per file and model), the figures, PNG and SVG, of PESQ-WB and STOI against the
-bytes of the file and of PESQ-WB against the paper's size, and ``enhanced/<model>``, what it made.
+bytes of the file and of PESQ-WB against the paper's size, and ``enhanced/<model>``, its output.
 
-Labels are free: ``theta`` and ``k`` are marked in the figure, points that share all labels but
-``k`` are joined, and ``k`` is the k of the paper's rule (SPEC 5).
+Labels may have any name: ``theta`` and ``k`` are marked in the figure, points that share all labels
+but ``k`` are joined, and ``k`` is the k of the paper's rule (docs/papers.md, eq. Q3).
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ from speech.base import cli
 from speech.base.cluster import Cluster, add_option, connected
 from speech.base.files import held, write_json, write_text
 from speech.base.runinfo import run_info
+from speech.base.words import markdown
 from speech.data import corpus
 from speech.data.corpus import Pair
 
@@ -123,7 +124,7 @@ def sweep_models(config: SweepConfig) -> list[dict[str, Any]]:
     """
     if config.out.exists() and not config.out.is_dir():
         raise ValueError(f"{config.out}: is not a folder; choose another --out")
-    cli.check_out(config.out, [config.noisy, config.clean])
+    cli.check_out(config.out, [config.noisy, config.clean], [config.out / "enhanced"])
     with held(config.out), connected(config.dask, config.num_jobs) as cluster:
         points = config.models
         if config.thetas or config.ks:
@@ -159,7 +160,7 @@ def sweep(
         points: The baseline first.
         pairs: `speech.data.corpus.Pair` objects to enhance and score.
         out: Folder to write; what an earlier call made and scored is used again.
-        num_jobs: Files at a time; -1 for one a core.
+        num_jobs: Files at a time; -1 for one per core.
         cluster: Where to score instead.
 
     Returns:
@@ -224,7 +225,8 @@ def tabulate(
 
     Returns:
         A row for 'noisy' and one per model, all of the same keys: name, the labels, file_bytes and
-        file_percent (of the baseline's file), paper_size_percent, full_percent (SPEC 5),
+        file_percent (of the baseline's file), paper_size_percent (docs/papers.md, eq. Q3),
+        full_percent ("ICSE: how size is counted" there),
         parameters, nonzero_weights, sparse_flop_per_step, n, unscored; and for PESQ-WB and STOI the
         mean, _std, _diff (mean difference to the baseline), _diff_low and _diff_high (its 95 %
         bootstrap interval) and _diff_p (Wilcoxon). What a row has not is NaN, a label None.
@@ -270,7 +272,8 @@ def format_points(table: Sequence[Mapping[str, Any]]) -> str:
     for metric in SHOWN.values():
         header += [metric, f"{metric} difference (95 %)"]
     for row in table:
-        cells = [row["name"], *("" if row[key] is None else str(row[key]) for key in labels)]
+        named = ["" if row[key] is None else markdown(str(row[key])) for key in labels]
+        cells = [row["name"], *named]
         cells.append("" if math.isnan(row["file_bytes"]) else f"{row['file_bytes']:,}")
         cells += [
             "" if math.isnan(row[key]) else f"{row[key]:.2f}"
@@ -366,7 +369,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m eval.sweep",
         description="Score models on one test set, and draw score against size. Without test "
-        "folders: the bundled test mixtures. The same command resumes.",
+        "folders it takes the bundled test mixtures. The same command goes on after an "
+        "interruption.",
         **cli.examples(
             "python -m eval.sweep --model fcn=models/fcn.h5 small=models/fcn_small.icse,k=16",
             "python -m eval.sweep --model models/fcn.h5 --theta none 0.65 --k none 16 64",
@@ -375,23 +379,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     add = parser.add_argument
     add("--model", type=_point_option, nargs="+", action="extend", required=True,
         metavar="NAME=FILE[,theta=0.65,k=16,...]",
-        help="model, the baseline first; or, with --theta or --k, one to start from")  # fmt: skip
+        help="use this model (the baseline first; with --theta or --k, the one to start "
+        "from)")  # fmt: skip
     add("--theta", type=_number_or_none, nargs="+", metavar="T",
-        help="prune channels above this sparsity: at each of these; none: not pruned")  # fmt: skip
+        help="prune channels above this sparsity: T takes each of these; none does not "
+        "prune")  # fmt: skip
     add("--k", type=_whole_or_none, nargs="+", metavar="K",
-        help="centroids of a layer: each of these; none: not quantized")  # fmt: skip
+        help="take K centroids per layer: K takes each of these; none does not "
+        "quantize")  # fmt: skip
     add("--centroids", choices=("fp32", "fp16", "int8"), nargs="+",
-        help="how centroids are stored, with --k (default fp32)")  # fmt: skip
+        help="store centroids in this format, with --k (default fp32)")  # fmt: skip
     add("--finetune-epochs", type=cli.positive_number, metavar="N",
-        help="epochs: fine-tune each quantized model on the bundled corpus")  # fmt: skip
+        help="train for N epochs: fine-tune each quantized model on the bundled "
+        "corpus")  # fmt: skip
     add("-o", "--out", type=Path, default=DEFAULT_OUT, metavar="DIR",
-        help="folder to write (default %(default)s)")  # fmt: skip
+        help="write to this folder (default %(default)s)")  # fmt: skip
     add("--test-noisy", type=Path, metavar="DIR",
-        help="noisy files: <noise>/<speaker>/<dB>/<name>.wav")  # fmt: skip
-    add("--test-clean", type=Path, metavar="DIR", help="clean files (of the same names)")
+        help="test on these noisy files: <noise>/<speaker>/<dB>/<name>.wav")  # fmt: skip
+    add("--test-clean", type=Path, metavar="DIR",
+        help="compare with these clean files (of the same names)")  # fmt: skip
     add("--pair-by", **cli.PAIR_BY)
     add("--num-test", type=cli.positive_number, metavar="N",
-        help="test files a noise and SNR, of the bundled test set (default 3)")  # fmt: skip
+        help="test on N files per noise and SNR, of the bundled test set (default 3)")  # fmt: skip
     add("--jobs", **cli.JOBS)
     add_option(parser, "score")
     options = parser.parse_args(argv)

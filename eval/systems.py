@@ -13,16 +13,17 @@ import threading
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from eval.scoring import NOISY, Task
 from speech.base import cli, schema
+from speech.base.written import Written
 from speech.data import corpus
 from speech.data.made import MadeFiles
 from speech.data.pairing import key_of
-from speech.enhance import Enhancer
+from speech.net.enhancer import Enhancer
 
 _logger = logging.getLogger("speech")
 
@@ -142,7 +143,7 @@ def model_system(
         pairs: What to enhance.
         folder: Where ``<noise>/<speaker>/<dB>/<name>.wav`` are written.
         convert: Resample and average channels where needed; otherwise such files are left out.
-        num_jobs: Files enhanced side by side; -1 for one a core.
+        num_jobs: Files enhanced side by side; -1 for one per core.
 
     Raises:
         ValueError: The model is refused.
@@ -289,22 +290,27 @@ def _enhance(enhancer: Enhancer, pair: corpus.Pair, target: Path, convert: bool)
 
 @dataclass
 class _Line:
-    """A line of `_Made`; no hash while a file is being made anew."""
+    """A line of `_Made`; no hash of the noisy file while a file is being made anew.
+
+    Lines of before have no ``made``: what they name is made again.
+    """
 
     file: str
     noisy_sha256: str | None
     model_sha256: str
+    made: Written | None = None
 
 
 class _Made:
-    """Which files an earlier run made, by the hashes of what they were made from.
+    """Which files an earlier run made, by the hashes of what they were made from and of themselves.
 
-    A line is added as soon as a file is made, so that a run that is killed goes on where it was.
+    A line is added as soon as a file is made, so that a run that is killed goes on where it was. A
+    file that somebody else has put in the place of one is made again.
     """
 
     def __init__(self, path: Path, model_sha256: str) -> None:
         self._path, self._model = path, model_sha256
-        self._made: dict[str, str | None] = {}
+        self._made: dict[str, tuple[str, Written] | None] = {}
         self._lock = threading.Lock()
 
     def __enter__(self) -> _Made:
@@ -314,8 +320,10 @@ class _Made:
         with contextlib.suppress(FileNotFoundError):
             for entry in schema.lines(self._path, _Line):
                 if entry.model_sha256 == self._model:
-                    self._made[entry.file] = entry.noisy_sha256
-        self._made = {name: digest for name, digest in self._made.items() if digest}
+                    self._made[entry.file] = None
+                    if entry.noisy_sha256 and entry.made:
+                        self._made[entry.file] = entry.noisy_sha256, entry.made
+        self._made = {name: known for name, known in self._made.items() if known}
         write_text(self._path, "".join(map(self._line, self._made)))
         return self
 
@@ -323,25 +331,27 @@ class _Made:
         pass
 
     def _line(self, name: str) -> str:
-        entry = {"file": name, "noisy_sha256": self._made[name], "model_sha256": self._model}
-        return json.dumps(entry) + "\n"
+        noisy_sha256, made = self._made[name] or (None, None)
+        entry = _Line(name, noisy_sha256, self._model, made)
+        return json.dumps(asdict(entry)) + "\n"
 
-    def _note(self, name: str, digest: str | None) -> None:
+    def _note(self, name: str, known: tuple[str, Written] | None) -> None:
         from speech.base.files import append_text
 
         with self._lock:
-            self._made[name] = digest
+            self._made[name] = known
             append_text(self._path, self._line(name))
 
     def once(self, source: Path, target: Path, make: Callable[[], object]) -> None:
-        """Calls ``make`` unless ``target`` is there and was made from the same ``source``."""
+        """Calls ``make`` unless ``target`` is what was made from the same ``source``."""
         from speech.base.files import sha256_of
 
         name = target.relative_to(self._path.parent).as_posix()
         digest = sha256_of(source)
-        if self._made.get(name) == digest and target.is_file():
+        known = self._made.get(name)
+        if known is not None and known[0] == digest and known[1].is_still(target):
             return
         if name in self._made:
             self._note(name, None)
         make()
-        self._note(name, digest)
+        self._note(name, (digest, Written.of(target)))

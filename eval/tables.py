@@ -9,6 +9,8 @@ from typing import Any
 from eval.metrics import METRICS
 from eval.scoring import NOISY, OVERALL, format_snr, metrics_of
 from eval.statistics import mean_and_std
+from speech.base.words import markdown as markdown_cell
+from speech.base.words import shown
 
 #: Columns of the published result files, and the metric in each.
 PUBLISHED_COLUMNS = {"PESQ": "pesq_wb", "STOI": "stoi", "SSNRI": "ssnri"}
@@ -85,7 +87,7 @@ def markdown(
             groups = {g["system"]: g for g in summary if (g["noise"], g["snr_db"]) == condition}
             cells = [_cell(groups[s], name) if s in groups else "" for s in systems]
             n = max(group["n"] for group in groups.values())
-            rows.append([condition[0], format_snr(condition[1]), str(n), *cells])
+            rows.append([markdown_cell(condition[0]), format_snr(condition[1]), str(n), *cells])
         parts += [f"## {_heading(name)}", _table(["noise", "SNR dB", "n", *systems], rows)]
     overall = [d for d in differences if d["noise"] == d["snr_db"] == OVERALL]
     if overall:
@@ -107,7 +109,8 @@ def markdown(
             _table(["system", "metric", "n", "difference", "95 % interval", "p"], rows),
         ]
     if unscored:
-        listed = [[row["system"], row["name"], row["status"]] for row in unscored[:_NUM_LISTED]]
+        keys = ("system", "name", "status")
+        listed = [[markdown_cell(row[key]) for key in keys] for row in unscored[:_NUM_LISTED]]
         parts += [
             f"## Not scored: {len(unscored)}",
             _table(["system", "file", "reason"], listed),
@@ -155,7 +158,7 @@ def _published_text(rows: Sequence[dict[str, Any]]) -> str:
 
 def _published_line(name: str, values: Sequence[float]) -> str:
     words = ["NaN" if math.isnan(value) else f"{value:f}" for value in values]
-    return "\t".join([f"{name:>20}:", *words])
+    return "\t".join([f"{shown(name):>20}:", *words])
 
 
 def _heading(name: str) -> str:
@@ -171,7 +174,7 @@ def _cell(group: dict[str, Any], name: str) -> str:
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     def line(cells: Sequence[str]) -> str:
-        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+        return "| " + " | ".join(cells) + " |"
 
     return "\n".join([line(header), "|" + "---|" * len(header), *map(line, rows)])
 

@@ -7,6 +7,7 @@ file that it was given: a test set is scaled as a whole.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -170,7 +171,8 @@ def _twin(own: TestSet, run: Run, system: System) -> System | None:
 
 def _find_audio(own: TestSet, noisy: Path | None, clean: Path | None) -> None:
     for run in own.runs:
-        if run.noisy is None or run.clean is None:
+        known = [folder for folder in (run.noisy, run.clean) if folder is not None]
+        if len(known) < 2 or not all(map(run.may_show, known)):
             run.noisy, run.clean = noisy, clean
     problems = []
     for run in own.runs:
@@ -211,7 +213,10 @@ def _place(run: Run, sets: list[TestSet], clean: Path | None) -> None:
         for name, pair in own.pairs.items()
     ]
     if not own.pairs:
-        own.notes.append(f"the noisy files of {run.title} were not found")
+        own.notes.append(
+            f"the noisy files of {run.title} were not found below its folder; name theirs with "
+            "--noisy"
+        )
     sets.append(own)
 
 
@@ -224,7 +229,11 @@ def _pairs_of_choices(
     root = run.folder / "noisy"
     if clean is not None:
         try:
-            known = {pair.noisy_path: pair.clean_path for pair in find_pairs(root, clean)}
+            known = {
+                pair.noisy_path: pair.clean_path
+                for pair in find_pairs(root, clean)
+                if run.may_show(pair.clean_path)
+            }
         except ValueError:
             known = {}
     pairs = {}
@@ -244,18 +253,23 @@ def name_of(path: str) -> str:
 
 
 def local(path: str, run: Run) -> Path | None:
-    """Returns where a file that a run names is now: there, or below the folder of the run."""
-    for candidate in (Path(path), run.folder / "noisy" / name_of(path)):
-        if candidate.is_file():
-            return candidate
-    return None
+    """Returns where a file that a run names is now: there, or below the folder of the run.
+
+    None for one that is gone, or that may not be shown (`eval.runfiles.Run.may_show`).
+    """
+    return _found((Path(path), run.folder / "noisy" / name_of(path)), run)
 
 
 def local_output(path: str, run: Run) -> Path | None:
-    """Returns where the file is that a selection wrote."""
-    for candidate in (Path(path), run.folder / "selected" / name_of(path)):
-        if candidate.is_file():
-            return candidate
+    """Returns where the file is that a selection wrote; see `local`."""
+    return _found((Path(path), run.folder / "selected" / name_of(path)), run)
+
+
+def _found(candidates: Sequence[Path], run: Run) -> Path | None:
+    for candidate in candidates:
+        with contextlib.suppress(OSError, ValueError):  # a name that can't be one
+            if candidate.is_file() and run.may_show(candidate):
+                return candidate
     return None
 
 

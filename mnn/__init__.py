@@ -1,1 +1,1 @@
-"""The modular network: experts, and an autoencoder of speech that picks among them (SPEC 6)."""
+"""The modular network: experts, and an autoencoder that picks among them (docs/papers.md)."""

@@ -1,4 +1,4 @@
-"""The three experiments of the paper: experts by noise type, by gender, by SNR (MNN, section 4).
+"""Runs the paper's three experiments: experts by noise, by gender, by SNR (docs/papers.md).
 
 ::
 
@@ -6,24 +6,22 @@
     python -m mnn.experiments gender --timit TIMIT --noise NOISES # the paper's sizes
     python -m mnn.experiments snr --scale open --timit corpus/speech --noise corpus/noise
 
-Trains autoencoders and experts (`mnn.train`), mixes test utterances, lets every expert enhance each
-of them, and compares what is chosen, by eqs. (10) and (11) with each autoencoder and by the other
-scorings of `mnn.scoring`, with chance (the mean of the experts) and the oracle (the best expert
-for each utterance). Recovery is (selected - chance) / (oracle - chance). 'combined' does not
+It trains autoencoders and experts (`mnn.train`), mixes test utterances and lets every expert
+enhance each of them. It compares the choices by eqs. (10) and (11) with each autoencoder, and by
+the other scorings of `mnn.scoring`, with chance (the mean of the experts) and the oracle (the best
+expert for each utterance). Recovery is (selected - chance) / (oracle - chance). 'combined' does not
 choose: all estimates are added, with the weights of `mnn.select --combine`, and the sum is scored.
 
-Writes to ``--out``: the models, rows.jsonl (a line a mixture; the same command, killed or not, does
-none twice), report.md, scores.csv, results.json and report.png.
+It writes to ``--out`` the models, rows.jsonl (one line per mixture; the same command, killed or
+not, does none twice), report.md, scores.csv, results.json and report.png.
 
-At bundled scale all is smaller than in the paper: `SCALES` says how.
+At bundled scale all sizes are smaller than in the paper; `SCALES` has them.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import csv
-import io
 import json
 import logging
 import math
@@ -59,8 +57,9 @@ from mnn.scoring import (
 from mnn.tables import METRICS, confusion, report_markdown, tabulate
 from mnn.train import lines_of, train
 from speech.base import cli, schema
-from speech.base.files import atomic_path, held, sha256_of, write_json, write_text
+from speech.base.files import append_text, atomic_path, held, sha256_of, write_json, write_text
 from speech.base.runinfo import run_info
+from speech.base.words import csv_text
 from speech.data import corpus
 from speech.data.corpus import MixturePlan, Noise, Utterance, render, spread_mixtures
 from speech.training.options import DataOptions
@@ -512,8 +511,7 @@ def _judge(
                 },
                 "picks": picks,
             }
-            with path.open("a", encoding="utf-8") as stream:
-                stream.write(json.dumps(known[key]) + "\n")
+            append_text(path, json.dumps(known[key]) + "\n")
         rows.append(known[key])
     if not rows:
         raise ValueError("no test mixture could be made; the reasons stand above")
@@ -578,20 +576,14 @@ def draw(result: dict[str, Any], path: Path) -> None:
 
 
 def _write(out: Path, result: dict[str, Any], rows: Sequence[dict[str, Any]]) -> None:
-    stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
     picks, names = list(rows[0]["picks"]), list(rows[0]["scores"])
-    writer.writerow(
-        ["condition", "name", *(f"{metric} {name}" for metric in METRICS for name in names)]
-        + [f"pick {which}" for which in picks]
-    )
-    for row in rows:
-        writer.writerow(
-            [row["condition"], row["name"]]
-            + [row["scores"][name][metric] for metric in METRICS for name in names]
-            + [row["picks"][which] for which in picks]
-        )
-    write_text(out / "scores.csv", stream.getvalue())
+    table = [
+        {"condition": row["condition"], "name": row["name"]}
+        | {f"{metric} {name}": row["scores"][name][metric] for metric in METRICS for name in names}
+        | {f"pick {which}": row["picks"][which] for which in picks}
+        for row in rows
+    ]
+    write_text(out / "scores.csv", csv_text(table, list(table[0])))
     write_text(out / "report.md", report_markdown(result))
     write_json(out / "results.json", {**result, **run_info()})
     draw(result, out / "report.png")
@@ -629,30 +621,33 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m mnn.experiments",
         description="Train experts and autoencoders, let them choose, and print the paper's "
-        "tables beside ours. The same command resumes.",
+        "tables beside ours. The same command goes on after an interruption.",
         **cli.examples(
             "python -m mnn.experiments noise",
             "python -m mnn.experiments snr --timit TIMIT --noise noises -o runs/mnn_snr",
         ),
     )
     add = parser.add_argument
-    add("experiment", choices=EXPERIMENTS, help="what the experts differ in")
-    add("--timit", type=Path, metavar="DIR", help="TIMIT, or any tree with TRAIN and TEST")
-    add("--noise", type=Path, metavar="DIR", help="noise recordings (to mix with --timit)")
+    add("experiment", choices=EXPERIMENTS, help="let the experts differ in this")
+    add("--timit", type=Path, metavar="DIR",
+        help="read speech from TIMIT, or from any tree with TRAIN and TEST")  # fmt: skip
+    add("--noise", type=Path, metavar="DIR", help="mix these noise recordings (with --timit)")
     add("--noise-types", nargs="+", metavar="NAME",
-        help="names of noises: of experiment noise an expert each (default: birds typing "
-        "motorcycle, or engine for it), of the others what is mixed (default: all, open scale: "
-        "ten)")  # fmt: skip
+        help="take noises of these names: the experiment noise trains an expert for each (default: "
+        "birds typing motorcycle, or engine for it), the others mix them (default: all; open "
+        "scale: ten)")  # fmt: skip
     add("--scale", choices=tuple(SCALES),
-        help="sizes and iterations (default: bundled, with --timit paper; open: for the corpus of "
-        "speech.opencorpus)")  # fmt: skip
+        help="take sizes and iterations of this scale (default: bundled, with --timit paper; open "
+        "is "
+        "for the corpus of speech.opencorpus)")  # fmt: skip
     add("-o", "--out", type=Path, metavar="DIR",
-        help="folder to write (default runs/mnn_EXPERIMENT_SCALE)")  # fmt: skip
+        help="write to this folder (default runs/mnn_EXPERIMENT_SCALE)")  # fmt: skip
     add("--models", type=Path, metavar="DIR",
-        help="where models are and go (default OUT/models); experiments of one scale that share it "
-        "train the autoencoders once")  # fmt: skip
+        help="keep models in this folder (default OUT/models); experiments of one scale that share "
+        "it train the autoencoders once")  # fmt: skip
     add("--seed", **cli.SEED)
-    add("--gpu", default="0", metavar="LIST", help="0 (default), or -1 for the CPU")
+    add("--gpu", default="0", metavar="LIST",
+        help="run on this GPU: 0 (default), or -1 for the CPU")  # fmt: skip
     return parser
 
 

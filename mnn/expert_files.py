@@ -20,7 +20,7 @@ Samples are at 16 kHz. A network over samples is given the signal divided by its
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -28,12 +28,14 @@ import numpy as np
 
 from mnn.features import Conventions, conventions_of, network_input, scaled_magnitudes
 from mnn.layers import DenseNetwork
+from speech.base import schema
 from speech.base.files import sha256_of
+from speech.base.words import shown
 from speech.data.made import MadeFiles
-from speech.enhance import Enhancer
 from speech.modelfile.meta import COMPLEX_MASK
 from speech.modelfile.read import read_model_file
 from speech.modelfile.spec import ModelFile
+from speech.net.enhancer import Enhancer
 from speech.sound.audio import SAMPLE_RATE_HZ, Audio, read_multichannel
 from speech.sound.audiofiles import at_16k
 from speech.sound.blocks import frame_blocks, stft_frames
@@ -249,10 +251,9 @@ class _OnnxEnhancer(Enhancer):
         try:
             session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime raises its own classes, derived from Exception
-            reason = " ".join(str(error).split())[:200]
-            raise ValueError(f"{path}: refused by onnxruntime ({reason})") from None
+            raise ValueError(f"{path}: refused by onnxruntime ({schema.shown(error)})") from None
         inputs, outputs = session.get_inputs(), session.get_outputs()
-        shape = inputs[0].shape
+        shape = inputs[0].shape if inputs else []
         time = [axis for axis, size in enumerate(shape) if not isinstance(size, int)]
         if len(time) == 2 and time[0] == 0:  # the batch is free too
             time = time[1:]
@@ -264,12 +265,14 @@ class _OnnxEnhancer(Enhancer):
             raise ValueError(
                 f"{path}: what does it take and give? Expected one float input of samples, [1, "
                 f"time], [1, time, 1] or [1, 1, time], and one output; it takes "
-                f"{[f'{item.name} {item.shape}' for item in inputs]} and gives "
-                f"{[item.name for item in outputs]}"
+                f"{_listed(f'{item.name} {item.shape}' for item in inputs)} and gives "
+                f"{_listed(item.name for item in outputs)}"
             )
         rate = session.get_modelmeta().custom_metadata_map.get("sample_rate_hz", "16000")
         if rate != str(SAMPLE_RATE_HZ):
-            raise ValueError(f"{path}: works at {rate} Hz; only {SAMPLE_RATE_HZ} Hz is supported")
+            raise ValueError(
+                f"{path}: works at {shown(rate, 20)} Hz; only {SAMPLE_RATE_HZ} Hz is supported"
+            )
         self.path = path
         self.engine = "onnx"
         self._session, self._name, self._shape = session, inputs[0].name, [1] * len(shape)
@@ -281,14 +284,19 @@ class _OnnxEnhancer(Enhancer):
         try:
             (output,) = self._session.run(None, {self._name: given})
         except Exception as error:
-            reason = " ".join(str(error).split())[:200]
-            raise ValueError(f"{self.path}: onnxruntime failed ({reason})") from None
+            raise ValueError(f"{self.path}: onnxruntime failed ({schema.shown(error)})") from None
         output = np.asarray(output, np.float32).reshape(-1)
         if len(output) != len(signal):
             raise ValueError(
                 f"{self.path}: gave {len(output)} samples for {len(signal)}; expected as many"
             )
         return output
+
+
+def _listed(names: Iterable[str]) -> str:
+    """Returns a few names that a file gives, in words."""
+    found = [shown(name, 60) for name in names]
+    return (", ".join(found[:3]) + (", ..." if found[3:] else "")) or "nothing"
 
 
 def _onnx_expert(path: Path, name: str) -> Expert:

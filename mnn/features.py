@@ -147,7 +147,7 @@ def network_input(frames: np.ndarray, conventions: Conventions) -> np.ndarray:
 
 
 def mask_target(clean: np.ndarray, noisy: np.ndarray) -> np.ndarray:
-    """Returns the soft mask |s| / |s + n|, clipped to [0, 1] (SPEC 6).
+    """Returns the soft mask |s| / |s + n|, clipped to [0, 1] (docs/papers.md, eq. 2).
 
     Args:
         clean: complex spectra of the speech in the mixture, [num_frames, num_bins].

@@ -54,8 +54,8 @@ class DenseNetwork:
         layers: As `speech.modelfile.read.read_model_file` gives them, InputLayer first.
 
     Attributes:
-        num_inputs: Values a frame that go in.
-        num_outputs: Values a frame that come out.
+        num_inputs: Values per frame that go in.
+        num_outputs: Values per frame that come out.
 
     Raises:
         ValueError: A layer is none of these; such a model runs in Keras only.

@@ -1,4 +1,4 @@
-"""Lets several experts enhance recordings, and keeps what an autoencoder of speech judges best.
+"""Lets several experts enhance recordings and keeps the result that an autoencoder judges best.
 
 ::
 
@@ -7,17 +7,17 @@
     python -m mnn.select --experts a.h5 b.h5 --candidates rnnoise=DIR noisy/ -o chosen/
     python -m mnn.select --selector-experts a.icse b.icse --experts a.h5 b.h5 noisy/ -o chosen/
 
-Experts are of any kind (`mnn.expert_files`); `mnn.scoring` says how they are scored. Every file is
-given to all of them, one is chosen, and its signal written with the rate, channels, length, format
-and place in the tree that the file has. With ``--granularity segment`` the choice is made anew for
-each few seconds and cross-faded; with ``--combine`` all estimates are added with weights that
+Experts may be of any kind (`mnn.expert_files`); `mnn.scoring` says how they are scored. Every file
+is given to all of them, one is chosen, and its signal is written with the rate, channels, length,
+format and place in the tree of the file. With ``--granularity segment`` the choice is made anew
+every few seconds, with cross-fades; with ``--combine`` all estimates are added with weights that
 follow from their scores. Experts over samples are scaled to fit the mixture (`mnn.arbiter`).
 
-With ``--selector-experts``, compressed copies of the experts in the same order, those are run to
+``--selector-experts`` names compressed copies of the experts in the same order: these are run to
 choose, and of ``--experts`` only the winner is run. ``--check`` runs them all and says how often
 they would have chosen the same.
 
-All channels of a file share one choice: their statistics are added.
+All channels of a file share one choice, for which their statistics are added.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ from mnn.scoring import DEFAULT_SCORING, METRICS, SCORINGS, needs_of
 from speech.base import cli
 from speech.base.cli import natural_number
 from speech.base.files import remove_leftovers, write_json
+from speech.base.words import shown
 from speech.data import corpus
 from speech.sound.audio import SAMPLE_RATE_HZ, is_audio_name, read_multichannel
 from speech.sound.audiofiles import (
@@ -203,11 +204,14 @@ def select(
             together; if ``strict``, whatever else fails.
         OSError: A file can't be read or written.
     """
-    result = SelectResult(config, *open_selector(config))
     inputs, out = config.inputs, config.out
+    filled = [] if inputs else [out / name for name in ("noisy", "clean", "selected")]
+    cli.check_out(out, [folder for _, folder in config.candidates], filled)
+    result = SelectResult(config, *open_selector(config))
     if not inputs:
         inputs, out = (_bundled_clips(config.out),), config.out / "selected"
     jobs = plan_outputs(inputs, out)
+    _check_candidates(jobs, config.candidates)
     for folder in {target.parent for _, target in jobs}:
         remove_leftovers(folder)
     folders = [item for item in inputs if item.is_dir()]
@@ -228,7 +232,8 @@ def select(
         if on_file is not None:
             on_file(relative, row)
         for name, reason in row["disqualified"].items():
-            _logger.warning("disqualified for %s: %s: %s", source, name, reason)
+            words = cli.one_line(ValueError(f"{source}: {name}: {reason}"))
+            _logger.warning("disqualified for %s", words)
             if config.strict:
                 raise ValueError(f"{name}: {reason}")
     result.wall_s = time.perf_counter() - started
@@ -279,6 +284,16 @@ def select_file(selector: Selector, source: Path, relative: Path, target: Path) 
         },
         "disqualified": decision.out,
     }
+
+
+def _check_candidates(
+    jobs: Sequence[tuple[Path, Path]], candidates: Sequence[tuple[str, Path]]
+) -> None:
+    """Refuses to write among the files of another tool, which a chosen one would replace."""
+    folders = [folder.resolve() for _, folder in candidates]
+    for target, real in ((target, target.resolve()) for _, target in jobs):
+        if any(real.is_relative_to(folder) for folder in folders):
+            raise ValueError(f"{target}: lies inside a folder of --candidates; choose another -o")
 
 
 def open_selector(config: SelectConfig) -> tuple[Selector, list[str]]:
@@ -361,13 +376,13 @@ def _run(config: SelectConfig, json: Path | None) -> int:
 
     def start(selector: Selector, relatives: Sequence[Path]) -> None:
         nonlocal width
-        width = max(len(str(relative)) for relative in relatives)
+        width = max(len(shown(str(relative))) for relative in relatives)
         _print_pool(config, selector)
 
     result = select(
         config,
         on_start=start,
-        on_file=lambda relative, row: print(_line(row, str(relative), width), flush=True),
+        on_file=lambda relative, row: print(_line(row, shown(str(relative)), width), flush=True),
     )
     say_turned_down(result.files)
     _print_result(result)
@@ -476,8 +491,9 @@ def _named_folder(text: str) -> tuple[str, Path]:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m mnn.select",
-        description="Let several experts enhance each recording and keep what an autoencoder of "
-        "speech judges best. Without inputs: noisy test clips of the bundled corpus.",
+        description="Let several experts enhance each recording and keep the result that an "
+        "autoencoder of speech judges best. Without inputs it takes noisy test clips of the "
+        "bundled corpus.",
         **cli.examples(
             "python -m mnn.select",
             "python -m mnn.select noisy/ -o chosen/ --experts a.h5 b.icse models/fcn.h5",
@@ -486,38 +502,44 @@ def _parser() -> argparse.ArgumentParser:
         ),
     )
     add = parser.add_argument
-    add("inputs", type=Path, nargs="*", metavar="INPUT", help="audio files or folders")
+    add("inputs", type=Path, nargs="*", metavar="INPUT",
+        help="enhance these audio files or folders")  # fmt: skip
     add("-o", "--out", type=Path, default=DEFAULT_OUT, metavar="DIR",
-        help="folder, or file for one file (default %(default)s)")  # fmt: skip
+        help="write to this folder, or file for one file (default %(default)s)")  # fmt: skip
     add("--json", **cli.JSON)
     add("--strict", action="store_true",
-        help="end at the first model, file or estimate that is no good")  # fmt: skip
+        help="end at the first model, file or estimate that is refused")  # fmt: skip
     pool = parser.add_argument_group("the pool").add_argument
     pool("--experts", type=Path, nargs="+", metavar="FILE",
-         help="models (.h5, .icse, .onnx) of any kind (default: the shipped ones)")  # fmt: skip
+         help="take these models (.h5, .icse, .onnx) as experts (default: the shipped "
+         "ones)")  # fmt: skip
     pool("--candidates", type=_named_folder, action="append", default=[], metavar="NAME=DIR",
-         help="files that another tool has made of the inputs; repeatable")  # fmt: skip
+         help="take files that another tool has made of the inputs as an expert; "
+         "repeatable")  # fmt: skip
     pool("--selector-experts", type=Path, nargs="+", metavar="FILE",
-         help="compressed copies of the experts, which choose; only the winner is run")  # fmt: skip
+         help="let these compressed copies of the experts choose, and run only the "
+         "winner")  # fmt: skip
     pool("--check", action="store_true",
          help="compare: run all experts too, and say how often the selectors choose "
          "alike")  # fmt: skip
     how = parser.add_argument_group("how to choose").add_argument
     how("--dae", type=Path, default=DEFAULT_DAE, metavar="FILE",
-        help="autoencoder of speech (default: the shipped one)")  # fmt: skip
+        help="judge by this autoencoder of speech (default: the shipped one)")  # fmt: skip
     how("--metric", choices=METRICS, default="ae",
-        help="ae: eq. 10 of the paper, snr: eq. 11 (default %(default)s)")  # fmt: skip
+        help="judge by eq. 10 of the paper (ae) or by eq. 11 (snr; default "
+        "%(default)s)")  # fmt: skip
     how("--scoring", choices=SCORINGS, default=DEFAULT_SCORING,
-        help="form of the error; paper is the literal one (default %(default)s)")  # fmt: skip
+        help="use this form of the error, where paper is the literal one (default "
+        "%(default)s)")  # fmt: skip
     how("--draws", type=natural_number, default=0, metavar="N",
         help="average over N draws of dropout; 0 for none (default)")  # fmt: skip
     how("--seed", **cli.SEED)
     how("--granularity", choices=("utterance", "segment"), default="utterance",
-        help="choose once a file, or for each segment (default %(default)s)")  # fmt: skip
+        help="choose once per file, or for each segment (default %(default)s)")  # fmt: skip
     how("--segment-seconds", type=float, default=SEGMENT_SECONDS, metavar="S",
-        help="length of a segment (default %(default)s)")  # fmt: skip
+        help="let segments last S seconds (default %(default)s)")  # fmt: skip
     how("--combine", action="store_true",
-        help="add all estimates, weighted by their scores, in place of one")  # fmt: skip
+        help="add all estimates, weighted by their scores, instead of choosing one")  # fmt: skip
     return parser
 
 

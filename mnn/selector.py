@@ -63,7 +63,7 @@ class Selector:
         experts: Make the signals.
         metric: Key of `mnn.scoring.METRICS`.
         scoring: Key of `mnn.scoring.SCORINGS`.
-        segment_seconds: Choose anew so often; None for once a file.
+        segment_seconds: Choose anew so often; None for once per file.
         combine: Add all estimates, with weights.
         selectors: Choose in place of ``experts``, one for each.
         check: Run all experts all the same, and compare.

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from mnn import published
+from speech.base.words import markdown
 
 METRICS = ("sdr", "stoi")
 
@@ -131,7 +132,7 @@ def report_markdown(result: dict[str, Any]) -> str:
     for which, counts in result["confusion"].items():
         rows = [[name, *map(str, own)] for name, own in zip(names, counts, strict=True)]
         parts += [f"## Pick against oracle (SDR): {which}",
-                  _table(["oracle \\ pick", *names], rows)]  # fmt: skip
+                  _table(["oracle / pick", *names], rows)]  # fmt: skip
     left_out = sum(line["unscored"] for line in result["table"] if line["condition"] == "all")
     parts.append(f"Left out for want of a score: {left_out} mixtures and metrics.")
     return "\n\n".join(parts) + "\n"
@@ -193,5 +194,6 @@ def _percent(value: float | None) -> str:
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
+    lines = [[*map(markdown, header)], ["---"] * len(header)]
+    lines += [[*map(markdown, row)] for row in rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)

@@ -1,4 +1,4 @@
-"""Trains an autoencoder of speech, or an expert on some kind of mixtures (SPEC 6).
+"""Trains an autoencoder of speech, or an expert on some kind of mixtures (docs/papers.md).
 
 ::
 
@@ -9,8 +9,8 @@
     python -m mnn.train expert --snr -5 --where speaker=MCS0,FCS0 --out two.h5
     python -m mnn.train expert --init birds.pruned.h5 --noise-types birds --out birds22.h5
 
-Spectra are computed once and kept; training runs on them. The same command takes an interrupted
-run up where it stood, and does nothing once it is done.
+Spectra are computed once and kept; training runs on them. The same command goes on with an
+interrupted run where it stood, and does nothing once it is done.
 """
 
 from __future__ import annotations
@@ -339,7 +339,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m mnn.train",
         description="Train an autoencoder of clean speech (dae), or an expert that gives a soft "
-        "mask. Without data options: the bundled corpus. The same command resumes.",
+        "mask. Without data options it takes the bundled corpus. The same command goes on after "
+        "an interruption.",
         **cli.examples(
             "python -m mnn.train dae -o dae.h5",
             "python -m mnn.train expert --noise-types birds -o birds.h5",
@@ -348,34 +349,38 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="what", required=True, metavar="dae|expert")
     for what, text in (("dae", "an autoencoder of clean speech"), ("expert", "a mask network")):
-        command = commands.add_parser(what, help=text, description=f"Train {text}.")
+        command = commands.add_parser(what, help=f"train {text}", description=f"Train {text}.")
         add = command.add_argument
         add("-o", "--out", type=Path, required=True, metavar="FILE.h5",
-            help="the model file to write")  # fmt: skip
-        add("--net", choices=NETS[what], help=f"hidden units (default {NETS[what][0]})")
+            help="write this model file")  # fmt: skip
+        add("--net", choices=NETS[what],
+            help=f"take so many hidden units (default {NETS[what][0]})")  # fmt: skip
         add("--init", type=Path, metavar="FILE",
             help="start from the weights of this model, such as a pruned one; its zeros "
             "stay")  # fmt: skip
         _add_training_options(command)
         _add_choices(command, what)
         add_data_options(command, test=False)
-        add("--gpu", default="0", metavar="LIST", help="0 (default), or -1 for the CPU")
+        add("--gpu", default="0", metavar="LIST",
+            help="run on this GPU: 0 (default), or -1 for the CPU")  # fmt: skip
     return parser
 
 
 def _add_training_options(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument_group("training", "defaults: the paper's values").add_argument
-    add("--optimizer", choices=OPTIMIZERS, default="rprop", help="default %(default)s")
+    add = parser.add_argument_group("training", "The defaults are the paper's values.").add_argument
+    add("--optimizer", choices=OPTIMIZERS, default="rprop",
+        help="train with this optimizer (default %(default)s)")  # fmt: skip
     add("--learning-rate", type=float, default=1e-3, metavar="R",
-        help="Adam's, or Rprop's first step (default %(default)s)")  # fmt: skip
+        help="set the learning rate, or Rprop's first step (default %(default)s)")  # fmt: skip
     add("--iterations", type=positive_number, default=5000, metavar="N",
-        help="updates, at most (default %(default)s)")  # fmt: skip
+        help="update the weights N times at most (default %(default)s)")  # fmt: skip
     add("--batch-size", type=positive_number, default=1000, metavar="N",
-        help="frames an update (default %(default)s)")  # fmt: skip
+        help="take N frames per update (default %(default)s)")  # fmt: skip
     add("--validate-every", type=positive_number, default=50, metavar="N",
-        help="iterations (default %(default)s); the best weights are kept")  # fmt: skip
+        help="validate every N iterations and keep the best weights (default "
+        "%(default)s)")  # fmt: skip
     add("--patience", type=natural_number, default=1000, metavar="N",
-        help="end after so many iterations without a better validation; 0 never (default "
+        help="end after N iterations without a better validation; 0 means never (default "
         "%(default)s)")  # fmt: skip
     add("--seed", **cli.SEED)
 
@@ -383,19 +388,20 @@ def _add_training_options(parser: argparse.ArgumentParser) -> None:
 def _add_choices(parser: argparse.ArgumentParser, what: str) -> None:
     speakers, each = PAPER_SPEAKERS[what]
     add = parser.add_argument_group("which data").add_argument
-    add("--gender", choices=("F", "M"), help="speakers of one gender")
+    add("--gender", choices=("F", "M"), help="take speakers of one gender")
     add("--where", nargs="+", default=[], metavar="COLUMN=PATTERN",
-        help="any other filter on the mixtures, such as speaker=F* or utterance=*SX*")  # fmt: skip
+        help="take only mixtures that match, such as speaker=F* or utterance=*SX*")  # fmt: skip
     add("--num-speakers", type=positive_number, metavar="N",
-        help=f"speakers, genders in turn (default {speakers}, bundled: all)")  # fmt: skip
+        help=f"take N speakers, genders in turn (default {speakers}, bundled: all)")  # fmt: skip
     add("--per-speaker", type=positive_number, metavar="N",
-        help=f"utterances of each speaker (default {each}, bundled: all)")  # fmt: skip
+        help=f"take N utterances of each speaker (default {each}, bundled: all)")  # fmt: skip
     if what == "expert":
         add("--noise-types", nargs="+", metavar="NAME",
-            help="names of noises, or patterns such as 'birds*' (default: all); --snr is 0 dB "
-            "unless given")  # fmt: skip
+            help="take noises of these names, or patterns such as 'birds*' (default: all); the SNR "
+            "is "
+            "0 dB unless --snr is given")  # fmt: skip
         add("--num-mixtures", type=positive_number, default=1, metavar="N", dest="draws",
-            help="mixtures of each utterance, noise and SNR (default 1)")  # fmt: skip
+            help="make N mixtures of each utterance, noise and SNR (default 1)")  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import logging
 import math
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -28,6 +27,7 @@ import numpy as np
 from mnn.config import FitConfig
 from mnn.features import Frames
 from mnn.rprop import Rprop
+from speech.base import cli
 from speech.base.checkpoint import read_checkpoint, write_checkpoint
 from speech.base.files import held, write_json
 from speech.base.runinfo import run_info
@@ -327,6 +327,6 @@ def _progress(done: int, total: int) -> Any:
     from tqdm import tqdm
 
     return tqdm(
-        total=total, initial=done, desc="training", file=sys.stderr, disable=None, leave=False,
+        total=total, initial=done, desc="training", file=cli.terminal(), disable=None, leave=False,
         unit="it",
     )  # fmt: skip

@@ -1,1 +1,1 @@
-"""Small trained models, each with a card; ``speech.enhance`` uses ``fcn.h5`` by default."""
+"""Small trained models, each with a card; ``speech.enhance`` uses ``denoise.icse`` by default."""

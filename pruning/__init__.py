@@ -1,1 +1,1 @@
-"""Parameter pruning: which channels and filters a network can do without (SPEC 2)."""
+"""Parameter pruning: which channels and filters a network can do without (docs/papers.md)."""

@@ -1,4 +1,4 @@
-"""Prunes a model: channels to zero, or whole filters out of the file (SPEC 2).
+"""Prunes a model: sets channels to zero, or takes whole filters out (docs/papers.md).
 
 ::
 
@@ -7,7 +7,7 @@
     python -m pruning.run model.h5 --target-sparsity 0.22 --timit TIMIT --noise NOISES
     python -m pruning.run model.h5 --remove-filters 0.25 --retrain
 
-The same command takes an interrupted retraining up where it stood.
+The same command goes on with an interrupted retraining where it stood.
 """
 
 from __future__ import annotations
@@ -56,10 +56,13 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def _run(options: argparse.Namespace) -> int:
     from speech.base.files import held
     from speech.modelfile.read import read_model_file
+    from speech.net.taps import has_kernel
 
     file = read_model_file(options.model)
     if options.out.resolve() == options.model.resolve():
         raise ValueError(f"{options.out}: would overwrite the model; choose another -o")
+    if not any(has_kernel(layer) for layer in file.layers):
+        raise ValueError(f"{options.model}: has no convolution or matrix to prune")
     _say_what_it_was(file)
     work = options.work or Path("runs") / "pruning" / f"{options.out.stem}-{file.sha256[:8]}"
     needs_work = options.retrain or options.score
@@ -228,7 +231,7 @@ def print_report(before: Layers, after: Layers, report: Callable) -> None:
         2 * sum(count * row.times for count, row in counted)
         for counted in (((r.weights, r) for r in old), ((r.weights_left, r) for r in new))
     )
-    unit = "per frame" if works_on_spectra(after) else "a sample"
+    unit = "per frame" if works_on_spectra(after) else "per sample"
     print(f"\noperations  {flop:,} -> {flop_left:,} FLOP {unit} (zero kernels skipped)")
 
 
@@ -293,8 +296,8 @@ def _share_or_theta(text: str) -> float | str:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m pruning.run",
-        description="Prune redundant channels (set to zero) or filters (removed) of a model, "
-        "with retraining if there are data. The same command resumes.",
+        description="Set redundant channels of a model to zero, or remove filters, and retrain if "
+        "there are data. The same command goes on after an interruption.",
         **cli.examples(
             "python -m pruning.run models/fcn.h5 --theta 0.65",
             "python -m pruning.run models/fcn.h5 --target-sparsity 0.22 --retrain -o p22.h5",
@@ -303,35 +306,41 @@ def _parser() -> argparse.ArgumentParser:
             f"rate of {RETRAIN_LEARNING_RATE:g}, unless options say otherwise.",
         ),
     )
-    parser.add_argument("model", type=Path, metavar="MODEL.h5")
+    parser.add_argument("model", type=Path, metavar="MODEL.h5", help="prune this model file")
     parser.add_argument("-o", "--out", type=Path, metavar="FILE",
-        help="file to write (default: MODEL.pruned.h5 beside it)")  # fmt: skip
+        help="write this file (default: MODEL.pruned.h5 beside the model)")  # fmt: skip
     add = parser.add_argument_group("what to prune").add_argument
     add("--theta", type=float, default=THETA, metavar="T",
         help="prune channels above this sparsity, S_j(k) (default %(default)s)")  # fmt: skip
-    add("--target-sparsity", type=float, metavar="X", help="share of channels to prune, as 0.22")
-    add("--keep", type=float, metavar="X", help="share of channels to keep: the same, as 0.78")
-    add("--per-layer", action="store_true", help="the share of each layer, not of all together")
+    add("--target-sparsity", type=float, metavar="X", help="prune this share of channels, as 0.22")
+    add("--keep", type=float, metavar="X", help="keep this share of channels, as 0.78")
+    add("--per-layer", action="store_true", help="prune the share in each layer by itself")
     add("--criterion", choices=("sparsity", "magnitude", "random"), default="sparsity",
-        help="with --target-sparsity: what goes first (default: the paper's)")  # fmt: skip
+        help="rank channels by this (with --target-sparsity; default: the paper's "
+        "sparsity)")  # fmt: skip
     add("--prune-last", action="store_true", help="prune the last layer as well")
     add("--remove-filters", type=_share_or_theta, metavar="X",
-        help="take this share of the filters of every layer out of the file; 'theta': those of "
-        "whose channels, own and reading, over half are redundant")  # fmt: skip
+        help="take this share of the filters of every layer out of the file; 'theta' takes out a "
+        "filter if more than half of the channels that it reads, or that read it, are "
+        "redundant")  # fmt: skip
     add = parser.add_argument_group("retraining").add_argument
     add("--retrain", action="store_true",
-        help="retrain; implied by data options, on the bundled corpus without any")  # fmt: skip
+        help="retrain, on the bundled corpus unless data options are given, which imply "
+        "it")  # fmt: skip
     add("--stages", type=positive_number, default=NUM_STAGES, metavar="N",
-        help="times to prune and retrain (default %(default)s)")  # fmt: skip
+        help="prune and retrain N times (default %(default)s)")  # fmt: skip
     add("--final-epochs", type=natural_number, metavar="N",
-        help="epochs with what is pruned held at zero (default: two stages' worth)")  # fmt: skip
-    add("--work", type=Path, metavar="DIR", help="checkpoints; default runs/pruning/OUT-...")
+        help="then train for N epochs with pruned channels held at zero (default: as two "
+        "stages)")  # fmt: skip
+    add("--work", type=Path, metavar="DIR",
+        help="keep checkpoints in this folder (default runs/pruning/OUT-...)")  # fmt: skip
     add_data_options(parser)
     add_training_options(parser, epochs_flag="--retrain-epochs")
     add = parser.add_argument_group("run").add_argument
-    add("--gpu", default="0", metavar="LIST", help="0 (default), several as 0,1, or -1 for the CPU")
+    add("--gpu", default="0", metavar="LIST",
+        help="run on this GPU: 0 (default), several as 0,1, or -1 for the CPU")  # fmt: skip
     add("--score", action=argparse.BooleanOptionalAction,
-        help="PESQ and STOI before and after, on the test data at hand or the bundled ones; "
+        help="score by PESQ and STOI before and after, on the test data given or the bundled ones; "
         "retraining implies it")  # fmt: skip
     add("--jobs", **cli.JOBS)
     add("--json", **cli.JSON)

@@ -1,4 +1,4 @@
-"""Soft pruning: prune, retrain, and again, until what was pruned stays away (SPEC 2).
+"""Soft pruning: prune, retrain, and again, until what was pruned stays away (docs/papers.md).
 
 In every stage the redundant channels are set to zero and the network is retrained, in which they
 may grow back. After the last stage they are pruned once more and held at zero while a final

@@ -36,7 +36,7 @@ def mean_absolute_values(kernel: np.ndarray) -> np.ndarray:
 
 
 def channel_sparsity(kernel: np.ndarray) -> np.ndarray:
-    """Returns the sparsity of each channel (SPEC 2).
+    """Returns the sparsity of each channel (docs/papers.md, eqs. P1 and P2).
 
     ::
 

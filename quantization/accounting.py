@@ -1,4 +1,4 @@
-"""The size of a packed model by every count, layer by layer (SPEC 5).
+"""The size of a packed model by every count, layer by layer (docs/papers.md, eq. Q3).
 
 Ways of counting, in bytes:
 

@@ -246,7 +246,7 @@ def choose_k(
         ``codebooks`` with ``k_of`` and ``centroids_of``.
 
     Raises:
-        ValueError: Two centroids a layer are too much; the message says what they take.
+        ValueError: Two centroids per layer are too much; the message says what they take.
     """
     layers = tuple(layers)
     choices = _choices(layers, codebooks, signals, formats)

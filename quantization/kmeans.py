@@ -1,4 +1,4 @@
-"""Codebooks of a network's weights by one-dimensional k-means, in NumPy (SPEC 3).
+"""Codebooks of a network's weights by one-dimensional k-means, in NumPy (docs/papers.md, eq. Q1).
 
 Conventions: each kernel has its own codebook. Weights that are exactly zero belong to no cluster
 and stay zero. Distortion is the sum of squared differences between weights and their centroids.

@@ -34,7 +34,7 @@ _K_BYTES = 14
 
 @dataclass
 class ByK:
-    """k-means with k centroids a layer.
+    """k-means with k centroids per layer.
 
     Attributes:
         codebooks: How; with a target, what is not chosen.

@@ -1,4 +1,4 @@
-"""Quantizes a model: a codebook for each layer, and a file that is really small (SPEC 3, 5).
+"""Quantizes a model: gives each layer a codebook and writes a small file (docs/papers.md).
 
 ::
 
@@ -8,21 +8,21 @@
     python -m quantization.run pruned.h5 --target-percent 4 --finetune-epochs 4
     python -m quantization.run pack|unpack|info FILE
 
-Written to ``-o DIR``: ``clustered.h5``, which any Keras opens, and ``model.icse``, the same weights
-bit for bit in a fraction of the bytes (docs/format.md). Both work wherever a model file does. What
-is zero stays zero. The same command takes an interrupted fine-tuning up where it stood.
+It writes to ``-o DIR``: ``clustered.h5``, which any Keras opens, and ``model.icse``, which has the
+same weights bit for bit in a fraction of the bytes (docs/format.md). Both work wherever a model
+file does. Zeros stay zero. The same command goes on with an interrupted fine-tuning where it stood.
 
-BatchNormalization is folded into the layers before it, before anything else is done
-(``speech.net.folding``); ``--keep-norms`` leaves it for who trains the network on.
+First of all, BatchNormalization is folded into the layers before it (``speech.net.folding``);
+``--keep-norms`` leaves it for those who want to train the network further.
 
 Before packing, biases and normalisation are rounded to FP16 (``--others fp32`` keeps them), and
 biases in front of a normalisation of each channel over time, which takes them out again, are set to
-zero (``--keep-biases``). Both are so in ``clustered.h5`` too.
+zero (``--keep-biases`` keeps them). ``clustered.h5`` holds the same values.
 
 Without k, ``--lambda`` weighs the error of the output against the bits of the coder, weight by
 weight (``quantization.ratedistortion``), and ``--target-bytes`` or ``--target-percent`` look for
 the lambda, or with ``--allocate k`` for the k of each layer, with which the file just fits;
-``--target-snr`` looks for the lambda at which the output just stays so close to the model's.
+``--target-snr`` looks for the lambda at which the output is just as close to the model's as asked.
 """
 
 from __future__ import annotations
@@ -478,7 +478,7 @@ def _score(options: argparse.Namespace, test: list[Any]) -> Any:
 def _container(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m quantization.run",
-        description="The packed model file alone.",
+        description="Pack a model file, unpack it, or print what a packed file holds.",
         **cli.examples(
             "python -m quantization.run pack models/fcn.h5 -o fcn.icse",
             "python -m quantization.run unpack models/fcn_small.icse -o small.h5",
@@ -490,11 +490,11 @@ def _container(argv: Sequence[str]) -> int:
     unpack = commands.add_parser("unpack", help="write the .h5 file of a packed one")
     info = commands.add_parser("info", help="print what a packed file holds and takes")
     for command, ending in ((pack, "icse"), (unpack, "h5")):
-        command.add_argument("file", type=Path, metavar="FILE")
+        command.add_argument("file", type=Path, metavar="FILE", help="read this model file")
         command.add_argument("-o", "--out", type=Path, metavar=f"FILE.{ending}",
-            help="file to write (default: beside FILE)")  # fmt: skip
-    pack.add_argument("--no-entropy", action="store_true", help="indices of fixed length")
-    info.add_argument("file", type=Path, metavar="FILE.icse")
+            help="write this file (default: beside FILE)")  # fmt: skip
+    pack.add_argument("--no-entropy", action="store_true", help="write indices of fixed length")
+    info.add_argument("file", type=Path, metavar="FILE.icse", help="read this packed file")
     info.add_argument("--json", **cli.JSON)
     options = parser.parse_args(argv)
     return cli.run(lambda: CONTAINER_COMMANDS[options.command](options))
@@ -634,66 +634,72 @@ def _layer_and_k(text: str) -> tuple[str, int]:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m quantization.run",
-        description="Replace the weights of each layer by few values and write a small file, "
-        "with fine-tuning if there are data. The same command resumes.",
+        description="Replace the weights of each layer by few values, fine-tune them if there are "
+        "data, and write a small file. The same command goes on after an interruption.",
         **cli.examples(
             "python -m quantization.run models/fcn.h5 -k 16",
             "python -m quantization.run p22.h5 -k 16 --finetune-epochs 2 -o p22k16",
             "python -m quantization.run p22.h5 --target-percent 4 -o small",
             "python -m quantization.run info small/model.icse",
-            note="pack, unpack and info instead of MODEL work on the small file alone: "
+            note="With pack, unpack or info in place of MODEL the command works on packed files: "
             "python -m quantization.run pack --help. Fine-tuning goes on with the loss that the "
             f"model was trained with, at a learning rate of {FINETUNE_LEARNING_RATE:g} that falls "
             "along a cosine, unless options say otherwise.",
         ),
     )
-    parser.add_argument("model", type=Path, metavar="MODEL.h5")
+    parser.add_argument("model", type=Path, metavar="MODEL.h5", help="quantize this model file")
     parser.add_argument("-o", "--out", type=Path, metavar="DIR",
-        help="folder to write (default: MODEL.k<K>, or by the target)")  # fmt: skip
+        help="write to this folder (default: MODEL.k<K>, or a name by the target)")  # fmt: skip
     add = parser.add_argument_group("codebooks").add_argument
     add("-k", type=int, metavar="K",
-        help=f"centroids of a layer, zero not counted (default {K})")  # fmt: skip
-    add("--k-last", type=int, metavar="K", help="of the last layer, if another")
+        help=f"give each layer K centroids, besides zero (default {K})")  # fmt: skip
+    add("--k-last", type=int, metavar="K", help="give the last layer another K")
     add("--layer-k", type=_layer_and_k, nargs="+", default=[], metavar="LAYER=K",
-        help="of layers that differ, as conv1=32 conv2=8")  # fmt: skip
+        help="give single layers another K, as conv1=32 conv2=8")  # fmt: skip
     add("--per-sign", action="store_true",
-        help="K centroids for each sign, as in the released model")  # fmt: skip
+        help="take K centroids for each sign, as in the released model")  # fmt: skip
     add("--centroids", choices=("fp32", "fp16", "int8"),
-        help="how centroids are stored (default fp32; fp16 with --lambda; with --allocate k what "
+        help="store centroids in this format (default fp32; fp16 with --lambda; with --allocate k "
+        "what "
         "suits each layer)")  # fmt: skip
     add("--algorithm", choices=("exact", "lloyd"), default="exact",
-        help="the optimum (default), or Lloyd's with k-means++ and restarts")  # fmt: skip
+        help="cluster exactly (default), or by Lloyd's k-means with k-means++ and "
+        "restarts")  # fmt: skip
     add("--method", choices=METHODS, default="kmeans",
-        help="who fine-tunes: tied weights (default), or TF-MOT")  # fmt: skip
+        help="fine-tune tied weights (kmeans, the default), or by TF-MOT")  # fmt: skip
     add("--rounds", type=natural_number, default=0, metavar="N",
         help="first train with free weights for an epoch and cluster again, N times")  # fmt: skip
-    add = parser.add_argument_group("smallest file, instead of k").add_argument
+    add = parser.add_argument_group("smallest file, instead of K").add_argument
     add("--lambda", type=float, metavar="X", dest="lam",
-        help="relative error of the output that a bit a weight is worth, as 0.003: an output error "
-        "about 20 dB down")  # fmt: skip
-    add("--target-bytes", type=parse_bytes, metavar="N", help="largest file, as 60000 or 60k")
-    add("--target-percent", type=float, metavar="P", help="the same in percent of MODEL.h5")
+        help="let one bit per weight be worth this relative error of the output, as 0.003, which "
+        "leaves an error about 20 dB below the output")  # fmt: skip
+    add("--target-bytes", type=parse_bytes, metavar="N",
+        help="write at most N bytes, as 60000 or 60k")  # fmt: skip
+    add("--target-percent", type=float, metavar="P",
+        help="write at most P percent of the bytes of MODEL.h5")  # fmt: skip
     add("--target-snr", type=float, metavar="DB",
-        help="smallest file whose output is this far above its error, as 25")  # fmt: skip
+        help="write the smallest file whose output is this far above its error, as 25")  # fmt: skip
     add("--allocate", choices=("lambda", "k"), default="lambda",
-        help="what reaches the target: lambda (default) or the k of each layer")  # fmt: skip
+        help="reach the target by lambda (default) or by the k of each layer")  # fmt: skip
     add("--weighting", choices=("correlation", "power", "plain"), default="correlation",
-        help="of errors, with --lambda: by the correlation of a layer's inputs (default), by their "
-        "power, or all alike")  # fmt: skip
+        help="weight errors (with --lambda) by the correlation of a layer's inputs (default), by "
+        "their power, or all alike")  # fmt: skip
     add = parser.add_argument_group("file").add_argument
     add("--others", choices=("fp16", "fp32"), default="fp16",
-        help="biases and normalisation (default %(default)s)")  # fmt: skip
+        help="store biases and normalisation in this format (default %(default)s)")  # fmt: skip
     add("--keep-biases", action="store_true", help="keep biases that have no effect")
     add("--keep-norms", action="store_true",
-        help="keep BatchNormalization, to train on (default: folded away)")  # fmt: skip
-    add("--no-entropy", action="store_true", help="indices of fixed length")
+        help="keep BatchNormalization, to train further (default: fold it away)")  # fmt: skip
+    add("--no-entropy", action="store_true", help="write indices of fixed length")
     add_data_options(parser)
     add_training_options(parser, epochs_flag="--finetune-epochs")
     add = parser.add_argument_group("run").add_argument
-    add("--gpu", default="0", metavar="LIST", help="0 (default), several as 0,1, or -1 for the CPU")
-    add("--work", type=Path, metavar="DIR", help="checkpoints; default runs/quantization/MODEL-...")
+    add("--gpu", default="0", metavar="LIST",
+        help="run on this GPU: 0 (default), several as 0,1, or -1 for the CPU")  # fmt: skip
+    add("--work", type=Path, metavar="DIR",
+        help="keep checkpoints in this folder (default runs/quantization/MODEL-...)")  # fmt: skip
     add("--score", action=argparse.BooleanOptionalAction,
-        help="PESQ and STOI before and after, on the test data at hand or the bundled ones; "
+        help="score by PESQ and STOI before and after, on the test data given or the bundled ones; "
         "fine-tuning implies it")  # fmt: skip
     add("--jobs", **cli.JOBS)
     add("--json", **cli.JSON)

@@ -446,7 +446,7 @@ def _shown(data: Data, text: str) -> Iterator[Batch]:
     return iter(
         tqdm(
             prefetched(data), total=len(data), desc=text,
-            file=sys.stderr, disable=None, leave=False, unit="step",
+            file=cli.terminal(), disable=None, leave=False, unit="step",
         )
     )  # fmt: skip
 

@@ -32,6 +32,7 @@ from typing import Any
 
 import numpy as np
 
+from speech.base import cli
 from speech.modelfile.spec import LayerSpec, is_chain, linked
 from speech.net import blockconv, mask_gradient, tape
 from speech.net.chain import Network, blocks_from_layers
@@ -294,7 +295,7 @@ class Clusterer:
             batch = self._masks.prepare(noisy[..., 0], clean[..., 0])
             mask = self._masks.forward(batch, self._weights())
             if mask is None:
-                mask = self._model(batch.features(), training=False).numpy()
+                mask = self._model(batch.features, training=False).numpy()
             return self._masks.loss(mask, batch)[0]
         assert self._loss is not None
         if self._chain is not None:
@@ -331,7 +332,7 @@ class Clusterer:
         mask = masks.forward(batch, weights, training=True)
         if mask is None:
             with self._tf.GradientTape() as recorded:
-                outputs = self._model(batch.features(), training=True)
+                outputs = self._model(batch.features, training=True)
             loss, gradient = masks.loss(outputs.numpy(), batch)
             self._apply(recorded.gradient(outputs, self._variables, self._tf.constant(gradient)))
             return loss
@@ -463,7 +464,7 @@ class _Masks:
         if key not in self._tapes:
             self._tapes[key] = tape.Tape(self.nodes, *key[:2], gradients=training)
         self._latest = self._tapes[key]
-        return self._latest.forward(batch.features(), weights)
+        return self._latest.forward(batch.features, weights)
 
     def loss(self, mask: np.ndarray, batch: mask_gradient.Prepared) -> tuple[float, np.ndarray]:
         """Returns the loss of a batch, and its gradient with respect to the masks."""
@@ -533,6 +534,7 @@ def serve() -> None:
     ValueError, or ('failed', traceback).
     """
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    cli.end_with_parent()  # also in the middle of a call
     calls, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # whatever prints does not print into the answers
     clusterer = None

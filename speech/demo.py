@@ -1,4 +1,4 @@
-"""A page on this machine to try the networks: give a clip, hear and see what comes out.
+"""Serves a page on this machine to try the networks: give it a clip, then hear and see the result.
 
 ::
 
@@ -7,11 +7,11 @@
 
 Drop or record a clip, choose a model or the pool of experts, and compare before and after. Each
 clip is handed to the command that does the same in a shell, `speech.enhance` or ``mnn.select``, in
-a process of its own: what that refuses, the page refuses with the same words.
+a process of its own; a clip that it refuses is refused by the page in the same words.
 
 The page is served by Python's own HTTP server, to this machine alone unless ``--host`` says
-otherwise, and asks nothing of any other: no fonts, scripts or statistics from outside. Clips live
-in a temporary folder; the last `KEPT` results are kept, and all go when the command ends.
+otherwise, and asks nothing of any other: it needs no fonts or scripts from outside. Clips live in a
+temporary folder; the last `KEPT` results are kept, and all are deleted when the command ends.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from http import HTTPStatus
@@ -45,7 +45,8 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 from speech.base import cli
 from speech.base.cli import natural_number
-from speech.enhance import BASELINE_MODEL, DEFAULT_MODEL, Enhancer
+from speech.base.words import shown
+from speech.net.enhancer import BASELINE_MODEL, DEFAULT_MODEL, Enhancer
 
 if TYPE_CHECKING:
     import numpy as np
@@ -71,7 +72,10 @@ RANGE_DB = 70.0
 _IDLE_SECONDS = 60
 
 #: Signals that end the command.
-_ENDINGS = (signal.SIGINT, signal.SIGTERM)
+_ENDINGS = (signal.SIGINT, *cli.ENDINGS)
+
+#: How often to remove the folder of the clips, to which another thread may be writing.
+_MOST_REMOVALS = 50
 
 _PAGE = {
     "/": ("demo.html", "text/html; charset=utf-8"),
@@ -134,6 +138,7 @@ class Demo:
         self._lock = threading.Lock()
         self._child: subprocess.Popen | None = None
         self._results: deque[_Result] = deque()
+        self._is_closed = False
         for path in models:
             Enhancer(path)  # refuses what it can't run
         for path in experts:  # mnn.select, which runs apart, says what is wrong inside
@@ -196,6 +201,8 @@ class Demo:
         path.parent.mkdir(parents=True)
         with _removed_if_it_fails(folder), open(path, "wb") as file:
             while size:
+                if self._is_closed:
+                    raise ConnectionError("the page has been closed")
                 block = stream.read(min(size, 1 << 20))
                 if not block:
                     raise ConnectionError("the browser has gone")
@@ -271,6 +278,8 @@ class Demo:
 
     def _run(self, command: Sequence[str], folder: Path) -> None:
         """Runs one of our commands; raises ValueError with its last words if it fails."""
+        if self._is_closed:
+            raise ConnectionError("the page has been closed")
         self._child = subprocess.Popen(
             cli.python_command("-m", *command),
             cwd=_ROOT, env=cli.python_environment(), stdin=subprocess.DEVNULL,
@@ -288,14 +297,15 @@ class Demo:
             )
 
     def close(self) -> None:
-        """Ends the command that runs, if there is one."""
+        """Ends the command that runs, if there is one, and takes no clip any more."""
+        self._is_closed = True
         child = self._child
         if child is not None:
             child.kill()
 
 
 def _model(path: Path) -> Choice:
-    label = f"{path.name} ({path.stat().st_size / 1000:,.0f} kB)"
+    label = f"{shown(path.name, 100)} ({path.stat().st_size / 1000:,.0f} kB)"
     return Choice(label, "speech.enhance", ("--model", str(path)))
 
 
@@ -464,6 +474,24 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         """Answers with the page, what it offers, a bundled clip or a result."""
+        self._guarded(self._get)
+
+    def do_POST(self) -> None:
+        """Takes a clip and answers with what became of it."""
+        # Until the clip is read, nothing else can follow on this connection.
+        self.close_connection = True
+        self._guarded(self._post)
+
+    def _guarded(self, work: Callable[[], None]) -> None:
+        """Answers what can't be understood, such as an address that is none, in one line."""
+        try:
+            work()
+        except ValueError as error:
+            self.close_connection = True
+            words = f"the request is malformed: {cli.one_line(error)}"
+            self._send_json({"error": words}, HTTPStatus.BAD_REQUEST)
+
+    def _get(self) -> None:
         if not self._is_ours():
             return
         path, query = self._asked()
@@ -483,10 +511,7 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self._send_json({"error": "there is no such page"}, HTTPStatus.NOT_FOUND)
 
-    def do_POST(self) -> None:
-        """Takes a clip and answers with what became of it."""
-        # Until the clip is read, nothing else can follow on this connection.
-        self.close_connection = True
+    def _post(self) -> None:
         if not self._is_ours():
             return
         path, query = self._asked()
@@ -579,8 +604,22 @@ def _run(options: argparse.Namespace) -> int:
             signal.signal(number, handler)
 
 
+@contextlib.contextmanager
+def _own_folder() -> Iterator[str]:
+    """Yields a folder for recordings, and leaves nothing of it, whatever is still being written."""
+    folder = tempfile.mkdtemp(prefix="speech-demo-")
+    try:
+        yield folder
+    finally:
+        for _ in range(_MOST_REMOVALS):
+            shutil.rmtree(folder, ignore_errors=True)
+            if not os.path.lexists(folder):
+                break
+            time.sleep(0.1)
+
+
 def _serve(options: argparse.Namespace) -> int:
-    with tempfile.TemporaryDirectory(prefix="speech-demo-", ignore_cleanup_errors=True) as folder:
+    with _own_folder() as folder:
         demo = Demo(Path(folder), options.models, options.experts)
         with Server(demo, options.host, options.port, options.max_mb) as server:
             print(f"page      {server.url}", flush=True)
@@ -606,7 +645,7 @@ def _stop(*_: Any) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m speech.demo",
-        description="Serve a page on this machine to try the networks on clips of one's own.",
+        description="Serve a page on this machine to try the networks on your own clips.",
         **cli.examples(
             "python -m speech.demo",
             "python -m speech.demo --models mine.h5 small.icse --port 9000",
@@ -614,14 +653,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--models", type=Path, nargs="+", default=[], metavar="FILE",
-        help="models (.h5, .icse) to offer beside the shipped ones")  # fmt: skip
+        help="offer these models (.h5, .icse) beside the shipped ones")  # fmt: skip
     add("--experts", type=Path, nargs="+", default=[], metavar="FILE",
-        help="models (.h5, .icse, .onnx) of any kind (default: the shipped ones)")  # fmt: skip
-    add("--host", default=HOST, help="address to listen on (default %(default)s: this machine)")
+        help="take these models (.h5, .icse, .onnx) as experts (default: the shipped "
+        "ones)")  # fmt: skip
+    add("--host", default=HOST, help="listen on this address (default %(default)s: this machine)")
     add("--port", type=natural_number, default=PORT, metavar="N",
-        help="0 for one that is free (default %(default)s)")  # fmt: skip
+        help="listen on this port, 0 for one that is free (default %(default)s)")  # fmt: skip
     add("--max-mb", type=cli.amount, default=MAX_MB, metavar="MB",
-        help="size at most: of a clip (default %(default)g)")  # fmt: skip
+        help="allow this size at most: for a clip (default %(default)g)")  # fmt: skip
     return parser
 
 

@@ -5,8 +5,8 @@
     python -m speech.doctor
     python -m speech.doctor --timit /data/TIMIT --noise /data/noises
 
-Each line is a check; one that fails is followed by the command to type. Exit code 0 if all is
-well, 1 if not. The C kernels are compiled on the way if they were not yet.
+Each line is a check; one that fails is followed by the command to type. The exit code is 0 if all
+is well and 1 if not. The C kernels are compiled on the way if they were not yet.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ PACKAGES = {
     "soxr": "0.5",
     "joblib": "1.4",
     "tqdm": "4.66",
-    "filelock": "3.16",
+    "filelock": "3.20.1",
     "matplotlib": "3.9",
     "pesq": "0.0.4",
     "pystoi": "0.4.1",
@@ -450,7 +450,7 @@ def check_network() -> str:
 
     from speech.base.device import quiet_start
     from speech.modelfile.spec import ModelFile
-    from speech.net.enhancer import MaskEnhancer
+    from speech.net.mask_enhancer import MaskEnhancer
     from speech.net.timefrequency import TimeFrequencyConfig, build_time_frequency
 
     with quiet_start():
@@ -535,13 +535,15 @@ def _parser() -> argparse.ArgumentParser:
         **cli.examples(
             "python -m speech.doctor",
             "python -m speech.doctor --timit TIMIT --noise noises",
-            note="Exit code: 0 all is well, 1 something must be mended.",
+            note="The exit code is 0 if all is well, and 1 if something must be mended.",
         ),
     )
     add = parser.add_argument
     add("--timit", type=Path, metavar="DIR",
-        help="TIMIT, or any tree with TRAIN and TEST (checked too)")  # fmt: skip
-    add("--noise", type=Path, metavar="DIR", help="noise recordings (checked too)")
+        help="read speech from TIMIT, or from any tree with TRAIN and TEST, and check "
+        "it")  # fmt: skip
+    add("--noise", type=Path, metavar="DIR",
+        help="mix these noise recordings (they are checked)")  # fmt: skip
     return parser
 
 

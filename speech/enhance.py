@@ -1,282 +1,50 @@
-"""Enhances files, folders or arrays with a waveform model, or one over time and frequency.
+"""Enhances files, folders or arrays with a waveform model or one over time and frequency.
 
 ::
 
     python -m speech.enhance noisy.wav -o clean.wav
     python -m speech.enhance recordings/ -o enhanced/ --model model.h5
 
-Any rate and number of channels goes in; the same rate, channels, length, format and folder tree
-come out. Each channel is resampled to the model's 16 kHz and enhanced by itself, so nothing above
-8 kHz is left. The file says what kind of network it holds (`speech.modelfile.spec.ModelFile.kind`):
+Any rate and number of channels may go in; the output has the same rate, channels, length, format
+and folder tree. Each channel is resampled to the model's 16 kHz and enhanced by itself, so nothing
+above 8 kHz is left. A network over time and frequency runs as a stream: memory does not grow with
+the length of the file, the result is the same as for the whole file at once, and the masks
+determine the level of the output. A waveform model runs on whole files, and on long ones in blocks;
+its output gets the level that fits it best to the input (``speech.net.enhancer``). ``--peak`` sets
+another level, and ``--whole`` forbids blocks.
 
-* 'complex_mask' (``speech.net.enhancer``): the output has the level that the mask gives, unless
-  ``--peak`` says another. A file is read, enhanced and written as a stream: memory does not grow
-  with its length, and the result is that of the whole.
-* 'waveform': as in training, the network is given the signal divided by its own maximum. Its output
-  has no scale of its own: each channel is multiplied by the gain that fits it best, in the
-  least-squares sense, to its noisy input. The speech keeps its level, whatever clicks, offsets or
-  noise the input holds. ``--peak`` says another level.
-
-Where an integer format would clip, all channels are turned down by one factor, which is said.
-
-Long files and waveform models. Such a network normalises over the whole utterance, so a file can't
-be cut without changing the result. Up to ``WHOLE_SECONDS`` it is enhanced whole. A longer one is
-cut into blocks of ``BLOCK_SECONDS``, each normalised by itself, as utterances are in training;
-neighbours overlap by ``FADE_SECONDS`` and are cross-faded. Each block gets the gain that fits it
-to its input, which keeps a block of mere noise from being blown up to the level of the noise.
-Memory stays bounded, and the command says which way was taken; ``--whole`` enforces the first. A
-network so wide that these lengths do not fit into ``speech.net.memory.MAX_BYTES`` gets shorter
-blocks, and one for which ``LEAST_SECONDS`` do not fit is refused.
+Where an integer format would clip, all channels are turned down by one factor, and the command says
+so.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
-import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from speech.base import cli
+from speech.net.enhancer import (
+    BLOCK_SECONDS,
+    DEFAULT_MODEL,
+    FADE_SECONDS,
+    Enhancer,
+    fit_level,
+)
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from speech.modelfile.spec import ModelFile
-    from speech.net.enhancer import MaskEnhancer
+    from speech.net.mask_enhancer import MaskEnhancer
     from speech.sound.audio import AudioReader
 
-_MODELS = Path(__file__).resolve().parent.parent / "models"
-#: The model that is used when none is named.
-DEFAULT_MODEL = _MODELS / "denoise.icse"
-#: The papers' network, on which their tables stand.
-BASELINE_MODEL = _MODELS / "fcn.h5"
-
-WHOLE_SECONDS = 120.0
-BLOCK_SECONDS = 60.0
-#: A waveform model that cannot run even such a block in `speech.net.memory.MAX_BYTES` is refused.
-LEAST_SECONDS = 4.0
-FADE_SECONDS = 0.5
-
-
-class Enhancer:
-    """A model ready to run: on the C kernels where they are, on Keras elsewhere.
-
-    Args:
-        path: An .h5 or .icse model file, possibly from a stranger.
-
-    Attributes:
-        file: The model file as it was read.
-        engine: 'c' or 'keras': what runs it.
-        mask: What runs a network of the kind 'complex_mask'; None for a waveform model.
-
-    Raises:
-        ValueError: The file is refused, or no network of these kinds at 16 kHz.
-    """
-
-    mask: MaskEnhancer | None = None
-    #: Bytes that a waveform model takes for so many samples.
-    _num_bytes: Callable[[int], int] = staticmethod(lambda num_samples: 0)
-
-    def __init__(self, path: str | os.PathLike = DEFAULT_MODEL) -> None:
-        from speech.modelfile.meta import COMPLEX_MASK
-        from speech.modelfile.read import read_model_file
-        from speech.modelfile.spec import kind_of_shapes
-        from speech.net.memory import MAX_BYTES, too_large
-        from speech.sound.audio import SAMPLE_RATE_HZ
-
-        self.path = Path(path)
-        self.file = read_model_file(path)
-        kind = self.file.kind
-        is_waveform = kind == "waveform" and kind_of_shapes(self.file.layers) == kind
-        if kind != COMPLEX_MASK and not is_waveform:
-            raise ValueError(
-                f"{path}: is no waveform model (samples in, samples out) and no {COMPLEX_MASK}; "
-                f"kind {kind!r} cannot enhance a file by itself"
-            )
-        rate_hz = self.file.meta.get("sample_rate_hz", SAMPLE_RATE_HZ)
-        if rate_hz != SAMPLE_RATE_HZ:
-            raise ValueError(
-                f"{path}: trained at {rate_hz} Hz; only {SAMPLE_RATE_HZ} Hz is supported"
-            )
-        if kind == COMPLEX_MASK:
-            from speech.net.enhancer import MaskEnhancer
-
-            self.mask = MaskEnhancer(self.file)
-            self.engine = self.mask.engine
-        else:
-            self.engine, self._run, self._num_bytes = _runner(self.file)
-            num_bytes = self._num_bytes(round(LEAST_SECONDS * SAMPLE_RATE_HZ))
-            if num_bytes > MAX_BYTES:
-                raise ValueError(f"{path}: {too_large(num_bytes, f'{LEAST_SECONDS:g} s of sound')}")
-
-    def __call__(self, signal: np.ndarray, threads: int | None = None) -> np.ndarray:
-        """Runs the network on a whole signal; a waveform model gets it divided by its maximum.
-
-        Args:
-            signal: float [num_samples] at 16 kHz.
-            threads: Of the C kernels; default: all cores.
-
-        Returns:
-            float32 [num_samples], as the network gives it; zeros for silence.
-
-        Raises:
-            ValueError: The signal is of another shape or kind, or it or the network's output holds
-                a NaN or an infinity.
-        """
-        import numpy as np
-
-        from speech.sound.audio import is_silent, peak_normalize, valid_signal
-
-        signal = valid_signal(signal)
-        if self.mask is not None:
-            return self.mask(signal, threads)
-        if is_silent(signal):
-            return np.zeros(len(signal), np.float32)
-        output = self._run(peak_normalize(signal).astype(np.float32), threads)
-        if not np.isfinite(output).all():
-            raise ValueError(f"{self.path}: the network's output holds a NaN or an infinity")
-        return output
-
-    def enhance(
-        self,
-        signal: np.ndarray,
-        *,
-        peak: float | None = None,
-        whole: bool = False,
-        threads: int | None = None,
-    ) -> np.ndarray:
-        """Enhances one channel of any length (see the module).
-
-        Args:
-            signal: float [num_samples] at 16 kHz.
-            peak: max |x| of the result; None for the level that fits ``signal`` best, or, with a
-                complex mask, what comes out.
-            whole: Never cut into blocks, whatever the memory; a complex mask gives the same anyway.
-            threads: Of the C kernels; default: all cores.
-
-        Returns:
-            float32 [num_samples].
-
-        Raises:
-            ValueError: As `Enhancer.__call__`, or the peak is no positive number.
-        """
-        from speech.sound.audio import valid_signal
-        from speech.sound.audiofiles import gain_to, peak_of
-
-        signal = valid_signal(signal)
-        if peak is not None and not 0 < peak < math.inf:
-            raise ValueError(f"peak is {peak}; give a positive number, such as 1")
-        if self.mask is not None or whole or self.takes_whole(len(signal)):
-            output = self(signal, threads)
-            if peak is None and self.mask is None:
-                output = _fitting(output, signal)
-        else:
-            output = self._in_blocks(signal, threads)
-        return output if peak is None else output * gain_to(peak, peak_of(output))
-
-    def takes_whole(self, num_samples: int) -> bool:
-        """Returns whether a waveform model enhances so many samples at 16 kHz in one piece."""
-        from speech.net.memory import MAX_BYTES
-        from speech.sound.audio import SAMPLE_RATE_HZ
-
-        is_short = num_samples <= WHOLE_SECONDS * SAMPLE_RATE_HZ
-        return is_short and self._num_bytes(num_samples) <= MAX_BYTES
-
-    def _block_samples(self) -> int:
-        """Returns the length of a block: `BLOCK_SECONDS`, or halves of it until one fits."""
-        from speech.net.memory import MAX_BYTES
-        from speech.sound.audio import SAMPLE_RATE_HZ
-
-        size = round(BLOCK_SECONDS * SAMPLE_RATE_HZ)
-        # The last two blocks may be longer by half of the overlap.
-        fade = round(FADE_SECONDS * SAMPLE_RATE_HZ)
-        while self._num_bytes(size + fade) > MAX_BYTES and size > 4 * fade:
-            size //= 2
-        return size
-
-    def _in_blocks(self, signal: np.ndarray, threads: int | None) -> np.ndarray:
-        import numpy as np
-
-        from speech.sound.audio import SAMPLE_RATE_HZ
-
-        fade = round(FADE_SECONDS * SAMPLE_RATE_HZ)
-        ramp = np.linspace(0.0, 1.0, fade + 2, dtype=np.float32)[1:-1]
-        output = np.zeros(len(signal), np.float32)
-        for start, stop in blocks(len(signal), self._block_samples(), fade):
-            noisy = signal[start:stop]
-            part = _fitting(self(noisy, threads), noisy)
-            if start:
-                part[:fade] *= ramp
-            if stop < len(signal):
-                part[-fade:] *= ramp[::-1]
-            output[start:stop] += part
-        return output
-
-
-def blocks(num_samples: int, size: int, overlap: int) -> Iterator[tuple[int, int]]:
-    """Yields (start, stop) of blocks that overlap and cover a signal.
-
-    What is left for the last two is halved between them, so that none is a short rest.
-    """
-    hop = size - overlap
-    start = 0
-    while num_samples - start > 2 * size:
-        yield start, start + size
-        start += hop
-    if num_samples - start > size + overlap:
-        middle = start + (num_samples - start + overlap) // 2
-        yield start, middle
-        start = middle - overlap
-    yield start, num_samples
-
-
-def _runner(
-    file: ModelFile,
-) -> tuple[str, Callable[[np.ndarray, int | None], np.ndarray], Callable[[int], int]]:
-    """Returns the engine, what runs float32 [num_samples] with some threads, and its memory."""
-    from speech.net import blockconv
-    from speech.net.chain import blocks_from_layers, parameters_of
-    from speech.net.inference import InferenceNetwork, spectra_bytes
-    from speech.net.memory import MAX_BYTES
-
-    found = blocks_from_layers([(layer.class_name, layer.config) for layer in file.layers])
-    parameters = parameters_of(file.layers)
-    # The spectra of short kernels beside one long one may take far more than the file.
-    fits = found is not None and spectra_bytes(parameters) <= MAX_BYTES // 4
-    if found is not None and fits and blockconv.is_available():
-        network = InferenceNetwork(found[0], parameters, tanh=found[1])
-        return "c", lambda signal, threads: network(signal, threads)[:, 0], network.num_bytes
-    from speech.modelfile.exam import frames_more
-    from speech.modelfile.spec import refusals
-    from speech.net.keras_models import keras_function
-    from speech.net.memory import keras_bytes
-
-    function = keras_function(file.layers)
-    with refusals(file.path):
-        lost = -frames_more(file.layers)
-
-    def run(signal: np.ndarray, threads: int | None) -> np.ndarray:
-        if len(signal) <= lost:
-            raise ValueError(
-                f"{file.path}: needs more than {lost} samples at a time, as it has no padding; "
-                f"received {len(signal)}"
-            )
-        return _centred(function(signal[None, :, None])[0, :, 0], len(signal))
-
-    return "keras", run, lambda num_samples: keras_bytes(file.layers, num_samples)
-
-
-def _centred(output: np.ndarray, num_samples: int) -> np.ndarray:
-    """Puts zeros before and behind what a network without padding gives."""
-    import numpy as np
-
-    missing = num_samples - len(output)
-    return np.pad(output, (missing // 2, missing - missing // 2)) if missing else output
+#: Samples above it (full scale at 1) are no recording's: a float file of 16-bit numbers has them.
+_LOUDEST = 10.0
 
 
 @dataclass
@@ -285,7 +53,8 @@ class Report:
 
     Attributes:
         files: One row per file: input, output, seconds of audio, way ('whole', 'blocks' or
-            'stream'), and, where an integer format would have clipped, turned_down_db.
+            'stream'); turned_down_db where an integer format would have clipped, and
+            over_full_scale_db where a stream was far louder than anything a network is trained on.
         skipped: (input, reason).
         seconds: Wall time without reading the model.
     """
@@ -331,7 +100,7 @@ def enhance_file(
         noisy = samples[:, channel].copy() if way == "whole" else None
         enhanced = put_channel(audio, channel, signal)
         if noisy is not None:  # resampling moves the gain a little
-            enhanced[:] = _fitting(enhanced, noisy)
+            enhanced[:] = fit_level(enhanced, noisy)
     row = file_row(source, target, rate_hz, samples.shape) | _way(rate_hz, way)
     write_like(target, audio, row, peak)
     return row
@@ -354,12 +123,17 @@ def _stream_file(
         if shape[0] and not resampled_length(shape[0], rate_hz, SAMPLE_RATE_HZ):
             raise too_short(source)
         row = file_row(source, target, rate_hz, shape) | _way(rate_hz, "stream")
-        write_stream(target, _enhanced(mask, reader, threads), reader, row, peak)
+        write_stream(target, _enhanced(mask, reader, threads, row), reader, row, peak)
     return row
 
 
-def _enhanced(mask: MaskEnhancer, reader: AudioReader, threads: int | None) -> Iterator[np.ndarray]:
-    """Yields enhanced float32 [any number, num_channels] at the rate of the file."""
+def _enhanced(
+    mask: MaskEnhancer, reader: AudioReader, threads: int | None, row: dict[str, Any]
+) -> Iterator[np.ndarray]:
+    """Yields enhanced float32 [any number, num_channels] at the rate of the file.
+
+    At the end ``row`` gets ``over_full_scale_db`` if samples were beyond `_LOUDEST`.
+    """
     import numpy as np
 
     from speech.sound.audio import SAMPLE_RATE_HZ, StreamResampler
@@ -376,8 +150,12 @@ def _enhanced(mask: MaskEnhancer, reader: AudioReader, threads: int | None) -> I
         ]
         return up.push(np.stack(parts, axis=1))
 
+    highest = 0.0
     for block in reader.blocks():
+        highest = max(highest, float(np.max(np.abs(block), initial=0.0)))
         yield pushed(down.push(block))
+    if highest > _LOUDEST:
+        row["over_full_scale_db"] = round(20 * math.log10(highest), 3)
     yield pushed(down.finish())
     yield up.push(np.stack([stream.finish() for stream in streams], axis=1))
     yield up.finish()
@@ -422,23 +200,6 @@ def enhance_all(
                 report.files.append(result)
     report.seconds = time.perf_counter() - started
     return report
-
-
-def _fitting(output: np.ndarray, noisy: np.ndarray) -> np.ndarray:
-    """Returns an output of no scale of its own with the gain that fits it best to the input.
-
-    The gain g is <x, y> / <y, y>, which makes the sum of (x - g y)^2 least.
-    """
-    import numpy as np
-
-    from speech.sound.audiofiles import peak_of
-
-    highest, at_most = peak_of(output), peak_of(noisy)
-    if not highest or not at_most:
-        return output
-    unit = output / highest  # neither too large nor too small to be squared
-    gain = float(np.dot(noisy / at_most, unit)) / float(np.dot(unit, unit))
-    return unit * np.float32(gain * at_most)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -506,18 +267,20 @@ def _parser() -> argparse.ArgumentParser:
             "python -m speech.enhance noisy.wav -o clean.wav",
             "python -m speech.enhance recordings/ -o enhanced/ --model models/fcn_small.icse",
             note="Waveform models (fcn) enhance long files in cross-faded blocks, unless --whole "
-            "says otherwise; models over time and frequency give the same for any length.",
+            "is "
+            "given; models over time and frequency enhance files of any length as a stream.",
         ),
     )
     add = parser.add_argument
-    add("inputs", type=Path, nargs="+", metavar="INPUT", help="audio files or folders")
-    add("-o", "--out", type=Path, required=True, metavar="OUT", help="folder, or file for one file")
-    add(
-        "--model", type=Path, default=DEFAULT_MODEL, metavar="FILE", help="model (default: shipped)"
-    )
+    add("inputs", type=Path, nargs="+", metavar="INPUT",
+        help="enhance these audio files or folders")  # fmt: skip
+    add("-o", "--out", type=Path, required=True, metavar="OUT",
+        help="write to this folder, or file for one file")  # fmt: skip
+    add("--model", type=Path, default=DEFAULT_MODEL, metavar="FILE",
+        help="use this model (default: the shipped denoise.icse)")  # fmt: skip
     add("--peak", type=peak, metavar="P",
-        help="max |x| of the output (default: the level that fits the input best; with a model "
-        "over time and frequency what it gives)")  # fmt: skip
+        help="scale the output to max |x| = P (default: the level that fits the input best; with a "
+        "model over time and frequency the level that it gives)")  # fmt: skip
     add("--whole", action="store_true",
         help="never cut into blocks (memory grows with length; for waveform models)")  # fmt: skip
     add("--json", **cli.JSON)

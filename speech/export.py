@@ -1,17 +1,20 @@
-"""Writes a model file in the formats of other runtimes: ONNX and LiteRT (TensorFlow Lite).
+"""Writes a model file in the formats of other runtimes: ONNX, LiteRT (TensorFlow Lite), plain C.
 
 ::
 
     python -m speech.export model.h5 --to onnx
     python -m speech.export model.icse --to tflite --int8 -o small.tflite
+    python -m speech.export model.icse --to c -o folder
 
-The exported network takes and gives what the Keras model does: float32 [batch, time, channels] of
+``--to c`` writes a causal network over time and frequency as C99 sources without dependencies
+(``speech.net.plain_c``): samples in, samples out, STFT and mask included. Of the other formats, the
+exported network takes and gives what the Keras model does: float32 [batch, time, channels] of
 any batch and length, [batch, time, bands, channels] for a network over time and frequency, or
-[batch, values] for a network of matrices. STFT, compression and mask stay outside, as they do of
-the Keras model: ``speech.net.timefrequency`` says what they are, the model's ``speech_meta`` with
-what numbers. LiteRT is exported for one item of any length: set it with ``resize_tensor_input``.
-``--int8`` (LiteRT) stores kernels as INT8 with a scale a filter and computes with what the runtime
-makes of them (dynamic-range quantization); everything else is exact up to the order of additions.
+[batch, values] for a network of matrices. STFT, compression and mask are not part of it, nor of the
+Keras model: ``speech.net.timefrequency`` defines them, and the model's ``speech_meta`` holds their
+numbers. LiteRT is exported for one item of any length: set it with ``resize_tensor_input``.
+``--int8`` (LiteRT) stores kernels as INT8 with one scale per filter and computes with what the
+runtime makes of them (dynamic-range quantization); all else is exact up to the order of additions.
 Of a graph, batch normalisations are folded into the layers before them.
 
 The ONNX graph is made from the layers themselves (opset 17, plain operators) and needs the package
@@ -31,9 +34,9 @@ import numpy as np
 from speech.base import cli
 
 if TYPE_CHECKING:
-    from speech.modelfile.spec import LayerSpec
+    from speech.modelfile.spec import LayerSpec, ModelFile
 
-FORMATS = ("onnx", "tflite")
+FORMATS = ("onnx", "tflite", "c")
 OPSET = 17
 #: Readable by runtimes from 2023 on.
 IR_VERSION = 8
@@ -390,15 +393,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         description="Write a model file as ONNX or LiteRT (TensorFlow Lite).",
         **cli.examples(
             "python -m speech.export models/fcn.h5 --to onnx",
-            "python -m speech.export models/fcn_small.icse --to tflite --int8 -o small.tflite",
+            "python -m speech.export models/fcn_small.icse --int8 -o small.tflite",
+            "python -m speech.export models/denoise.icse --to c -o denoise_c",
         ),
     )
     add = parser.add_argument
-    add("model", type=Path, metavar="MODEL", help="a .h5 or .icse model file")
-    add("--to", choices=FORMATS, required=True, help="the format")
-    add("--int8", action="store_true", help="tflite: kernels as INT8 (dynamic range)")
-    add("-o", "--out", type=Path, metavar="FILE", help="default: beside MODEL")
+    add("model", type=Path, metavar="MODEL", help="read this .h5 or .icse model file")
+    add("--to", choices=FORMATS,
+        help="write this format (default: that of the ending of --out)")  # fmt: skip
+    add("--int8", action="store_true", help="store kernels as INT8 (tflite only; dynamic range)")
+    add("-o", "--out", type=Path, metavar="FILE",
+        help="write this file, or for c this folder (default: beside MODEL)")  # fmt: skip
     options = parser.parse_args(argv)
+    if options.to is None:
+        options.to = options.out and options.out.suffix.lower().removeprefix(".")
+        if options.to not in FORMATS:
+            ways = " or ".join(f"--to {name}" for name in FORMATS)
+            parser.error(f"the format is missing; give {ways}")
     if options.int8 and options.to != "tflite":
         parser.error("--int8 is for --to tflite")
     cli.log_to_stderr()
@@ -411,6 +422,8 @@ def _run(options: argparse.Namespace) -> int:
     from speech.modelfile.read import read_model_file
 
     file = read_model_file(options.model)
+    if options.to == "c":
+        return _write_c(file, options.out or options.model.with_name(options.model.stem + "_c"))
     ending = ".int8.tflite" if options.int8 else "." + options.to
     out = options.out or options.model.with_suffix(ending)
     if out.resolve() == options.model.resolve():
@@ -426,6 +439,23 @@ def _run(options: argparse.Namespace) -> int:
     width = max(len(name) for name, _ in rows)
     for name, size in rows:
         print(f"{name:<{width}}  {size:>12,} bytes  {100 * size / original:6.2f} %")
+    return 0
+
+
+def _write_c(file: ModelFile, folder: Path) -> int:
+    from speech.base.files import atomic_path
+    from speech.net.plain_c import plain_c
+
+    found = plain_c(file)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in found.files.items():
+        with atomic_path(folder / name) as temporary:
+            temporary.write_text(text)
+    print(f"written    {folder}: {', '.join(sorted(found.files))}")
+    sizes = found.sizes
+    print(f"flash      {sizes.weight_bytes:,} bytes of weights ({file.path.name} as .icse: "
+          f"{found.packed_bytes:,}), {sizes.table_bytes:,} of tables")  # fmt: skip
+    print(f"RAM        {sizes.ram_bytes:,} bytes, {sizes.state_bytes:,} of them from hop to hop")
     return 0
 
 

@@ -4,16 +4,16 @@
 
     python -m speech.prepare --clean TIMIT --noise noises --snr -5 0 5 10 --split TRAIN --out mixed
 
-gives ``mixed/noisy/<noise>/<speaker>/<dB>/<name>.wav``, ``mixed/clean/<name>.wav`` and
+This writes ``mixed/noisy/<noise>/<speaker>/<dB>/<name>.wav``, ``mixed/clean/<name>.wav`` and
 ``mixed/manifest.csv``, all at 16 kHz mono. A noisy file minus its clean file is the noise, sample
 for sample: one gain per utterance, common to all its mixtures, keeps every file from clipping. The
-same command writes the same bytes, whatever ``--jobs`` and ``--dask``. Repeated after a kill, it
-keeps the utterances that are whole and goes on.
+same command writes the same bytes for any ``--jobs`` and ``--dask``. Repeated after a kill, it
+keeps the utterances that are complete and goes on.
 
-With ``--rooms P`` the share P of the utterances is in a simulated room (`speech.sound.augment`), in
-the same one in all mixtures. As in training, the SNR is that of all the speech in the room, and the
-clean file is the direct sound with its early reflections. Noisy minus clean then also holds the
-late reflections.
+With ``--rooms P`` the share P of the utterances is put in a simulated room
+(`speech.sound.augment`), in the same one in all mixtures. As in training, the SNR counts all the
+speech in the room, and the clean file is the direct sound with its early reflections. Noisy minus
+clean then also holds the late reflections.
 """
 
 from __future__ import annotations
@@ -108,22 +108,26 @@ def _parser() -> argparse.ArgumentParser:
         ),
     )
     add = parser.add_argument
-    add("--clean", type=Path, required=True, metavar="DIR", help="clean files: TIMIT or any folder")
-    add("--noise", type=Path, required=True, metavar="DIR", help="noise recordings, a folder")
+    add("--clean", type=Path, required=True, metavar="DIR",
+        help="read clean files from this folder: TIMIT or any other")  # fmt: skip
+    add("--noise", type=Path, required=True, metavar="DIR",
+        help="mix these noise recordings (a folder)")  # fmt: skip
     add("--snr", type=decibels, nargs="+", required=True, metavar="DB",
-        help="SNRs to mix at, such as -5 0 5 10")  # fmt: skip
-    add("-o", "--out", type=Path, required=True, metavar="DIR", help="folder to write")
+        help="mix at these SNRs (such as -5 0 5 10)")  # fmt: skip
+    add("-o", "--out", type=Path, required=True, metavar="DIR", help="write to this folder")
     add("--split", type=str.upper, choices=("TRAIN", "TEST"), help=_SPLIT_HELP)
     add("--skip-sa", action="store_true", help="leave out TIMIT's SA sentences")
     add("--seed", **cli.SEED)
     add("--jobs", **cli.JOBS)
     add_option(parser, "mix")
-    add("--limit", type=positive_number, metavar="N", help="the first N utterances only")
-    add("--format", choices=SUBTYPES, default="float", help="samples of the WAVs (default float)")
+    add("--limit", type=positive_number, metavar="N", help="take only the first N utterances")
+    add("--format", choices=SUBTYPES, default="float",
+        help="write samples in this format (default float)")  # fmt: skip
     add("--rooms", type=float, default=0.0, metavar="P",
-        help="probability of a room, for each utterance (default 0; needs "
-        "pyroomacoustics)")  # fmt: skip
-    add("--force", action="store_true", help="overwrite another run in --out; keep nothing")
+        help="put the speech in a room with probability P (needs pyroomacoustics; drawn for each "
+        "utterance; default 0)")  # fmt: skip
+    add("--force", action="store_true",
+        help="overwrite another run in --out and keep nothing of it")  # fmt: skip
     add("--json", **cli.JSON)
     return parser
 

@@ -6,9 +6,9 @@
     python -m speech.train --network tf --speech SPEECH --noise NOISES --hours 12 -o runs/tf_open
     python -m speech.train --network fcn --recipe best --speech SPEECH --noise NOISES -o runs/fcn
 
-The same command takes an interrupted run up where it stood; with more ``--hours`` or ``--epochs`` a
-finished one goes on. ``timit_fcn_mse.py`` is the paper's command: it trains the FCN in the same
-way, then enhances and scores a test set.
+The same command goes on with an interrupted run where it stood, and with a finished one if
+``--hours`` or ``--epochs`` is larger. ``timit_fcn_mse.py`` is the paper's command: it trains the
+FCN in the same way, then enhances and scores a test set.
 """
 
 from __future__ import annotations
@@ -186,8 +186,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m speech.train",
         description="Train a network: the one over time and frequency, for use, or the paper's "
-        "FCN. Without data options: the bundled corpus, in minutes. The same command resumes; "
-        "with more --hours or --epochs a finished run goes on.",
+        "FCN. Without data options it uses the bundled corpus and needs minutes. The same command "
+        "goes "
+        "on after an interruption, and after its end if --hours or --epochs is larger.",
         **cli.examples(
             "python -m speech.train --network tf",
             "python -m speech.train --network tf --speech corpus/speech other --noise corpus/noise "
@@ -196,7 +197,7 @@ def _parser() -> argparse.ArgumentParser:
             "python -m speech.train --network fcn --recipe best --speech corpus/speech "
             "--noise corpus/noise",
             note="Ctrl-C ends a run at any time: its checkpoint and, with --hours, its model.h5 "
-            "are written. A model of another day or machine starts a run with --init.",
+            "are written. --init starts a run from a model of another day or machine.",
         ),
     )
     add_options(parser)

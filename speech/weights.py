@@ -1,4 +1,4 @@
-"""Models on disk: load without running anything in the file, save whole or not at all.
+"""Loads models without running anything in the file, and saves them whole or not at all.
 
 ``load_model`` rebuilds plain Keras layers from the checked contents of a model file (see
 ``speech.modelfile``); Keras never deserialises the file. ``save_model`` writes a file that any
@@ -10,10 +10,10 @@ Commands::
     python -m speech.weights import weights.hdf5 -o model.h5
     python -m speech.weights info model.h5 [--json FILE]
 
-``import`` turns the Keras 1.1 pair of the original FCN (SPEC section 7) into a model file. The
-old BatchNormalization of mode 2 normalises by the statistics of the batch at hand, which for one
-utterance is GroupNormalization with one group per channel; its running statistics are not used.
-None of the commands needs TensorFlow.
+``import`` turns the Keras 1.1 pair of the original FCN (docs/papers.md, "ICSE: the old model
+files") into a model file. The old BatchNormalization of mode 2 normalises by the statistics of the
+batch at hand, which for one utterance is GroupNormalization with one group per channel; its
+running statistics are not used. None of the commands needs TensorFlow.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ from speech.modelfile.spec import LayerSpec, ModelFile, ModelFileError, refusals
 from speech.net.fcn import FCNConfig
 
 # --------------------------------------------------------------------------------------------
-# The old files (SPEC section 7)
+# The old files (docs/papers.md, "ICSE: the old model files")
 
 _KERAS1_NAME = re.compile(r"(convolution1d|batchnormalization|leakyrelu|activation)_(\d{1,6})")
 
@@ -284,7 +284,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns 0 if done, 1 if it failed with a one-line reason."""
     parser = argparse.ArgumentParser(
         prog="python -m speech.weights",
-        description="Import old weights; look into a model file.",
+        description="Import old weights, or print what a model file holds.",
         **cli.examples(
             "python -m speech.weights info models/fcn.h5",
             "python -m speech.weights import model.json weights.hdf5 -o model.h5",
@@ -295,13 +295,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         "import", help="turn a Keras 1.1 pair of the original FCN into a model file"
     )
     importer.add_argument(
-        "files", nargs="+", metavar="FILE", help="[model.json] weights.hdf5, in this order"
+        "files", nargs="+", metavar="FILE", help="read [model.json] weights.hdf5, in this order"
     )
     importer.add_argument(
-        "-o", "--out", type=Path, required=True, metavar="FILE.h5", help="file to write"
+        "-o", "--out", type=Path, required=True, metavar="FILE.h5", help="write this file"
     )
     info = commands.add_parser("info", help="print layers, sizes and meta data of a model file")
-    info.add_argument("model", type=Path, metavar="MODEL", help="a .h5 or .icse model file")
+    info.add_argument("model", type=Path, metavar="MODEL", help="read this .h5 or .icse file")
     for command in (importer, info):
         command.add_argument("--json", **cli.JSON)
     arguments = parser.parse_args(argv)

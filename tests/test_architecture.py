@@ -131,14 +131,15 @@ def test_each_room_says_what_it_holds():
      "speech.data.prefetch", "speech.demo",
      "speech.doctor",
      "speech.enhance", "speech.net.fcn", "speech.net.losses", "speech.sound.mixing",
-     "speech.modelfile", "speech.net.enhancer", "speech.net.folding", "speech.net.keras_models",
-     "speech.net.reach", "speech.net.chain", "speech.opencorpus", "speech.training.common_options",
-     "speech.prepare", "speech.training.tensorboard", "speech.train", "speech.training.config",
-     "speech.training.options", "speech.weights", "eval.cost", "eval.cycles", "eval.metrics",
-     "eval.page", "eval.report", "eval.run", "eval.scoring", "eval.sweep", "mnn.arbiter",
-     "mnn.config", "mnn.expert_files", "mnn.experiments", "mnn.pool", "mnn.select",
-     "mnn.scoring", "mnn.selector", "mnn.tables", "mnn.train", "pruning.run",
-     "pruning.surgery", "timit_fcn_mse"],
+     "speech.modelfile", "speech.net.enhancer", "speech.net.mask_enhancer", "speech.net.folding",
+     "speech.net.keras_models", "speech.net.reach", "speech.net.plan",
+     "speech.net.streaming", "speech.stream", "speech.net.chain", "speech.opencorpus",
+     "speech.training.common_options", "speech.prepare", "speech.training.tensorboard",
+     "speech.train", "speech.training.config", "speech.training.options", "speech.weights",
+     "eval.cost", "eval.cycles", "eval.metrics", "eval.page", "eval.report", "eval.run",
+     "eval.scoring", "eval.sweep", "mnn.arbiter", "mnn.config", "mnn.expert_files",
+     "mnn.experiments", "mnn.pool", "mnn.select", "mnn.scoring", "mnn.selector", "mnn.tables",
+     "mnn.train", "pruning.run", "pruning.surgery", "timit_fcn_mse"],
 )  # fmt: skip
 def test_importing_needs_no_tensorflow(module):
     code = f"import sys, {module}; assert not {{'tensorflow', 'keras'}} & set(sys.modules)"

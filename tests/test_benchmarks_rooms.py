@@ -127,6 +127,8 @@ def test_files_without_a_score_are_counted(tmp_path, monkeypatch, corpus_options
     def enhance(enhancer, pair, target, convert):
         if pair.snr_db == 6 and pair.name == "FBE0_U01":
             raise ValueError("not this one")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.touch()
 
     monkeypatch.setattr(systems, "_enhance", enhance)
     monkeypatch.setattr(scoring, "score_all", score_all)

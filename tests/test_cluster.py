@@ -41,7 +41,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::F
 @pytest.fixture(scope="module")
 def local():
     """Two workers on this machine, which come back when they die."""
-    if not HAS_DASK:
+    if not HAS_DASK or importlib.util.find_spec("cryptography") is None:
         pytest.skip("needs the extra 'cluster'")
     with cluster.connected("local", 2) as connection:
         yield connection
@@ -227,14 +227,14 @@ def test_prepare_on_dying_workers_writes_the_same_bytes(
     local, timit, noises, tmp_path, monkeypatch, capsys
 ):
     snrs_db = [-5, 0, 5.5]
-    prepare.prepare(timit, noises, snrs_db, tmp_path / "one")
+    prepared.prepare(timit, noises, snrs_db, tmp_path / "one")
     expected = contents(tmp_path / "one")
     out = tmp_path / "two"
     monkeypatch.chdir(tmp_path)  # the workers stand elsewhere
     sources = [Path("TIMIT"), Path("noises")]
     with monkeypatch.context() as patched:
-        patched.setattr(prepare, "_mix_on_cluster", mix_or_die)
-        report = prepare.prepare(*sources, snrs_db, Path("two"), cluster=local)
+        patched.setattr(prepared, "_mix_on_cluster", mix_or_die)
+        report = prepared.prepare(*sources, snrs_db, Path("two"), cluster=local)
     ((source, reason),) = report.skipped
     assert source == str(timit / "TEST/DR1/FAKS0/SA1.WAV")
     assert reason == f"{source}: 2 Dask workers died while they had it"
@@ -249,7 +249,7 @@ def test_prepare_on_dying_workers_writes_the_same_bytes(
 
     before = inodes(out)
     monkeypatch.chdir("/")
-    report = prepare.prepare(timit, noises, snrs_db, out)
+    report = prepared.prepare(timit, noises, snrs_db, out)
     assert not report.skipped
     assert contents(out) == expected
     assert before.items() < inodes(out).items()  # only what was missing has been written
@@ -401,11 +401,16 @@ def test_a_wrong_address_is_one_line_in_time(command, timit, noises, tmp_path, m
     assert not (tmp_path / "out").exists()
 
 
-def test_the_address_of_a_worker_is_none(local):
-    address = next(iter(local._client.nthreads()))
-    with pytest.raises(ValueError, match="is a Dask worker; give the scheduler's address"):
-        with cluster.connected(address):
-            pass
+@needs_dask
+def test_the_address_of_a_worker_is_none():
+    from distributed import LocalCluster
+
+    settings = {"processes": False, "protocol": "tcp", "dashboard_address": "127.0.0.1:0"}
+    with LocalCluster(n_workers=1, **settings) as own:
+        address = next(iter(own.workers.values())).address
+        with pytest.raises(ValueError, match="is a Dask worker; give the scheduler's address"):
+            with cluster.connected(address):
+                pass
 
 
 @pytest.mark.parametrize("command", [prepare, run, sweep])
@@ -423,6 +428,31 @@ def test_without_dask_the_option_says_what_to_install(monkeypatch):
     with pytest.raises(ValueError, match=r"pip install 'dask\[distributed\]'"):
         with cluster.connected("local"):
             pass
+
+
+@needs_dask
+def test_without_keys_no_local_cluster_starts(monkeypatch):
+    monkeypatch.setitem(sys.modules, "cryptography", None)
+    with pytest.raises(ValueError, match="pip install cryptography, or leave --dask out"):
+        with cluster.connected("local"):
+            pass
+
+
+def test_strangers_on_this_machine_run_nothing_in_a_local_cluster(local, tmp_path):
+    from distributed import Client
+
+    scheduler = local._client.scheduler.address
+    workers = list(local._client.scheduler_info()["workers"])
+    assert len(workers) == 2 and all(name.startswith("tls://127.0.0.1:") for name in workers)
+    assert scheduler.startswith("tls://127.0.0.1:")
+    served = local._client.cluster.scheduler.http_server._sockets.values()
+    assert {own.getsockname()[0] for own in served} == {"127.0.0.1"}
+    for address in (scheduler, scheduler.replace("tls:", "tcp:")):
+        with pytest.raises((OSError, TypeError, ValueError)):
+            Client(address, timeout=2, set_as_default=False).close()
+        with pytest.raises(ValueError, match="no Dask scheduler answers"):
+            cluster._check_address(address)
+    assert dict(local.map(double, [(1, tmp_path), (2, tmp_path)], 2)) == {0: 2, 1: 4}
 
 
 def test_a_failed_file_has_no_score(tmp_path):

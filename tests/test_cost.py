@@ -13,6 +13,7 @@ import pytest
 from eval import cost, cycles
 from speech.modelfile.h5 import write_model_file
 from speech.modelfile.spec import LayerSpec
+from speech.net.enhancer import BASELINE_MODEL
 from speech.net.fcn import FCNConfig
 from tests.builders import kernel_shapes, layers_of
 
@@ -308,6 +309,19 @@ def test_a_network_over_bands_is_counted_for_each_band(tmp_path):
         found.total("zero_kernels")  # the triangles over bands, whose kernels are single weights
     )
     assert "latency: 32.0 ms with the STFT" in cost.format_cost(found)
+
+
+def test_what_a_device_needs_is_said(tmp_path):
+    found = cost.cost_of(mask_network(tmp_path))
+    # Rings of 2 d + 1 frames of 10 bands by 16 channels (12 filled up), samples of two frames.
+    assert found.device.state_bytes == 4 * ((3 + 7) * 10 * 16 + 2 * 512)
+    # Kernels and biases of the folded network as floats.
+    biases = 3 * 12 + 10 + 2 * (12 + 12 + 10 + 12) + 64 + 2 * 12 + 2 * 4
+    kernels = found.total("weights")
+    assert found.device.weight_bytes <= 4 * (kernels + biases)
+    assert "bytes of RAM, 10,496 of them from hop to hop" in cost.format_cost(found)
+    assert found.to_dict()["device"]["ram_bytes"] > found.device.state_bytes
+    assert cost.cost_of(BASELINE_MODEL).device is None
 
 
 def test_models_are_measured_on_one_core(tmp_path, capsys):

@@ -23,7 +23,8 @@ from numpy.testing import assert_allclose
 
 from speech import demo
 from speech.demo import Demo, Server, spectrogram_db
-from speech.enhance import Enhancer, main
+from speech.enhance import main
+from speech.net.enhancer import Enhancer
 from tests import mnn_files
 from tests.builders import make_speech, write_mask_network
 

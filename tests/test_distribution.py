@@ -518,3 +518,89 @@ def test_a_port_in_use_is_named():
     with socket.create_server(("", port)):
         with pytest.raises(ValueError, match=f"port {port} can't be opened on this machine"):
             distribution._meet(task, 1)
+
+
+def drip(port, stop, what=b"[", pause_s=0.05):
+    """A stranger who says a byte now and then, and never ends."""
+    while not stop.is_set():
+        try:
+            with socket.create_connection(("localhost", port), 5) as stranger:
+                while not stop.is_set():
+                    stranger.sendall(what)
+                    time.sleep(pause_s)
+        except OSError:
+            time.sleep(0.01)
+
+
+@pytest.mark.parametrize("what", [b"[", b"", b"\n", b"x" * 5000])
+def test_strangers_who_drip_do_not_hold_the_meeting(monkeypatch, what):
+    monkeypatch.setattr(distribution, "_ANSWER_SECONDS", 10.0)
+    all_tasks = tasks(2)
+    stop = threading.Event()
+    port = int(all_tasks[0].addresses[0].rpartition(":")[2])
+    first = threading.Thread(target=distribution._meet, args=(all_tasks[0], 60))
+    started = time.monotonic()
+    first.start()
+    strangers = [threading.Thread(target=drip, args=(port, stop, what)) for _ in range(5)]
+    for stranger in strangers:
+        stranger.start()
+    time.sleep(0.5)
+    try:
+        distribution._meet(all_tasks[1], 60)
+        first.join(30)
+        assert not first.is_alive()
+        assert time.monotonic() - started < 9  # less than one stranger may take
+    finally:
+        stop.set()
+        for stranger in strangers:
+            stranger.join()
+
+
+def test_more_strangers_than_places_leave_one_for_the_machine(monkeypatch):
+    monkeypatch.setattr(distribution, "_MOST_STRANGERS", 2)
+    all_tasks = tasks(2)
+    stop = threading.Event()
+    port = int(all_tasks[0].addresses[0].rpartition(":")[2])
+    first = threading.Thread(target=distribution._meet, args=(all_tasks[0], 60))
+    first.start()
+    strangers = [threading.Thread(target=drip, args=(port, stop, b"", 1.0)) for _ in range(6)]
+    for stranger in strangers:
+        stranger.start()
+    try:
+        distribution._meet(all_tasks[1], 60)
+        first.join(30)
+        assert not first.is_alive()
+    finally:
+        stop.set()
+        for stranger in strangers:
+            stranger.join()
+
+
+def test_a_first_machine_that_only_asks_holds_nobody_beyond_the_deadline():
+    """Whatever stands at its address: each byte of it is in time, the whole is not."""
+    all_tasks = tasks(2)
+    port = int(all_tasks[0].addresses[0].rpartition(":")[2])
+    stop = threading.Event()
+
+    def ask_for_ever():
+        with socket.create_server(("", port)) as server:
+            server.settimeout(10)
+            other, _ = server.accept()
+            with other:
+                try:
+                    while not stop.is_set():
+                        other.sendall(b"?")
+                        time.sleep(0.1)
+                except OSError:
+                    pass
+
+    thread = threading.Thread(target=ask_for_ever)
+    thread.start()
+    started = time.monotonic()
+    try:
+        with pytest.raises(distribution.MachineLostError, match="did not answer"):
+            distribution._meet(all_tasks[1], 1.5)
+        assert time.monotonic() - started < 6
+    finally:
+        stop.set()
+        thread.join()

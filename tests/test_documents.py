@@ -85,6 +85,7 @@ NEEDS = {
     r".*--rooms|python -m benchmarks\.rooms": "pyroomacoustics",
     r"python -m eval\.report": "jinja2",
     r".*--check": "scalesim",
+    r"python -m speech\.stream .*--device": "sounddevice",
     r".*--tensorboard": "tensorboard",
     r".*--dask": "dask",
 }
@@ -432,7 +433,7 @@ class Material:
 def shown_outputs(document):
     """Yields (line number, command, lines) of what a command of the block above it prints."""
     text = (ROOT / document).read_text("utf-8")
-    says = r"first\s+command\s+prints[^`\n]* \(lines left out at `\.\.\.`\):\s+```\n(.*?)^```"
+    says = r"command\s+above\s+prints[^`\n]* \(lines left out at `\.\.\.`\):\s+```\n(.*?)^```"
     for match in re.finditer(says, text, re.MULTILINE | re.DOTALL):
         number = text.count("\n", 0, match.start()) + 1
         above = [(start, block) for start, _, block in shown_lines(text) if start < number]
@@ -548,7 +549,7 @@ def test_commands_print_what_is_shown(place, command, shown, tmp_path):
 
 
 def test_outputs_are_found():
-    found = [str(command) for _, command, _ in shown_outputs("README.md")]
+    found = [str(command) for name in DOCUMENTS for _, command, _ in shown_outputs(name)]
     assert found == [
         "python -m pruning.run models/fcn.h5",
         "python -m quantization.run models/fcn.h5 -k 16",

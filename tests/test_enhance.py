@@ -15,8 +15,10 @@ from numpy.testing import assert_allclose
 
 from speech import enhance
 from speech.data.corpus import bundled_speech
-from speech.enhance import BASELINE_MODEL, Enhancer, blocks, main
+from speech.enhance import main
 from speech.net import blockconv
+from speech.net import enhancer as net_enhancer
+from speech.net.enhancer import BASELINE_MODEL, Enhancer, blocks
 from speech.net.fcn import FCNConfig, build_fcn
 from speech.net.keras_models import load_model, save_model
 from speech.sound.audio import peak_normalize, read_audio, write_audio
@@ -235,7 +237,7 @@ def test_the_speech_keeps_its_level_whatever_the_input_holds(fault, tmp_path):
 def test_noise_does_not_change_the_level_of_the_speech(snr_db, in_blocks, monkeypatch, rng):
     if in_blocks:
         for name, value in (("WHOLE_SECONDS", 0.5), ("BLOCK_SECONDS", 1.0), ("FADE_SECONDS", 0.1)):
-            monkeypatch.setattr(enhance, name, value)
+            monkeypatch.setattr(net_enhancer, name, value)
     clean = 0.05 * peak_normalize(read_audio(bundled_speech("TEST")[0].path).samples)
     noise = rng.standard_normal(len(clean))
     scale = np.sqrt(np.dot(clean, clean) / np.dot(noise, noise) / 10 ** (snr_db / 10))
@@ -255,14 +257,15 @@ def test_a_network_that_turns_the_sign_is_no_silence(enhancer, rng):
     output = enhancer(signal)
     run = enhancer._run
     enhancer._run = lambda given, threads: -run(given, threads)
-    assert_allclose(enhancer.enhance(signal), enhance._fitting(output, signal), atol=1e-6)
+    assert_allclose(enhancer.enhance(signal), net_enhancer.fit_level(output, signal), atol=1e-6)
 
 
 @pytest.mark.parametrize(("suffix", "subtype"), [(".wav", "PCM_16"), (".flac", "PCM_24")])
 def test_integer_formats_are_turned_down_where_they_would_clip(
     suffix, subtype, model_path, tmp_path, capsys, monkeypatch, rng
 ):
-    monkeypatch.setattr(enhance, "_fitting", lambda output, noisy: 3 * noisy)
+    for module in (enhance, net_enhancer):
+        monkeypatch.setattr(module, "fit_level", lambda output, noisy: 3 * noisy)
     speech = 0.9 * make_speech(rng, 4000) / np.abs(make_speech(rng, 4000)).max()
     samples = np.stack([np.clip(speech, -0.9, 0.9), 0.1 * np.clip(speech, -0.9, 0.9)], axis=1)
     source = write(tmp_path / f"in{suffix}", samples, subtype=subtype)
@@ -340,7 +343,7 @@ def test_blocks_cover_the_signal_and_overlap(num_samples):
 def test_a_long_file_is_cross_faded_without_steps(model_path, monkeypatch, rng):
     """Where the statistics do not matter, blocks and whole agree; nothing jumps at a seam."""
     for name, value in (("WHOLE_SECONDS", 1.0), ("BLOCK_SECONDS", 0.75), ("FADE_SECONDS", 0.1)):
-        monkeypatch.setattr(enhance, name, value)
+        monkeypatch.setattr(net_enhancer, name, value)
     enhancer = Enhancer(model_path)
     time_s = np.arange(5 * 16000) / 16000
     signal = 0.3 * np.sin(2 * np.pi * 200 * time_s) + 0.001 * rng.standard_normal(len(time_s))
@@ -355,7 +358,7 @@ def test_a_long_file_is_cross_faded_without_steps(model_path, monkeypatch, rng):
 def test_a_block_of_noise_alone_is_not_blown_up(enhancer, monkeypatch, rng):
     """A quiet stretch keeps its level beside a loud one."""
     for name, value in (("WHOLE_SECONDS", 1.0), ("BLOCK_SECONDS", 1.0), ("FADE_SECONDS", 0.1)):
-        monkeypatch.setattr(enhance, name, value)
+        monkeypatch.setattr(net_enhancer, name, value)
     signal = np.concatenate([make_speech(rng, 48000), 0.001 * rng.standard_normal(48000)])
     output = enhancer.enhance(signal)
     assert np.abs(output[-32000:]).max() < 0.02

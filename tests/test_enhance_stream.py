@@ -14,9 +14,10 @@ import pytest
 import soundfile
 from numpy.testing import assert_allclose, assert_array_equal
 
-from speech.enhance import Enhancer, main
+from speech.enhance import main
 from speech.modelfile.meta import META_ATTRIBUTE
 from speech.modelfile.read import read_model_file
+from speech.net.enhancer import Enhancer
 from speech.sound.audio import (
     StreamResampler,
     fit_length,
@@ -49,6 +50,22 @@ def enhance(source, target, model, *options):
 
 # --------------------------------------------------------------------------------------------
 # Files
+
+
+@pytest.mark.parametrize(("factor", "said_db"), [(3e3, 66.0), (32768, 86.8), (8.0, None)])
+def test_samples_far_beyond_full_scale_are_told(factor, said_db, model, tmp_path, capsys):
+    loud = np.zeros((16000, 2))
+    loud[7000, 1] = -2 / 3 * factor
+    source = write(tmp_path / "loud.wav", loud, 44100)
+    summary = tmp_path / "files.json"
+    assert enhance(source, tmp_path / "out.wav", model, "--json", str(summary)) == 0
+    said = capsys.readouterr().err
+    (row,) = json.loads(summary.read_text())["files"]
+    if said_db is None:
+        assert said == "" and "over_full_scale_db" not in row
+    else:
+        assert row["over_full_scale_db"] == pytest.approx(said_db, abs=0.2)
+        assert re.search(rf"loud.wav: .*{row['over_full_scale_db']:.0f} dB above full scale", said)
 
 
 @pytest.mark.parametrize(
@@ -295,7 +312,7 @@ BAD = {
     },
     "no kind": (
         lambda path: forged(path, **{META_ATTRIBUTE: without("kind")}),
-        "bad.h5: is no waveform model .* and no complex_mask",
+        "bad.h5: is no waveform model .* and no complex_mask; .* 'speech_meta' lacks 'kind'",
     ),
     "8 kHz": (
         lambda path: forged(path, **{META_ATTRIBUTE: lambda m: m.update(sample_rate_hz=8000)}),

@@ -3,7 +3,6 @@
 import dataclasses
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import keras
 import numpy as np
@@ -12,13 +11,14 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from speech.modelfile.meta import COMPLEX_MASK
 from speech.modelfile.read import read_model_file
-from speech.modelfile.spec import LayerSpec, ModelFile, ModelFileError
+from speech.modelfile.spec import LayerSpec, ModelFileError
 from speech.net import blockconv
-from speech.net.enhancer import MaskEnhancer
+from speech.net.mask_enhancer import MaskEnhancer
 from speech.net.reach import Reach, reach_of, summary_of
 from speech.net.timefrequency import SIZES, TimeFrequencyConfig
 from tests.builders import TINY, conv2d, graph, make_speech, mask_layers, write_mask_network
 from tests.reference import timefrequency_oracle
+from tests.strange_networks import STRANGE, causal, model_of, padded
 
 HOP, FRAME = 256, 512
 
@@ -63,10 +63,6 @@ def noisy(rng):
     return make_speech(rng, 9000).astype(np.float32)
 
 
-def model_of(layers, config=TINY):
-    return ModelFile(tuple(layers), config.meta(), "", Path("tiny.h5"))
-
-
 def assert_near(found, expected, tolerance=1e-5):
     assert_allclose(found, expected, rtol=0, atol=tolerance * np.abs(expected).max())
 
@@ -106,10 +102,8 @@ def test_batch_normalization_is_folded_away(file):
     assert classes.count("BatchNormalization") == 5 + 3 * 2
     enhancer = MaskEnhancer(file)
     if enhancer.engine == "c":
-        kernels = enhancer._run.__self__
-        assert not any(node.normalized for node in kernels._nodes)
-        moving = [name for own in kernels._weights.values() for name in own if "moving" in name]
-        assert not moving
+        kernels = [layer for layer in enhancer._plan.layers if layer.kernel is not None]
+        assert len(kernels) == len(enhancer._plan.layers) == 3 + 2 + 2 * 4 + 2 + 1
 
 
 def test_a_packed_network_gives_the_same(tmp_path, file, noisy):
@@ -199,16 +193,23 @@ def test_one_enhancer_in_two_threads(file, rng):
             assert_allclose(found, expected, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize(("threads", "reach"), [(1, 64), (4, 64), (16, 136), (64, 136), (1000, 9)])
-def test_cores_share_the_memory(file, threads, reach, monkeypatch):
-    enhancer = MaskEnhancer(file)
-    if enhancer.engine != "c":
-        pytest.skip("no C compiler here")
-    enhancer.behind, enhancer._frame_bytes = reach, 100_000
-    pieces, frames = enhancer.batch_shape(threads)
-    assert 1 <= pieces <= threads and reach < frames <= 625 + reach
-    assert pieces * frames * 100_000 <= 192 << 20
-    assert pieces == threads or frames <= 2 * (reach + 1)
+@pytest.mark.parametrize("reach", [9, 64, 136])
+def test_a_chunk_fits_into_the_memory(file, reach):
+    enhancer = MaskEnhancer(file, engine="keras")
+    enhancer.behind, enhancer._frame_bytes = reach, 1_000_000
+    assert enhancer.chunk_frames > reach
+    most = max(192 << 20, 2 * (reach + 1) * 1_000_000)
+    assert enhancer.chunk_frames * 1_000_000 <= most
+
+
+@pytest.mark.parametrize("threads", [2, 3, 7])
+def test_cores_share_a_signal(file, rng, threads):
+    """Long enough for each to have a piece, in one chunk and in several."""
+    signal = make_speech(rng, 60_000).astype(np.float32)
+    expected = MaskEnhancer(file)(signal, 1)
+    for new_frames in (625, 20):
+        found = MaskEnhancer(file, new_frames=new_frames)(signal, threads)
+        assert_allclose(found, expected, rtol=0, atol=1e-6)
 
 
 # --------------------------------------------------------------------------------------------
@@ -259,67 +260,6 @@ def test_reach_latency_and_size(file):
 def test_the_reach_of_the_medium_form():
     config = dataclasses.replace(SIZES["medium"], num_channels=2, num_bands=2)
     assert reach_of(mask_layers(config)) == Reach(config.reach_frames - 1, 0) == Reach(136, 0)
-
-
-def padded(name, source, front):
-    settings = {"padding": [[front, 0], [0, 0]], "data_format": "channels_last"}
-    return "ZeroPadding2D", name, [source], settings, {}
-
-
-def add(name, *sources):
-    return "Add", name, list(sources), {}, {}
-
-
-def act(name, source, activation="silu"):
-    return "Activation", name, [source], {"activation": activation}, {}
-
-
-def permute(name, source):
-    return "Permute", name, [source], {"dims": [1, 3, 2]}, {}
-
-
-def dense(name, source, ins, outs):
-    settings = {"units": outs, "activation": "linear", "use_bias": True}
-    return "Dense", name, [source], settings, {"kernel": (ins, outs), "bias": (outs,)}
-
-
-def causal(name, source, ins, outs, taps, dilation=1):
-    return conv2d(name, source, ins, outs, (taps, 1), padding="valid", dilation_rate=[dilation, 1])
-
-
-#: Networks of other people: what they are made of, and how many frames they look back.
-STRANGE = {
-    "a sum and a padding of the same": (
-        graph(
-            conv2d("b", "input", 3, 8), conv2d("a", "input", 3, 8), act("s", "a"),
-            padded("p", "s", 1), add("sum", "s", "b"), causal("c", "p", 8, 8, 2),
-            add("all", "sum", "c"), conv2d("mask", "all", 8, 2),
-        ), 1),
-    "bands of the input": (
-        graph(permute("p", "input"), dense("d", "p", 256, 256), permute("q", "d"),
-              conv2d("mask", "q", 3, 2)), 0),
-    "an activation of the input": (
-        graph(act("s", "input"), conv2d("mask", "s", 3, 2)), 0),
-    "a sum with the input": (
-        graph(conv2d("a", "input", 3, 3), add("sum", "a", "input"), conv2d("mask", "sum", 3, 2)),
-        0),
-    "more taps than the kernels take": (
-        graph(padded("p", "input", 66), causal("c", "p", 3, 8, 67),
-              conv2d("mask", "c", 8, 2)), 66),
-    "a wide kernel over bands": (
-        graph(conv2d("a", "input", 3, 8, (1, 301)), conv2d("mask", "a", 8, 2, (1, 4))), 0),
-    "branches of different reach": (
-        graph(
-            padded("p", "input", 3), causal("c", "p", 3, 8, 4), conv2d("a", "c", 8, 8, (1, 5)),
-            padded("q", "input", 10), causal("d", "q", 3, 8, 3, 5),
-            ("Concatenate", "both", ["a", "d"], {"axis": -1}, {}),
-            ("LeakyReLU", "leaky", ["both"], {"negative_slope": 0.1}, {}),
-            conv2d("mask", "leaky", 16, 2),
-        ), 10),
-    "a frame late": (
-        graph(padded("p", "input", 4), causal("c", "p", 3, 8, 2, 3),
-              conv2d("d", "c", 8, 8, (2, 1), padding="valid"), conv2d("mask", "d", 8, 2)), 4),
-}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", STRANGE)

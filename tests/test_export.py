@@ -195,6 +195,19 @@ def test_the_command_takes_both_kinds_of_file_and_prints_sizes(layers, tmp_path,
         assert f"{(tmp_path / name).stat().st_size:,} bytes" in text
 
 
+@needs_onnx
+def test_the_ending_of_the_file_says_the_format(layers, tmp_path, capsys):
+    write_model_file(tmp_path / "m.h5", layers, {"kind": "waveform"})
+    assert export.main([str(tmp_path / "m.h5"), "-o", str(tmp_path / "a.ONNX")]) == 0
+    assert export.main([str(tmp_path / "m.h5"), "--to", "onnx", "-o", str(tmp_path / "b")]) == 0
+    assert (tmp_path / "a.ONNX").read_bytes() == (tmp_path / "b").read_bytes()
+    for words in ([], ["-o", str(tmp_path / "c.bin")]):
+        capsys.readouterr()
+        with pytest.raises(SystemExit, match="2"):
+            export.main([str(tmp_path / "m.h5"), *words])
+        assert "--to onnx or --to tflite" in capsys.readouterr().err
+
+
 def test_bad_input(layers, tmp_path, capsys, monkeypatch):
     (tmp_path / "bad.h5").write_bytes(b"nothing")
     write_model_file(tmp_path / "m.h5", layers, {})
@@ -209,4 +222,4 @@ def test_bad_input(layers, tmp_path, capsys, monkeypatch):
     with pytest.raises(SystemExit, match="2"):
         export.main([str(tmp_path / "m.h5"), "--to", "onnx", "--int8"])
     with pytest.raises(SystemExit, match="2"):
-        export.main([str(tmp_path / "m.h5"), "--to", "c"])
+        export.main([str(tmp_path / "m.h5"), "--to", "coreml"])

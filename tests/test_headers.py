@@ -407,9 +407,47 @@ def test_sounds_that_the_library_does_not_read_are_listed(samples, tmp_path, cap
 
 
 @pytest.mark.parametrize(
-    "name", ["audio", "sound/headers", "mixing", "corpus", "enhance", "prepare", "data/mixtures"]
+    "name",
+    [
+        "sound/audio",
+        "sound/headers",
+        "sound/mixing",
+        "data/corpus",
+        "enhance",
+        "data/prepared",
+        "data/mixtures",
+    ],
 )
 def test_no_message_about_a_recording_advises_removing_it(name):
     text = (Path(__file__).parent.parent / "speech" / f"{name}.py").read_text(encoding="utf-8")
     for line in text.splitlines():
         assert not re.search(r"(remove|delete) (it|the (file|recording|folder)|them)\b.*\"", line)
+
+
+def with_flac_total(data, total):
+    """A FLAC whose header holds another number of samples."""
+    field = int.from_bytes(data[21:26]) & ~((1 << 36) - 1) | total
+    return data[:21] + field.to_bytes(5) + data[26:]
+
+
+@pytest.mark.parametrize("subtype", ["PCM_16", "PCM_24", "PCM_S8"])
+@pytest.mark.parametrize("shape", [(20_001,), (16_384,), (100,), (9_000, 2), (300_000,)])
+@pytest.mark.parametrize("rate_hz", [16_000, 44_100, 11_111])
+def test_a_flac_that_says_too_few_samples_is_read_to_its_end(
+    tmp_path, rng, caplog, subtype, shape, rate_hz
+):
+    path = tmp_path / "x.flac"
+    soundfile.write(path, 0.1 * rng.standard_normal(shape), rate_hz, subtype)
+    whole = read_multichannel(path).samples
+    data = path.read_bytes()
+    assert not caplog.records  # a right number is taken as it is
+    for place, total in enumerate((1, shape[0] // 2, shape[0] - 1)):
+        path = tmp_path / f"{place}.flac"
+        # Tags behind the last frame are no frames.
+        path.write_bytes(with_flac_total(data, total) + b"TAG" * place)
+        caplog.clear()
+        assert_array_equal(read_multichannel(path).samples, whole)
+        assert f"its header says {shape[0] - total} samples too few" in caplog.text
+    path.write_bytes(with_flac_total(data, shape[0] + 1))
+    with pytest.raises(AudioError, match="truncated"):
+        read_multichannel(path)

@@ -127,7 +127,7 @@ def test_file_works_wherever_a_model_file_does(rng, tmp_path):
 
 @pytest.mark.filterwarnings("ignore")
 def test_load_model_and_enhancer_take_it(rng, tmp_path):
-    from speech.enhance import Enhancer
+    from speech.net.enhancer import Enhancer
     from speech.net.keras_models import load_model
 
     layers = clustered(rng)

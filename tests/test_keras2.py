@@ -10,9 +10,10 @@ import pytest
 import soundfile
 from numpy.testing import assert_allclose, assert_array_equal
 
-from speech.enhance import Enhancer, main
+from speech.enhance import main
 from speech.modelfile.read import read_model_file
 from speech.modelfile.spec import LayerSpec, ModelFileError
+from speech.net.enhancer import Enhancer
 from speech.net.keras_models import build_model, load_model, save_model
 
 GOLDEN = Path(__file__).parent / "golden" / "keras2"
@@ -113,12 +114,12 @@ def chain(rng, **settings):
 @pytest.mark.parametrize(
     "spelling",
     [
-        {"axis by number"},
-        {"input in the first layer"},
-        {"input in the first layer", "a list", "axis by number"},
-        {"a list"},
-        {"Model", "axis by number"},
-        {"Functional"},
+        ("axis by number",),
+        ("input in the first layer",),
+        ("input in the first layer", "a list", "axis by number"),
+        ("a list",),
+        ("Model", "axis by number"),
+        ("Functional",),
     ],
     ids=", ".join,
 )

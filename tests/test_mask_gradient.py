@@ -1,4 +1,6 @@
-"""The loss of the network over time and frequency in NumPy: that of Keras, and its own slope."""
+"""The loss of the network over time and frequency in C and NumPy: that of Keras, its own slope."""
+
+import dataclasses
 
 import keras
 import numpy as np
@@ -9,6 +11,7 @@ from speech.net import blockconv, mask_gradient
 from speech.net.mask_loss import MaskLoss
 from speech.net.timefrequency import TimeFrequencyConfig, build_time_frequency, features
 from speech.net.training_model import MaskTrainingModel
+from speech.sound.stft import StftConfig
 
 CONFIG = TimeFrequencyConfig(8, 4, (1,))
 NONE = {"magnitude": 0, "complex": 0, "consistency": 0, "waveform": 0, "si_sdr": 0}
@@ -22,6 +25,15 @@ PARTS = {
     "default": MaskLoss(),
 }
 each_part = pytest.mark.parametrize("part", PARTS)
+
+
+@pytest.fixture(params=["c", "numpy"])
+def engine(request, monkeypatch):
+    """Runs a test with the C kernels and as if there were no compiler."""
+    if request.param == "numpy":
+        monkeypatch.setattr(blockconv, "is_available", lambda: False)
+    elif not blockconv.is_available():
+        pytest.skip("there is no C compiler")
 
 
 @pytest.fixture
@@ -43,7 +55,7 @@ def ours(batch, loss, mask=None, threads=2):
 
 
 @each_part
-def test_loss_and_gradient_are_those_of_keras(part, batch):
+def test_loss_and_gradient_are_those_of_keras(part, batch, engine):
     noisy, clean, mask = batch
     value, gradient = ours(batch, PARTS[part])
     model = MaskTrainingModel(build_time_frequency(CONFIG), CONFIG, PARTS[part], engine="keras")
@@ -62,7 +74,7 @@ def test_loss_and_gradient_are_those_of_keras(part, batch):
 
 
 @each_part
-def test_gradient_is_the_slope(part, batch, rng):
+def test_gradient_is_the_slope(part, batch, rng, engine):
     """Along its own direction and along a random one, by central differences."""
     mask, loss = batch[2], PARTS[part]
     _, gradient = ours(batch, loss)
@@ -75,7 +87,7 @@ def test_gradient_is_the_slope(part, batch, rng):
         assert (above - below) / (2 * step) == pytest.approx(slope, abs=0.02 * largest)
 
 
-def test_threads_change_nothing_and_silence_gives_numbers(batch):
+def test_threads_change_nothing_and_silence_gives_numbers(batch, engine):
     noisy, clean, mask = batch
     loss = MaskLoss(consistency=1.0)
     results = [ours(batch, loss, threads=threads) for threads in (1, 3)]
@@ -86,10 +98,43 @@ def test_threads_change_nothing_and_silence_gives_numbers(batch):
     assert np.isfinite(value) and np.isfinite(gradient).all()
 
 
-def test_features_are_those_of_the_network(batch):
+def test_features_are_those_of_the_network(batch, engine):
     noisy, clean, _ = batch
     prepared = mask_gradient.prepare(noisy, clean, CONFIG, 2)
-    assert np.allclose(prepared.features(), features(prepared.noisy), rtol=1e-6, atol=1e-9)
+    assert np.allclose(prepared.features, features(prepared.noisy), rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.skipif(not blockconv.is_available(), reason="there is no C compiler")
+@pytest.mark.parametrize("num_samples", [1, 100, 511, 4096, 4097])
+@pytest.mark.parametrize(
+    "config",
+    [
+        CONFIG,
+        dataclasses.replace(CONFIG, power=0.5, stft=StftConfig(512, 128, "hann")),
+        dataclasses.replace(CONFIG, power=1.0, stft=StftConfig(512, 64, "sqrt_hann")),
+    ],
+)
+def test_c_and_numpy_agree_for_all_lengths_and_conventions(config, num_samples, rng, monkeypatch):
+    clean = rng.normal(0, 0.1, (2, num_samples)).astype("f4")
+    noisy = clean + rng.normal(0, 0.05, clean.shape).astype("f4")
+    mask = rng.normal(0, 0.5, (2, config.stft.num_frames(num_samples), 256, 2)).astype("f4")
+    results = []
+    for _ in range(2):
+        prepared = mask_gradient.prepare(noisy, clean, config, 2)
+        value, gradient = mask_gradient.value_and_gradient(mask, prepared, MaskLoss(), config, 2)
+        results.append((prepared.noisy, prepared.target, np.float64(value), gradient))
+        monkeypatch.setattr(blockconv, "is_available", lambda: False)
+    for found, wanted in zip(*results, strict=True):
+        assert found.shape == wanted.shape and found.dtype == wanted.dtype
+        assert np.abs(found - wanted).max() <= 1e-4 * np.abs(wanted).max()
+
+
+def test_shapes_that_do_not_belong_together_are_refused(batch, engine):
+    noisy, clean, mask = batch
+    with pytest.raises(ValueError, match=r"clean has the shape \(3, 2999\), expected \(3, 3000\)"):
+        mask_gradient.prepare(noisy, clean[:, 1:], CONFIG, 1)
+    with pytest.raises(ValueError, match=r"mask has the shape \(3, 12, 256, 2\), expected"):
+        ours(batch, MaskLoss(), mask[:, 1:])
 
 
 @pytest.mark.skipif(not blockconv.is_available(), reason="there is no C compiler")

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
-from speech import enhance
-from speech.enhance import Enhancer
 from speech.modelfile.exam import output_shapes
 from speech.modelfile.h5 import write_model_file
 from speech.modelfile.spec import LayerSpec
 from speech.net import blockconv, keras_models, memory
+from speech.net import enhancer as net_enhancer
+from speech.net.enhancer import Enhancer
 from speech.net.inference import spectra_bytes
 from tests import graph_files
 
@@ -68,9 +68,9 @@ def test_what_a_convolution_pads_is_counted():
 
 
 def test_a_wide_network_gets_short_blocks(tmp_path, monkeypatch, rng):
-    monkeypatch.setattr(enhance, "WHOLE_SECONDS", 3.0)
-    monkeypatch.setattr(enhance, "BLOCK_SECONDS", 2.5)
-    monkeypatch.setattr(enhance, "LEAST_SECONDS", 0.5)
+    monkeypatch.setattr(net_enhancer, "WHOLE_SECONDS", 3.0)
+    monkeypatch.setattr(net_enhancer, "BLOCK_SECONDS", 2.5)
+    monkeypatch.setattr(net_enhancer, "LEAST_SECONDS", 0.5)
     path = tmp_path / "x.h5"
     write_model_file(path, chain(3), META)
     enhancer = Enhancer(path)

@@ -11,6 +11,7 @@ import soundfile
 
 from speech.base import files
 from speech.minicorpus import build
+from speech.sound import conditioning
 
 ROOT = build.CORPUS
 RECIPE = build.read_recipe()
@@ -53,9 +54,11 @@ def test_every_file_is_16_khz_mono_16_bit_flac_and_neither_silent_nor_clipped(na
     assert abs(np.mean(samples)) < 0.05 * rms
     if name in SPEECH:
         assert 2.0 <= info.duration <= 5.0
-        np.testing.assert_allclose(np.max(np.abs(samples)), build.SPEECH_PEAK, rtol=0, atol=1e-4)
+        np.testing.assert_allclose(
+            np.max(np.abs(samples)), conditioning.SPEECH_PEAK, rtol=0, atol=1e-4
+        )
     else:
-        assert np.max(np.abs(samples)) <= build.NOISE_PEAK + 1e-4
+        assert np.max(np.abs(samples)) <= conditioning.NOISE_PEAK + 1e-4
 
 
 def test_training_and_test_speakers_are_disjoint_and_both_genders_are_there():
@@ -113,7 +116,7 @@ def test_no_speech_source_is_used_twice():
 def test_recipe_and_manifest_name_exactly_the_files_of_the_tree():
     assert sorted(RECIPE["files"]) == NAMES
     manifest = (ROOT / build.MANIFEST).read_text(encoding="utf-8")
-    assert manifest == build.manifest_of(ROOT, NAMES)
+    assert manifest == conditioning.manifest_of(ROOT, NAMES)
 
 
 def test_attribution_names_exactly_the_files_packages_and_licences_of_the_recipe():
@@ -137,18 +140,18 @@ def test_sounds_kept_for_outside_checks_are_left_out():
 
 
 def test_join_overlaps_by_the_cross_fade_and_keeps_a_constant():
-    joined = build.join([np.ones(1000), np.ones(2000)])
-    assert len(joined) == 3000 - round(build.JOIN_S * build.SAMPLE_RATE_HZ)
+    joined = conditioning.join([np.ones(1000), np.ones(2000)])
+    assert len(joined) == 3000 - round(conditioning.JOIN_S * conditioning.SAMPLE_RATE_HZ)
     np.testing.assert_allclose(joined, 1.0, rtol=0, atol=1e-12)
 
 
 def test_typing_is_the_same_for_the_same_seed_only():
     keys = [np.full(100, level) for level in (0.1, 0.2, 0.3, 0.4)]
     first, again, other = (
-        build.lay_out_keys([key.copy() for key in keys], 3.0, seed) for seed in (1, 1, 2)
+        conditioning.lay_out_keys([key.copy() for key in keys], 3.0, seed) for seed in (1, 1, 2)
     )
     np.testing.assert_array_equal(first, again)
-    assert len(first) == 3 * build.SAMPLE_RATE_HZ
+    assert len(first) == 3 * conditioning.SAMPLE_RATE_HZ
     assert np.any(first != other)
 
 

@@ -19,10 +19,10 @@ from mnn.expert_files import Expert, Place, folder_expert, open_expert
 from mnn.features import Conventions, level
 from mnn.pool import names_of, open_pool
 from mnn.scoring import needs_of
-from speech.enhance import Enhancer
 from speech.modelfile.spec import LayerSpec
-from speech.net.enhancer import MaskEnhancer
+from speech.net.enhancer import Enhancer
 from speech.net.keras_models import save_model
+from speech.net.mask_enhancer import MaskEnhancer
 from speech.sound import blocks
 from speech.sound.stft import StftConfig, istft, stft
 from tests.builders import make_speech, write_mask_network

@@ -87,7 +87,7 @@ def test_accounting_is_that_of_naive_counts(model, tmp_path):
 
 
 def test_paper_rule_is_the_published_one():
-    """SPEC 5: 16 centroids of each sign count 4 bits: 234,850 x 4 bit = 117,425 bytes."""
+    """docs/papers.md, eq. Q3: 16 centroids per sign count 4 bits: 234,850 x 4 bits = 117,425 B."""
     kernel = np.tile(np.linspace(-1, 1, 33).astype("f4"), 4)[:, None, None]
     row = accounting._kernel_row("c", kernel, {"c": 16}, 4, 100)
     assert row.num_values == 32 and row.paper == row.nonzero * 4 / 8

@@ -706,7 +706,7 @@ def test_published_figures_are_the_golden_ones():
     assert list(results_published.CYCLES["dense"]) == cycles["baseline"]["layers"]
     assert list(results_published.CYCLES["pruned"]) == cycles["pruned"]["layers"]
     recovered = results_published.recoveries()
-    # SPEC 6: 94 to 100 % in experiment 1 (the smaller autoencoder), 32 to 94, 37 to 86 %.
+    # docs/papers.md, "MNN: experiments": 94 to 100 % (DAE_128), 32 to 94 %, 37 to 86 %.
     ranges = {name: [round(100 * v) for own in columns.values() for v in own]
               for name, columns in recovered.items()}  # fmt: skip
     assert (min(ranges["gender"]), max(ranges["gender"])) == (32, 94)

@@ -1,5 +1,6 @@
 """Result files, journals and checkpoints of strangers: refused in one line, in time and memory."""
 
+import hashlib
 import io
 import json
 import time
@@ -16,6 +17,7 @@ from eval import systems
 from eval.scoring import ScoreCache
 from speech.base import recorded, schema
 from speech.base.checkpoint import read_npz, write_npz
+from speech.base.written import Written
 from speech.data.prepared import COLUMNS, _Journal
 from speech.sound.conditioning import read_manifest
 
@@ -177,12 +179,13 @@ ODD_LINES = (
 def test_odd_lines_of_journals_count_as_cut(tmp_path):
     path = tmp_path / "journal.jsonl"
     good = '{"key": "k", "scores": {"stoi 1": [0.5, "ok"], "pesq 1": [null, "silent"]}}'
-    made = '{"file": "a", "noisy_sha256": "x", "model_sha256": "m"}'
+    old = '{"file": "b", "noisy_sha256": "x", "model_sha256": "m"}'
+    made = old.replace('"b"', '"a"')[:-1] + ', "made": {"num_bytes": 3, "sha256": "y"}}'
     path.write_bytes("\n".join([*ODD_LINES, good, made, good[:30]]).encode() + b"\n\xff\xfe\n")
     assert ScoreCache(path)._known == {"k": {"stoi 1": (0.5, "ok"), "pesq 1": (None, "silent")}}
-    path.write_text("\n".join([*ODD_LINES, made, made[:20]]))
+    path.write_text("\n".join([*ODD_LINES, made, old, made[:20]]))
     with systems._Made(path, "m") as known:
-        assert known._made == {"a": "x"}
+        assert known._made == {"a": ("x", Written(3, "y"))}
 
 
 def test_odd_lines_of_a_preparation_are_mixed_again(tmp_path):
@@ -192,8 +195,9 @@ def test_odd_lines_of_a_preparation_are_mixed_again(tmp_path):
                            noise=SimpleNamespace(path=tmp_path / "x"))  # fmt: skip
     run, sources = _Journal(path, [], "PCM_16")._run, _Journal(path, [], "PCM_16")._digest([plan])
     row = ["x"] * len(COLUMNS)
+    files = {"x": {"num_bytes": 0, "sha256": hashlib.sha256().hexdigest()}}
     good = {"utterance": "u", "sources": sources, "converted_from": [16000, 1], "skipped": [],
-            "rows": [row]}  # fmt: skip
+            "rows": [row], "files": files}  # fmt: skip
 
     def read(**changes):
         lines = [run, *ODD_LINES, json.dumps(good | changes), json.dumps(good)[:50]]
@@ -205,6 +209,9 @@ def test_odd_lines_of_a_preparation_are_mixed_again(tmp_path):
         {"rows": 5}, {"rows": [5]}, {"rows": [[]]}, {"rows": [["x"]]}, {"rows": [row + ["x"]]},
         {"rows": [[5] * len(COLUMNS)]}, {"rows": [[["x"]] * len(COLUMNS)]}, {"skipped": [["a"]]},
         {"converted_from": []}, {"converted_from": ["a", "b"]}, {"sources": None}, {"utterance": 1},
+        {"files": {}}, {"files": None}, {"files": {"x": 1}}, {"files": {"y": files["x"]}},
+        {"files": {"x": files["x"] | {"num_bytes": 1}}}, {"files": {"x": {"num_bytes": 0}}},
+        {"files": {"x": files["x"] | {"sha256": "0"}}}, {"files": files | {"y": files["x"]}},
     ):  # fmt: skip
         assert read(**changes) is None, changes
 

@@ -11,7 +11,7 @@ from tests.builders import TINY, mask_layers, network
 
 
 def naive_sparsity(kernel):
-    """S_j(k) of SPEC 2, weight by weight."""
+    """S_j(k) of docs/papers.md (eq. P2), weight by weight."""
     taps, num_in, num_out = kernel.shape
     result = np.zeros((num_in, num_out))
     for j in range(num_out):
@@ -167,7 +167,7 @@ def test_masks_come_back_from_json_and_damaged_ones_are_refused(rng):
 
 
 def test_counts_of_the_released_model(rng):
-    """1,190 of 5,460 channels by the shares that SPEC 2 gives for each layer: 21.79 %."""
+    """1,190 of 5,460 channels by the shares that docs/papers.md has for each layer: 21.79 %."""
     layers = network(rng, (1, *[30] * 7, 1), taps=55)
     shares = (0.100, 0.176, 0.159, 0.192, 0.240, 0.262, 0.290, 0.0)
     for share, layer in zip(shares, [x for x in layers if "kernel" in x.weights], strict=True):

@@ -15,8 +15,8 @@ from eval.cost import cost_of
 from eval.scoring import json_ready
 from eval.systems import bundled_pairs
 from speech.modelfile.h5 import write_model_file
-from speech.net.enhancer import MaskEnhancer
 from speech.net.fcn import FCNConfig
+from speech.net.mask_enhancer import MaskEnhancer
 from speech.sound.audio import peak_normalize, read_audio
 from tests.builders import kernel_shapes, layers_of, write_mask_network
 

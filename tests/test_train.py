@@ -167,9 +167,17 @@ def test_options_become_settings_once():
     assert fcn.num_filters == FCNConfig().num_filters
 
 
-def test_rooms_are_left_out_where_they_cannot_be_simulated(monkeypatch):
+def test_rooms_are_left_out_where_they_cannot_be_simulated(monkeypatch, caplog):
+    monkeypatch.setattr(training_options.importlib.util, "find_spec", lambda name: object())
+    assert asked("--network", "tf").mixing.room_share == MixingConfig().room_share
     monkeypatch.setattr(training_options.importlib.util, "find_spec", lambda name: None)
+    assert asked("--network", "tf", "--rooms", "0").mixing.room_share == 0
+    premixed = asked("--network", "tf", "--train-noisy", "a", "--train-clean", "b")
+    assert premixed.mixing.room_share == 0
+    assert caplog.messages == []  # nothing is lost that was wanted
     assert asked("--network", "tf").mixing.room_share == 0
+    (message,) = caplog.messages
+    assert "pip install pyroomacoustics" in message and "--rooms 0" in message
 
 
 @pytest.mark.parametrize(

@@ -328,8 +328,8 @@ def _cost(results: Path) -> list[str]:
         ("parameters", "parameters"),
         ("weights that are not zero", "nonzero_weights"),
         ("kernels at zero", "zero_kernels"),
-        ("FLOP a sample", "flop_per_step"),
-        ("FLOP a sample without zero kernels", "sparse_flop_per_step"),
+        ("FLOP per sample", "flop_per_step"),
+        ("FLOP per sample without zero kernels", "sparse_flop_per_step"),
         ("bytes of the file", "file_bytes"),
     )
     paper = published.COST
@@ -437,9 +437,10 @@ def _peers(results: Path) -> list[str]:
 
 
 def departures(root: Path = ROOT) -> list[str]:
-    """Returns the tables of departures of the README and of ``docs/mnn.md``."""
+    """Returns the tables of ``docs/departures.md`` and ``docs/mnn.md``, and that of this page."""
     parts = []
-    for name, title in (("README.md", "FCN, pruning, quantization"), ("docs/mnn.md", "Selection")):
+    pages = {"docs/departures.md": "FCN, pruning, quantization", "docs/mnn.md": "Selection"}
+    for name, title in pages.items():
         text = (root / name).read_text(encoding="utf-8")
         found = re.search(r"^## Departures[^\n]*\n+(\|.*?)(?:\n\n|\Z)", text, re.S | re.M)
         if found is None:

@@ -37,7 +37,7 @@ CYCLES = {
 #: Metric -> experiment -> row -> experts, chance, selections, oracle.
 MNN = published.TABLES
 
-#: Of this page's tables, beyond those of the README and of docs/mnn.md; the first is the header.
+#: Of this page's tables, beyond docs/departures.md and docs/mnn.md; the first is the header.
 DEPARTURES = (
     ("what", "published", "here", "why"),
     (

@@ -283,12 +283,12 @@ class Starter:
     """
 
     def __init__(self, modules: Sequence[str]) -> None:
-        path = os.pathsep.join([str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+        code = "from benchmarks.trials.kills import serve; serve()"
         self._process = subprocess.Popen(
-            [sys.executable, "-c", "from benchmarks.trials.kills import serve; serve()", *modules],
+            cli.python_command("-c", code, *modules),
             bufsize=0,  # or `select` would not see what has been read ahead
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-            env={**os.environ, "PYTHONPATH": path, "TF_CPP_MIN_LOG_LEVEL": "3"},
+            env=cli.python_environment(TF_CPP_MIN_LOG_LEVEL="3"),
         )  # fmt: skip
         assert self._process.stdin is not None and self._process.stdout is not None, "pipes"
         self._calls, self._answers = self._process.stdin, self._process.stdout

@@ -299,14 +299,13 @@ def run(command: Sequence[Any]) -> dict[str, Any]:
     Raises:
         ValueError: It failed.
     """
-    path = os.pathsep.join([str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     watch = Watch()
     started, used = time.perf_counter(), _cpu_seconds_of_children()
     with tempfile.TemporaryFile("w+", errors="replace") as errors:
         process = subprocess.Popen(
-            [sys.executable, "-m", *map(str, command)],
+            cli.python_command("-m", *map(str, command)),
             stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=errors,
-            env={**os.environ, "PYTHONPATH": path},
+            env=cli.python_environment(),
         )  # fmt: skip
         thread = threading.Thread(target=watch.follow, args=(process,))
         thread.start()

@@ -1,7 +1,10 @@
 """What every command shares: exit codes, one-line errors, progress, announcements, options.
 
 Exit codes: 0 done, 1 failed (one line on stderr says why), 2 wrong usage (argparse), 130 ended by
-Ctrl-C.
+Ctrl-C, 143 by SIGTERM, 129 when the terminal was closed.
+
+Whatever a command prints, by `print` or as an announcement, is text: control characters of a name
+or a message are shown as escapes, and a line of a megabyte is cut (`speech.base.words`).
 """
 
 from __future__ import annotations
@@ -16,10 +19,14 @@ import os
 import re
 import signal
 import sys
+import threading
+import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, TypeGuard, TypeVar
+from typing import Any, TextIO, TypeGuard, TypeVar
+
+from speech.base.words import MOST, shown
 
 T = TypeVar("T")
 
@@ -34,6 +41,17 @@ MAX_DECIBELS = 100.0
 #: Exit code after Ctrl-C, as shells have it: 128 and the number of the signal.
 INTERRUPTED = 130
 
+#: A line that is printed has so many characters at most.
+MAX_LINE = 4000
+
+#: Other signals that end a command, but not before it has tidied up: its temporary files may hold
+#: somebody's recordings.
+ENDINGS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
+
+#: Says in the environment of a process of ours who has started it.
+_PARENT = "SPEECH_PARENT"
+_LOOK_EVERY_S = 0.5
+
 #: What a full disk, a quota and a limit on the size of files say.
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -46,7 +64,11 @@ _HINTS = {
     errno.EISDIR: "is a folder, where a file is needed; check the path",
     errno.EEXIST: _NO_FOLDER,
     errno.ENOTDIR: _NO_FOLDER,
+    errno.ELOOP: "its links lead round in a circle; check the path",
 }
+
+#: What `Path.resolve` says of such links before Python 3.13, in an error that means nothing else.
+_LINK_LOOP = "Symlink loop from "
 
 
 def run(command: Callable[[], int]) -> int:
@@ -57,6 +79,13 @@ def run(command: Callable[[], int]) -> int:
     _open_standard_streams()
     # joblib counts what is thrown away with the results, after an error or Ctrl-C.
     warnings.filterwarnings("ignore", r"\d+ tasks (which were|have been)")
+    if os.environ.get(_PARENT) == str(os.getppid()):
+        end_with_parent()
+    with _plain_streams(), _tidy_endings():
+        return _run(command)
+
+
+def _run(command: Callable[[], int]) -> int:
     try:
         return command()
     except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
@@ -66,6 +95,12 @@ def run(command: Callable[[], int]) -> int:
         if os.environ.get("SPEECH_TRACEBACK"):
             raise
         print(f"error: {one_line(error)}", file=sys.stderr)
+        return 1
+    except RuntimeError as error:
+        if not str(error).startswith(_LINK_LOOP):
+            raise
+        path = str(error).removeprefix(_LINK_LOOP)[1:-1]
+        print(f"error: {shown(path, MOST)}: {_HINTS[errno.ELOOP]}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("error: interrupted", file=sys.stderr)
@@ -92,13 +127,98 @@ def _open_standard_streams() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
+class _Plain:
+    """A text stream that shows what would drive a terminal, and cuts what would fill it.
+
+    Args:
+        stream: Where the text goes.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+    def write(self, text: str) -> int:
+        """Writes text; line feeds and tabs stay."""
+        if len(text) > MAX_LINE or not text.replace("\n", "").isprintable():
+            lines = (shown(line, MAX_LINE, keep="\t") for line in text.split("\n"))
+            self.stream.write("\n".join(lines))
+        else:
+            self.stream.write(text)
+        return len(text)
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        """Writes lines as `write` does."""
+        for line in lines:
+            self.write(line)
+
+
+def terminal() -> TextIO:
+    """Returns standard error as it is, for progress bars, which move about on the terminal."""
+    return sys.stderr.stream if isinstance(sys.stderr, _Plain) else sys.stderr
+
+
+@contextlib.contextmanager
+def _plain_streams() -> Iterator[None]:
+    before = sys.stdout, sys.stderr
+    plain = [stream if isinstance(stream, _Plain) else _Plain(stream) for stream in before]
+    sys.stdout, sys.stderr = plain
+    try:
+        yield
+    finally:
+        sys.stdout, sys.stderr = before
+
+
+@contextlib.contextmanager
+def _tidy_endings() -> Iterator[None]:
+    """Turns signals that would end this process at once into an exception.
+
+    What is ignored (``nohup``) or has a handler stays as it is, and a second signal does not wait.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def end(number: int, _: Any) -> None:
+        signal.signal(number, signal.SIG_DFL)
+        raise SystemExit(128 + number)
+
+    heard = [number for number in ENDINGS if signal.getsignal(number) is signal.SIG_DFL]
+    for number in heard:
+        signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number in heard:
+            signal.signal(number, signal.SIG_DFL)
+
+
+def end_with_parent(parent: int | None = None) -> None:
+    """Ends this process soon after the one that has started it, however that one ended.
+
+    Args:
+        parent: Number of that process; another one is not watched. None for whichever it is.
+    """
+    parent = os.getppid() if parent is None else parent
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(_LOOK_EVERY_S)
+        os._exit(1)
+
+    if os.name == "posix" and os.getppid() == parent:
+        threading.Thread(target=watch, name="end with parent", daemon=True).start()
+
+
 def means_no_room(error: BaseException) -> TypeGuard[OSError]:
     """Returns whether a disk is full: then the next file has no chance either."""
     return isinstance(error, OSError) and error.errno in _NO_ROOM
 
 
 def one_line(error: BaseException) -> str:
-    """Returns the message of ``error`` on one line."""
+    """Returns the message of ``error`` on one line, cut to `speech.base.words.MOST` characters."""
     if means_no_room(error):
         where = f"{error.filename}: " if error.filename else ""
         text = (
@@ -113,14 +233,7 @@ def one_line(error: BaseException) -> str:
         text = f"not enough memory ({error})" if str(error) else "not enough memory"
     else:
         text = str(error) or type(error).__name__
-    return shown(" ".join(text.split()))
-
-
-def shown(text: str) -> str:
-    """Returns text, such as the name of a file, with escapes for what can't be shown."""
-    return "".join(
-        char if char.isprintable() else char.encode("unicode_escape").decode() for char in text
-    )
+    return shown(" ".join(text.split()), MOST)
 
 
 def log_to_stderr(level: int = logging.INFO) -> None:
@@ -139,14 +252,14 @@ class _StderrHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         from tqdm import tqdm
 
-        tqdm.write(self.format(record), file=sys.stderr)
+        tqdm.write(shown(self.format(record), MAX_LINE), file=terminal())
 
 
 def progress(items: Iterable[T], *, total: int | None = None, label: str = "") -> Iterable[T]:
     """Iterates over ``items`` with a progress bar on stderr, if that is a terminal."""
     from tqdm import tqdm
 
-    return tqdm(items, total=total, desc=label, file=sys.stderr, disable=None, leave=False)
+    return tqdm(items, total=total, desc=shown(label), file=terminal(), disable=None, leave=False)
 
 
 def finite_number(text: str) -> float:
@@ -191,7 +304,7 @@ def natural_number(text: str) -> int:
     """Parses a whole number from 0 up."""
     value = int(text)
     if value < 0:
-        raise ValueError
+        raise argparse.ArgumentTypeError(f"{text!r} is below 0")
     return value
 
 
@@ -199,7 +312,7 @@ def positive_number(text: str) -> int:
     """Parses a whole number from 1 up."""
     value = int(text)
     if value < 1:
-        raise ValueError
+        raise argparse.ArgumentTypeError(f"{text!r} is below 1")
     return value
 
 
@@ -207,7 +320,7 @@ def amount(text: str) -> float:
     """Parses a number above 0; argparse quotes the name of this function in its complaint."""
     value = finite_number(text)
     if value <= 0:
-        raise ValueError
+        raise argparse.ArgumentTypeError(f"{text!r} is not above 0")
     return value
 
 
@@ -217,7 +330,7 @@ def json_file(text: str) -> Path:
     if path.suffix.lower() != ".json":
         raise argparse.ArgumentTypeError(f"{text!r} does not end in .json")
     # os.path: to Path.exists a folder that may not be looked into is an error.
-    folder = next(p for p in path.absolute().parents if os.path.exists(p))
+    folder = next(p for p in path.absolute().parents if os.path.lexists(p))
     if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
         raise argparse.ArgumentTypeError(f"{text!r} cannot be written; choose another place")
     return path
@@ -241,7 +354,8 @@ def python_environment(**changes: str) -> dict[str, str]:
     here = os.getcwd()
     folders = [os.path.abspath(folder) for folder in sys.path]
     path = os.pathsep.join([_ROOT, *(folder for folder in folders if folder != here)])
-    return {**os.environ, "PYTHONPATH": path, "PYTHONSAFEPATH": "1", **changes}
+    own = {"PYTHONPATH": path, "PYTHONSAFEPATH": "1", _PARENT: str(os.getpid())}
+    return {**os.environ, **own, **changes}
 
 
 @contextlib.contextmanager
@@ -287,23 +401,44 @@ def in_processes(tasks: Iterable[Any], num_jobs: int) -> Iterable[Any]:
             for tracker in (resource_tracker, joblib_tracker):
                 tracker.ensure_running()  # its start, if inside, would let Ctrl-C through again
         with without_ctrl_c():  # the processes start here; the results are waited for outside
-            return joblib.Parallel(n_jobs=num_jobs, return_as="generator")(tasks)
+            # joblib's own would live on for minutes if this process were killed.
+            how = {"initializer": end_with_parent, "initargs": (os.getpid(),)}
+            return joblib.Parallel(
+                n_jobs=num_jobs, return_as="generator", **(how if num_jobs != 1 else {})
+            )(tasks)
 
 
-def check_out(out: Path, inputs: Iterable[Path | None]) -> None:
-    """Raises ValueError if results would be found among the inputs when the command is repeated.
+def check_out(out: Path, inputs: Iterable[Path | None], filled: Iterable[Path | None] = ()) -> None:
+    """Raises ValueError if results would be found among the inputs, now or by the next run.
 
     Args:
         out: The folder to write.
         inputs: Folders to read; None for those not given.
+        filled: Folders below ``out`` that the command fills with files named like the inputs: no
+            input may lie there either, or hold one of them.
     """
+    places = [place for place in filled if place is not None]
     for folder in inputs:
-        if folder is not None and out.resolve().is_relative_to(folder.resolve()):
+        if folder is None:
+            continue
+        if out.resolve().is_relative_to(folder.resolve()):
             raise ValueError(f"{out}: lies inside the input folder {folder}; choose another --out")
+        for place in places:
+            if overlap(place, folder):
+                raise ValueError(
+                    f"{place}: would be written, and overlaps the input folder {folder}; choose "
+                    "another --out"
+                )
+
+
+def overlap(one: Path, other: Path) -> bool:
+    """Returns whether one of two folders lies inside the other, wherever links lead."""
+    places = one.resolve(), other.resolve()
+    return places[0].is_relative_to(places[1]) or places[1].is_relative_to(places[0])
 
 
 def num_jobs(text: str) -> int:
-    """Parses a number of processes; 0 is one a core, which joblib calls -1."""
+    """Parses a number of processes; 0 is one per core, which joblib calls -1."""
     return natural_number(text) or -1
 
 
@@ -312,7 +447,7 @@ SEED: dict[str, Any] = {
     "type": natural_number,
     "default": 0,
     "metavar": "N",
-    "help": "of everything random (default %(default)s)",
+    "help": "seed everything random (default %(default)s)",
 }
 JSON: dict[str, Any] = {
     "type": json_file,
@@ -323,7 +458,7 @@ JOBS: dict[str, Any] = {
     "type": num_jobs,
     "default": -1,
     "metavar": "N",
-    "help": "processes (default: one a core)",
+    "help": "run N processes (default: one per core)",
 }
 
 

@@ -4,6 +4,9 @@ What is given to a cluster are calls on files: a few to a task, one to a task to
 workers must have this package and see the same files under the same paths. A few tasks for each
 thread of the workers are on their way at a time, however many there are.
 
+Whoever reaches a scheduler or a worker can run code there: a cluster trusts its network, unless it
+is set up with TLS. The processes of 'local' have keys of their own, made anew for each run.
+
 A worker may die, and others may come. The tasks of a dead worker go to others; Dask allows a task
 a few dead workers (``distributed.scheduler.allowed-failures``). The calls of one that had more are
 tried again in the end, one by one: where the workers still die, that call is to blame, and failed.
@@ -90,10 +93,11 @@ def connected(address: str | None, num_workers: int = -1) -> Iterator[Cluster | 
 
     Args:
         address: Such as 'tcp://host:8786', or 'local' for a cluster of processes on this machine.
-        num_workers: Of a local cluster; below 1 for one a core.
+        num_workers: Of a local cluster; below 1 for one per core.
 
     Raises:
-        ValueError: Dask is not installed, or no scheduler answers at the address.
+        ValueError: Dask, or what it makes keys with, is not installed, or no scheduler answers at
+            the address.
     """
     if address is None:
         yield None
@@ -111,13 +115,17 @@ def connected(address: str | None, num_workers: int = -1) -> Iterator[Cluster | 
             import dask
             import joblib
 
+            _require_cryptography()
             stack.enter_context(dask.config.set(LOCAL_SETTINGS))
             stack.enter_context(cli.only_our_modules())
             target = stack.enter_context(
                 LocalCluster(
                     n_workers=joblib.cpu_count() if num_workers < 1 else num_workers,
                     threads_per_worker=1,
-                    dashboard_address=None,
+                    # Without an address Dask serves HTTP to the whole network, at port 8787.
+                    dashboard_address="127.0.0.1:0",
+                    scheduler_kwargs={"dashboard": False},
+                    security=True,  # what it takes from anybody is run
                     memory_limit=None,
                     silence_logs=logging.CRITICAL,
                     preload=[_NO_INTERRUPT],
@@ -127,6 +135,17 @@ def connected(address: str | None, num_workers: int = -1) -> Iterator[Cluster | 
             _check_address(address)
         client = stack.enter_context(Client(target, timeout=TIMEOUT_S, set_as_default=False))
         yield Cluster(client, address)
+
+
+def _require_cryptography() -> None:
+    """Raises ValueError where Dask can't make keys for its processes."""
+    try:
+        import cryptography  # noqa: F401
+    except ImportError:
+        raise ValueError(
+            "cryptography is not installed, without which every user of this machine could run "
+            "code in the workers; run: pip install cryptography, or leave --dask out"
+        ) from None
 
 
 @contextlib.contextmanager

@@ -163,7 +163,10 @@ def held(path: str | os.PathLike) -> Iterator[None]:
     folder = path.parent if is_file else path
     is_new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / (f".{path.name}.lock" if is_file else ".lock"))
+    lock_path = folder / (f".{path.name}.lock" if is_file else ".lock")
+    _check_no_link(lock_path)
+    # Since version 3.20.1 it follows no link itself, whatever happens in between.
+    lock = FileLock(lock_path)
     try:
         lock.acquire(blocking=False)
     except Timeout:
@@ -174,12 +177,20 @@ def held(path: str | os.PathLike) -> Iterator[None]:
         remove_leftovers(folder, below=not is_file)
         yield
     finally:
-        lock_path = Path(lock.lock_file)
         with contextlib.suppress(OSError):
             if is_new and [*folder.iterdir()] == [lock_path]:
                 lock_path.unlink()
                 folder.rmdir()
         lock.release()
+
+
+def _check_no_link(path: Path) -> None:
+    """Raises ValueError for a link, behind which a file of somebody else's would be changed."""
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        raise ValueError(
+            f"{path}: is a link, a folder or a device, where a file of ours is expected; remove "
+            "it, or choose another place"
+        )
 
 
 def raise_if_full(temporary: str | os.PathLike, path: str | os.PathLike) -> None:
@@ -203,7 +214,12 @@ def raise_if_full(temporary: str | os.PathLike, path: str | os.PathLike) -> None
 
 
 def end_line(path: str | os.PathLike) -> None:
-    """Ends the last line of a file to append to, which a kill may have cut; leaves no file be."""
+    """Ends the last line of a file to append to, which a kill may have cut; leaves no file be.
+
+    Raises:
+        ValueError: It is a link.
+    """
+    _check_no_link(Path(path))
     with contextlib.suppress(FileNotFoundError), open(path, "r+b") as stream:
         if stream.seek(0, os.SEEK_END):
             stream.seek(-1, os.SEEK_END)
@@ -215,8 +231,12 @@ def append_text(path: str | os.PathLike, text: str) -> None:
     """Adds ``text`` as UTF-8 to the end of a file, which a kill in the middle can cut.
 
     Bytes of a name that are no text are written as escapes.
+
+    Raises:
+        ValueError: It is a link.
     """
     path = Path(path)
+    _check_no_link(path)
     with _naming(path), path.open("a", encoding="utf-8", errors="backslashreplace") as stream:
         stream.write(text)
 

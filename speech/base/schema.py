@@ -16,6 +16,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
+from speech.base import words
+
 T = TypeVar("T")
 
 #: Larger files are refused unread; so are those of more lists, objects and values.
@@ -94,4 +96,5 @@ def lines(path: str | os.PathLike, kind: type[T], skip: int = 0) -> Iterator[T]:
 def shown(error: BaseException) -> str:
     """Returns what an error says in at most 200 characters that any terminal can show."""
     text = str(error) if not isinstance(error, RecursionError) else "nested too deeply"
-    return "".join(x if x.isprintable() else ascii(x)[1:-1] for x in text)[:200]
+    text = " ".join(text.split()) or type(error).__name__
+    return words.shown(text, 200)

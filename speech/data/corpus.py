@@ -2,9 +2,10 @@
 
 All sources become the same lists: a TIMIT tree, LibriSpeech and VCTK, any other tree of audio
 files, the layout of the original script (``<noise>/<speaker>/<dB>/<name>.wav`` beside one clean
-folder, SPEC 1), and the corpus bundled with this package. Lists are sorted, and noisy and clean are
-matched by name, never by position. Nothing is chosen by a global random state: every draw follows
-from a seed and from the names involved, so that adding a file leaves the others as they were.
+folder; docs/papers.md), and the corpus bundled with this package. Lists are sorted, and noisy and
+clean are matched by name, never by position. Nothing is chosen by a global random state: every
+draw follows from a seed and from the names involved, so that adding a file leaves the others as
+they were.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from typing import TypeVar
 
 import numpy as np
 
+from speech.base.words import MOST, shown
 from speech.data import pairing
 from speech.data.pairing import audio_stem
 from speech.data.pairing import parse_snr_folder as parse_snr_folder
@@ -535,7 +537,9 @@ def split_utterances(
 def split_pairs_original(
     pairs: Sequence[Pair], group_size: int = 600, num_train: int = 570
 ) -> tuple[list[Pair], list[Pair]]:
-    """Splits the way the original script does, with its leak (SPEC 1): for comparison only.
+    """Splits the way the original script does, with its leak: for comparison only.
+
+    See docs/papers.md, "ICSE: training and test".
 
     Sorted by noise, SNR, speaker and name, the pairs fall into groups of ``group_size``. Of group
     i the pairs [group_size * i, group_size * i + num_train) train. Validation takes
@@ -570,7 +574,7 @@ def split_pairs_original(
 def drop_low_snr(
     pairs: Iterable[Pair], excluded_db: Sequence[float] = (-15.0, -10.0)
 ) -> list[Pair]:
-    """Leaves out pairs at the given SNRs, as the original script does for training (SPEC 1)."""
+    """Leaves out pairs at the given SNRs, as the original script does when it trains."""
     return [pair for pair in pairs if pair.snr_db not in excluded_db]
 
 
@@ -740,7 +744,7 @@ def load_noise(noise: Noise) -> tuple[np.ndarray, int]:
 
 def listed(words: Iterable[str]) -> str:
     """Joins the first few words and counts the others."""
-    words = list(words)
+    words = [shown(word, MOST) for word in words]
     more = f" and {len(words) - _NUM_LISTED} more" if len(words) > _NUM_LISTED else ""
     return ", ".join(words[:_NUM_LISTED]) + more
 

@@ -1,7 +1,7 @@
 """Batches of noisy and clean utterances for training, mixed on the fly or read from disk.
 
 Every item has a position in one endless stream: pass after pass over the list, shuffled anew at
-each pass (SPEC 1). What stands at a position (utterance, noise, segment, SNR, crop) follows
+each pass (docs/papers.md). What stands at a position (utterance, noise, segment, SNR, crop) follows
 from the seed and the position alone. A run can thus be taken up at any step, and any number of
 threads gives the same batches.
 

@@ -146,6 +146,7 @@ def _mapped(descriptor: int, shape: tuple[int, ...]) -> np.ndarray:
 def _work(connection_number: int, file_number: int) -> None:
     """Mixes batch after batch until the parent closes its end of the pipe."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends this
+    cli.end_with_parent()  # also while it mixes
     with Connection(connection_number) as connection:
         try:
             source = connection.recv()

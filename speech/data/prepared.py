@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import json
 import math
+import os
 import platform
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from speech.base import cli, schema
 from speech.base.cluster import Cluster, Failed
 from speech.base.files import append_text, end_line, held, remove_leftovers, write_text
+from speech.base.words import csv_text
+from speech.base.written import Written
 from speech.data import corpus
 from speech.sound import audio, augment, mixing
 from speech.sound.augment import Augmentation
@@ -56,11 +58,13 @@ class Report:
         rows: One manifest row (`COLUMNS`, in a room also `ROOM_COLUMNS`) for each mixture written.
         skipped: (source, reason) of whatever was left out.
         conversions: How many files of each (rate in Hz, number of channels) were read.
+        files: What each file below the folder was when it was written.
     """
 
     rows: list[dict[str, Any]] = field(default_factory=list)
     skipped: list[tuple[str, str]] = field(default_factory=list)
     conversions: Counter = field(default_factory=Counter)
+    files: dict[str, Written] = field(default_factory=dict)
 
 
 def prepare(
@@ -82,8 +86,9 @@ def prepare(
     """Writes the premixed corpus; the arguments are those of the command line.
 
     A call can be repeated as it was, whether it was killed or not. It gives the same bytes, and
-    keeps what is whole: an utterance is mixed again if one of its files is missing, or if its
-    speech or noise has another size or time of change. With ``force`` all is mixed again.
+    keeps what is whole: an utterance is mixed again if one of its files is missing or is not what
+    was written, byte for byte, or if its speech or noise has another size or time of change. With
+    ``force`` all is mixed again.
 
     Raises:
         ValueError: Bad folders, an ``out`` that holds something else or where another run is at
@@ -112,8 +117,7 @@ def prepare(
 def _check_apart(out: Path, *sources: Path) -> None:
     """Refuses to write among the sources, where a second run would mix mixtures."""
     for source in sources:
-        one, other = out.resolve(), source.resolve()
-        if one.is_relative_to(other) or other.is_relative_to(one):
+        if cli.overlap(out, source):
             raise ValueError(f"{out}: overlaps the source folder {source}; choose another --out")
 
 
@@ -150,12 +154,8 @@ def _write(
     for row in report.rows:
         row["source_clean"] = Path(row["source_clean"]).relative_to(clean_root).as_posix()
         row["source_noise"] = Path(row["source_noise"]).relative_to(noise_root).as_posix()
-    table = io.StringIO()
     columns = COLUMNS + ROOM_COLUMNS if rooms else COLUMNS
-    writer = csv.DictWriter(table, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(report.rows)
-    write_text(out / "manifest.csv", table.getvalue())
+    write_text(out / "manifest.csv", csv_text(report.rows, columns))
 
 
 @dataclass
@@ -167,6 +167,7 @@ class _Entry:
     converted_from: tuple[int, int]
     skipped: list[tuple[str, str]]
     rows: list[list[str | int | float | None]]
+    files: dict[str, Written]
 
 
 class _Journal:
@@ -211,6 +212,13 @@ class _Journal:
             self._known.clear()
             write_text(self.path, f"{self._run}\n")
 
+    def get_all(self, groups: Sequence[Sequence[Any]], out: Path) -> list[Report | None]:
+        """Returns what `get` does of each utterance; their files are read side by side."""
+        num_threads = (os.cpu_count() or 1) if self._known else 1
+        with ThreadPoolExecutor(num_threads) as pool:
+            found = pool.map(lambda plans: self.get(plans, out), groups)
+            return list(cli.progress(found, total=len(groups), label="checking"))
+
     def get(self, plans: Sequence[Any], out: Path) -> Report | None:
         """Returns the report of an utterance that is whole; None for one to be mixed."""
         name = plans[0].utterance.id
@@ -225,9 +233,11 @@ class _Journal:
             for row in rows
         ):  # fmt: skip
             return None
-        if not all((out / str(row[key])).is_file() for row in rows for key in ("noisy", "clean")):
+        if {str(row[key]) for row in rows for key in ("noisy", "clean")} != entry.files.keys():
             return None
-        return Report(rows, entry.skipped, Counter({entry.converted_from: 1}))
+        if not all(written.is_still(out / name) for name, written in entry.files.items()):
+            return None
+        return Report(rows, entry.skipped, Counter({entry.converted_from: 1}), entry.files)
 
     def add(self, plans: Sequence[Any], report: Report) -> None:
         """Notes an utterance after `get`; one without any mixture is tried again."""
@@ -240,6 +250,7 @@ class _Journal:
             "converted_from": next(iter(report.conversions)),
             "skipped": report.skipped,
             "rows": [list(row.values()) for row in report.rows],
+            "files": {path: asdict(written) for path, written in report.files.items()},
         }
         append_text(self.path, json.dumps(entry) + "\n")
 
@@ -276,7 +287,7 @@ def write_mixtures(
         plans: `speech.data.corpus.MixturePlan` objects; those of one utterance share a gain and a
             room.
         out: Folder to write.
-        num_jobs: Processes; -1 for one a core.
+        num_jobs: Processes; -1 for one per core.
         subtype: 'FLOAT' or 'PCM_16'.
         cluster: Where to work instead; the paths must be absolute, and ``out`` there.
         journal: Says what is whole already, and is told what becomes so.
@@ -293,7 +304,7 @@ def write_mixtures(
     for plan in plans:
         by_utterance.setdefault(plan.utterance.id, []).append(plan)
     groups = list(by_utterance.values())
-    reports = [journal.get(own, out) if journal else None for own in groups]
+    reports = journal.get_all(groups, out) if journal else [None] * len(groups)
     waiting = [place for place, report in enumerate(reports) if report is None]
     calls = ((groups[place], out, subtype) for place in waiting)
     if cluster:
@@ -380,6 +391,7 @@ def _mix_utterance(plans: Sequence[Any], out: Path, subtype: str) -> Report:
         mixture = mixing.mix_at_snr(speech, segment, plan.snr_db, peak=math.inf)
         noisy_path = Path("noisy", plan.relative_path)
         audio.write_audio(out / noisy_path, mixture.noisy, subtype=subtype)
+        report.files[noisy_path.as_posix()] = Written.of(out / noisy_path)
         values = (
             noisy_path.as_posix(),
             clean_name,
@@ -395,6 +407,7 @@ def _mix_utterance(plans: Sequence[Any], out: Path, subtype: str) -> Report:
         report.rows.append(dict(zip(COLUMNS, values, strict=True)) | room)
     if mixable:
         audio.write_audio(out / clean_path, clean, subtype=subtype)
+        report.files[clean_name] = Written.of(out / clean_path)
     return report
 
 

@@ -1,1 +1,1 @@
-"""The bundled corpus: ten speakers and ten noises, and the recipe that rebuilds them."""
+"""The bundled corpus: ten speakers and eight noises, and the recipe that rebuilds them."""

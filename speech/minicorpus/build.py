@@ -170,7 +170,7 @@ def main(argv: list[str] | None = None) -> int:
         "--packages",
         type=Path,
         metavar="DIR",
-        help="folder with the .deb files; without it apt-get downloads them",
+        help="take the .deb files from this folder; without it apt-get downloads them",
     )
     parser.add_argument(
         "--check",

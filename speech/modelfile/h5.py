@@ -2,10 +2,10 @@
 
 A model file is the legacy Keras HDF5 format: a ``model_config`` attribute (JSON) and one group of
 weights per layer, as Keras 3, Keras 2 and tf.keras write it. Any Keras 3 opens a file written here,
-without our code; one that holds the modified ReLU needs the few lines in ``speech.layers``. Files
-are read by ``speech.hdf5``, in Python and with bounds on time and memory, and written by h5py.
-Keras is never asked: reading a stranger's file cannot deserialise an object. A packed file (.icse,
-``speech.compact``) is read in the same call and gives the same.
+without our code; one that holds the modified ReLU needs the few lines in ``speech.net.layers``.
+Files are read by ``speech.modelfile.hdf5``, in Python and with bounds on time and memory, and
+written by h5py. Keras is never asked: reading a stranger's file cannot deserialise an object. A
+packed file (.icse, ``speech.modelfile.icse``) is read in the same call and gives the same.
 
 What is accepted:
 

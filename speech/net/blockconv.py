@@ -35,8 +35,10 @@ _SOURCES = (
     _KERNELS / "blockconv.c",
     _KERNELS / "blocklanes.c",
     _KERNELS / "tape.c",
+    _KERNELS / "maskloss.c",
+    _KERNELS / "denoise.c",
 )
-_HEADER = _KERNELS / "transform.h"
+_HEADERS = (_KERNELS / "transform.h", _KERNELS / "denoise.h")
 _LANES = 16
 
 #: More than any machine has cores; OpenMP ends the process when it can't start what is asked for.
@@ -115,16 +117,14 @@ def library() -> ctypes.CDLL | None:
             "no C compiler found: convolutions run on the Keras backend, several times slower"
         )
         return None
-    source = b"".join(path.read_bytes() for path in (*_SOURCES, _HEADER))
+    source = b"".join(path.read_bytes() for path in (*_SOURCES, *_HEADERS))
     reason = ""
     for variant in _VARIANTS:
         key = hashlib.sha256(
             source + repr((compiler, _FLAGS, variant, platform.machine(), _processor())).encode()
         ).hexdigest()[:16]
         try:
-            built = _cache_folder() / f"blockconv-{key}.so"
-            if not built.exists():
-                _compile(compiler, variant, built)
+            built = _built(_cache_folder(), f"blockconv-{key}", compiler, variant)
             # Threads that wait spin for a moment only: on a busy machine they would keep the one
             # they wait for off its core. Read by the OpenMP library when it is loaded.
             os.environ.setdefault("GOMP_SPINCOUNT", "10000")
@@ -132,7 +132,8 @@ def library() -> ctypes.CDLL | None:
         except (OSError, subprocess.CalledProcessError) as error:
             reason = getattr(error, "stderr", None) or str(error)
             continue
-        for name in ("kernel_spectra", "convolve", "filter_gradient", "run_lanes", "run_phase"):
+        for name in ("kernel_spectra", "convolve", "filter_gradient", "run_lanes", "run_phases",
+                     "compressed_spectra", "mask_loss"):  # fmt: skip
             getattr(found, name).restype = ctypes.c_int
         return found
     _LOGGER.info(
@@ -141,16 +142,38 @@ def library() -> ctypes.CDLL | None:
     return None
 
 
-def _compile(compiler: list[str], variant: tuple[str, ...], path: Path) -> None:
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        built = Path(folder) / path.name
+def _built(folder: Path, stem: str, compiler: list[str], variant: tuple[str, ...]) -> Path:
+    """Returns the compiled kernels, whose name says what their bytes are.
+
+    What has been damaged, cut or exchanged since is removed and compiled again: loading it would
+    end the process, or compute something else.
+    """
+    for path in folder.glob(f"{stem}-*.so"):
+        if path.name == _name_of_built(stem, path):
+            return path
+        with contextlib.suppress(OSError):
+            path.unlink()
+    return _compile(compiler, variant, folder, stem)
+
+
+def _name_of_built(stem: str, path: Path) -> str:
+    if path.is_symlink() or not path.is_file():
+        return ""
+    return f"{stem}-{hashlib.sha256(path.read_bytes()).hexdigest()[:32]}.so"
+
+
+def _compile(compiler: list[str], variant: tuple[str, ...], cache: Path, stem: str) -> Path:
+    with tempfile.TemporaryDirectory(dir=cache) as folder:
+        built = Path(folder) / f"{stem}.so"
         subprocess.run(
             [*compiler, *_FLAGS, *variant, *map(str, _SOURCES), "-o", str(built), "-lm"],
             check=True,
             capture_output=True,
             text=True,
         )
+        path = cache / _name_of_built(stem, built)
         os.replace(built, path)
+        return path
 
 
 def _cache_folder() -> Path:

@@ -111,7 +111,7 @@ class TrainingModel(keras.Model):
     ``call`` takes ``(noisy, lengths)``: noisy float32 [batch, time, 1], zero beyond each
     utterance's length, and lengths int32 [batch]. It returns float32 [batch, time, 1], zero
     beyond the length. Every utterance has its own statistics and sees zeros at its own end, so
-    a batch gives what its utterances give one by one (SPEC 1 trains with batches of one).
+    a batch gives what its utterances give one by one (the paper trains with batches of one).
 
     Args:
         network: The plain Keras model whose weights are trained. Save this one.

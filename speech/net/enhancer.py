@@ -1,284 +1,284 @@
-"""Enhances signals of any length with a network of the kind 'complex_mask', in constant memory.
+"""A model file as a function on signals of any length, run by the C kernels or by Keras.
 
-STFT, compression, network, mask and inverse STFT (``speech.net.timefrequency``) run chunk by chunk.
-A frame of the mask depends on a finite number of frames before it (``speech.net.reach``) and on
-none after it, so a chunk that starts that much earlier gives what the whole signal gives; only
-rounding depends on where a signal is cut. Nothing is normalised over the signal, hence:
+The file says what kind of network it holds (`speech.modelfile.spec.ModelFile.kind`):
 
-* The level of the output is the one that the mask gives. A network knows levels only from its
-  training; a gain on the input is not simply a gain on the output.
-* Silence stays silence, exactly: a mask multiplies.
-* Bins below ``POWER_FLOOR`` (100 dB below a sine of full scale) come out softer than the mask says.
+* 'complex_mask' (``speech.net.mask_enhancer``): the output has the level that the mask gives.
+* 'waveform': as in training, the network is given the signal divided by its own maximum. Its output
+  has no scale of its own: it is multiplied by the gain that fits it best, in the least-squares
+  sense, to the noisy input. The speech keeps its level, whatever clicks, offsets or noise the input
+  holds.
 
-The C kernels run the network where they are (``speech.net.tape``, no TensorFlow is loaded), Keras
-does elsewhere; both with batch normalisation folded away.
+Long signals and waveform models. Such a network normalises over the whole utterance, so a signal
+can't be cut without changing the result. Up to ``WHOLE_SECONDS`` it is enhanced whole. A longer one
+is cut into blocks of ``BLOCK_SECONDS``, each normalised by itself, as utterances are in training;
+neighbours overlap by ``FADE_SECONDS`` and are cross-faded. Each block gets the gain that fits it
+to its input, which keeps a block of mere noise from being blown up to the level of the noise. A
+network so wide that these lengths do not fit into ``speech.net.memory.MAX_BYTES`` gets shorter
+blocks, and one for which ``LEAST_SECONDS`` do not fit is refused.
 """
 
 from __future__ import annotations
 
 import math
-import threading
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
+if TYPE_CHECKING:
+    import numpy as np
 
-from speech.modelfile.exam import output_shapes
-from speech.modelfile.meta import COMPLEX_MASK, MaskConventions
-from speech.modelfile.spec import LayerSpec, ModelFile, ModelFileError, refusals
-from speech.net import blockconv, tape
-from speech.net.folding import fold_batch_normalization
-from speech.net.memory import MAX_BYTES
-from speech.net.reach import reach_of
-from speech.net.timefrequency import compress, expand, features
-from speech.sound.audio import valid_signal
-from speech.sound.stft import Synthesis, whole_frames
-
-#: Frames of a chunk besides those that it only starts earlier with: 10 s.
-NEW_FRAMES = 625
-
-#: Pieces that cores work on side by side have at least so many new frames (0.5 s).
-_MIN_NEW_FRAMES = 32
-
-#: Memory for the tensors of all cores together; beyond it, chunks become shorter and cores idle.
-_BYTES = 192 << 20
-
-#: Squares of spectra of louder signals may not fit in float32.
-_MAX_SAMPLE = 1e15
+    from speech.modelfile.spec import ModelFile
+    from speech.net.mask_enhancer import MaskEnhancer
 
 
-class MaskEnhancer:
-    """A network of the kind 'complex_mask', ready to run. Several Python threads may share it.
+_MODELS = Path(__file__).resolve().parents[2] / "models"
+#: The model that is used when none is named.
+DEFAULT_MODEL = _MODELS / "denoise.icse"
+#: The papers' network, on which their tables stand.
+BASELINE_MODEL = _MODELS / "fcn.h5"
+
+WHOLE_SECONDS = 120.0
+BLOCK_SECONDS = 60.0
+#: A waveform model that cannot run even such a block in `speech.net.memory.MAX_BYTES` is refused.
+LEAST_SECONDS = 4.0
+FADE_SECONDS = 0.5
+
+
+class Enhancer:
+    """A model ready to run: on the C kernels where they are, on Keras elsewhere.
 
     Args:
-        file: The model file.
-        new_frames: Frames of a chunk that are not only there for what follows.
-        engine: 'fast' for the C kernels where they can run it, 'keras' for Keras always.
+        path: An .h5 or .icse model file, possibly from a stranger.
 
     Attributes:
-        conventions: STFT, rate and compression.
+        file: The model file as it was read.
         engine: 'c' or 'keras': what runs it.
-        behind: Frames before it that a frame of the output depends on.
+        mask: What runs a network of the kind 'complex_mask'; None for a waveform model.
 
     Raises:
-        ModelFileError: The network is of another kind, reads later frames, or is too large to run.
+        ValueError: The file is refused, or no network of these kinds at 16 kHz.
     """
 
-    def __init__(
-        self, file: ModelFile, *, new_frames: int = NEW_FRAMES, engine: str = "fast"
-    ) -> None:
-        if engine not in ("fast", "keras"):
-            raise ValueError(f"engine must be 'fast' or 'keras', received {engine!r}")
-        if new_frames < 1:
-            raise ValueError(f"new_frames is {new_frames}, expected at least 1")
-        self.path = file.path
-        self._new_frames = new_frames
-        with refusals(file.path):
-            self.conventions = MaskConventions.of(file.meta)
-            reach = reach_of(file.layers)
-            if reach.ahead:
-                raise ModelFileError(
-                    f"the {COMPLEX_MASK!r} network reads {reach.ahead:,} frames ahead, expected a "
-                    "causal one: pad in front (ZeroPadding2D), with padding 'valid' over time"
-                )
-            self.behind = reach.behind
-            layers = fold_batch_normalization(file.layers)
-            nodes = None
-            if engine == "fast" and blockconv.is_available():
-                nodes = tape.read_layers(
-                    [(layer.class_name, layer.name, layer.config, layer.inputs) for layer in layers]
-                )
-            self.engine = "keras" if nodes is None else "c"
-            self._frame_bytes = _bytes_of(layers) if nodes is None else _bytes_of_tape(nodes)
-            least = 2 * (self.behind + 1) * self._frame_bytes
-            if least > MAX_BYTES:
-                raise ModelFileError(
-                    f"the network reaches {self.behind:,} frames back and needs "
-                    f"{self._frame_bytes:,} bytes per frame, {least:,} in all; expected at most "
-                    f"{MAX_BYTES:,}"
-                )
-        self._run: Callable[[np.ndarray, tuple[int, int]], np.ndarray]
-        if nodes is None:
-            self._run = _keras_runner(layers)
+    mask: MaskEnhancer | None = None
+    #: Bytes that a waveform model takes for so many samples.
+    _num_bytes: Callable[[int], int] = staticmethod(lambda num_samples: 0)
+
+    def __init__(self, path: str | os.PathLike = DEFAULT_MODEL) -> None:
+        from speech.modelfile.meta import COMPLEX_MASK
+        from speech.modelfile.read import read_model_file
+        from speech.modelfile.spec import kind_of_shapes
+        from speech.net.memory import MAX_BYTES, too_large
+        from speech.sound.audio import SAMPLE_RATE_HZ
+
+        self.path = Path(path)
+        self.file = read_model_file(path)
+        kind = self.file.kind
+        is_waveform = kind == "waveform" and kind_of_shapes(self.file.layers) == kind
+        if kind != COMPLEX_MASK and not is_waveform:
+            what = f"kind {kind!r}" if kind else "a network whose 'speech_meta' lacks 'kind'"
+            raise ValueError(
+                f"{path}: is no waveform model (samples in, samples out) and no {COMPLEX_MASK}; "
+                f"{what} cannot enhance a file by itself"
+            )
+        rate_hz = self.file.meta.get("sample_rate_hz", SAMPLE_RATE_HZ)
+        if rate_hz != SAMPLE_RATE_HZ:
+            raise ValueError(
+                f"{path}: trained at {rate_hz} Hz; only {SAMPLE_RATE_HZ} Hz is supported"
+            )
+        if kind == COMPLEX_MASK:
+            from speech.net.mask_enhancer import MaskEnhancer
+
+            self.mask = MaskEnhancer(self.file)
+            self.engine = self.mask.engine
         else:
-            self._run = _Kernels(nodes, layers).run
+            self.engine, self._run, self._num_bytes = _runner(self.file)
+            num_bytes = self._num_bytes(round(LEAST_SECONDS * SAMPLE_RATE_HZ))
+            if num_bytes > MAX_BYTES:
+                raise ValueError(f"{path}: {too_large(num_bytes, f'{LEAST_SECONDS:g} s of sound')}")
 
     def __call__(self, signal: np.ndarray, threads: int | None = None) -> np.ndarray:
-        """Enhances a whole signal.
+        """Runs the network on a whole signal; a waveform model gets it divided by its maximum.
 
         Args:
-            signal: float [num_samples] at the network's rate, full scale at 1.
+            signal: float [num_samples] at 16 kHz.
+            threads: Of the C kernels; default: all cores.
+
+        Returns:
+            float32 [num_samples], as the network gives it; zeros for silence.
+
+        Raises:
+            ValueError: The signal is of another shape or kind, or it or the network's output holds
+                a NaN or an infinity.
+        """
+        import numpy as np
+
+        from speech.sound.audio import is_silent, peak_normalize, valid_signal
+
+        signal = valid_signal(signal)
+        if self.mask is not None:
+            return self.mask(signal, threads)
+        if is_silent(signal):
+            return np.zeros(len(signal), np.float32)
+        output = self._run(peak_normalize(signal).astype(np.float32), threads)
+        if not np.isfinite(output).all():
+            raise ValueError(f"{self.path}: the network's output holds a NaN or an infinity")
+        return output
+
+    def enhance(
+        self,
+        signal: np.ndarray,
+        *,
+        peak: float | None = None,
+        whole: bool = False,
+        threads: int | None = None,
+    ) -> np.ndarray:
+        """Enhances one channel of any length (see the module).
+
+        Args:
+            signal: float [num_samples] at 16 kHz.
+            peak: max |x| of the result; None for the level that fits ``signal`` best, or, with a
+                complex mask, what comes out.
+            whole: Never cut into blocks, whatever the memory; a complex mask gives the same anyway.
             threads: Of the C kernels; default: all cores.
 
         Returns:
             float32 [num_samples].
 
         Raises:
-            ValueError: The signal is of another shape or kind, or it or the network's output holds
-                a NaN or an infinity.
+            ValueError: As `Enhancer.__call__`, or the peak is no positive number.
         """
-        stream = self.stream(threads)
-        return np.concatenate([stream.push(signal), stream.finish()])
+        from speech.sound.audio import valid_signal
+        from speech.sound.audiofiles import gain_to_peak, peak_of
 
-    def stream(self, threads: int | None = None) -> MaskStream:
-        """Begins a signal that comes piece by piece; the argument is that of `__call__`."""
-        return MaskStream(self, threads)
+        signal = valid_signal(signal)
+        if peak is not None and not 0 < peak < math.inf:
+            raise ValueError(f"peak is {peak}; give a positive number, such as 1")
+        if self.mask is not None or whole or self.takes_whole(len(signal)):
+            output = self(signal, threads)
+            if peak is None and self.mask is None:
+                output = fit_level(output, signal)
+        else:
+            output = self._in_blocks(signal, threads)
+        return output if peak is None else output * gain_to_peak(peak, peak_of(output))
 
-    def batch_shape(self, threads: int | None = None) -> tuple[int, int]:
-        """Returns pieces and frames per piece that are computed at a time.
+    def takes_whole(self, num_samples: int) -> bool:
+        """Returns whether a waveform model enhances so many samples at 16 kHz in one piece."""
+        from speech.net.memory import MAX_BYTES
+        from speech.sound.audio import SAMPLE_RATE_HZ
 
-        Cores share the memory. A piece computes ``behind`` frames twice; with twice as many in all
-        as that, a given memory gets most done.
-        """
-        pieces = blockconv.num_threads(threads) if self.engine == "c" else 1
-        room = _BYTES // self._frame_bytes
-        frames = min(self._new_frames + self.behind, max(2 * (self.behind + 1), room // pieces))
-        return max(1, min(pieces, room // frames)), frames
+        is_short = num_samples <= WHOLE_SECONDS * SAMPLE_RATE_HZ
+        return is_short and self._num_bytes(num_samples) <= MAX_BYTES
 
-    def masks(self, compressed: np.ndarray, known: int, shape: tuple[int, int]) -> np.ndarray:
-        """Returns masks for compressed spectra.
+    def _block_samples(self) -> int:
+        """Returns the length of a block: `BLOCK_SECONDS`, or halves of it until one fits."""
+        from speech.net.memory import MAX_BYTES
+        from speech.sound.audio import SAMPLE_RATE_HZ
 
-        Args:
-            compressed: complex64 [num_frames, num_bins]; the frames before them are silent, or
-                ``known`` is `behind`.
-            known: Frames whose masks are not asked for.
-            shape: Of `batch_shape`; ``num_frames`` is at most what fits.
+        size = round(BLOCK_SECONDS * SAMPLE_RATE_HZ)
+        # The last two blocks may be longer by half of the overlap.
+        fade = round(FADE_SECONDS * SAMPLE_RATE_HZ)
+        while self._num_bytes(size + fade) > MAX_BYTES and size > 4 * fade:
+            size //= 2
+        return size
 
-        Returns:
-            complex64 [num_frames - known, num_bins].
-        """
-        most_pieces, most_frames = shape
-        num_frames = len(compressed)
-        count = max(num_frames - self.behind, 1)
-        smallest = min(_MIN_NEW_FRAMES, most_frames - self.behind)
-        pieces = min(most_pieces, -(-count // smallest))
-        new = -(-count // pieces)
-        frames = min(new + self.behind, num_frames)
-        pieces = -(-count // new)
-        given = features(compressed)
-        batch = np.zeros((pieces, frames, *given.shape[1:]), np.float32)
-        for place, piece in enumerate(batch):
-            own = given[place * new : place * new + frames]
-            piece[: len(own)] = own
-        found = np.ascontiguousarray(self._run(batch, shape)).view(np.complex64)[..., 0]
-        rows = [found[0, known:], *found[1:, self.behind :]]
-        return np.concatenate(rows)[: num_frames - known]
+    def _in_blocks(self, signal: np.ndarray, threads: int | None) -> np.ndarray:
+        import numpy as np
 
+        from speech.sound.audio import SAMPLE_RATE_HZ
 
-class MaskStream:
-    """A signal on its way through a network, pushed piece by piece. Made by `MaskEnhancer.stream`.
-
-    What comes out, one after the other, is what the network makes of the whole, as soon as a chunk
-    is complete: it is meant for long files, not for the shortest delay.
-    """
-
-    def __init__(self, enhancer: MaskEnhancer, threads: int | None = None) -> None:
-        self._enhancer, self._shape = enhancer, enhancer.batch_shape(threads)
-        stft = enhancer.conventions.stft
-        pieces, frames = self._shape
-        self._batch_frames = pieces * (frames - enhancer.behind) + enhancer.behind
-        self._waiting = [np.zeros(stft.frame - stft.hop, np.float32)]  # before the signal
-        self._num_waiting = len(self._waiting[0])
-        self._past = np.zeros((0, stft.num_bins - 1), np.complex64)
-        self._synthesis = Synthesis(None, stft)
-        self._num_samples = self._num_frames = self._num_given = 0
-
-    def push(self, samples: np.ndarray) -> np.ndarray:
-        """Takes the next samples, float [any number], and returns those that are finished."""
-        samples = valid_signal(samples)
-        highest = float(np.max(np.abs(samples), initial=0.0))
-        if highest > _MAX_SAMPLE:
-            raise ValueError(
-                f"signal reaches {highest:.3g}, expected full scale at 1, at most {_MAX_SAMPLE:g}"
-            )
-        samples = samples.astype(np.float32, copy=False)
-        self._num_samples += len(samples)
-        self._append(samples)
-        stft = self._enhancer.conventions.stft
-        parts = []
-        while True:
-            count = self._batch_frames - len(self._past)
-            if self._num_waiting < (count - 1) * stft.hop + stft.frame:
-                break
-            parts.append(self._advance(count))
-        return self._give(parts)
-
-    def finish(self) -> np.ndarray:
-        """Ends the signal and returns the rest: as many samples came out as went in."""
-        stft = self._enhancer.conventions.stft
-        parts = []
-        if self._num_samples:
-            left = stft.num_frames(self._num_samples) - self._num_frames
-            self._append(
-                np.zeros((left - 1) * stft.hop + stft.frame - self._num_waiting, np.float32)
-            )
-            while left:
-                count = min(left, self._batch_frames - len(self._past))
-                parts.append(self._advance(count))
-                left -= count
-        return self._give(parts)
-
-    def _append(self, samples: np.ndarray) -> None:
-        self._waiting.append(samples)
-        self._num_waiting += len(samples)
-
-    def _give(self, parts: list[np.ndarray]) -> np.ndarray:
-        found = np.concatenate([np.zeros(0, np.float32), *parts])
-        found = found[: self._num_samples - self._num_given]
-        self._num_given += len(found)
-        return found
-
-    def _advance(self, count: int) -> np.ndarray:
-        """Computes the next ``count`` frames; returns the samples that they finish."""
-        enhancer, conventions = self._enhancer, self._enhancer.conventions
-        stft, power = conventions.stft, conventions.power
-        samples = self._waiting[0] if len(self._waiting) == 1 else np.concatenate(self._waiting)
-        self._waiting = [samples[count * stft.hop :]]
-        self._num_waiting -= count * stft.hop
-        spectra = whole_frames(samples[: (count - 1) * stft.hop + stft.frame], stft)
-        with np.errstate(over="ignore", invalid="ignore"):  # said below, in words
-            context = np.concatenate([self._past, compress(spectra[:, :-1], power)])
-            mask = enhancer.masks(context, len(self._past), self._shape)
-            spectra[:, :-1] = expand(mask * context[len(self._past) :], power)
-            spectra[:, -1] = 0
-            output = self._synthesis.add(spectra)
-        if not np.isfinite(output).all():
-            raise ValueError(f"{enhancer.path}: the network's output holds a NaN or an infinity")
-        self._num_frames += count
-        self._past = context[max(len(context) - enhancer.behind, 0) :].copy()
+        fade = round(FADE_SECONDS * SAMPLE_RATE_HZ)
+        ramp = np.linspace(0.0, 1.0, fade + 2, dtype=np.float32)[1:-1]
+        output = np.zeros(len(signal), np.float32)
+        for start, stop in blocks(len(signal), self._block_samples(), fade):
+            noisy = signal[start:stop]
+            part = fit_level(self(noisy, threads), noisy)
+            if start:
+                part[:fade] *= ramp
+            if stop < len(signal):
+                part[-fade:] *= ramp[::-1]
+            output[start:stop] += part
         return output
 
 
-class _Kernels:
-    """Runs a network through the C kernels; each Python thread has a tape of its own."""
+def blocks(num_samples: int, size: int, overlap: int) -> Iterator[tuple[int, int]]:
+    """Yields (start, stop) of blocks that overlap and cover a signal.
 
-    def __init__(self, nodes: tuple[tape.Node, ...], layers: tuple[LayerSpec, ...]) -> None:
-        self._nodes = nodes
-        self._weights = {layer.name: layer.weights for layer in layers}
-        self._local = threading.local()
+    What is left for the last two is halved between them, so that none is a short rest.
+    """
+    hop = size - overlap
+    start = 0
+    while num_samples - start > 2 * size:
+        yield start, start + size
+        start += hop
+    if num_samples - start > size + overlap:
+        middle = start + (num_samples - start + overlap) // 2
+        yield start, middle
+        start = middle - overlap
+    yield start, num_samples
 
-    def run(self, batch: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-        """Returns float32 [pieces, frames, bins, 2] of features, of at most ``shape``."""
-        kept = getattr(self._local, "tape", None)
-        if kept is None or (kept.pieces, kept.frames) != shape:
-            kept = self._local.tape = tape.Tape(self._nodes, *shape, threads=shape[0])
-        with np.errstate(invalid="ignore"):  # a negative variance: the output tells
-            return kept.forward(batch, self._weights)
 
+def _runner(
+    file: ModelFile,
+) -> tuple[str, Callable[[np.ndarray, int | None], np.ndarray], Callable[[int], int]]:
+    """Returns the engine, what runs float32 [num_samples] with some threads, and its memory."""
+    from speech.net import blockconv
+    from speech.net.chain import blocks_from_layers, parameters_of
+    from speech.net.inference import InferenceNetwork, spectra_bytes
+    from speech.net.memory import MAX_BYTES
 
-def _keras_runner(
-    layers: tuple[LayerSpec, ...],
-) -> Callable[[np.ndarray, tuple[int, int]], np.ndarray]:
+    found = blocks_from_layers([(layer.class_name, layer.config) for layer in file.layers])
+    parameters = parameters_of(file.layers)
+    # The spectra of short kernels beside one long one may take far more than the file.
+    fits = found is not None and spectra_bytes(parameters) <= MAX_BYTES // 4
+    if found is not None and fits and blockconv.is_available():
+        network = InferenceNetwork(found[0], parameters, tanh=found[1])
+        return "c", lambda signal, threads: network(signal, threads)[:, 0], network.num_bytes
+    from speech.modelfile.exam import frames_more
+    from speech.modelfile.spec import refusals
     from speech.net.keras_models import keras_function
+    from speech.net.memory import keras_bytes
 
-    function = keras_function(layers)
-    return lambda batch, shape: function(batch)
+    function = keras_function(file.layers)
+    with refusals(file.path):
+        lost = -frames_more(file.layers)
+
+    def run(signal: np.ndarray, threads: int | None) -> np.ndarray:
+        if len(signal) <= lost:
+            raise ValueError(
+                f"{file.path}: needs more than {lost} samples at a time, as it has no padding; "
+                f"received {len(signal)}"
+            )
+        return _centred(function(signal[None, :, None])[0, :, 0], len(signal))
+
+    return "keras", run, lambda num_samples: keras_bytes(file.layers, num_samples)
 
 
-def _bytes_of(layers: tuple[LayerSpec, ...]) -> int:
-    """Returns the bytes of all outputs for one frame, the most that Keras holds."""
-    shapes = output_shapes(layers).values()
-    return 4 * sum(math.prod(axis for axis in shape if axis) for shape in shapes)
+def _centred(output: np.ndarray, num_samples: int) -> np.ndarray:
+    """Puts zeros before and behind what a network without padding gives; cuts what is too long.
+
+    A network whose padding gives more than it takes has the middle of its output.
+    """
+    import numpy as np
+
+    missing = num_samples - len(output)
+    if missing < 0:
+        return output[-missing // 2 :][:num_samples]
+    return np.pad(output, (missing // 2, missing - missing // 2)) if missing else output
 
 
-def _bytes_of_tape(nodes: tuple[tape.Node, ...]) -> int:
-    return tape.Tape(nodes, 1, 1, threads=1).num_bytes
+def fit_level(output: np.ndarray, noisy: np.ndarray) -> np.ndarray:
+    """Returns an output of no scale of its own with the gain that fits it best to the input.
+
+    The gain g is <x, y> / <y, y>, which makes the sum of (x - g y)^2 least.
+    """
+    import numpy as np
+
+    from speech.sound.audiofiles import peak_of
+
+    highest, at_most = peak_of(output), peak_of(noisy)
+    if not highest or not at_most:
+        return output
+    unit = output / highest  # neither too large nor too small to be squared
+    gain = float(np.dot(noisy / at_most, unit)) / float(np.dot(unit, unit))
+    return unit * np.float32(gain * at_most)

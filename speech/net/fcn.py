@@ -3,7 +3,8 @@
 Tensors are [batch, time, 1] float32, samples in [-1, 1]; any length in, the same length out.
 Hidden layer i is ``conv<i>`` -> ``norm<i>`` -> ``act<i>``; one more convolution with a single
 filter and ``output`` (tanh) follow. The normalisation uses the statistics of each utterance and
-channel over time, in training and at test time alike (SPEC section 1).
+channel over time, in training and at test time alike (docs/papers.md,
+"ICSE: the FCN").
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class FCNConfig:
-    """Shape and constants of the network; the defaults are the paper's (SPEC section 1).
+    """Shape and constants of the network; the defaults are the paper's.
+
+    Source: docs/papers.md, "ICSE: the FCN".
 
     Attributes:
         num_hidden_layers: Convolutions before the last one.
@@ -34,12 +37,12 @@ class FCNConfig:
         ValueError: A value is out of range.
     """
 
-    num_hidden_layers: int = 7  # SPEC section 1
-    num_filters: int | tuple[int, ...] = 30  # SPEC section 1
-    kernel_size: int = 55  # SPEC section 1
-    negative_slope: float = 0.3  # SPEC section 1
-    normalization_epsilon: float = 1e-5  # SPEC section 1
-    initializer_range: float = 0.05  # SPEC section 1
+    num_hidden_layers: int = 7
+    num_filters: int | tuple[int, ...] = 30
+    kernel_size: int = 55
+    negative_slope: float = 0.3
+    normalization_epsilon: float = 1e-5
+    initializer_range: float = 0.05
 
     def __post_init__(self) -> None:
         """Checks every value; a list of filters becomes a tuple."""
@@ -151,7 +154,7 @@ def build_fcn(config: FCNConfig | None = None, *, seed: int = 0) -> keras.Model:
     config = FCNConfig() if config is None else config
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
         raise ValueError(f"seed is {seed!r}, expected an integer of at least 0")
-    # One seed a layer: layers of one shape would otherwise start with the same kernels.
+    # One seed per layer: layers of one shape would otherwise start with the same kernels.
     seeds = iter(np.random.SeedSequence(seed).generate_state(config.num_hidden_layers + 1))
     layers = []
     for class_name, settings in config.layer_configs():

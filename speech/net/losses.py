@@ -11,7 +11,7 @@ peak 1 or below. The NumPy forms compute in the dtype they are given.
 =========  ==================================================================================
 name       terms
 =========  ==================================================================================
-mse        mean squared error, the papers' (SPEC 1)
+mse        mean squared error, the papers' (docs/papers.md)
 sisdr      negative SI-SDR in dB
 stft       L1 of the waveform + 0.5 (spectral convergence + L1 of log magnitudes), three STFTs
 spectral   L1 of the waveform + squared error of spectra compressed to the power 0.3, three STFTs

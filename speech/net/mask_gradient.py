@@ -1,14 +1,16 @@
-"""The loss of the network over time and frequency in NumPy, with its gradient, for the C kernels.
+"""The loss of the network over time and frequency with its gradient, without Keras.
 
 ``speech.net.training_model`` gives the same numbers through ``keras.ops`` (a test compares). The
 parts are those of :class:`speech.net.mask_loss.MaskLoss`. Each piece is computed by itself, several
-pieces at a time on as many threads.
+pieces at a time on as many threads: by ``kernels/maskloss.c``, or in NumPy where there is no C
+compiler and for a loss with consistency, which the kernel does not know.
 
 A gradient with respect to a complex z is d/d Re(z) + i d/d Im(z).
 """
 
 from __future__ import annotations
 
+import ctypes
 import functools
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,9 +18,10 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.fft
 
+from speech.net import blockconv
 from speech.net.losses import MeanAbsoluteError, NegativeSISDR
 from speech.net.mask_loss import MaskLoss
-from speech.net.timefrequency import NUM_BINS, TimeFrequencyConfig, compress
+from speech.net.timefrequency import NUM_BINS, POWER_FLOOR, TimeFrequencyConfig, compress
 from speech.sound.stft import StftConfig, analysis_window, istft, stft
 
 _TINY = np.float32(1e-12)
@@ -34,18 +37,66 @@ class Prepared:
         noisy: complex64 [batch, frames, 256], compressed spectra.
         target: Likewise, of the clean speech.
         clean: float32 [batch, num_samples].
+        features: What the network takes, float32 [batch, frames, 256, 3].
     """
 
     noisy: np.ndarray
     target: np.ndarray
     clean: np.ndarray
+    features: np.ndarray
 
-    def features(self) -> np.ndarray:
-        """Returns what the network takes, float32 [batch, frames, 256, 3]."""
-        result = np.empty((*self.noisy.shape, 3), np.float32)
-        result[..., 0], result[..., 1] = self.noisy.real, self.noisy.imag
-        np.abs(self.noisy, out=result[..., 2])
-        return result
+
+class _Conventions(ctypes.Structure):
+    _fields_ = [
+        ("fft", ctypes.c_void_p),
+        ("roots", ctypes.c_void_p),
+        ("window", ctypes.c_void_p),
+        ("samples", ctypes.c_int64),
+        ("frames", ctypes.c_int32),
+        ("hop", ctypes.c_int32),
+        ("power", ctypes.c_float),
+        ("floor", ctypes.c_float),
+    ]
+
+
+class _Parts(ctypes.Structure):
+    _fields_ = [
+        ("complex", ctypes.c_double),
+        ("magnitude", ctypes.c_double),
+        ("waveform", ctypes.c_double),
+        ("si_sdr", ctypes.c_double),
+        ("soft", ctypes.c_double),
+        ("floor", ctypes.c_double),
+        ("tiny", ctypes.c_float),
+    ]
+
+
+@functools.lru_cache(maxsize=8)
+def _conventions(config: TimeFrequencyConfig, num_samples: int) -> _Conventions:
+    """Returns what the C kernels know of spectra."""
+    fft = blockconv.plan(NUM_BINS)
+    roots = np.exp(-1j * np.pi * np.arange(NUM_BINS) / NUM_BINS).astype(np.complex64)
+    window = np.ascontiguousarray(analysis_window(config.stft, np.dtype(np.float32)))
+    made = _Conventions(
+        ctypes.addressof(fft), roots.ctypes.data, window.ctypes.data, num_samples,
+        config.stft.num_frames(num_samples), config.stft.hop, config.power, POWER_FLOOR,
+    )  # fmt: skip
+    made.kept = (fft, roots, window)  # they live as long as the pointers to them
+    return made
+
+
+def _address(array: np.ndarray) -> ctypes.c_void_p:
+    return ctypes.c_void_p(array.ctypes.data)
+
+
+def _require_shape(name: str, array: np.ndarray, expected: tuple[int, ...]) -> None:
+    if np.shape(array) != expected:
+        raise ValueError(f"{name} has the shape {np.shape(array)}, expected {expected}")
+
+
+def _check(failed: int) -> None:
+    if failed:
+        raise MemoryError("the loss could not get its working memory")
 
 
 def prepare(
@@ -58,13 +109,41 @@ def prepare(
         clean: Likewise.
         config: Conventions of the network.
         threads: To work on.
+
+    Raises:
+        ValueError: The shapes differ.
     """
+    _require_shape("clean", clean, np.shape(noisy))
+    if blockconv.is_available():
+        return _prepare_in_c(noisy, clean, config, threads)
 
     def spectra(signal: np.ndarray) -> np.ndarray:
         return compress(stft(signal, config.stft)[:, :NUM_BINS], config.power)
 
     both = list(_pool(threads).map(spectra, [*noisy, *clean]))
-    return Prepared(np.stack(both[: len(noisy)]), np.stack(both[len(noisy) :]), clean)
+    mixed = np.stack(both[: len(noisy)])
+    features = np.empty((*mixed.shape, 3), np.float32)
+    features[..., 0], features[..., 1] = mixed.real, mixed.imag
+    np.abs(mixed, out=features[..., 2])
+    return Prepared(mixed, np.stack(both[len(noisy) :]), clean, features)
+
+
+def _prepare_in_c(
+    noisy: np.ndarray, clean: np.ndarray, config: TimeFrequencyConfig, threads: int
+) -> Prepared:
+    noisy, clean = (np.ascontiguousarray(signal, np.float32) for signal in (noisy, clean))
+    conventions = _conventions(config, noisy.shape[1])
+    shape = (len(noisy), conventions.frames, NUM_BINS)
+    spectra = [np.empty(shape, np.complex64) for _ in range(2)]
+    features = np.empty((*shape, 3), np.float32)
+    for signals, out, more in ((noisy, spectra[0], _address(features)), (clean, spectra[1], None)):
+        _check(
+            blockconv.kernels().compressed_spectra(
+                ctypes.byref(conventions), _address(signals), ctypes.c_int64(len(signals)),
+                _address(out), more, threads,
+            )
+        )  # fmt: skip
+    return Prepared(spectra[0], spectra[1], clean, features)
 
 
 def value_and_gradient(
@@ -85,7 +164,13 @@ def value_and_gradient(
 
     Returns:
         The mean over the pieces, and float32 [batch, frames, 256, 2].
+
+    Raises:
+        ValueError: The mask has another shape than the batch.
     """
+    _require_shape("mask", mask, (*batch.noisy.shape, 2))
+    if blockconv.is_available() and not loss.consistency:
+        return _in_c(mask, batch, loss, config, threads)
 
     def one(index: int) -> tuple[float, np.ndarray]:
         own = np.ascontiguousarray(mask[index]).view(np.complex64)[..., 0]
@@ -99,6 +184,29 @@ def value_and_gradient(
 
     parts = list(_pool(threads).map(one, range(len(mask))))
     return float(np.mean([value for value, _ in parts])), np.stack([part for _, part in parts])
+
+
+def _in_c(
+    mask: np.ndarray,
+    batch: Prepared,
+    loss: MaskLoss,
+    config: TimeFrequencyConfig,
+    threads: int,
+) -> tuple[float, np.ndarray]:
+    mask = np.ascontiguousarray(mask, np.float32)
+    soft = 10 ** (-_SI_SDR.soft_threshold_db / 10)
+    parts = _Parts(
+        loss.complex, loss.magnitude, loss.waveform, loss.si_sdr, soft, _SI_SDR.floor, _TINY
+    )
+    values, gradient = np.empty(len(mask)), np.empty(mask.shape, np.float32)
+    _check(
+        blockconv.kernels().mask_loss(
+            ctypes.byref(_conventions(config, batch.clean.shape[1])), ctypes.byref(parts),
+            _address(mask), _address(batch.noisy), _address(batch.target), _address(batch.clean),
+            ctypes.c_int64(len(mask)), _address(values), _address(gradient), threads,
+        )
+    )  # fmt: skip
+    return float(np.mean(values)), gradient
 
 
 def _estimate_gradient(
@@ -167,8 +275,6 @@ def _energy(values: np.ndarray) -> float:
 
 def _compress_adjoint(spectra: np.ndarray, gradient: np.ndarray, exponent: float) -> np.ndarray:
     """Returns the gradient before `compress`; ``gradient`` is that of what it returned."""
-    from speech.net.timefrequency import POWER_FLOOR
-
     power = _power(spectra)
     floor = power.dtype.type(POWER_FLOOR)
     curve = np.float32((exponent - 1) / 2)

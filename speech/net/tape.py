@@ -27,12 +27,12 @@ from typing import Any
 
 import numpy as np
 
+from speech.modelfile.spec import ModelFileError
 from speech.net import blockconv
 
 LANES = 8
-(_CONV, _CONV_WEIGHTS, _BANDS, _BANDS_WEIGHTS, _APPLY, _ACT_GRADIENT, _NORM_GRADIENT, _ADD) = range(
-    8
-)
+(_CONV, _CONV_WEIGHTS, _BANDS, _BANDS_WEIGHTS, _APPLY, _ACT_GRADIENT, _NORM_GRADIENT, _ADD,
+ _MOMENTS, _MOMENT_GRADIENTS) = range(10)  # fmt: skip
 _ACTIVATIONS = {"linear": 0, "silu": 1, "swish": 1}
 _MAX_TAPS = 64  # MOST_SEGMENTS in tape.c
 
@@ -118,9 +118,25 @@ class _NotUnderstoodError(Exception):
 def read_layers(layers: Sequence[Layer]) -> tuple[Node, ...] | None:
     """Returns the nodes of a network, the last one its output; None if it is of another kind."""
     try:
-        return _Reader(layers).nodes()
-    except _NotUnderstoodError:
+        return nodes_of(layers)
+    except ModelFileError:
         return None
+
+
+def nodes_of(layers: Sequence[Layer]) -> tuple[Node, ...]:
+    """Returns the same, and says what is of another kind.
+
+    Raises:
+        ModelFileError: A layer, or how it is connected, is not understood.
+    """
+    reader = _Reader(layers)
+    try:
+        return reader.nodes()
+    except _NotUnderstoodError:
+        raise ModelFileError(
+            f"layer {reader.at!r} is none that the C kernels run as it stands; expected the layers "
+            "of docs/network.md, as python -m speech.train --network tf makes them"
+        ) from None
 
 
 def _require(condition: Any) -> None:
@@ -142,9 +158,11 @@ class _Reader:
             for name in inputs:
                 self._readers[name] = self._readers.get(name, 0) + 1
         self._single: set[int] = set()  # nodes that one layer alone reads, so far unmerged
+        self.at = layers[0][1]  # the layer that is being read
 
     def nodes(self) -> tuple[Node, ...]:
         for class_name, name, config, inputs in self._layers:
+            self.at = name
             read = getattr(self, f"_{class_name.lower()}", None)
             if read is None:
                 raise _NotUnderstoodError
@@ -311,7 +329,15 @@ _TENSORS = (
 
 
 class _Record(ctypes.Structure):
-    _fields_ = [(n, ctypes.c_int32) for n in _NUMBERS] + [(n, _Tensor) for n in _TENSORS]
+    _fields_ = [
+        *((n, ctypes.c_int32) for n in _NUMBERS),
+        ("epsilon", ctypes.c_float),
+        *((n, _Tensor) for n in _TENSORS),
+    ]
+
+
+class _Phase(ctypes.Structure):
+    _fields_ = [("ops", ctypes.c_void_p), ("count", ctypes.c_int32), ("size", ctypes.c_int32)]
 
 
 @dataclass(eq=False)
@@ -348,7 +374,7 @@ class _Buffer:
 @dataclass(eq=False)
 class _Op:
     kind: int
-    numbers: dict[str, int]
+    numbers: dict[str, Any]
     tensors: dict[str, _Buffer]
 
 
@@ -380,7 +406,7 @@ class _Program:
             self.phases.append([])
         return len(self.phases) - 1
 
-    def add(self, kind: int, tensors: Mapping[str, _Buffer | None], **numbers: int) -> None:
+    def add(self, kind: int, tensors: Mapping[str, _Buffer | None], **numbers: Any) -> None:
         """Appends an operation."""
         used = {name: buffer for name, buffer in tensors.items() if buffer is not None}
         for buffer in used.values():
@@ -481,8 +507,8 @@ def _kernel_shape(nodes: Sequence[Node], node: Node) -> tuple[int, ...]:
     return node.taps, node.width, nodes[node.inputs[0]].channels, node.channels
 
 
-def _to_running(nodes: Sequence[Node], node: Node, kernel: np.ndarray) -> np.ndarray:
-    """Returns Keras' kernel of a convolution as [taps, width, in, out]."""
+def to_running(nodes: Sequence[Node], node: Node, kernel: np.ndarray) -> np.ndarray:
+    """Returns Keras' kernel of a convolution as [taps, width, in, out], as it runs."""
     if node.split:
         # Bin 4 i + r of group i comes from the bands i - 1 and i by the taps r + 4 and r.
         halves = kernel[0].reshape(2, node.split, *kernel.shape[2:])[::-1]
@@ -491,7 +517,7 @@ def _to_running(nodes: Sequence[Node], node: Node, kernel: np.ndarray) -> np.nda
 
 
 def _to_keras(node: Node, running: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Returns what `_to_running` was given."""
+    """Returns what `to_running` was given."""
     if node.split:
         _, _, outs, ins = shape
         halves = running.reshape(2, ins, node.split, outs).transpose(0, 2, 3, 1)
@@ -516,7 +542,8 @@ class Tape:
 
     Attributes:
         num_bytes: Memory that the tensors take.
-        moments: Mean and (biased) variance of the latest batch, by normalisation layer.
+        moments: Mean and (biased) variance of the latest batch, float64, by normalisation layer;
+            the next `forward` overwrites them.
     """
 
     def __init__(
@@ -534,8 +561,6 @@ class Tape:
         self.moments: dict[str, tuple[np.ndarray, np.ndarray]] = {}
         self._program = _Program()
         self._memory: dict[tuple[str, str], np.ndarray] = {}
-        self._starts: dict[int, int] = {}  # normalised node -> phase before which it needs numbers
-        self._turns: dict[int, int] = {}
         self._values = self._write_forward()
         self._forward_phases = len(self._program.phases)
         if gradients:
@@ -543,6 +568,10 @@ class Tape:
             self._write_backward()
         self.num_bytes = self._program.allocate(pieces, frames, self.threads)
         self._records = self._program.records()
+        self._phases = (_Phase * len(self._records))()
+        for number, (phase, records) in enumerate(zip(self._phases, self._records, strict=True)):
+            phase.ops, phase.count = ctypes.addressof(records), len(records)
+            phase.size = self._program.block_frames(number)
 
     # ---- writing the tape
 
@@ -602,7 +631,7 @@ class Tape:
                 )  # fmt: skip
             elif node.kind == "apply":
                 if node.normalized and self.gradients:
-                    self._starts[index] = self._program.barrier()
+                    self._write_moments(node)
                 add(
                     _APPLY,
                     {
@@ -631,6 +660,24 @@ class Tape:
             return {}
         wide = padded(node.channels)
         return {name: _constant(self._array(node.name, name, wide)) for name in ("scale", "shift")}
+
+    def _write_moments(self, node: Node) -> None:
+        """Begins a phase with what turns the moments of the batch into scale and shift."""
+        wide, below = padded(node.channels), self.nodes[node.inputs[0]]
+        statistics = self._array(node.name, "statistics", 2, wide, dtype=np.float64)
+        self.moments[node.name] = statistics[0, : node.channels], statistics[1, : node.channels]
+        self._program.barrier()
+        self._program.add(
+            _MOMENTS,
+            {
+                "in": _constant(self._array(node.name, "gamma", wide)),
+                "extra": _constant(self._array(node.name, "beta", wide)),
+                "sums": self._sums(below.name, "moments", wide),
+                "value": _constant(statistics),
+                **self._scale_and_shift(node),
+            },
+            epsilon=node.epsilon, out_bands=node.bands, out_channels=wide,
+        )  # fmt: skip
 
     def _write_backward(self) -> None:
         """Writes the operations that turn the gradient of the output into those of all weights."""
@@ -700,13 +747,18 @@ class Tape:
                     assert gradients[node.inputs[0]] is None, "activations are read alone"
                     gradients[node.inputs[0]] = out
                     continue
-                self._turns[index] = self._program.barrier()
+                self._program.barrier()
                 below, accumulate = receive(node.inputs[0])
                 assert not accumulate
                 numbers = {
                     name: _constant(self._array(node.name, f"turn_{name}", wide))
                     for name in ("scale", "shift", "level")
                 }
+                add(_MOMENT_GRADIENTS,
+                    {"in": _constant(self._array(node.name, "gamma", wide)), "sums": sums,
+                     "value": _constant(self._memory[node.name, "statistics"]),
+                     "out": _constant(self._array(node.name, "gradients", 2, wide)), **numbers},
+                    epsilon=node.epsilon, **shape(node))  # fmt: skip
                 add(_NORM_GRADIENT,
                     {"in": out, "extra": values[node.inputs[0]], "out": below, **numbers},
                     **shape(node))  # fmt: skip
@@ -817,11 +869,7 @@ class Tape:
         flat = np.asarray(inputs, np.float32).reshape(pieces, -1)
         first[:pieces, : flat.shape[1]] = flat
         self._fill(weights)
-        starts = {phase: index for index, phase in self._starts.items()}
-        for phase in range(self._forward_phases):
-            if phase in starts:
-                self._normalize(self.nodes[starts[phase]], weights)
-            self._run(phase, pieces, frames)
+        self._run(0, self._forward_phases, pieces, frames)
         return self._output(pieces, frames)
 
     def backward(self, gradient: np.ndarray, weights: Weights) -> dict[str, dict[str, np.ndarray]]:
@@ -832,25 +880,20 @@ class Tape:
             weights: The same as there.
         """
         self._take_upstream(gradient)
-        turns = {phase: index for index, phase in self._turns.items()}
+        self._run(self._forward_phases, len(self._phases), self.pieces, self.frames)
         result: dict[str, dict[str, np.ndarray]] = {}
-        for phase in range(self._forward_phases, len(self._records)):
-            if phase in turns:
-                node = self.nodes[turns[phase]]
-                result[node.name] = self._turn(node, weights)
-            self._run(phase, self.pieces, self.frames)
         for node in self.nodes:
             if node.kind in ("conv", "bands"):
                 result[node.name] = self._weight_gradients(node, weights)
+            elif node.normalized:
+                gamma, beta = self._memory[node.name, "gradients"][:, : node.channels].copy()
+                result[node.name] = {"gamma": gamma, "beta": beta}
         return result
 
-    def _run(self, phase: int, pieces: int, frames: int) -> None:
-        records = self._records[phase]
-        if not len(records):
-            return
-        blockconv.kernels().run_phase(
-            records, len(records), ctypes.c_int64(pieces), frames,
-            self._program.block_frames(phase), phase >= self._forward_phases,
+    def _run(self, first: int, stop: int, pieces: int, frames: int) -> None:
+        blockconv.kernels().run_phases(
+            ctypes.byref(self._phases, first * ctypes.sizeof(_Phase)), stop - first,
+            ctypes.c_int64(pieces), frames, first >= self._forward_phases,
             min(self.threads, pieces),
         )  # fmt: skip
 
@@ -892,7 +935,7 @@ class Tape:
         for node in self.nodes:
             if node.kind == "conv":
                 own = weights[node.name]
-                kernel = _to_running(self.nodes, node, own["kernel"])
+                kernel = to_running(self.nodes, node, own["kernel"])
                 ins, outs = kernel.shape[2:]
                 self._memory[node.name, "forward"][:, :, :ins, :outs] = kernel
                 if (node.name, "backward") in self._memory:
@@ -907,43 +950,17 @@ class Tape:
                     self._memory[node.name, "backward"][:] = own["kernel"].T
                 if node.use_bias:
                     self._memory[node.name, "bias"][:] = own["bias"]
-            elif node.normalized and not self.gradients:
+            elif node.normalized and self.gradients:
+                for name in ("gamma", "beta"):
+                    self._memory[node.name, name][: node.channels] = weights[node.name][name]
+            elif node.normalized:
                 own = weights[node.name]
-                self._set_scale(node, own, own["moving_mean"], own["moving_variance"])
-
-    def _set_scale(self, node: Node, own: Any, mean: np.ndarray, variance: np.ndarray) -> None:
-        scale = own["gamma"] / np.sqrt(variance.astype(np.float64) + node.epsilon)
-        self._memory[node.name, "scale"][: node.channels] = scale
-        self._memory[node.name, "shift"][: node.channels] = own["beta"] - scale * mean
-
-    def _count(self, node: Node) -> int:
-        return self.pieces * self.frames * node.bands
-
-    def _normalize(self, node: Node, weights: Weights) -> None:
-        """Turns the moments of the batch into scale and shift."""
-        below = self.nodes[node.inputs[0]]
-        total, squares = self._memory[below.name, "moments"].sum(0)[:, : node.channels]
-        mean = total / self._count(node)
-        variance = np.maximum(squares / self._count(node) - mean**2, 0)
-        self.moments[node.name] = mean, variance
-        self._set_scale(node, weights[node.name], mean, variance)
-
-    def _turn(self, node: Node, weights: Weights) -> dict[str, np.ndarray]:
-        """Turns the sums above a normalisation into its gradients and what is needed below."""
-        d_sum, d_product = self._memory[node.name, "sums"].sum(0)[:, : node.channels]
-        mean, variance = self.moments[node.name]
-        inverse = 1 / np.sqrt(variance + node.epsilon)
-        d_gamma = inverse * (d_product - mean * d_sum)
-        scale = weights[node.name]["gamma"] * inverse
-        tilt = -scale * inverse * d_gamma / self._count(node)
-        numbers = {
-            "scale": scale,
-            "shift": tilt,
-            "level": -scale * d_sum / self._count(node) - tilt * mean,
-        }
-        for name, values in numbers.items():
-            self._memory[node.name, f"turn_{name}"][: node.channels] = values
-        return {"gamma": d_gamma.astype(np.float32), "beta": d_sum.astype(np.float32)}
+                scale = own["gamma"] / np.sqrt(
+                    own["moving_variance"].astype(np.float64) + node.epsilon
+                )
+                self._memory[node.name, "scale"][: node.channels] = scale
+                shift = own["beta"] - scale * own["moving_mean"]
+                self._memory[node.name, "shift"][: node.channels] = shift
 
     def _weight_gradients(self, node: Node, weights: Weights) -> dict[str, np.ndarray]:
         total = self._memory[node.name, "gradient"].sum(0)

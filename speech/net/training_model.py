@@ -186,7 +186,7 @@ class _Kernels:
         threads = default_threads()
         batch = mask_gradient.prepare(noisy, clean, self._config, threads)
         runner = self._tape(*batch.noisy.shape[:2], training)
-        mask = runner.forward(batch.features(), weights)
+        mask = runner.forward(batch.features, weights)
         loss, gradient = mask_gradient.value_and_gradient(
             mask, batch, self._loss, self._config, threads
         )

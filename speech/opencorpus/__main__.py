@@ -52,16 +52,18 @@ def main(argv: list[str] | None = None) -> int:
         "--packages",
         type=Path,
         metavar="DIR",
-        help="folder with the .deb files; without it apt-get downloads them to OUT/packages",
+        help="take the .deb files from this folder; without it apt-get downloads them to "
+        "OUT/packages",
     )
     add("--jobs", **cli.JOBS)
-    add("--stats", action="store_true", help="build nothing, print the tables of a built corpus")
+    add("--stats", action="store_true",
+        help="build nothing, but print the tables of a built corpus")  # fmt: skip
     add(
         "--corpus-recipe",
         type=Path,
         default=recipe.BUNDLED,
         metavar="FILE",
-        help="another list of packages, voices and noises (default: the one that comes with this)",
+        help="take another list of packages, voices and noises (default: the one of this package)",
     )
     options = parser.parse_args(argv)
     return cli.run(lambda: run(options))

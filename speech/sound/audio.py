@@ -120,7 +120,7 @@ class Audio:
 
 
 def read_audio(path: str | os.PathLike, sample_rate_hz: int = SAMPLE_RATE_HZ) -> Audio:
-    """Reads a file as one channel at one rate (SPEC 1: 16 kHz mono, channels averaged).
+    """Reads a file as one channel at one rate; channels are averaged (docs/papers.md).
 
     Args:
         path: WAV, FLAC, uncompressed NIST SPHERE (TIMIT's own ``.WAV``), AIFF, Ogg, Opus, Wave64,
@@ -188,9 +188,10 @@ class StreamResampler:
         from_hz: Rate of the signal.
         to_hz: Rate to return.
         num_channels: Of the signal.
+        quality: Of soxr, from 'QQ' to 'VHQ'; what is lower keeps samples for less time.
     """
 
-    def __init__(self, from_hz: int, to_hz: int, num_channels: int) -> None:
+    def __init__(self, from_hz: int, to_hz: int, num_channels: int, quality: str = "VHQ") -> None:
         self._rates_hz = from_hz, to_hz
         self._num_in = self._num_out = 0
         self._stream = None
@@ -198,7 +199,7 @@ class StreamResampler:
             import soxr
 
             self._stream = soxr.ResampleStream(
-                from_hz, to_hz, num_channels, dtype="float32", quality="VHQ"
+                from_hz, to_hz, num_channels, dtype="float32", quality=quality
             )
         self._num_channels = num_channels
 
@@ -449,7 +450,7 @@ def is_silent(samples: np.ndarray) -> bool:
 
 
 def peak_normalize(samples: np.ndarray) -> np.ndarray:
-    """Divides by max |x| (SPEC 1), whatever the shape; a silent signal stays silent.
+    """Divides by max |x| (docs/papers.md), whatever the shape; a silent signal stays silent.
 
     The published script divides by zero here.
     """

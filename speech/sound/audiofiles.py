@@ -121,7 +121,7 @@ def level_for(
         peak: max |x| to give; None to only keep it within full scale.
     """
     if peak is not None:
-        return gain_to(peak, highest)
+        return gain_to_peak(peak, highest)
     if subtype in _UNBOUNDED or highest <= 1.0:
         return np.float32(1.0)
     row["turned_down_db"] = round(20 * math.log10(highest), 3)
@@ -129,8 +129,14 @@ def level_for(
 
 
 def say_turned_down(rows: Sequence[dict[str, Any]]) -> None:
-    """Announces which files `level_for` has turned down."""
+    """Announces which files `level_for` has turned down, and which were far too loud."""
     for row in rows:
+        if "over_full_scale_db" in row:
+            _logger.warning(
+                "%s: its samples reach %.0f dB above full scale, far from all that the network was "
+                "trained on; scale the file to at most 1 first",
+                row["input"], row["over_full_scale_db"],
+            )  # fmt: skip
         if "turned_down_db" in row:
             _logger.warning(
                 "%s: turned down by %.1f dB, its format would have clipped",
@@ -143,7 +149,7 @@ def peak_of(signal: np.ndarray) -> float:
     return float(max(signal.max(), -signal.min(), 0.0)) if len(signal) else 0.0
 
 
-def gain_to(wanted: float, highest: float) -> np.float32:
+def gain_to_peak(wanted: float, highest: float) -> np.float32:
     """Returns the factor from one peak to another; 1 for silence and what is as good as silence."""
     return np.float32(wanted / highest if highest > 1e-20 else 1.0)
 

@@ -30,6 +30,8 @@ MPEG_SUFFIXES = (".mp3", ".mp2", ".mp1", ".mpga")
 _ID3 = b"ID3"
 
 _MAX_CHUNKS = 1000
+#: Of the number of samples of a FLAC; and where to look for its last frame.
+_FLAC_SAMPLES, _FLAC_SCAN_BYTES = (1 << 36) - 1, 1 << 16
 _PCM, _FLOAT, _EXTENSIBLE = 1, 3, 0xFFFE  # tags of WAV
 #: Tags that are appended to sounds: no samples.
 _TAGS = (b"TAG", b"ID3", b"APETAGEX", b"LYRICSBEGIN")
@@ -150,7 +152,7 @@ def inspect(path: Path) -> Header:
         if magic == b"NIST":
             return _of_sphere(stream, path, num_bytes)
         if magic == b"fLaC":
-            return _of_flac(stream)
+            return _of_flac(stream, num_bytes)
         if magic == b"OggS":
             return _of_ogg(stream, path)
         if magic in (b"riff", b"caff", b".snd", b"dns."):
@@ -469,11 +471,99 @@ def _of_sphere(stream: BinaryIO, path: Path, file_bytes: int) -> Header:
 _SPHERE_COUNTS = ("sample_count", "channel_count", "sample_n_bytes")
 
 
-def _of_flac(stream: BinaryIO) -> Header:
-    """FLAC: 36 bits hold the number of samples, 0 for unknown."""
+def _of_flac(stream: BinaryIO, file_bytes: int) -> Header:
+    """FLAC: 36 bits hold the number of samples, 0 for unknown.
+
+    libsndfile stops there. The last frame of the file says where it begins, so a number that is too
+    small is replaced by that.
+    """
     info = stream.read(26)
-    known = len(info) < 26 or int.from_bytes(info[21:26]) & ((1 << 36) - 1)
-    return Header(word="" if known else "its header holds no length")
+    if len(info) < 26 or info[4] & 0x7F:
+        return Header()
+    samples = int.from_bytes(info[21:26]) & _FLAC_SAMPLES
+    if not samples:
+        return Header(word="its header holds no length")
+    numbers = int.from_bytes(info[8:10]), int.from_bytes(info[15:18])
+    end = _end_of_flac(stream, file_bytes, *numbers)
+    if end <= samples:
+        return Header()
+    patch = (int.from_bytes(info[21:26]) & ~_FLAC_SAMPLES | end & _FLAC_SAMPLES).to_bytes(5)
+    return Header(((21, patch),), word=f"its header says {end - samples} samples too few")
+
+
+def _end_of_flac(stream: BinaryIO, file_bytes: int, block: int, most_bytes: int) -> int:
+    """Returns the number of samples by the last frame of a FLAC; 0 if that can't be told.
+
+    Args:
+        stream: The file.
+        file_bytes: Its size.
+        block: Samples of a frame, as the header has it, where all have the same number.
+        most_bytes: Of the longest frame, as the header has it; 0 for unknown.
+    """
+    place = 4
+    for _ in range(_MAX_CHUNKS):
+        stream.seek(place)
+        head = stream.read(4)
+        if len(head) < 4:
+            return 0
+        place += 4 + int.from_bytes(head[1:])
+        if head[0] & 0x80:
+            break
+    stream.seek(place)
+    first = stream.read(4)
+    if len(first) < 4 or first[0] != 0xFF or first[1] & 0xFE != 0xF8:
+        return 0
+    start = max(place, file_bytes - max(_FLAC_SCAN_BYTES, 2 * most_bytes))
+    stream.seek(start)
+    data = stream.read(file_bytes - start)
+    at = len(data)
+    while (at := data.rfind(first[:2], 0, at)) >= 0:
+        # All frames have the same rate and bits, so that hardly anything else passes for one.
+        head = data[at : at + 16]
+        if len(head) > 5 and (head[2] & 15, head[3] & 15) == (first[2] & 15, first[3] & 15):
+            if end := _end_of_frame(head, block):
+                return end
+        at += 1
+    return 0
+
+
+def _end_of_frame(head: bytes, block: int) -> int:
+    """Returns the number of samples up to the end of a frame of FLAC; 0 for what is no frame.
+
+    Args:
+        head: How it starts, up to 16 bytes.
+        block: Samples of each frame before it, where frames are counted and not samples.
+    """
+    ones = 8 - (head[4] ^ 0xFF).bit_length()
+    if ones in (1, 8):
+        return 0
+    place = 4 + max(ones, 1)
+    number = head[4] & (0x7F >> ones)
+    for byte in head[5:place]:
+        number = number << 6 | byte & 0x3F
+    size_code, rate_code = head[2] >> 4, head[2] & 15
+    if size_code == 0 or rate_code == 15:
+        return 0
+    more = {6: 1, 7: 2}.get(size_code, 0)
+    size = 1 + int.from_bytes(head[place : place + more])
+    if size_code == 1:
+        size = 192
+    elif not more:
+        size = 576 << size_code - 2 if size_code < 6 else 256 << size_code - 8
+    place += more + {12: 1, 13: 2, 14: 2}.get(rate_code, 0)
+    if place >= len(head) or _crc_8(head[:place]) != head[place]:
+        return 0
+    return (number if head[1] & 1 else number * block) + size
+
+
+def _crc_8(data: bytes) -> int:
+    """Returns the checksum of the head of a frame of FLAC: x^8 + x^2 + x + 1."""
+    value = 0
+    for byte in data:
+        value ^= byte
+        for _ in range(8):
+            value = (value << 1 ^ (0x107 if value & 0x80 else 0)) & 0x1FF
+    return value & 0xFF
 
 
 def _of_ogg(stream: BinaryIO, path: Path) -> Header:

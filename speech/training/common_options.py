@@ -18,13 +18,13 @@ from speech.sound.augment import Augmentation
 #: Used for training and for the test set unless --snr says otherwise.
 SNRS_DB = (-5.0, 0.0, 5.0, 10.0, 15.0)
 
-#: Test files a noise and SNR: of the bundled corpus, of others.
+#: Test files per noise and SNR: of the bundled corpus, of others.
 BUNDLED_NUM_TEST = 3
 NUM_TEST = 20
 
 #: What each recipe changes in `TrainingConfig`, in `Augmentation` and in the data options.
 RECIPES: dict[str, dict[str, Any]] = {
-    # The published script's values (SPEC 1).
+    # The published script's values (docs/papers.md, "ICSE: training and test").
     "paper": {},
     # The bundled corpus is small: a short run that ends within ten minutes on two cores.
     "quick": {
@@ -62,29 +62,34 @@ def add_data_options(parser: argparse.ArgumentParser, *, test: bool = True) -> N
     """Adds the options that say what to train on and, with ``test``, what to test on."""
     add = parser.add_argument_group("data").add_argument
     add("--speech", "--timit", type=Path, nargs="+", metavar="DIR", dest="timit",
-        help="TIMIT, or any trees of speech; one without TRAIN and TEST trains whole")  # fmt: skip
-    add("--noise", type=Path, metavar="DIR", help="noise recordings (to mix with --speech)")
+        help="read speech from TIMIT, or from any trees; one without TRAIN and TEST is for "
+        "training")  # fmt: skip
+    add("--noise", type=Path, metavar="DIR", help="mix these noise recordings (with --speech)")
     add("--train-noisy", type=Path, metavar="DIR",
-        help="noisy files: <noise>/<speaker>/<dB>/<name>.wav")  # fmt: skip
-    add("--train-clean", type=Path, metavar="DIR", help="clean files (of the same names)")
+        help="train on these noisy files: <noise>/<speaker>/<dB>/<name>.wav")  # fmt: skip
+    add("--train-clean", type=Path, metavar="DIR",
+        help="take their clean files, of the same names, from this folder")  # fmt: skip
     if test:
-        add("--test-noisy", type=Path, metavar="DIR", help="noisy files (like --train-noisy)")
-        add("--test-clean", type=Path, metavar="DIR", help="clean files (like --train-clean)")
+        add("--test-noisy", type=Path, metavar="DIR",
+            help="test on these noisy files (laid out like --train-noisy)")  # fmt: skip
+        add("--test-clean", type=Path, metavar="DIR",
+            help="compare with these clean files (of the same names)")  # fmt: skip
     add("--pair-by", **PAIR_BY)
     add("--keep-low-snr", action="store_true", default=None,
         help="train on premixed files at -15 and -10 dB too, which the paper left out")  # fmt: skip
     add("--snr", type=decibels, nargs="+", metavar="DB",
-        help="SNRs to mix at (default -5 0 5 10 15); premixed folders have theirs")  # fmt: skip
+        help="mix at these SNRs (default -5 0 5 10 15); premixed folders keep theirs")  # fmt: skip
     add("--snr-range", type=decibels, nargs=2, metavar=("LOW", "HIGH"),
         help="draw training SNRs from this range; --snr still validates and tests")  # fmt: skip
     add("--skip-sa", action="store_true", help="leave out TIMIT's SA sentences (with --speech)")
     add("--split", choices=("disjoint", "original"), default="disjoint",
-        help="validation split; 'original' is the published one, with its leak")  # fmt: skip
+        help="split off validation files; 'original' does it as published, with the "
+        "leak")  # fmt: skip
     if not test:
         return
     add("--num-test", type=natural_number, metavar="N",
-        help=f"test files a noise and SNR, 0 for all (default: premixed folders whole, "
-        f"{NUM_TEST} with --speech, {BUNDLED_NUM_TEST} bundled)")  # fmt: skip
+        help=f"test on N files per noise and SNR, 0 for all (default: all of premixed folders, "
+        f"{NUM_TEST} with --speech, {BUNDLED_NUM_TEST} of the bundled corpus)")  # fmt: skip
 
 
 def add_training_options(
@@ -112,48 +117,56 @@ def add_training_options(
         )
 
     group = parser.add_argument_group(
-        "training", "defaults: the paper's values; in brackets those of the recipes quick and best"
+        "training",
+        "The defaults are the paper's values; brackets hold those of the recipes quick and best.",
     )
     add = group.add_argument
     add("--recipe", choices=tuple(RECIPES),
-        help="default: paper, quick for the bundled corpus; other options override it")  # fmt: skip
+        help="take the values of this recipe, which other options override (default: paper; "
+        "quick for the bundled corpus)")  # fmt: skip
     add(epochs_flag, type=positive_number, metavar="N", dest="epochs",
-        help=f"epochs: {values('epochs', 60)}")  # fmt: skip
+        help=f"train for N epochs: {values('epochs', 60)}")  # fmt: skip
     add("--num-train", type=positive_number, metavar="N", dest="num_items",
-        help=f"utterances an epoch: {values('num_items', 30000)}")  # fmt: skip
+        help=f"take N utterances per epoch: {values('num_items', 30000)}")  # fmt: skip
     add("--batch-size", type=positive_number, metavar="N",
-        help=f"utterances a step: {values('batch_size', 1)}")  # fmt: skip
+        help=f"take N utterances per step: {values('batch_size', 1)}")  # fmt: skip
     add("--crop-seconds", type=float, metavar="S",
-        help=f"train on pieces: {values('crop_seconds')}")  # fmt: skip
+        help=f"train on pieces of S seconds: {values('crop_seconds')}")  # fmt: skip
     add("--learning-rate", type=float, metavar="R",
-        help=f"Adam's: {values('learning_rate', 0.001)}")  # fmt: skip
+        help=f"set the learning rate: {values('learning_rate', 0.001)}")  # fmt: skip
     add("--schedule", choices=("constant", "cosine"),
-        help=f"of the learning rate: {values('schedule', 'constant')}")  # fmt: skip
+        help=f"let the learning rate follow this: {values('schedule', 'constant')}")  # fmt: skip
     add("--warmup", type=natural_number, metavar="STEPS", dest="warmup_steps",
-        help=f"steps in which the learning rate rises: {values('warmup_steps', 0)}")  # fmt: skip
-    add("--loss", choices=LOSSES, help=values("loss", "mse"))
+        help="let the learning rate rise over the first steps: "
+        f"{values('warmup_steps', 0)}")  # fmt: skip
+    add("--loss", choices=LOSSES, help=f"minimise this loss: {values('loss', 'mse')}")
     add("--clip-norm", type=float, metavar="NORM",
-        help=f"largest norm of all gradients: {values('clip_norm')}")  # fmt: skip
+        help=f"clip the norm of all gradients: {values('clip_norm')}")  # fmt: skip
     add("--ema", type=float, metavar="M",
-        help=f"keep the running average of the weights: {values('ema')}")  # fmt: skip
+        help=f"save a running average of the weights: {values('ema')}")  # fmt: skip
     add("--init", type=Path, metavar="FILE", help="start from the weights of this model")
-    add("--conv", choices=("fast", "keras"), help="convolution on a CPU (default fast)")
+    add("--conv", choices=("fast", "keras"),
+        help="convolve on a CPU by C kernels (fast, the default) or by Keras")  # fmt: skip
     add("--seed", **SEED)
     add = parser.add_argument_group(
-        "augmentation", "of training data mixed on the fly"
+        "augmentation", "These options change training data that are mixed on the fly."
     ).add_argument
     add("--second-noise", type=float, metavar="P",
-        help=f"probability of two noises at once: {values('second_noise')}")  # fmt: skip
+        help=f"mix two noises at once with probability P: {values('second_noise')}")  # fmt: skip
     add("--equalizer", type=float, metavar="DB", dest="equalizer_db",
-        help=f"raise and lower bands of the noise: {values('equalizer_db')}")  # fmt: skip
+        help="raise and lower bands of the noise by up to DB: "
+        f"{values('equalizer_db')}")  # fmt: skip
     add("--noise-speed", type=float, metavar="FACTOR",
-        help=f"play the noise slower and faster: {values('noise_speed')}")  # fmt: skip
+        help="play the noise slower and faster, by up to FACTOR: "
+        f"{values('noise_speed')}")  # fmt: skip
     add("--gain", type=decibels, nargs=2, metavar=("LOW", "HIGH"), dest="gain_db",
-        help=f"level of the noisy signal in dB: {values('gain_db')}")  # fmt: skip
+        help=f"draw the level of the noisy signal, in dB: {values('gain_db')}")  # fmt: skip
     add("--band-limit", type=float, metavar="P",
-        help=f"probability that noisy and clean lose treble: {values('band_limit')}")  # fmt: skip
+        help="let noisy and clean lose treble with probability P: "
+        f"{values('band_limit')}")  # fmt: skip
     add("--rooms", type=float, metavar="P",
-        help=f"probability of a room (needs pyroomacoustics): {values('rooms')}")  # fmt: skip
+        help="put the speech in a room with probability P (needs pyroomacoustics): "
+        f"{values('rooms')}")  # fmt: skip
 
 
 def _in_recipes(recipes: Mapping[str, Mapping[str, Any]], name: str, default: object) -> str:

@@ -27,7 +27,7 @@ class TrainingError(ValueError):
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """How to train. The defaults are those of the published script (SPEC 1).
+    """How to train. The defaults are those of the published script (docs/papers.md).
 
     A run has either a number of epochs or a budget of hours. In the second case its progress is
     the share of the budget that is used, over all sessions of the run, and the schedule of the

@@ -20,6 +20,7 @@ import json
 import logging
 import os
 import re
+import selectors
 import socket
 import time
 from collections.abc import Sequence
@@ -39,6 +40,7 @@ WAIT_SECONDS = 600.0
 
 _ANSWER_SECONDS = 10.0
 _HELLO_BYTES = 1 << 16
+_MOST_STRANGERS = 100
 _ASK, _HERE, _GO = b"?", b"!", b"g"
 
 
@@ -210,6 +212,7 @@ def _gather(task: Task, server: socket.socket, deadline: float) -> None:
     """On the first machine: lets all go when all are there."""
     _LOGGER.info("waiting for %d other machines", len(task.addresses) - 1)
     with ExitStack() as stack:
+        hall = stack.enter_context(_Hall(server, task))
         come: dict[int, socket.socket] = {}
         while True:
             missing = [i for i in range(1, len(task.addresses)) if i not in come]
@@ -219,20 +222,99 @@ def _gather(task: Task, server: socket.socket, deadline: float) -> None:
                 if len(come) == len(task.addresses) - 1:
                     break
                 continue
-            server.settimeout(max(deadline - time.monotonic(), 1e-3))
-            try:
-                other = stack.enter_context(closing(server.accept()[0]))
-            except TimeoutError:
+            found = hall.next(deadline)
+            if found is None:
                 names = ", ".join(task.addresses[i] for i in missing)
                 raise MachineLostError(
                     f"{names} did not come; start the same command there, with the same cluster in "
                     "TF_CONFIG, and see that the machines reach each other's ports"
-                ) from None
-            rank = _hello_of(other, task)
-            if rank is not None:
-                come[rank] = other
+                )
+            rank, other = found
+            come[rank] = stack.enter_context(closing(other))
         for other in come.values():
             other.sendall(_GO)
+
+
+class _Hall:
+    """Listens to all who have come at once: one who says nothing, or drips, holds nobody up.
+
+    Args:
+        server: Where they come to.
+        task: The first machine.
+    """
+
+    def __init__(self, server: socket.socket, task: Task) -> None:
+        self._server, self._task = server, task
+        self._selector = selectors.DefaultSelector()
+        server.setblocking(False)
+        self._selector.register(server, selectors.EVENT_READ)
+        #: What each has said so far, and until when it may go on; in the order in which they came.
+        self._said: dict[socket.socket, tuple[bytearray, float]] = {}
+
+    def __enter__(self) -> _Hall:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for other in list(self._said):
+            self._leave(other).close()
+        self._selector.close()
+
+    def next(self, deadline: float) -> tuple[int, socket.socket] | None:
+        """Waits for the next machine that belongs here; None after the deadline.
+
+        Args:
+            deadline: In the seconds of `time.monotonic`.
+
+        Returns:
+            Its rank, and the connection to it, with a limit on each answer.
+        """
+        while (left := deadline - time.monotonic()) > 0:
+            for key, _ in self._selector.select(min(left, 1.0)):
+                if key.fileobj is self._server:
+                    self._welcome()
+                    continue
+                found = self._hear(key.fileobj)
+                if found is not None:
+                    return found
+            late = [other for other, (_, until) in self._said.items() if until < time.monotonic()]
+            for other in late:
+                self._leave(other).close()
+        return None
+
+    def _welcome(self) -> None:
+        try:
+            other = self._server.accept()[0]
+        except OSError:  # gone again
+            return
+        if len(self._said) >= _MOST_STRANGERS:
+            self._leave(next(iter(self._said))).close()
+        other.setblocking(False)
+        self._said[other] = bytearray(), time.monotonic() + _ANSWER_SECONDS
+        self._selector.register(other, selectors.EVENT_READ)
+
+    def _hear(self, other: Any) -> tuple[int, socket.socket] | None:
+        said, _ = self._said[other]
+        try:
+            more = other.recv(_HELLO_BYTES)
+        except BlockingIOError:
+            return None
+        except OSError:
+            more = b""
+        said += more
+        if more and b"\n" not in more and len(said) < _HELLO_BYTES:
+            return None
+        self._leave(other)
+        rank = _rank_of(bytes(said[:_HELLO_BYTES]), self._task)
+        if rank is None:
+            other.close()
+            return None
+        other.settimeout(_ANSWER_SECONDS)
+        return rank, other
+
+    def _leave(self, other: socket.socket) -> socket.socket:
+        del self._said[other]
+        self._selector.unregister(other)
+        return other
 
 
 def _report(task: Task, server: socket.socket, deadline: float) -> None:
@@ -247,6 +329,7 @@ def _report(task: Task, server: socket.socket, deadline: float) -> None:
                 s.settimeout(left)
                 while (word := s.recv(1)) == _ASK:
                     s.sendall(_HERE)
+                    s.settimeout(max(deadline - time.monotonic(), 1e-3))
                 if word == _GO:
                     return
         except OSError:
@@ -258,15 +341,14 @@ def _report(task: Task, server: socket.socket, deadline: float) -> None:
     )
 
 
-def _hello_of(other: socket.socket, task: Task) -> int | None:
-    """Returns the rank of who has come; None for a stranger."""
-    other.settimeout(_ANSWER_SECONDS)
+def _rank_of(hello: bytes, task: Task) -> int | None:
+    """Returns the rank of who has said so; None for a stranger."""
     try:
-        with other.makefile("rb") as stream:
-            cluster, rank = json.loads(stream.readline(_HELLO_BYTES))
-    except (OSError, ValueError, TypeError, RecursionError):
+        cluster, rank = json.loads(hello.partition(b"\n")[0])
+    except (ValueError, TypeError, RecursionError):
         return None
-    if cluster != task.cluster or rank not in range(1, len(task.addresses)):
+    is_other = cluster != task.cluster or type(rank) is not int
+    if is_other or rank not in range(1, len(task.addresses)):
         _LOGGER.warning("one came with another cluster in its TF_CONFIG")
         return None
     return rank

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -23,9 +24,11 @@ from speech.sound.augment import Augmentation
 from speech.training import common_options as shared
 from speech.training.config import OPTIMIZERS, TrainingConfig
 
+_logger = logging.getLogger("speech")
+
 NETWORKS = ("fcn", "tf")
 
-#: Filters of each hidden layer of the FCN (SPEC 1).
+#: Filters of each hidden layer of the FCN (docs/papers.md).
 NUM_FILTERS = 30
 
 _TF: dict[str, Any] = {
@@ -186,47 +189,56 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Adds all options of the command."""
     add = parser.add_argument_group("network").add_argument
     add("--network", choices=NETWORKS, required=True,
-        help="tf, over time and frequency: for use; fcn: the paper's, over samples")  # fmt: skip
-    add("--size", choices=tuple(SIZES), help="form of tf (default medium, bundled corpus small)")
+        help="train the network over time and frequency, for use (tf), or the paper's "
+        "(fcn)")  # fmt: skip
+    add("--size", choices=tuple(SIZES),
+        help="train this form of tf (default medium; small on the bundled corpus)")  # fmt: skip
     add("--normalization", choices=NORMALIZATIONS,
-        help="of tf: BatchNormalization, which folds away (default), or none")  # fmt: skip
+        help="give tf BatchNormalization, which folds away (default), or none")  # fmt: skip
     add("--filters", type=positive_number, metavar="N",
-        help=f"of each hidden layer (of fcn; default {NUM_FILTERS}, the paper's)")  # fmt: skip
+        help=f"give each hidden layer N filters (of fcn; default {NUM_FILTERS}, the "
+        "paper's)")  # fmt: skip
     shared.add_data_options(parser, test=False)
     add = parser.add_argument_group(
-        "length", "tf: --hours 0.08 on the bundled corpus, else 12; fcn: epochs by its recipe"
+        "length",
+        "The default is --hours 0.08 on the bundled corpus, else 12, for tf; fcn takes the epochs "
+        "of its recipe.",
     ).add_argument
     add("--hours", type=amount, metavar="H",
-        help="end after so much clock time, over all calls of the command; the learning rate "
+        help="end after H hours of clock time, over all calls of the command; the learning rate "
         "follows the share that is used")  # fmt: skip
     add("--validate-minutes", type=amount, metavar="M",
-        help="time between validations, with --hours (default: a twentieth of them, at most "
+        help="validate every M minutes, with --hours (default: a twentieth of them, at most "
         "30)")  # fmt: skip
     mixing = {name: getattr(MixingConfig(), setting) for name, setting in _MIXING.items()}
     recipes = {recipe: settings | mixing for recipe, settings in TF_RECIPES.items()}
     shared.add_training_options(parser, other=recipes)
     add = parser.add_argument_group("optimizer").add_argument
-    add("--optimizer", choices=OPTIMIZERS, help="default: adam for fcn, adamw for tf")
+    add("--optimizer", choices=OPTIMIZERS,
+        help="train with this optimizer (default: adam for fcn, adamw for tf)")  # fmt: skip
     add("--weight-decay", type=float, metavar="D",
-        help="of adamw, not on biases and normalisations (default 0.01)")  # fmt: skip
-    add("--beta-2", type=float, metavar="B", help="mean of squared gradients (default 0.999)")
-    add("--epsilon", type=float, metavar="E", help="added to its root (default 1e-8)")
+        help="let adamw decay kernels, not biases and normalisations, by D (default "
+        "0.01)")  # fmt: skip
+    add("--beta-2", type=float, metavar="B",
+        help="average squared gradients with this factor (default 0.999)")  # fmt: skip
+    add("--epsilon", type=float, metavar="E", help="add E to their root (default 1e-8)")
     add("--final-learning-rate", type=float, metavar="SHARE",
-        help="where the cosine ends, as a share of the learning rate (default 0.01)")  # fmt: skip
+        help="end the cosine at this share of the learning rate (default 0.01)")  # fmt: skip
     weights = MaskLoss()
-    add = parser.add_argument_group("loss of tf", "weights of its parts").add_argument
+    add = parser.add_argument_group("loss of tf", "Each option weights one part.").add_argument
     for name, what in _PARTS.items():
         add(f"--loss-{name.replace('_', '-')}", type=float, metavar="W",
-            help=f"{what} (default {getattr(weights, name):g})")  # fmt: skip
+            help=f"weight the {what} by W (default {getattr(weights, name):g})")  # fmt: skip
     _add_mixing(parser)
     run = parser.add_argument_group("run")
     add = run.add_argument
     add("--gpu", default="0", metavar="LIST",
-        help="0 (default), several as 0,1 to share each step, or -1 for the CPU")  # fmt: skip
+        help="run on this GPU: 0 (default), several as 0,1 to share each step, or -1 for the "
+        "CPU")  # fmt: skip
     add("-o", "--out", type=Path, metavar="DIR",
-        help="folder to write (default runs/fcn or runs/tf)")  # fmt: skip
+        help="write to this folder (default runs/fcn or runs/tf)")  # fmt: skip
     add("--workers", type=natural_number, metavar="N",
-        help="processes that mix for tf (default: 1, on a GPU more; 0 for a thread)")  # fmt: skip
+        help="mix for tf in N processes (default: 1, on a GPU more; 0 for a thread)")  # fmt: skip
     add("--tensorboard", nargs="?", type=Path, const=False, metavar="DIR",
         help="log errors, and the learning rate, for TensorBoard (default DIR: OUT/tensorboard); "
         "needs pip install tensorboard")  # fmt: skip
@@ -246,26 +258,28 @@ def _add_mixing(parser: argparse.ArgumentParser) -> None:
     """Adds what only the pieces of the time-frequency network have."""
     default = MixingConfig()
     add = parser.add_argument_group(
-        "mixing for tf", "besides the augmentation above; P is a share of the pieces"
+        "mixing for tf",
+        "These options add to the augmentation above; P is a share of the pieces.",
     ).add_argument
     add("--level", type=decibels, nargs=2, metavar=("LOW", "HIGH"),
-        help="level of the noisy piece in dB: RMS to full scale (default "
+        help="draw the level of the noisy piece, its RMS in dB of full scale (default "
         f"{_shown(default.level_range_dbfs)})")  # fmt: skip
     for name, what in (
-        ("noise_only", "noise alone, with silence as the target"),
-        ("speech_only", "speech alone, which is its own target"),
-        ("babble", "several voices as a noise"),
-        ("synthetic_noise", "shaped and modulated white noise"),
-        ("self_noise", "the noise of a microphone"),
-        ("voices", "voices made new by speed and spectral envelope"),
-        ("microphones", "the colour of a microphone"),
-        ("clipping", "overload"),
-        ("codecs", "mu-law, MP3, Vorbis or Opus"),
+        ("noise_only", "give noise alone, with silence as the target"),
+        ("speech_only", "give speech alone, which is its own target"),
+        ("babble", "take several voices as a noise"),
+        ("synthetic_noise", "take shaped and modulated white noise"),
+        ("self_noise", "add the noise of a microphone"),
+        ("voices", "make new voices by speed and spectral envelope"),
+        ("microphones", "give the colour of a microphone"),
+        ("clipping", "clip the noisy signal"),
+        ("codecs", "send the noisy signal through mu-law, MP3, Vorbis or Opus"),
     ):
         add(f"--{name.replace('_', '-')}", type=float, metavar="P",
             help=f"{what} (default {getattr(default, _MIXING[name]):g})")  # fmt: skip
     add("--voice-speed", type=float, metavar="FACTOR",
-        help=f"of such voices, up and down (default {default.voice_speed:g})")  # fmt: skip
+        help="change the speed of such voices, up and down (default "
+        f"{default.voice_speed:g})")  # fmt: skip
     for name, what in (("voice_equalizer", "voices"), ("microphone_equalizer", "microphones")):
         add(f"--{name.replace('_', '-')}", type=float, metavar="DB",
             help=f"raise and lower bands of such {what} (default "
@@ -359,6 +373,8 @@ def request(options: argparse.Namespace) -> Request:
 def mixing_config(options: argparse.Namespace) -> MixingConfig:
     """Returns the settings of the mixing; no rooms by default where they can't be simulated.
 
+    A warning says so, unless premixed folders leave nothing to simulate.
+
     Raises:
         ValueError: A value makes no sense.
     """
@@ -367,6 +383,11 @@ def mixing_config(options: argparse.Namespace) -> MixingConfig:
         for name, setting in _MIXING.items()
         if (value := getattr(options, name, None)) is not None
     }
-    if importlib.util.find_spec("pyroomacoustics") is None:
-        asked.setdefault("room_share", 0.0)
+    if "room_share" not in asked and importlib.util.find_spec("pyroomacoustics") is None:
+        asked["room_share"] = 0.0
+        if options.train_noisy is None:
+            _logger.warning(
+                "training goes without simulated rooms, for pyroomacoustics is not installed; "
+                "`pip install pyroomacoustics`, or give --rooms 0"
+            )
     return MixingConfig(**asked)

@@ -122,7 +122,7 @@ def train(
     engine = "C kernels" if trainer.model.uses_c_kernels else "Keras convolutions"
     devices = f", {trainer.num_devices} devices" if trainer.num_devices > 1 else ""
     if config.hours is None:
-        length = f"{len(training)} steps an epoch, {config.epochs} epochs"
+        length = f"{len(training)} steps per epoch, {config.epochs} epochs"
     else:
         length = f"{config.hours:g} hours, batches of {config.batch_size}"
     print(f"training    {length}, {engine}{devices}", flush=True)

@@ -120,7 +120,7 @@ class TensorBoardLog:
     def _clips(self, number: int) -> None:
         from tensorboard.compat.proto.summary_pb2 import Summary
 
-        from speech.enhance import Enhancer
+        from speech.net.enhancer import Enhancer
 
         enhancer = Enhancer(self._model)
         for pair in self._pairs:

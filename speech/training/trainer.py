@@ -9,7 +9,7 @@ A run with a budget of clock time (``TrainingConfig.hours``) has no ``last.h5``:
 the newest one, and is written with every checkpoint. A larger budget takes a finished run up
 again.
 
-SIGTERM and Ctrl-C end a run after the step at work, with a checkpoint.
+SIGTERM, SIGHUP and Ctrl-C end a run after the step at work, with a checkpoint.
 
 Of several machines (``speech.training.distribution``) the first one alone has the folder; the
 others take the state of the run from it.
@@ -18,7 +18,6 @@ others take the state of the run from it.
 from __future__ import annotations
 
 import contextlib
-import csv
 import io
 import itertools
 import logging
@@ -34,9 +33,11 @@ from typing import Any, NoReturn
 import keras
 import numpy as np
 
+from speech.base import cli
 from speech.base.checkpoint import checkpoint_bytes, read_checkpoint, write_checkpoint
 from speech.base.files import held, write_json, write_text
 from speech.base.runinfo import run_info
+from speech.base.words import csv_text
 from speech.data.pipeline import Batch, Batches, TrainingData, data_fingerprint, prefetched
 from speech.net.chain_training import TrainingModel
 from speech.net.keras_models import save_model
@@ -64,7 +65,7 @@ _FREE = ("epochs", "hours", "validate_minutes", "conv")
 _DEFAULTS = asdict(TrainingConfig())
 
 #: Signals that end a run, its files written.
-_ENDINGS = (signal.SIGINT, signal.SIGTERM)
+_ENDINGS = (signal.SIGINT, *cli.ENDINGS)
 
 #: (network, 'fast' or 'keras') -> what trains it.
 MakeModel = Callable[[keras.Model, str], keras.Model]
@@ -246,7 +247,7 @@ class Trainer:
             MachineLostError: Another machine has ended.
             ValueError: Another run is at work in the folder.
             KeyboardInterrupt: Ctrl-C; the checkpoint is written.
-            SystemExit: SIGTERM; likewise.
+            SystemExit: SIGTERM or SIGHUP; likewise.
         """
         with held(self.out) if self.writes else contextlib.nullcontext():
             if self.writes:
@@ -390,8 +391,6 @@ class Trainer:
         return row
 
     def _progress_bar(self) -> Any:
-        import sys
-
         from tqdm import tqdm
 
         state, config = self.state, self.config
@@ -402,7 +401,7 @@ class Trainer:
         if config.hours is not None:
             settings = {"desc": f"{state.used_seconds / 3600:.2f}/{config.hours:g} h"}
         return tqdm(
-            file=sys.stderr, disable=None if self.writes else True, leave=False, unit="step",
+            file=cli.terminal(), disable=None if self.writes else True, leave=False, unit="step",
             **settings,
         )  # fmt: skip
 
@@ -506,7 +505,7 @@ class Trainer:
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
-        """Lets Ctrl-C and SIGTERM wait for the end of a step; a second one does not wait."""
+        """Lets signals that end a run wait for the end of a step; a second one does not wait."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -531,7 +530,7 @@ class Trainer:
             self._save_progress(exact=True)
             _LOGGER.info("%s: stopped; the same command goes on from here", self.out)
         number, self._signal = self._signal, None
-        if number == signal.SIGTERM:
+        if number is not None and number != signal.SIGINT:
             raise SystemExit(128 + number)
         raise KeyboardInterrupt
 
@@ -693,11 +692,7 @@ def _whole(value: Any) -> int:
 
 def write_history(path: Path, history: list[dict[str, float]]) -> None:
     """Writes the history as CSV, one row an epoch."""
-    table = io.StringIO()
-    writer = csv.DictWriter(table, history[0].keys(), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(history)
-    write_text(path, table.getvalue())
+    write_text(path, csv_text(history, list(history[0])))
 
 
 def _optimizer(config: TrainingConfig) -> keras.optimizers.Optimizer:

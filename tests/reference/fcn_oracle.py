@@ -1,4 +1,4 @@
-"""The FCN's forward pass a second, naive way: float64 NumPy, written from SPEC section 1."""
+"""The FCN's forward pass a second, naive way: float64 NumPy, written from docs/papers.md."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 
 
 def convolve_same(signal, kernel, bias):
-    """Convolves as SPEC 7 says, kernels used as stored (not flipped), output as long as input.
+    """Convolves with kernels as they are stored (not flipped); the output is as long as the input.
 
     Args:
         signal: [time, channels in].

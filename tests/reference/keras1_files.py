@@ -1,4 +1,4 @@
-"""Writes JSON and weights as Keras 1.1 wrote them for the original FCN (SPEC section 7)."""
+"""Writes JSON and weights as Keras 1.1 wrote them for the original FCN (docs/papers.md)."""
 
 from __future__ import annotations
 

@@ -12,6 +12,7 @@
  * the sum runs. speech/net/tape.py describes each operation.
  */
 
+#include <math.h>
 #include <stdint.h>
 #include <string.h>
 #ifdef _OPENMP
@@ -24,7 +25,8 @@ typedef int32_t ivec __attribute__((vector_size(32)));
 #define INLINE static inline __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 16")
 
-enum { CONV, CONV_WEIGHTS, BANDS, BANDS_WEIGHTS, APPLY, ACT_GRADIENT, NORM_GRADIENT, ADD };
+enum { CONV, CONV_WEIGHTS, BANDS, BANDS_WEIGHTS, APPLY, ACT_GRADIENT, NORM_GRADIENT, ADD,
+       MOMENTS, MOMENT_GRADIENTS };
 enum { LINEAR, SILU };
 
 typedef struct {
@@ -43,6 +45,7 @@ typedef struct {
     int32_t out_bands, out_channels; /* of `out` (gradients of weights: of `extra`) */
     int32_t activation;
     int32_t history; /* frames of `in` that stand in memory before frame 0 */
+    float epsilon;
     Tensor in, out, extra, residual, value, weights, bias, scale, shift, level, sums;
 } Op;
 
@@ -573,34 +576,104 @@ static void bands_weights(const Op *op, const Block *b)
     }
 }
 
-/* Takes each piece through the operations, `size` frames at a time; `backwards`: the last ones
- * first. Returns 0. */
-int run_phase(const Op *ops, int num_ops, int64_t pieces, int frames, int size, int backwards,
-              int threads)
+/* ---------------------------------------------------------------------------------------------
+ * Between phases, once for all pieces. `value` holds the statistics, double [2][channels]: mean
+ * and variance of all rows; in[channels] is gamma. */
+
+INLINE double over_pieces(const Op *op, int64_t pieces, int index)
+{
+    double sum = 0;
+    for (int64_t piece = 0; piece < pieces; piece++)
+        sum += ((double *)op->sums.data)[2 * op->out_channels * piece + index];
+    return sum;
+}
+
+/* The moments of the batch become statistics, scale and shift; extra[channels] is beta. */
+static void moments(const Op *op, int64_t pieces, int frames)
+{
+    double count = (double)pieces * frames * op->out_bands;
+    double *mean = (double *)op->value.data, *variance = mean + op->out_channels;
+    for (int c = 0; c < op->out_channels; c++) {
+        mean[c] = over_pieces(op, pieces, c) / count;
+        variance[c] = over_pieces(op, pieces, op->out_channels + c) / count - mean[c] * mean[c];
+        if (variance[c] < 0) variance[c] = 0;
+        op->scale.data[c] = (float)(op->in.data[c] / sqrt(variance[c] + op->epsilon));
+        op->shift.data[c] = (float)(op->extra.data[c] - op->scale.data[c] * mean[c]);
+    }
+}
+
+/* The sums of `act_gradient` become out[2][channels], the gradients of gamma and beta, and what
+ * `norm_gradient` needs. */
+static void moment_gradients(const Op *op, int64_t pieces, int frames)
+{
+    double count = (double)pieces * frames * op->out_bands;
+    double *mean = (double *)op->value.data, *variance = mean + op->out_channels;
+    for (int c = 0; c < op->out_channels; c++) {
+        double inverse = 1 / sqrt(variance[c] + op->epsilon), scale = op->in.data[c] * inverse;
+        double sum = over_pieces(op, pieces, c);
+        double product = over_pieces(op, pieces, op->out_channels + c);
+        double d_gamma = inverse * (product - mean[c] * sum);
+        double tilt = -scale * inverse * d_gamma / count;
+        op->out.data[c] = (float)d_gamma;
+        op->out.data[op->out_channels + c] = (float)sum;
+        op->scale.data[c] = (float)scale;
+        op->shift.data[c] = (float)tilt;
+        op->level.data[c] = (float)(-scale * sum / count - tilt * mean[c]);
+    }
+}
+
+/* Takes a piece through operations, `size` frames at a time; `backwards`: the last ones first. */
+static void run_piece(const Op *ops, const Op *end, Block b, int size, int backwards)
+{
+    for (int done = 0; done < b.frames; done += b.count, b.is_first = 0) {
+        b.count = b.frames - done < size ? b.frames - done : size;
+        b.start = backwards ? b.frames - done - b.count : done;
+        for (const Op *op = ops; op < end; op++) switch (op->kind) {
+            case CONV: conv(op, &b); break;
+            case CONV_WEIGHTS: conv_weights(op, &b); break;
+            case BANDS: bands(op, &b); break;
+            case BANDS_WEIGHTS: bands_weights(op, &b); break;
+            case APPLY: apply(op, &b); break;
+            case ACT_GRADIENT: act_gradient(op, &b); break;
+            case NORM_GRADIENT: norm_gradient(op, &b); break;
+            default: add(op, &b);
+            }
+    }
+}
+
+typedef struct {
+    const Op *ops;
+    int32_t count;
+    int32_t size; /* frames of a block */
+} Phase;
+
+/* Takes all pieces through one phase after the other. Returns 0. */
+int run_phases(const Phase *phases, int num_phases, int64_t pieces, int frames, int backwards,
+               int threads)
 {
 #ifdef _OPENMP
-#pragma omp parallel for schedule(dynamic) num_threads(threads) if (threads > 1)
+#pragma omp parallel num_threads(threads) if (threads > 1)
 #else
     (void)threads;
 #endif
-    for (int64_t piece = 0; piece < pieces; piece++) {
-        Block b = {.piece = piece, .frames = frames, .is_first = 1};
+    for (const Phase *phase = phases; phase < phases + num_phases; phase++) {
+        const Op *ops = phase->ops, *end = ops + phase->count;
+        for (; ops < end && ops->kind >= MOMENTS; ops++) {
 #ifdef _OPENMP
-        b.thread = omp_get_thread_num();
+#pragma omp single
 #endif
-        for (int done = 0; done < frames; done += b.count, b.is_first = 0) {
-            b.count = frames - done < size ? frames - done : size;
-            b.start = backwards ? frames - done - b.count : done;
-            for (const Op *op = ops; op < ops + num_ops; op++) switch (op->kind) {
-                case CONV: conv(op, &b); break;
-                case CONV_WEIGHTS: conv_weights(op, &b); break;
-                case BANDS: bands(op, &b); break;
-                case BANDS_WEIGHTS: bands_weights(op, &b); break;
-                case APPLY: apply(op, &b); break;
-                case ACT_GRADIENT: act_gradient(op, &b); break;
-                case NORM_GRADIENT: norm_gradient(op, &b); break;
-                default: add(op, &b);
-                }
+            if (ops->kind == MOMENTS) moments(ops, pieces, frames);
+            else moment_gradients(ops, pieces, frames);
+        }
+#ifdef _OPENMP
+#pragma omp for schedule(dynamic)
+#endif
+        for (int64_t piece = 0; piece < pieces; piece++) {
+            Block b = {.piece = piece, .frames = frames, .is_first = 1};
+#ifdef _OPENMP
+            b.thread = omp_get_thread_num();
+#endif
+            run_piece(ops, end, b, phase->size, backwards);
         }
     }
     return 0;

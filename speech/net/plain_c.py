@@ -1,0 +1,317 @@
+"""Writes a causal network as C99 sources that need nothing: runtime, weights, program, Makefile.
+
+The runtime is ``kernels/denoise.c``, which Python streams run as well. ``weights.c`` holds the
+table of layers (``speech.net.plan``) and each kernel in the smallest exact form: floats, halves, or
+indices of as few bits as its codebook needs, with a bit per weight that says whether it is zero
+where that is shorter. Indices stay where they are; a layer's kernel is unpacked each time before it
+runs, into memory that all layers share.
+"""
+
+from __future__ import annotations
+
+import math
+import string
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from speech.modelfile.icse import index_bits, pack
+from speech.modelfile.spec import ModelFile
+from speech.net import plan as plans
+from speech.net import tape
+from speech.net.plan import Layer, Plan, plan_of
+
+_KERNELS = Path(__file__).parent / "kernels"
+_TEMPLATES = Path(__file__).parent.parent / "templates" / "c"
+
+_FLOATS, _HALVES, _INDICES_TO_FLOATS, _INDICES_TO_HALVES = range(4)
+_FORMATS = (
+    "DENOISE_FLOATS", "DENOISE_HALVES", "DENOISE_INDICES_TO_FLOATS", "DENOISE_INDICES_TO_HALVES",
+)  # fmt: skip
+_KINDS = ("DENOISE_CONVOLUTION", "DENOISE_OVER_BANDS", "DENOISE_POINTWISE")
+_ACTIVATIONS = ("DENOISE_LINEAR", "DENOISE_SILU")
+_MOST_VALUES = 256
+
+# Bytes of the structs in denoise.h where a pointer has 4 bytes.
+_TENSOR_BYTES, _LAYER_BYTES, _MODEL_BYTES, _STATE_BYTES = 16, 44, 52, 12 + 2 * plans.MOST_RINGS
+
+
+@dataclass(frozen=True)
+class DeviceSizes:
+    """What a network takes on a device.
+
+    Attributes:
+        weight_bytes: Of constants: kernels, codebooks and biases.
+        table_bytes: Of constants: tables of layers and tensors, with pointers of 4 bytes.
+        ram_bytes: Of state and memory.
+        state_bytes: Of these, what one hop leaves for the next.
+        scratch_bytes: Of these, room for the kernel that is unpacked.
+        num_unpacked: Weights that are unpacked for each hop.
+    """
+
+    weight_bytes: int
+    table_bytes: int
+    ram_bytes: int
+    state_bytes: int
+    scratch_bytes: int
+    num_unpacked: int
+
+
+@dataclass(frozen=True)
+class PlainC:
+    """A network as C sources.
+
+    Attributes:
+        files: Texts by name.
+        sizes: What it takes on a device.
+        packed_bytes: Of the packed model file.
+    """
+
+    files: dict[str, str]
+    sizes: DeviceSizes
+    packed_bytes: int
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """An array as it stands in weights.c; `mask` and `book` may be empty."""
+
+    format: int
+    data: bytes
+    book: bytes = b""
+    book_size: int = 0
+    mask: bytes = b""
+    mask_rows: int = 0
+
+    @property
+    def num_bytes(self) -> int:
+        return len(self.data) + len(self.book) + len(self.mask)
+
+
+def stored(array: np.ndarray) -> _Stored:
+    """Returns the shortest exact form of a kernel, float32 [..., in, out]."""
+    forms = [_plain(array)]
+    rows = array.reshape(-1, array.shape[-2] * array.shape[-1])
+    whole = np.ones(rows.shape, bool)
+    for kept in (whole, whole & rows.any(axis=0), rows != 0):
+        chosen = rows[kept]
+        values = np.unique(chosen)
+        if not 1 <= len(values) <= _MOST_VALUES:
+            continue
+        indices = np.searchsorted(values, chosen).astype(np.uint8)
+        bits = np.unpackbits(indices.reshape(-1, 1), axis=1)[:, 8 - index_bits(len(values)) :]
+        book = _plain(values)
+        same = bool((kept == kept[0]).all())  # one row of the mask does for all
+        mask = b"" if kept.all() else np.packbits(kept[0] if same else kept).tobytes()
+        forms.append(
+            _Stored(
+                _INDICES_TO_HALVES if book.format == _HALVES else _INDICES_TO_FLOATS,
+                np.packbits(bits).tobytes() + b"\0\0",  # what is read beyond the last index
+                book.data,
+                len(values),
+                mask,
+                (1 if same else len(rows)) if mask else 0,
+            )
+        )
+    return min(forms, key=lambda form: form.num_bytes)
+
+
+def _shape(layer: Layer) -> tuple[int, ...]:
+    return () if layer.kernel is None else layer.kernel.shape
+
+
+def _plain(array: np.ndarray) -> _Stored:
+    with np.errstate(over="ignore"):
+        half = array.astype("<f2")
+    if np.array_equal(half.astype(np.float32), array):
+        return _Stored(_HALVES, half.tobytes())
+    return _Stored(_FLOATS, array.astype("<f4").tobytes())
+
+
+class _Encoded:
+    """Kernels and biases of a plan in their shortest forms, by layer, and what they need."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.kernels = {
+            i: stored(x.kernel) for i, x in enumerate(plan.layers) if x.kernel is not None
+        }
+        self.biases = {i: _plain(x.bias) for i, x in enumerate(plan.layers) if x.bias is not None}
+        scratch = num_unpacked = 0
+        for number, kernel in self.kernels.items():
+            layer = plan.layers[number]
+            wide, bias = plans.widened(plan, layer)
+            is_ready = kernel.format == _FLOATS and wide.shape == _shape(layer)
+            if not is_ready:
+                num_unpacked += math.prod(_shape(layer))
+            if not is_ready or bias is not None:
+                outs = tape.padded(wide.shape[-1])
+                scratch = max(scratch, outs + (0 if is_ready else wide.size))
+        self.num_floats = plans.array_floats(plan.conventions) + plan.tensor_floats + scratch
+        self.sizes = DeviceSizes(
+            sum(item.num_bytes for item in (*self.kernels.values(), *self.biases.values())),
+            _MODEL_BYTES + _TENSOR_BYTES * len(plan.tensors) + _LAYER_BYTES * len(plan.layers),
+            4 * self.num_floats + _STATE_BYTES,
+            plan.state_bytes,
+            4 * scratch,
+            num_unpacked,
+        )
+
+
+def sizes_of(file: ModelFile) -> DeviceSizes:
+    """Returns what a network takes on a device; raises as `plain_c`."""
+    return _Encoded(plan_of(file)).sizes
+
+
+def plain_c(file: ModelFile) -> PlainC:
+    """Writes a network as C.
+
+    Args:
+        file: A causal network of the kind 'complex_mask'.
+
+    Raises:
+        ModelFileError: It cannot stream; the message says why.
+    """
+    plan = plan_of(file)
+    encoded, packed_bytes = _Encoded(plan), len(pack(file.layers, file.meta))
+    files = {name: (_KERNELS / name).read_text() for name in ("denoise.h", "denoise.c")}
+    files |= {name: (_TEMPLATES / name).read_text() for name in ("main.c", "Makefile")}
+    files["weights.h"] = _weights_h(plan, encoded.num_floats)
+    files["weights.c"] = "".join(_weights_c(file, plan, encoded))
+    files["README.md"] = _readme(file, plan, encoded.sizes, packed_bytes)
+    return PlainC(files, encoded.sizes, packed_bytes)
+
+
+def _weights_h(plan: Plan, num_floats: int) -> str:
+    stft = plan.conventions.stft
+    return f"""/* The network of weights.c and the memory that it needs. */
+
+#ifndef DENOISE_WEIGHTS_H
+#define DENOISE_WEIGHTS_H
+
+#include "denoise.h"
+
+#define DENOISE_RATE_HZ {plan.conventions.sample_rate_hz}
+#define DENOISE_FRAME {stft.frame}
+#define DENOISE_HOP {stft.hop}
+#define DENOISE_MEMORY_FLOATS {num_floats}
+
+extern const denoise_model denoise_weights;
+
+#endif
+"""
+
+
+def _weights_c(file: ModelFile, plan: Plan, encoded: _Encoded) -> Iterator[str]:
+    kernels, biases = encoded.kernels, encoded.biases
+    yield f"/* The network of {file.path.name}, sha256 {file.sha256}. */\n\n"
+    yield '#include "weights.h"\n\n'
+    for number, layer in enumerate(plan.layers):
+        if number in kernels:
+            kernel = kernels[number]
+            yield f"/* {layer.name}: {' x '.join(map(str, _shape(layer)))} */\n"
+            yield _array(f"kernel_{number}", kernel.data, kernel.format == _FLOATS)
+            if kernel.book:
+                is_floats = kernel.format == _INDICES_TO_FLOATS
+                yield _array(f"book_{number}", kernel.book, is_floats)
+            if kernel.mask:
+                yield _array(f"mask_{number}", kernel.mask, False)
+        if number in biases:
+            bias = biases[number]
+            yield _array(f"bias_{number}", bias.data, bias.format == _FLOATS)
+    yield "static const denoise_tensor tensors[] = {\n"
+    ring = 0
+    for tensor in plan.tensors:
+        numbers = (
+            tensor.place, tensor.bands, tensor.wide, tensor.before, tensor.after, tensor.frames,
+            ring,
+        )  # fmt: skip
+        yield f"    {{{', '.join(map(str, numbers))}}},\n"
+        ring += tensor.frames > 1
+    yield "};\n\nstatic const denoise_layer layers[] = {\n"
+    for number, layer in enumerate(plan.layers):
+        yield _table_row(number, layer, kernels.get(number), biases.get(number))
+    stft, power = plan.conventions.stft, plan.conventions.power
+    window = "DENOISE_ROOT_HANN" if stft.window == "sqrt_hann" else "DENOISE_HANN"
+    yield f"""}};
+
+const denoise_model denoise_weights = {{
+    {plan.conventions.sample_rate_hz}, {stft.frame}, {stft.hop}, {window}, {_literal(power)},
+    {len(plan.tensors)}, {len(plan.layers)}, {plan.features}, {plan.masks}, {plan.split},
+    {plan.tensor_floats}, {encoded.num_floats}, tensors, layers,
+}};
+"""
+
+
+def _table_row(number: int, layer: Layer, kernel: _Stored | None, bias: _Stored | None) -> str:
+    ins, outs = (0, 0) if layer.kernel is None else layer.kernel.shape[-2:]
+    numbers = (
+        layer.source, layer.target, layer.residual, layer.first, layer.taps, layer.dilation,
+        layer.width, layer.stride, ins, outs, kernel.book_size if kernel else 0,
+        kernel.mask_rows if kernel else 0,
+    )  # fmt: skip
+    places = [
+        f"kernel_{number}" if kernel else "0",
+        f"book_{number}" if kernel and kernel.book else "0",
+        f"mask_{number}" if kernel and kernel.mask else "0",
+        f"bias_{number}" if bias else "0",
+    ]
+    names = [
+        _KINDS[layer.kind],
+        _ACTIVATIONS[plans.ACTIVATIONS.index(layer.activation)],
+        _FORMATS[kernel.format if kernel else 0],
+        _FORMATS[bias.format if bias else 0],
+    ]
+    rows = [", ".join(names), ", ".join(map(str, numbers)), ", ".join(places)]
+    return "    {" + ",\n     ".join(rows) + "},\n"
+
+
+def _array(name: str, data: bytes, is_floats: bool) -> str:
+    """Returns a constant of floats or bytes."""
+    if is_floats:
+        items, kind = [_literal(float(x)) for x in np.frombuffer(data, "<f4")], "float"
+        per_line = 8
+    else:
+        items, kind, per_line = [str(byte) for byte in data], "uint8_t", 24
+    lines = [", ".join(items[start : start + per_line]) for start in range(0, len(items), per_line)]
+    return f"static const {kind} {name}[] = {{\n    " + ",\n    ".join(lines) + "};\n\n"
+
+
+def _literal(value: float) -> str:
+    """Returns a float32 in C, exact."""
+    text = f"{value:.9g}"
+    return text + ("f" if "." in text or "e" in text else ".0f")
+
+
+def _readme(file: ModelFile, plan: Plan, found: DeviceSizes, packed_bytes: int) -> str:
+    conventions = plan.conventions
+    stft, rate_hz = conventions.stft, conventions.sample_rate_hz
+    packing = (
+        "Kernels are stored as indices into codebooks, as in the packed model file, and unpacked "
+        "layer by layer each time they are needed."
+        if found.num_unpacked
+        else "Kernels are floats and stay where they are; a model that was quantized "
+        "(`python -m quantization.run`) takes a fraction of the flash."
+    )
+    template = string.Template((_TEMPLATES / "README.md").read_text())
+    return template.substitute(
+        model=file.path.name,
+        sha256=file.sha256,
+        rate_hz=rate_hz,
+        hop=stft.hop,
+        hop_ms=f"{1000 * stft.hop / rate_hz:g}",
+        frame=stft.frame,
+        latency_ms=f"{1000 * stft.frame / rate_hz:g}",
+        weight_bytes=f"{found.weight_bytes:,}",
+        table_bytes=f"{found.table_bytes:,}",
+        packed_bytes=f"{packed_bytes:,}",
+        ram_bytes=f"{found.ram_bytes:,}",
+        state_bytes=f"{found.state_bytes:,}",
+        scratch_bytes=f"{found.scratch_bytes:,}",
+        mac_per_second=f"{plan.mac_per_frame * rate_hz / stft.hop / 1e6:.1f}",
+        mac_per_hop=f"{plan.mac_per_frame:,}",
+        num_powers=stft.frame,
+        num_unpacked=f"{found.num_unpacked:,}",
+        packing=packing,
+    )
