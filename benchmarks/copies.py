@@ -26,7 +26,7 @@ from speech.training.common_options import check_corpus
 
 if TYPE_CHECKING:
     from mnn.arbiter import Arbiter
-    from mnn.pool import Expert
+    from mnn.expert_files import Expert
 
 METRICS = ("sdr", "stoi")
 
@@ -66,7 +66,9 @@ def _run(options: argparse.Namespace) -> int:
         )
     originals = {name: options.models / f"{name.replace(' ', '_')}.h5" for name in copies}
     pools = [_opened(files, daes[0], names) for files in (originals, copies)]
-    plans = experiments.test_plans(options, conditions, options.num_test)
+    plans = experiments.test_plans(
+        conditions, options.num_test, options.timit, options.noise, options.seed
+    )
     shown = cli.progress(plans, total=len(plans), label="testing")
     rows = [compare(plan, pools) for _, plan in shown]
     result = summarize(rows, names) | {
@@ -90,8 +92,8 @@ def _named(text: str) -> tuple[str, Path]:
 def _opened(files: dict[str, Path], dae: str, names: Sequence[str]) -> tuple[Arbiter, list[Expert]]:
     from mnn.arbiter import Arbiter
     from mnn.dae import Autoencoder
-    from mnn.pool import open_expert
-    from mnn.selection import DEFAULT_SCORING, needs_of
+    from mnn.expert_files import open_expert
+    from mnn.scoring import DEFAULT_SCORING, needs_of
 
     arbiter = Arbiter(Autoencoder(files[dae]), needs_of("ae", DEFAULT_SCORING))
     return arbiter, [open_expert(files[name], name) for name in names]
@@ -106,12 +108,12 @@ def compare(plan: Any, pools: Sequence[tuple[Arbiter, Sequence[Expert]]]) -> dic
     import numpy as np
 
     from eval.metrics import METRICS as SCORES
-    from mnn import selection
+    from mnn.scoring import costs, pick, segment_bounds, segment_sums
     from speech.data.corpus import render
 
     mixture = render(plan)
     noisy = mixture.noisy.astype(np.float32)
-    bounds = selection.segment_bounds(len(noisy), None)
+    bounds = segment_bounds(len(noisy), None)
     scores, picks = [], []
     for arbiter, experts in pools:
         own, sums = {}, []
@@ -123,11 +125,11 @@ def compare(plan: Any, pools: Sequence[tuple[Arbiter, Sequence[Expert]]]) -> dic
                 metric: SCORES[metric](mixture.clean, estimate).value for metric in METRICS
             }
             hop = arbiter.dae.conventions.stft.hop
-            sums.append(selection.segment_sums(hearing.statistics, bounds, hop))
-        _, cost = selection.costs(sums)
+            sums.append(segment_sums(hearing.statistics, bounds, hop))
+        _, cost = costs(sums)
         keys = [(expert.name, expert.sha256) for expert in experts]
         scores.append(own)
-        picks.append(keys[selection.pick(cost, keys)[0]][0])
+        picks.append(keys[pick(cost, keys)[0]][0])
     return {"name": plan.relative_path.as_posix(), "scores": scores, "picks": picks}
 
 

@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -59,12 +60,12 @@ def _run(options: argparse.Namespace) -> int:
         signal = common.random_speech(seconds)
         timing = common.take_turns(
             {
-                BASE: lambda x=signal: _ours(_spec_of(model), x),
-                "Keras predict": lambda x=signal: lambda: model.predict(x, verbose=0),
-                "tf.function": lambda x=signal: _tf_function(model, x),
-                "ONNX Runtime": lambda x=signal: _onnx_runtime(model, x),
-                "LiteRT": lambda x=signal: _litert(model, x),
-                "PyTorch": lambda x=signal: _torch(x),
+                BASE: partial(_ours, _spec_of(model), signal),
+                "Keras predict": partial(partial, model.predict, signal, verbose=0),
+                "tf.function": partial(_tf_function, model, signal),
+                "ONNX Runtime": partial(_onnx_runtime, model, signal),
+                "LiteRT": partial(_litert, model, signal),
+                "PyTorch": partial(_torch, signal),
             },
             options.rounds if seconds <= 10 else common.MIN_ROUNDS,
         )
@@ -92,8 +93,9 @@ def _network(layers: Sequence[Any]) -> Any:
     from speech.net.chain import blocks_from_layers, parameters_of
     from speech.net.inference import InferenceNetwork
 
-    blocks, tanh = blocks_from_layers([(layer.class_name, layer.config) for layer in layers])
-    return InferenceNetwork(blocks, parameters_of(layers), tanh=tanh)
+    found = blocks_from_layers([(layer.class_name, layer.config) for layer in layers])
+    assert found is not None, "a chain"
+    return InferenceNetwork(found[0], parameters_of(layers), tanh=found[1])
 
 
 def _ours(layers: Sequence[Any], signal: Any) -> Callable[[], Any]:
@@ -118,7 +120,9 @@ def _onnx_runtime(model: Any, signal: Any) -> Callable[[], Any]:
     import onnxruntime
     from onnx import helper, numpy_helper
 
-    nodes, constants, name = [], [], "x"
+    nodes: list[Any] = []
+    constants: list[Any] = []
+    name = "x"
 
     def constant(array: Any) -> str:
         label = f"c{len(constants)}"

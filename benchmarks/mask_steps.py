@@ -18,6 +18,8 @@ from typing import Any
 
 import numpy as np
 
+from speech.base.checkpoint import write_npz
+
 OURS = "ours"
 #: Contender -> the backend of Keras it runs on; PyTorch alone uses none.
 CONTENDERS = {
@@ -133,7 +135,7 @@ def _keras_step(task: Task, engine: str) -> Callable[[], Any]:
     places = ["/".join(variable.path.rsplit("/", 2)[-2:]) for variable in network.weights]
     path = task.folder / "weights.npz"
     if engine == "fast":
-        np.savez(path, **_random_weights(network, places))
+        write_npz(path, _random_weights(network, places))
     with np.load(path) as found:
         for place, variable in zip(places, network.weights, strict=True):
             variable.assign(found[place])
@@ -217,7 +219,7 @@ def _check(task: Task, loss: float, gradients: Arrays) -> None:
     """
     path = task.folder / "gradients.npz"
     if not path.exists():
-        np.savez(path, loss=loss, **gradients)
+        write_npz(path, {"loss": np.asarray(loss), **gradients})
         return
     with np.load(path) as stored:
         ours = dict(stored)

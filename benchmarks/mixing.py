@@ -14,6 +14,7 @@ Processor time is not that of the clock: other work on the machine changes it li
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 import threading
 import time
@@ -57,11 +58,10 @@ def measure(source: PieceSource, num_pieces: int, seconds: float) -> dict[str, f
     alone = _calls_per_s(seconds)
     with _Beside(lambda number: source.piece(number % num_pieces)):
         result["loop_beside_thread"] = _calls_per_s(seconds) / alone
-    batches = prefetched_batches(source)
-    next(batches)
-    with _Beside(lambda number: next(batches)):
-        result["loop_beside_process"] = _calls_per_s(seconds) / alone
-    batches.close()
+    with contextlib.closing(prefetched_batches(source)) as batches:
+        next(batches)
+        with _Beside(lambda number: next(batches)):
+            result["loop_beside_process"] = _calls_per_s(seconds) / alone
     return result
 
 

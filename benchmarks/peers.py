@@ -214,7 +214,7 @@ class _Fasr(System):
 
         self._waveform = Waveform
         self._model = getattr(module, self._class)().load_checkpoint()
-        files = sorted(Path(module.__file__).parent.glob("asset/*.onnx"))
+        files = sorted(Path(str(module.__file__)).parent.glob("asset/*.onnx"))
         self.num_bytes = sum(os.path.getsize(file) for file in files)
         self.weights = ", ".join(file.name for file in files)
 

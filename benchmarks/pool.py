@@ -10,7 +10,7 @@ Any network that is already trained can join (MNN, section 3). In this pool are 
 three shipped mask experts, and noisereduce, RNNoise and DeepFilterNet 3 from PyPI (extra
 ``[quality]``; what is not installed is skipped with a note). The tools enhance the test set first,
 each in a process of its own, their delays taken out (`benchmarks.quality`); their files join by the
-candidates folders of `mnn.pool`, as with ``python -m mnn.select --candidates NAME=DIR``.
+candidates folders of `mnn.expert_files`, as with ``python -m mnn.select --candidates NAME=DIR``.
 
 Rows of the table:
 
@@ -46,7 +46,7 @@ from speech.base.files import strict_json
 from speech.training.common_options import check_corpus
 
 if TYPE_CHECKING:
-    from mnn.pool import Expert
+    from mnn.expert_files import Expert
 
 #: Keys of `benchmarks.peers.PEERS`.
 TOOLS = ("noisereduce", "RNNoise", "DeepFilterNet 3")
@@ -105,8 +105,8 @@ def _run(options: argparse.Namespace) -> int:
         pairs, _, description = quality.test_set(options, folder)
         print(description)
         folders, tools, skipped = enhance_all(pairs, folder)
-        members, refused = open_pool(options.experts, list(folders.items()))
-        members = [member for member in members if member is not None]
+        opened, refused = open_pool(options.experts, list(folders.items()))
+        members = [member for member in opened if member is not None]
         for reason in refused:
             print(f"refused: {reason}", file=sys.stderr)
         if not members:
@@ -235,18 +235,26 @@ def choose(
     Raises:
         ValueError: All are out.
     """
-    from mnn import selection
     from mnn.arbiter import Arbiter
-    from mnn.pool import Place
+    from mnn.expert_files import Place
+    from mnn.scoring import (
+        costs,
+        joined,
+        needs_of,
+        pick,
+        segment_bounds,
+        segment_sums,
+        soft_weights,
+    )
 
-    bounds, hop = selection.segment_bounds(len(noisy), None), dae.conventions.stft.hop
+    bounds, hop = segment_bounds(len(noisy), None), dae.conventions.stft.hop
     signals: dict[str, Any] = {}
     picks: dict[str, str] = {}
     out: dict[str, str] = {}
     for fit in (True, False):
         chosen = {name: how for name, how in SELECTIONS.items() if how[2] == fit}
         needs = dict.fromkeys(
-            key for metric, how, _ in chosen.values() for key in selection.needs_of(metric, how)
+            key for metric, how, _ in chosen.values() for key in needs_of(metric, how)
         )
         hearings = Arbiter(dae, tuple(needs), fit=fit).hear(
             noisy, members, Place(relative), keep=fit
@@ -256,14 +264,15 @@ def choose(
         if not hearings:
             raise ValueError(f"{relative}: no member is left: {'; '.join(out.values())}")
         keys = [(own.expert.name, own.expert.sha256) for own in hearings]
-        sums = [selection.segment_sums(own.statistics, bounds, hop) for own in hearings]
+        found = [own.statistics for own in hearings if own.statistics is not None]
+        sums = [segment_sums(own, bounds, hop) for own in found]
         for name, (metric, scoring, _) in chosen.items():
-            _, cost = selection.costs(sums, metric, scoring)
-            picks[name] = keys[selection.pick(cost, keys)[0]][0]
+            _, cost = costs(sums, metric, scoring)
+            picks[name] = keys[pick(cost, keys)[0]][0]
             if name == DEFAULT:
                 own = [hearing.signal for hearing in hearings]
                 signals = {key[0]: signal for key, signal in zip(keys, own, strict=True)}
-                signals[COMBINED] = selection.joined(own, selection.soft_weights(cost), bounds, 0)
+                signals[COMBINED] = joined(own, soft_weights(cost), bounds, 0)
     return signals, {name: picks[name] for name in SELECTIONS}, out
 
 
@@ -299,7 +308,8 @@ def tabulate(
         average(which, [row["scores"][row["picks"][which]] for row in scored])
     average(COMBINED, [row["scores"][COMBINED] for row in scored])
     for row in scored:
-        row["picks"][ORACLE] = max(names, key=lambda name, row=row: row["scores"][name]["sdr"])
+        sdr_db = {name: row["scores"][name]["sdr"] for name in names}
+        row["picks"][ORACLE] = max(names, key=sdr_db.__getitem__)
     average(ORACLE, [row["scores"][row["picks"][ORACLE]] for row in scored])
     table = []
     for system, own in means.items():

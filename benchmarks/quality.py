@@ -40,6 +40,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -133,7 +134,7 @@ def _run(options: argparse.Namespace) -> int:
         groups["noises without a training part"] = lambda row: row["noise"] in unseen
     snrs_db = sorted({pair.snr_db for pair in pairs})
     for snr_db in snrs_db if len(snrs_db) > 1 else ():
-        groups[f"{snr_db:g} dB"] = lambda row, snr_db=snr_db: row["snr_db"] == snr_db
+        groups[f"{snr_db:g} dB"] = partial(_is_at, snr_db)
     systems = {one.name: _summary(one, rows, groups) for one in contenders}
     noisy = {name: noisy_means(rows, member) for name, member in groups.items()}
     for name in groups:
@@ -207,11 +208,16 @@ def test_set(options: argparse.Namespace, folder: Path) -> tuple[list[Any], set[
     return pairs, unseen, description
 
 
+def _is_at(snr_db: float, row: dict[str, Any]) -> bool:
+    return row["snr_db"] == snr_db
+
+
 def _start(
     models: dict[str, str], stack: contextlib.ExitStack, clean_path: Path
 ) -> tuple[list[Contender], dict[str, str]]:
     """Starts what can be started and measures its delay."""
     clean = at_peak(read_samples(clean_path))
+    specs: dict[str, tuple[str, tuple[str, ...]]]
     specs = {name: (peers.OURS, (path,)) for name, path in models.items()}
     specs |= {name: (factory, ()) for name, factory in peers.PEERS.items()}
     contenders, skipped = [], {}

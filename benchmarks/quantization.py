@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -46,12 +47,12 @@ def _run(options: argparse.Namespace) -> int:
         try:
             timing = common.take_turns(
                 {
-                    BASE: lambda s=seconds: training._ours(s, "fast"),
-                    "TF-MOT, our convolution": lambda s=seconds, w=workers[0]: _clustering(
-                        w, s, options.k, fast=True
+                    BASE: partial(training._ours, seconds, "fast"),
+                    "TF-MOT, our convolution": partial(
+                        _clustering, workers[0], seconds, options.k, fast=True
                     ),
-                    "TF-MOT, tf_keras' convolution": lambda s=seconds, w=workers[1]: _clustering(
-                        w, s, options.k, fast=False
+                    "TF-MOT, tf_keras' convolution": partial(
+                        _clustering, workers[1], seconds, options.k, fast=False
                     ),
                 },
                 options.rounds,

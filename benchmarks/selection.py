@@ -25,6 +25,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +34,7 @@ from speech.base import cli
 
 if TYPE_CHECKING:
     from mnn.arbiter import Arbiter
-    from mnn.pool import Expert
+    from mnn.expert_files import Expert
 
 EXPERTS, JUDGING, BOTH = "experts", "judging", "both"
 GOAL = 0.10
@@ -70,7 +71,7 @@ def _run(options: argparse.Namespace) -> int:
         # NumPy counts the cores when it is first imported.
         from mnn.arbiter import Arbiter
         from mnn.dae import Autoencoder
-        from mnn.selection import needs_of
+        from mnn.scoring import needs_of
 
         dae = Autoencoder(options.dae)
         arbiter = Arbiter(
@@ -110,7 +111,7 @@ def _run(options: argparse.Namespace) -> int:
 
 def pools() -> dict[str, list[Expert]]:
     """Returns three FCNs, which are one, and the three shipped mask experts."""
-    from mnn.pool import open_expert
+    from mnn.expert_files import open_expert
     from mnn.select import DEFAULT_EXPERTS
     from speech.net.enhancer import BASELINE_MODEL
 
@@ -131,7 +132,7 @@ def contenders_of(
         signal: float32 [num_samples] at 16 kHz.
         options: With metric and scoring.
     """
-    from mnn.pool import Expert
+    from mnn.expert_files import Expert
     from mnn.selector import Selector
 
     made = [hearing.signal for hearing in arbiter.run(signal, pool)]
@@ -159,7 +160,7 @@ def contenders_of(
 
         return call
 
-    return {name: lambda name=name: counted(name) for name in calls}, cpu
+    return {name: partial(counted, name) for name in calls}, cpu
 
 
 @contextlib.contextmanager

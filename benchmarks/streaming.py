@@ -206,8 +206,8 @@ def _run(options: argparse.Namespace) -> int:
 def random_small(path: Path) -> Path:
     """Writes the small form with random weights; they don't matter for speed."""
     from speech.modelfile.icse import write_compact
+    from speech.net.keras_models import layers_of
     from speech.net.timefrequency import SIZES, build_time_frequency
-    from speech.weights import layers_of
 
     config = SIZES["small"]
     write_compact(path, layers_of(build_time_frequency(config)), config.meta())

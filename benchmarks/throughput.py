@@ -176,10 +176,11 @@ def _schedule(folder: Path, num_items: int) -> Iterator[Callable[[int], None]]:
 
     cluster.TASKS_A_THREAD = 64  # as many on their way as a cluster of many workers has
     with cluster.connected(cluster.LOCAL, len(os.sched_getaffinity(0))) as workers:
+        assert workers is not None, "a cluster was asked for"
 
         def once(number: int) -> None:
             calls = ((-1,) for _ in range(num_items))
-            if sum(1 for _ in workers.map(abs, calls, num_items)) != num_items:
+            if len(list(workers.map(abs, calls, num_items))) != num_items:
                 raise ValueError("tasks were lost")
 
         yield once

@@ -20,6 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -62,10 +63,7 @@ def _time_frequency(size: str, pieces: int, rounds: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         task = mask_steps.Task(size, pieces, Path(folder))
         timing = common.take_turns(
-            {
-                name: lambda name=name: mask_steps.start(name, task)
-                for name in mask_steps.CONTENDERS
-            },
+            {name: partial(mask_steps.start, name, task) for name in mask_steps.CONTENDERS},
             rounds,
         )
     seconds = pieces * mask_steps.PIECE_SECONDS
@@ -94,10 +92,10 @@ def _fcn(options: argparse.Namespace, result: dict[str, Any]) -> None:
     for seconds in options.seconds:
         timing = common.take_turns(
             {
-                BASE: lambda s=seconds: _ours(s, "fast"),
-                "stock Keras, train_on_batch": lambda s=seconds: _stock_keras(s),
-                "stock Keras, fit": lambda s=seconds: _stock_fit(s),
-                "PyTorch": lambda s=seconds: _torch(s),
+                BASE: partial(_ours, seconds, "fast"),
+                "stock Keras, train_on_batch": partial(_stock_keras, seconds),
+                "stock Keras, fit": partial(_stock_fit, seconds),
+                "PyTorch": partial(_torch, seconds),
             },
             options.rounds,
         )

@@ -40,7 +40,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -509,6 +509,64 @@ def _measured(path: Path) -> int:
     return 0
 
 
+@dataclass(frozen=True)
+class CostConfig:
+    """Which models to count, and how.
+
+    Attributes:
+        models: Model files.
+        codebook_size: k of the paper's rule; None for the values found.
+        centroid_bits: Of a stored centroid: 32, 16 or 8.
+        baseline: Model file of whose parameters sizes are percents; None for the first model.
+        measured: Whether each model is also run.
+    """
+
+    models: tuple[Path, ...]
+    codebook_size: int | None = None
+    centroid_bits: int = FLOAT_BITS
+    baseline: Path | None = None
+    measured: bool = False
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for no model, or a codebook of one value."""
+        if not self.models:
+            raise ValueError("no model is named; give at least one model file")
+        if self.codebook_size is not None and self.codebook_size < 2:
+            raise ValueError("--k is at least 2")
+
+
+def costs_of(
+    config: CostConfig, on_cost: Callable[[ModelCost], None] | None = None
+) -> Iterator[tuple[ModelCost, Measured | None]]:
+    """Counts models, and measures them if asked to, one after the other.
+
+    Args:
+        config: Which models, and how.
+        on_cost: Gets what a model costs before it is measured.
+
+    Yields:
+        For each model what it costs and, if asked for, what it takes on this machine.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: A file is refused, or can't be measured.
+    """
+    baseline = cost_of(config.baseline or config.models[0]).total("parameters")
+    costs = [
+        cost_of(
+            path,
+            codebook_size=config.codebook_size,
+            centroid_bits=config.centroid_bits,
+            baseline_parameters=baseline,
+        )
+        for path in config.models
+    ]
+    for path, cost in zip(config.models, costs, strict=True):
+        if on_cost is not None:
+            on_cost(cost)
+        yield cost, measure(path) if config.measured else None
+
+
 # --------------------------------------------------------------------------------------------
 # Tables
 
@@ -622,34 +680,35 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     if options.measured:
         return cli.run(lambda: _measured(options.models[0]))
-    if options.k == 1:
-        parser.error("--k is at least 2")
-    return cli.run(lambda: _run(options))
+    try:
+        config = CostConfig(
+            tuple(options.models), options.k, options.centroid_bits, options.baseline,
+            options.measure,
+        )  # fmt: skip
+    except ValueError as error:
+        parser.error(str(error))
+    return cli.run(lambda: _run(config, options.json))
 
 
-def _run(options: argparse.Namespace) -> int:
+def _run(config: CostConfig, json: Path | None) -> int:
     from speech.base.files import write_json
 
-    baseline = cost_of(options.baseline or options.models[0]).total("parameters")
-    settings = {
-        "codebook_size": options.k,
-        "centroid_bits": options.centroid_bits,
-        "baseline_parameters": baseline,
-    }
-    costs = [cost_of(path, **settings) for path in options.models]
-    results = [cost.to_dict() for cost in costs]
-    for place, (path, cost) in enumerate(zip(options.models, costs, strict=True)):
-        print(("\n" if place else "") + format_cost(cost))
-        if options.measure:
-            found = measure(path)
-            results[place]["measured"] = asdict(found)
+    results: list[dict[str, Any]] = []
+
+    def show(cost: ModelCost) -> None:
+        print(("\n" if results else "") + format_cost(cost))
+
+    for cost, found in costs_of(config, show):
+        results.append(cost.to_dict())
+        if found is not None:
+            results[-1]["measured"] = asdict(found)
             print(
                 f"one core of this machine ({found.engine} engine): "
                 f"{found.real_time_factor:.4f} s per second of audio, "
                 f"{found.peak_bytes / 1e6:.0f} MB at most"
             )
-    if options.json:
-        write_json(options.json, results)
+    if json:
+        write_json(json, results)
     return 0
 
 

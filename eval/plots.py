@@ -105,59 +105,6 @@ def score_by_snr(
     return written(figure, path)
 
 
-def score_boxes(
-    rows: Sequence[Mapping[str, Any]], metric: str, path: Path | None = None, title: str = ""
-) -> Figure:
-    """Draws a box per noise and system: quartiles, median, whiskers of 1.5 quartile ranges.
-
-    Args:
-        rows: Scores.
-        metric: Column.
-        path: Where to write it.
-        title: Above the picture.
-
-    Raises:
-        ValueError: No row has a score.
-    """
-    from matplotlib.patches import Patch
-
-    rows = _scored(rows, metric)
-    if not rows:
-        raise ValueError(f"no row has a {metric!r}; nothing to draw")
-    systems, noises = _names(rows, "system"), sorted(_names(rows, "noise"))
-    figure, axes = new_figure(max(6.0, 1.6 + 0.35 * len(noises) * (len(systems) + 1)), 4.5)
-    width = 0.8 / len(systems)
-    handles = []
-    for index, (system, color, _) in enumerate(_styles(systems)):
-        groups = {
-            place: [r[metric] for r in rows if r["system"] == system and r["noise"] == noise]
-            for place, noise in enumerate(noises)
-        }
-        groups = {place: values for place, values in groups.items() if values}
-        shift = width * (index - (len(systems) - 1) / 2)
-        axes.boxplot(
-            list(groups.values()),
-            positions=[place + shift for place in groups],
-            widths=0.85 * width,
-            manage_ticks=False,
-            patch_artist=True,
-            boxprops={"facecolor": color, "alpha": 0.6, "edgecolor": color},
-            medianprops={"color": "black", "linewidth": 1.5},
-            flierprops={"marker": ".", "markersize": 4, "markeredgecolor": color},
-            whiskerprops={"color": color},
-            capprops={"color": color},
-        )
-        handles.append(Patch(facecolor=color, alpha=0.6, edgecolor=color, label=system))
-    axes.set_xticks(range(len(noises)), noises, rotation=30 if len(noises) > 6 else 0)
-    axes.set_xlim(-0.6, len(noises) - 0.4)
-    axes.set_xlabel("noise")
-    axes.set_ylabel(_label(metric))
-    axes.grid(True, axis="y", alpha=0.3)
-    axes.legend(handles=handles)
-    axes.set_title(title)
-    return written(figure, path)
-
-
 def score_against_size(
     points: Sequence[Mapping[str, Any]],
     metric: str,

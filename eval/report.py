@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from speech.base import cli
@@ -32,43 +33,116 @@ NUM_SYSTEMS = 6
 TITLE = "Speech enhancement: report"
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command; returns its exit code."""
-    options = _parser().parse_args(argv)
-    cli.log_to_stderr()
-    return cli.run(lambda: _run(options))
+@dataclass(frozen=True)
+class ReportConfig:
+    """What stands on the page.
+
+    Attributes:
+        runs: Output folders of commands, and JSON files of ``mnn.select``.
+        out: Folder for index.html.
+        title: Of the page.
+        noisy: Folder of noisy files, of runs that do not say where theirs are.
+        clean: Folder of clean files, likewise.
+        clip_metric: The metric by whose gain clips are chosen; None for the first of each run.
+        num_clips: Files to hear of each test set.
+        num_systems: Systems to hear of each file.
+        clip_s: Longer files are cut to so many seconds.
+        max_mb: Size of the page at most; beyond it clips are left out.
+        num_jobs: Processes; -1 for one per core.
+        show: Folders outside of the runs whose clips may be shown.
+    """
+
+    runs: tuple[Path, ...]
+    out: Path = DEFAULT_OUT
+    title: str = TITLE
+    noisy: Path | None = None
+    clean: Path | None = None
+    clip_metric: str | None = None
+    num_clips: int = NUM_CLIPS
+    num_systems: int = NUM_SYSTEMS
+    clip_s: float = CLIP_SECONDS
+    max_mb: float = MAX_MB
+    num_jobs: int = -1
+    show: tuple[Path, ...] = ()
 
 
-def _run(options: argparse.Namespace) -> int:
+@dataclass(frozen=True)
+class Report:
+    """What `write_report` wrote.
+
+    Attributes:
+        path: The page.
+        num_bytes: Its size.
+        num_runs: Number of runs that were read.
+        num_clips: Number of clips to hear.
+        notes: What was left out, and why.
+    """
+
+    path: Path
+    num_bytes: int
+    num_runs: int
+    num_clips: int
+    notes: tuple[str, ...]
+
+
+def write_report(config: ReportConfig) -> Report:
+    """Reads runs and writes the page.
+
+    Args:
+        config: What stands on it.
+
+    Raises:
+        ValueError: A run is none, or Jinja2 is not installed.
+        OSError: A file can't be read or written.
+    """
     _require_jinja()
     from eval.page import build, render
     from eval.runfiles import read_runs
     from eval.testsets import join_runs
     from speech.base.files import write_text
 
-    if options.out.exists() and not options.out.is_dir():
-        raise ValueError(f"{options.out}: is not a folder; choose another -o")
-    folders = [options.noisy, options.clean, *options.show]
-    runs = read_runs(options.runs, [folder for folder in folders if folder is not None])
-    sets = join_runs(runs, options.noisy, options.clean)
+    if config.out.exists() and not config.out.is_dir():
+        raise ValueError(f"{config.out}: is not a folder; choose another -o")
+    folders = [config.noisy, config.clean, *config.show]
+    runs = read_runs(config.runs, [folder for folder in folders if folder is not None])
     page = build(
         runs,
-        sets,
-        title=options.title,
-        metric=options.clip_metric,
-        num_clips=options.clips,
-        num_systems=options.systems,
-        clip_seconds=options.clip_seconds,
-        num_jobs=options.jobs,
+        join_runs(runs, config.noisy, config.clean),
+        title=config.title,
+        metric=config.clip_metric,
+        num_clips=config.num_clips,
+        num_systems=config.num_systems,
+        clip_seconds=config.clip_s,
+        num_jobs=config.num_jobs,
     )
-    text = render(page, int(options.max_mb * 1e6))
-    path = options.out / "index.html"
+    text = render(page, int(config.max_mb * 1e6))
+    path = config.out / "index.html"
     write_text(path, text)
-    for note in page.notes:
+    num_clips = sum(len(section.clips) for section in page.sections)
+    return Report(path, len(text.encode()), len(runs), num_clips, tuple(page.notes))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit code."""
+    options = _parser().parse_args(argv)
+    config = ReportConfig(
+        tuple(options.runs), options.out, options.title, options.noisy, options.clean,
+        options.clip_metric, options.clips, options.systems, options.clip_seconds, options.max_mb,
+        options.jobs, tuple(options.show),
+    )  # fmt: skip
+    cli.log_to_stderr()
+    return cli.run(lambda: _run(config))
+
+
+def _run(config: ReportConfig) -> int:
+    report = write_report(config)
+    for note in report.notes:
         print(f"note: {note}", file=sys.stderr)
-    clips = sum(len(section.clips) for section in page.sections)
-    print(f"page      {path.resolve()}")
-    print(f"size      {len(text.encode()) / 1e6:.1f} MB, {len(runs)} runs, {clips} clips")
+    print(f"page      {report.path.resolve()}")
+    print(
+        f"size      {report.num_bytes / 1e6:.1f} MB, {report.num_runs} runs, {report.num_clips} "
+        "clips"
+    )
     return 0
 
 

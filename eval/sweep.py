@@ -27,14 +27,26 @@ import math
 import re
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from eval import run, scoring
+from eval.cost import ModelCost, cost_of
+from eval.grid import Grid
 from eval.plots import SYMBOLS, score_against_size
 from eval.points import NOISY, Point, parse_point
+from eval.scoring import OVERALL, compare, summarize
+from eval.systems import bundled_pairs, model_system, noisy_system, tasks_of
 from speech.base import cli
 from speech.base.cluster import Cluster, add_option, connected
+from speech.base.files import held, write_json, write_text
+from speech.base.runinfo import run_info
 from speech.base.words import markdown
+from speech.data import corpus
+from speech.data.corpus import Pair
+
+DEFAULT_OUT = Path("runs") / "sweep"
 
 #: The metrics, by the names of `eval.metrics`, and what the table calls them.
 SHOWN = {"pesq_wb": "PESQ-WB", "stoi": "STOI"}
@@ -49,9 +61,94 @@ def _point_option(text: str) -> Point:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
+@dataclass(frozen=True)
+class SweepConfig:
+    """Which models to score, on what.
+
+    Attributes:
+        models: The baseline first; with ``thetas`` or ``ks``, the one to start from.
+        thetas: Sparsities above which channels are pruned, a model each; None for not pruned.
+        ks: Centroids of each layer, a model each; None for not quantized.
+        centroids: Formats of the centroids, a model each; () for 'fp32'.
+        finetune_epochs: Epochs that each quantized model is fine-tuned for; None for none.
+        noisy: Folder of noisy test files; None for the bundled test set.
+        clean: Folder of their clean files.
+        pair_by: How they are paired (`speech.data.corpus.find_matches`).
+        num_test: Files of the bundled test set per noise and SNR; None for that of `eval.run`.
+        out: Folder to write.
+        num_jobs: Files at a time; -1 for one per core.
+        dask: Address of a Dask scheduler, to score there.
+    """
+
+    models: tuple[Point, ...]
+    thetas: tuple[float | None, ...] = ()
+    ks: tuple[int | None, ...] = ()
+    centroids: tuple[str, ...] = ()
+    finetune_epochs: int | None = None
+    noisy: Path | None = None
+    clean: Path | None = None
+    pair_by: str | None = None
+    num_test: int | None = None
+    out: Path = DEFAULT_OUT
+    num_jobs: int = -1
+    dask: str | None = None
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for values that do not go together."""
+        if not self.models:
+            raise ValueError("no model is named; give at least one, the baseline first")
+        if (self.noisy is None) != (self.clean is None):
+            raise ValueError("--test-noisy and --test-clean go together")
+        if self.pair_by and not self.noisy:
+            raise ValueError("--pair-by is for --test-noisy and --test-clean")
+        if (self.thetas or self.ks) and len(self.models) > 1:
+            raise ValueError("--theta and --k start from one model: give one --model")
+        if (self.centroids or self.finetune_epochs) and not self.ks:
+            raise ValueError("--centroids and --finetune-epochs go with --k")
+        if self.noisy and self.num_test:
+            raise ValueError("--num-test is for the bundled test mixtures")
+
+
+def sweep_models(config: SweepConfig) -> list[dict[str, Any]]:
+    """Makes the grid, if one is asked for, and scores its models: all that the command does.
+
+    Args:
+        config: Which models to score, on what.
+
+    Returns:
+        The table of `sweep`.
+
+    Raises:
+        ValueError: Folders or models are not as they should be.
+        OSError: A file can't be read or written.
+    """
+    if config.out.exists() and not config.out.is_dir():
+        raise ValueError(f"{config.out}: is not a folder; choose another --out")
+    cli.check_out(config.out, [config.noisy, config.clean], [config.out / "enhanced"])
+    with held(config.out), connected(config.dask, config.num_jobs) as cluster:
+        points = config.models
+        if config.thetas or config.ks:
+            grid = Grid(
+                tuple(dict.fromkeys(config.thetas or [None])),
+                tuple(dict.fromkeys(config.ks or [None])),
+                tuple(dict.fromkeys(config.centroids or ["fp32"])),
+                config.finetune_epochs,
+            )
+            points = (*points, *grid.make(points[0].path, config.out / "models"))
+        pairs = _pairs(config)
+        return sweep(points, pairs, config.out, num_jobs=config.num_jobs, cluster=cluster)
+
+
+def _pairs(config: SweepConfig) -> list[Pair]:
+    if config.noisy is not None and config.clean is not None:
+        return corpus.find_pairs(config.noisy, config.clean, config.pair_by)
+    num_each = config.num_test or run.BUNDLED_NUM_EACH
+    return bundled_pairs(config.out / "test", num_each, run.BUNDLED_SNRS_DB, config.num_jobs)
+
+
 def sweep(
     points: Sequence[Point],
-    pairs: Sequence[Any],
+    pairs: Sequence[Pair],
     out: Path,
     *,
     num_jobs: int = -1,
@@ -72,12 +169,6 @@ def sweep(
     Raises:
         ValueError: Names are not unique, a model is refused, or there is nothing to score.
     """
-    from eval import scoring
-    from eval.cost import cost_of
-    from eval.systems import model_system, noisy_system, tasks_of
-    from speech.base.files import write_json, write_text
-    from speech.base.runinfo import run_info
-
     names = [point.name for point in points]
     if not points or len(set(names)) < len(names):
         raise ValueError(f"expected models of different names, received {names}")
@@ -123,13 +214,13 @@ def sweep(
 
 
 def tabulate(
-    points: Sequence[Point], costs: Mapping[str, Any], rows: Sequence[dict[str, Any]]
+    points: Sequence[Point], costs: Mapping[str, ModelCost], rows: Sequence[dict[str, Any]]
 ) -> list[dict[str, Any]]:
     """Joins sizes and scores.
 
     Args:
         points: The baseline first.
-        costs: ``eval.cost.ModelCost`` by name.
+        costs: By name.
         rows: Scores of 'noisy' and of every model.
 
     Returns:
@@ -140,8 +231,6 @@ def tabulate(
         mean, _std, _diff (mean difference to the baseline), _diff_low and _diff_high (its 95 %
         bootstrap interval) and _diff_p (Wilcoxon). What a row has not is NaN, a label None.
     """
-    from eval.scoring import OVERALL, compare, summarize
-
     first = points[0].name
     means = {
         group["system"]: group
@@ -245,11 +334,12 @@ def draw(points: Sequence[Point], table: Sequence[Mapping[str, Any]], out: Path)
     )  # fmt: skip
 
 
-def _sizes(cost: Any, first: Any) -> dict[str, float]:
+def _sizes(cost: ModelCost | None, first: ModelCost) -> dict[str, float]:
     if cost is None:
         names = ("file_bytes", "file_percent", "paper_size_percent", "full_percent", "parameters",
                  "nonzero_weights", "sparse_flop_per_step")  # fmt: skip
         return dict.fromkeys(names, math.nan)
+    assert cost.file_bytes and first.file_bytes, "models of a sweep are files"
     return {
         "file_bytes": cost.file_bytes,
         "file_percent": 100 * cost.file_bytes / first.file_bytes,
@@ -302,7 +392,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--finetune-epochs", type=cli.positive_number, metavar="N",
         help="train for N epochs: fine-tune each quantized model on the bundled "
         "corpus")  # fmt: skip
-    add("-o", "--out", type=Path, default=Path("runs") / "sweep", metavar="DIR",
+    add("-o", "--out", type=Path, default=DEFAULT_OUT, metavar="DIR",
         help="write to this folder (default %(default)s)")  # fmt: skip
     add("--test-noisy", type=Path, metavar="DIR",
         help="test on these noisy files: <noise>/<speaker>/<dB>/<name>.wav")  # fmt: skip
@@ -314,48 +404,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--jobs", **cli.JOBS)
     add_option(parser, "score")
     options = parser.parse_args(argv)
-    if (options.test_noisy is None) != (options.test_clean is None):
-        parser.error("--test-noisy and --test-clean go together")
-    if options.pair_by and not options.test_noisy:
-        parser.error("--pair-by is for --test-noisy and --test-clean")
-    if (options.theta or options.k) and len(options.model) > 1:
-        parser.error("--theta and --k start from one model: give one --model")
-    if (options.centroids or options.finetune_epochs) and not options.k:
-        parser.error("--centroids and --finetune-epochs go with --k")
-    if options.test_noisy and options.num_test:
-        parser.error("--num-test is for the bundled test mixtures")
+    try:
+        config = SweepConfig(
+            tuple(options.model), tuple(options.theta or ()), tuple(options.k or ()),
+            tuple(options.centroids or ()), options.finetune_epochs, options.test_noisy,
+            options.test_clean, options.pair_by, options.num_test, options.out, options.jobs,
+            options.dask,
+        )  # fmt: skip
+    except ValueError as error:
+        parser.error(str(error))
     cli.log_to_stderr()
-    return cli.run(lambda: _run(options))
+    return cli.run(lambda: _run(config))
 
 
-def _run(options: argparse.Namespace) -> int:
-    from speech.base.files import held
-
-    if options.out.exists() and not options.out.is_dir():
-        raise ValueError(f"{options.out}: is not a folder; choose another --out")
-    inputs = [options.test_noisy, options.test_clean]
-    cli.check_out(options.out, inputs, [options.out / "enhanced"])
-    with held(options.out), connected(options.dask, options.jobs) as cluster:
-        table = _sweep_of(options, cluster)
-    print(format_points(table))
-    print(f"\nresults     {options.out.resolve()}")
+def _run(config: SweepConfig) -> int:
+    print(format_points(sweep_models(config)))
+    print(f"\nresults     {config.out.resolve()}")
     return 0
-
-
-def _sweep_of(options: argparse.Namespace, cluster: Cluster | None) -> list[dict[str, Any]]:
-    """Makes the grid, if one is asked for, and scores its models."""
-    points = options.model
-    if options.theta or options.k:
-        from eval.grid import Grid
-
-        grid = Grid(
-            tuple(dict.fromkeys(options.theta or [None])),
-            tuple(dict.fromkeys(options.k or [None])),
-            tuple(dict.fromkeys(options.centroids or ["fp32"])),
-            options.finetune_epochs,
-        )
-        points = [*points, *grid.make(points[0].path, options.out / "models")]
-    return sweep(points, _pairs(options), options.out, num_jobs=options.jobs, cluster=cluster)
 
 
 def _number_or_none(text: str) -> float | None:
@@ -365,17 +430,6 @@ def _number_or_none(text: str) -> float | None:
 
 def _whole_or_none(text: str) -> int | None:
     return None if text.lower() == "none" else cli.positive_number(text)
-
-
-def _pairs(options: argparse.Namespace) -> list[Any]:
-    from eval.run import BUNDLED_NUM_EACH, BUNDLED_SNRS_DB
-    from eval.systems import bundled_pairs
-    from speech.data import corpus
-
-    if options.test_noisy:
-        return corpus.find_pairs(options.test_noisy, options.test_clean, options.pair_by)
-    num_each = options.num_test or BUNDLED_NUM_EACH
-    return bundled_pairs(options.out / "test", num_each, BUNDLED_SNRS_DB, options.jobs)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,9 @@ from eval.scoring import NOISY, Task
 from speech.base import cli, schema
 from speech.base.written import Written
 from speech.data import corpus
+from speech.data.made import MadeFiles
 from speech.data.pairing import key_of
+from speech.net.enhancer import Enhancer
 
 _logger = logging.getLogger("speech")
 
@@ -43,7 +45,9 @@ class System:
     sha256: str = ""
 
 
-def bundled_pairs(folder: Path, num_each: int, snrs_db: Sequence[float], jobs: int) -> list[Any]:
+def bundled_pairs(
+    folder: Path, num_each: int, snrs_db: Sequence[float], jobs: int
+) -> list[corpus.Pair]:
     """Writes the bundled test set, the same files each time, and returns its pairs.
 
     Args:
@@ -71,56 +75,54 @@ def bundled_pairs(folder: Path, num_each: int, snrs_db: Sequence[float], jobs: i
     ]
 
 
-def noisy_system(pairs: Sequence[Any]) -> System:
+def noisy_system(pairs: Sequence[corpus.Pair]) -> System:
     """Returns the noisy files as a system."""
     return System(NOISY, "", {pair_name(pair): pair.noisy_path for pair in pairs})
 
 
 def folder_system(
-    name: str, folder: Path, pairs: Sequence[Any], noisy_root: Path, pair_by: str | None = None
+    name: str,
+    folder: Path,
+    pairs: Sequence[corpus.Pair],
+    noisy_root: Path,
+    pair_by: str | None = None,
 ) -> System:
     """Finds the file of each pair in a folder of enhanced files.
 
-    A file belongs to a pair by its path below the folder: that of the noisy file below its own, or
-    ``<noise>/<speaker>/<dB>/<name>``; in a flat folder by its name, where no two pairs share it.
-    Audio endings and upper or lower case may differ. With ``pair_by``, which is that of
-    `speech.data.corpus.find_matches`, it also belongs by what the pattern finds in its name, where
-    that is of one pair only.
+    A file belongs to a pair as `speech.data.made.MadeFiles` says, by the path that the noisy file
+    has below its own folder or by ``<noise>/<speaker>/<dB>/<name>``; its name will do where no two
+    pairs share it. With ``pair_by``, which is that of `speech.data.corpus.find_matches`, it also
+    belongs by what the pattern finds in its name, where that is of one pair only.
 
     Raises:
         ValueError: The folder is missing or empty, or has a file for no pair.
     """
-    from speech.sound.audio import find_audio
-
-    available = defaultdict(list)
-    for path in find_audio(folder):
-        available[_bare(path.relative_to(folder))].append(path)
+    made = MadeFiles(folder)
     by_key = defaultdict(list)
-    keys_of = Counter(key_of(pair_by, pair.noisy_path.relative_to(noisy_root)) for pair in pairs)
-    for path in (path for paths in available.values() for path in paths):
+    for path in made.paths:
         by_key[key_of(pair_by, path.relative_to(folder))].append(path)
+    keys = [key_of(pair_by, pair.noisy_path.relative_to(noisy_root)) for pair in pairs]
+    times = Counter(keys)
     names = Counter(pair.name.lower() for pair in pairs)
     system, used = System(name, str(folder)), set()
-    for pair in pairs:
-        keys = [_bare(pair.noisy_path.relative_to(noisy_root)), _bare(pair.relative_path)]
-        if names[pair.name.lower()] == 1:
-            keys.append(pair.name.lower())
-        found = next((available[key] for key in keys if key in available), [])
-        key = key_of(pair_by, pair.noisy_path.relative_to(noisy_root))
-        if not found and key is not None and keys_of[key] == 1:
-            found = by_key[key]
-        if len(found) == 1:
-            system.files[pair_name(pair)] = found[0]
-            used.add(found[0])
-        else:
-            why = "several files" if found else "no file"
-            system.files[pair_name(pair)] = f"{folder}: {why} for {pair.relative_path}"
+    for pair, key in zip(pairs, keys, strict=True):
+        relatives = pair.noisy_path.relative_to(noisy_root), pair.relative_path
+        try:
+            found = made.of(*relatives, by_name=names[pair.name.lower()] == 1)
+        except ValueError as error:
+            own = by_key[key] if key is not None and times[key] == 1 else []
+            if len(own) != 1:
+                system.files[pair_name(pair)] = str(error)
+                continue
+            found = own[0]
+        system.files[pair_name(pair)] = found
+        used.add(found)
     if not used:
         raise ValueError(
             f"{folder}: none of its files belongs to one of {len(pairs)} noisy files, such as "
             f"{pairs[0].relative_path}; name them like the noisy files"
         )
-    unused = [str(path) for paths in available.values() for path in paths if path not in used]
+    unused = [str(path) for path in made.paths if path not in used]
     if unused:
         _logger.warning(
             "%d files in %s belong to no noisy file: %s", len(unused), folder, corpus.listed(unused)
@@ -129,7 +131,7 @@ def folder_system(
 
 
 def model_system(
-    name: str, model: Path, pairs: Sequence[Any], folder: Path, convert: bool, num_jobs: int
+    name: str, model: Path, pairs: Sequence[corpus.Pair], folder: Path, convert: bool, num_jobs: int
 ) -> System:
     """Applies a model to the noisy files and writes float32 WAVs of peak 1, as published.
 
@@ -149,15 +151,13 @@ def model_system(
     """
     import joblib
 
-    from speech.net.enhancer import Enhancer
-
     enhancer = Enhancer(model)
     made = _Made(folder / "made.jsonl", enhancer.file.sha256)
     num_workers = joblib.cpu_count() if num_jobs < 1 else num_jobs
     if enhancer.engine != "c":
         num_workers = 1
 
-    def work(pair: Any) -> Path | str:
+    def work(pair: corpus.Pair) -> Path | str:
         target = folder / pair.relative_path
         try:
             made.once(pair.noisy_path, target, lambda: _enhance(enhancer, pair, target, convert))
@@ -252,7 +252,7 @@ def _clean_key(pair: corpus.Pair) -> tuple[Any, ...]:
     return (pair.clean_path,)
 
 
-def tasks_of(systems: Sequence[System], pairs: Sequence[Any]) -> list[Task]:
+def tasks_of(systems: Sequence[System], pairs: Sequence[corpus.Pair]) -> list[Task]:
     """Returns one task for each pair and system, the systems of a pair side by side."""
     has_noisy = any(system.name == NOISY for system in systems)
     tasks = []
@@ -275,12 +275,12 @@ def tasks_of(systems: Sequence[System], pairs: Sequence[Any]) -> list[Task]:
     return tasks
 
 
-def pair_name(pair: Any) -> str:
+def pair_name(pair: corpus.Pair) -> str:
     """Returns the name of a pair in the tables."""
     return pair.relative_path.as_posix()
 
 
-def _enhance(enhancer: Any, pair: Any, target: Path, convert: bool) -> None:
+def _enhance(enhancer: Enhancer, pair: corpus.Pair, target: Path, convert: bool) -> None:
     from eval.scoring import read_at_16k
     from speech.sound.audio import write_audio
 
@@ -342,7 +342,7 @@ class _Made:
             self._made[name] = known
             append_text(self._path, self._line(name))
 
-    def once(self, source: Path, target: Path, make: Any) -> None:
+    def once(self, source: Path, target: Path, make: Callable[[], object]) -> None:
         """Calls ``make`` unless ``target`` is what was made from the same ``source``."""
         from speech.base.files import sha256_of
 
@@ -355,8 +355,3 @@ class _Made:
             self._note(name, None)
         make()
         self._note(name, (digest, Written.of(target)))
-
-
-def _bare(path: Path) -> str:
-    """Returns a relative path in lower case without its audio endings."""
-    return (path.parent / corpus.audio_stem(path)).as_posix().lower()

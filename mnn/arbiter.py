@@ -24,20 +24,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from mnn import blocks
-from mnn.blocks import (
-    frame_blocks,
-    frame_energies,
-    magnitude_frames,
-    stft_frames,
-)
 from mnn.dae import Autoencoder
+from mnn.expert_files import Expert, Place
 from mnn.features import inner_product, level, scaled_magnitudes
-from mnn.pool import Expert, Place
-from mnn.selection import (
+from mnn.scoring import (
     DIFFERENCE,
     MIXTURE,
-    NEEDS_HEARD,
     RESIDUAL,
     Statistics,
     energy_by_frame,
@@ -46,6 +38,14 @@ from mnn.selection import (
     rebuilt_difference,
 )
 from speech.base.cli import one_line
+from speech.sound import blocks
+from speech.sound.audio import valid_signal
+from speech.sound.blocks import (
+    frame_blocks,
+    frame_energies,
+    magnitude_frames,
+    stft_frames,
+)
 from speech.sound.stft import StftConfig, Synthesis
 
 #: Signals longer than this (17 minutes) wait in nameless files, so that many experts fit in memory.
@@ -82,7 +82,7 @@ class Arbiter:
 
     Attributes:
         dae: The autoencoder.
-        needs: Names of statistics to compute, from `mnn.selection.needs_of`.
+        needs: Names of statistics to compute, from `mnn.scoring.needs_of`.
         num_draws: Draws of dropout (eq. 7, the input's mask included) over which errors are
             averaged; 0 for none, as in most uses of dropout after training.
         seed: Of the draws; every expert meets the same ones.
@@ -116,7 +116,7 @@ class Arbiter:
             One hearing an expert, in their order. An expert that fails, or gives a NaN or another
             length, is out, and its hearing says why.
         """
-        noisy = np.asarray(noisy, np.float32)
+        noisy = valid_signal(noisy, "noisy").astype(np.float32, copy=False)
         scene = _Scene(noisy, level(noisy), place or Place(), keep)
         runs = [self._start(scene, Hearing(expert)) for expert in experts]
         config = self.dae.conventions.stft
@@ -132,14 +132,9 @@ class Arbiter:
                 (max(0, start - margin), min(num_frames, stop + margin)),
                 (start, stop),
             )
-            needs_heard = set(NEEDS_HEARD) & set(self.needs)
-            spectra = heard = None
-            if needs_heard or any(run.shared for run in runs):
+            spectra = None
+            if any(run.shared for run in runs):
                 spectra = stft_frames(noisy, *block.wide, config)
-            if needs_heard:
-                assert spectra is not None
-                inner = spectra[_slice(block.wide, block.inner)]
-                heard = self._rebuilt(scaled_magnitudes(inner, scene.level, config), block)
             given = {}
             if MIXTURE in self.needs:
                 given[MIXTURE] = frame_energies(
@@ -148,7 +143,7 @@ class Arbiter:
             for run in runs:
                 if not run.hearing.reason:
                     with np.errstate(over="ignore", invalid="ignore"):  # `finish` sees to it
-                        self._judge(scene, run, block, spectra, given, heard)
+                        self._judge(scene, run, block, spectra, given)
         for run in runs:
             if not run.hearing.reason:
                 run.finish(config.hop, keep)
@@ -158,7 +153,7 @@ class Arbiter:
         self, noisy: np.ndarray, experts: Sequence[Expert], place: Place | None = None
     ) -> list[Hearing]:
         """Runs experts without judging them; the arguments are those of `hear`."""
-        noisy = np.asarray(noisy, np.float32)
+        noisy = valid_signal(noisy, "noisy").astype(np.float32, copy=False)
         scene = _Scene(noisy, level(noisy), place or Place(), True)
         runs = [self._start(scene, Hearing(expert), alone=True) for expert in experts]
         for run in runs:
@@ -199,7 +194,6 @@ class Arbiter:
         block: _Block,
         spectra: np.ndarray | None,
         given: dict[str, np.ndarray],
-        heard: list[np.ndarray] | None,
     ) -> None:
         """Adds the statistics of a block.
 
@@ -209,7 +203,6 @@ class Arbiter:
             block: Its frames.
             spectra: Of the mixture, frames ``block.wide``; None if no expert is over spectra.
             given: Statistics that are the same for every expert, frames ``block.own``.
-            heard: What the autoencoder makes of the mixture, frames ``block.own``, a draw each.
         """
         hearing, config = run.hearing, self.dae.conventions.stft
         started = time.perf_counter()
@@ -234,8 +227,7 @@ class Arbiter:
         own = block.within(block.inner)
         part: dict[str, np.ndarray] = {}
         for draw, rebuilt in enumerate(self._rebuilt(frames, block)):
-            mixture = heard[draw] if heard else None
-            found = frame_statistics(self.needs, frames[own], rebuilt, mixture)
+            found = frame_statistics(self.needs, frames[own], rebuilt)
             for name, values in found.items():
                 part[name] = part.get(name, 0.0) + values / (self.num_draws or 1)
             if run.differences:

@@ -8,10 +8,9 @@
 
 It trains autoencoders and experts (`mnn.train`), mixes test utterances and lets every expert
 enhance each of them. It compares the choices by eqs. (10) and (11) with each autoencoder, and by
-the other scorings of `mnn.selection`, with chance (the mean of the experts) and the oracle (the
-best expert for each utterance). Recovery is (selected - chance) / (oracle - chance). 'combined'
-does not choose: all estimates are added, with the weights of `mnn.select --combine`, and the sum is
-scored.
+the other scorings of `mnn.scoring`, with chance (the mean of the experts) and the oracle (the best
+expert for each utterance). Recovery is (selected - chance) / (oracle - chance). 'combined' does not
+choose: all estimates are added, with the weights of `mnn.select --combine`, and the sum is scored.
 
 It writes to ``--out`` the models, rows.jsonl (one line per mixture; the same command, killed or
 not, does none twice), report.md, scores.csv, results.json and report.png.
@@ -24,19 +23,48 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import logging
 import math
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from eval.metrics import METRICS as SCORES
+from eval.plots import COLORS
 from mnn import published
+from mnn.arbiter import Arbiter
+from mnn.conditions import description, matching
+from mnn.config import EXPERT_SNRS_DB, FitConfig, TrainConfig
+from mnn.dae import Autoencoder
+from mnn.expert_files import Expert, open_expert
+from mnn.features import fingerprint
+from mnn.scoring import (
+    DEFAULT_SCORING,
+    SCORINGS,
+    VERSION,
+    costs,
+    needs_of,
+    pick,
+    segment_bounds,
+    segment_sums,
+    soft_weights,
+)
 from mnn.tables import METRICS, confusion, report_markdown, tabulate
+from mnn.train import lines_of, train
 from speech.base import cli, schema
+from speech.base.files import append_text, atomic_path, held, sha256_of, write_json, write_text
+from speech.base.runinfo import run_info
 from speech.base.words import csv_text
-from speech.training.common_options import check_corpus
+from speech.data import corpus
+from speech.data.corpus import MixturePlan, Noise, Utterance, render, spread_mixtures
+from speech.training.request import DataOptions
+
+_logger = logging.getLogger("speech")
 
 EXPERIMENTS = ("noise", "gender", "snr")
 DAES = ("128", "2048x2")
@@ -69,15 +97,18 @@ class Scale:
 
     Attributes:
         expert_nets: Key of `mnn.experts.NETS` by experiment.
-        expert_options: Of ``python -m mnn.train expert``.
-        dae_options: Of ``python -m mnn.train dae``, by net.
+        expert_fit: How experts are trained.
+        dae_fits: How autoencoders are trained, by net.
         num_test: Test utterances by experiment: for each noise and condition; 0 for all.
+        dae_per_speaker: Utterances of each speaker that autoencoders are trained on at most; None
+            for what `mnn.train` takes.
     """
 
     expert_nets: dict[str, str]
-    expert_options: tuple[str, ...]
-    dae_options: dict[str, tuple[str, ...]]
+    expert_fit: FitConfig
+    dae_fits: dict[str, FitConfig]
     num_test: dict[str, int]
+    dae_per_speaker: int | None = None
 
 
 #: The paper: Rprop, batches of 1000 frames, up to 5000 iterations, tests of 20 (noise), 50 x 10
@@ -89,50 +120,100 @@ class Scale:
 SCALES = {
     "paper": Scale(
         {"noise": "512x2", "gender": "2048x2", "snr": "2048x2"},
-        (),
-        {"128": (), "2048x2": ()},
+        FitConfig(),
+        {"128": FitConfig(), "2048x2": FitConfig()},
         {"noise": 20, "gender": 50, "snr": 20},
     ),
     "open": Scale(
         {"noise": "512x2", "gender": "2048x2", "snr": "2048x2"},
-        (
-            "--optimizer", "adam", "--learning-rate", "5e-4", "--iterations", "1000",
-            "--patience", "300",
-        ),
+        FitConfig(1000, optimizer="adam", learning_rate=5e-4, patience=300),
         {
-            "128": ("--optimizer", "adam", "--iterations", "4000", "--per-speaker", "40"),
-            "2048x2": (
-                "--optimizer", "adam", "--learning-rate", "5e-4", "--iterations", "1500",
-                "--per-speaker", "40",
-            ),
+            "128": FitConfig(4000, optimizer="adam"),
+            "2048x2": FitConfig(1500, optimizer="adam", learning_rate=5e-4),
         },
         {"noise": 20, "gender": 50, "snr": 20},
+        dae_per_speaker=40,
     ),
     "small": Scale(
         dict.fromkeys(EXPERIMENTS, "512x2"),
-        ("--optimizer", "adam", "--iterations", "40"),
+        FitConfig(40, optimizer="adam"),
         {
-            "128": ("--optimizer", "adam", "--iterations", "150"),
-            "2048x2": (
-                "--optimizer", "adam", "--learning-rate", "5e-4", "--iterations", "20",
-                "--batch-size", "250",
-            ),
+            "128": FitConfig(150, optimizer="adam"),
+            "2048x2": FitConfig(20, batch_size=250, optimizer="adam", learning_rate=5e-4),
         },
         {"noise": 4, "gender": 1, "snr": 1},
     ),
     "bundled": Scale(
         dict.fromkeys(EXPERIMENTS, "512x2"),
-        ("--optimizer", "adam", "--iterations", "500"),
+        FitConfig(500, optimizer="adam"),
         {
-            "128": ("--optimizer", "adam", "--iterations", "1500"),
-            "2048x2": (
-                "--optimizer", "adam", "--learning-rate", "5e-4", "--iterations", "800",
-                "--batch-size", "500",
-            ),
+            "128": FitConfig(1500, optimizer="adam"),
+            "2048x2": FitConfig(800, batch_size=500, optimizer="adam", learning_rate=5e-4),
         },
         {"noise": 20, "gender": 0, "snr": 0},
     ),
-}  # fmt: skip
+}
+
+
+@dataclass(frozen=True)
+class ExperimentConfig:
+    """One call of `run`.
+
+    Attributes:
+        experiment: One of `EXPERIMENTS`.
+        speech: TIMIT, or any tree with TRAIN and TEST; None for the bundled corpus.
+        noise: Folder of noises to mix with it.
+        noise_types: Names of noises: an expert each for experiment noise, otherwise what all are
+            mixed with; () for those of the scale.
+        scale: Key of `SCALES`; None for 'bundled', with ``speech`` 'paper'.
+        out: Folder to write; None for runs/mnn_EXPERIMENT_SCALE.
+        models: Folder of the models, which experiments may share; None for OUT/models.
+        seed: Of data, weights and dropout.
+        gpu: As ``--gpu``.
+    """
+
+    experiment: str
+    speech: Path | None = None
+    noise: Path | None = None
+    noise_types: tuple[str, ...] = ()
+    scale: str | None = None
+    out: Path | None = None
+    models: Path | None = None
+    seed: int = 0
+    gpu: str = "0"
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for values that make no sense or do not go together."""
+        if self.experiment not in EXPERIMENTS:
+            names = ", ".join(EXPERIMENTS)
+            raise ValueError(f"experiment is {self.experiment!r}; give one of {names}")
+        if self.scale is not None and self.scale not in SCALES:
+            raise ValueError(f"scale is {self.scale!r}; give one of {', '.join(SCALES)}")
+        for name in self.noise_types:
+            if self.noise_types.count(name) > 1:
+                raise ValueError(f"noise {name!r} occurs twice; give each once")
+        if (self.speech is None) != (self.noise is None):
+            raise ValueError("--timit and --noise go together")
+
+    @property
+    def scale_name(self) -> str:
+        """The scale, also where it is left open."""
+        return self.scale or ("bundled" if self.speech is None else "paper")
+
+    @property
+    def folder(self) -> Path:
+        """The folder to write, also where it is left open."""
+        return self.out or Path("runs") / f"mnn_{self.experiment}_{self.scale_name}"
+
+    @property
+    def noises(self) -> tuple[str, ...]:
+        """Names of the noises, also where they are left open; () for all."""
+        if self.noise_types:
+            return self.noise_types
+        # Sizes and noises go by different things: --scale bundled may be asked for on TIMIT.
+        bundled = self.speech is None
+        kind = "bundled" if bundled else self.scale_name.replace("bundled", "paper")
+        return (NOISE_TYPES if self.experiment == "noise" else MIXED_NOISES)[kind]
 
 
 @dataclass(frozen=True)
@@ -141,17 +222,21 @@ class Condition:
 
     Attributes:
         name: Of the expert and the row.
-        options: Of ``python -m mnn.train expert``.
         noises: Patterns of the noise's name; () for all.
         gender: 'F', 'M' or '' for both.
         snr_db: Of the test mixtures.
     """
 
     name: str
-    options: tuple[str, ...]
     noises: tuple[str, ...] = ()
     gender: str = ""
-    snr_db: float = 0.0
+    snr_db: float = EXPERT_SNRS_DB[0]
+
+    @property
+    def filters(self) -> dict[str, list[str]]:
+        """What the training data of the expert must meet (`mnn.conditions.matching`)."""
+        found = {"gender": [self.gender], "noise": list(self.noises)}
+        return {column: patterns for column, patterns in found.items() if any(patterns)}
 
 
 def conditions_of(experiment: str, noises: Sequence[str]) -> list[Condition]:
@@ -163,26 +248,20 @@ def conditions_of(experiment: str, noises: Sequence[str]) -> list[Condition]:
             then () is for all that there are.
     """
     if experiment == "noise":
-        return [Condition(name, ("--noise-types", name), (name,)) for name in noises]
-    mixed = ("--noise-types", *noises) if noises else ()
+        return [Condition(name, (name,)) for name in noises]
+    mixed = tuple(noises)
     if experiment == "gender":
-        return [
-            Condition(name, ("--gender", key, *mixed), tuple(noises), gender=key)
-            for name, key in GENDERS.items()
-        ]
-    return [
-        Condition(f"{snr_db:g} dB", ("--snr", f"{snr_db:g}", *mixed), tuple(noises), snr_db=snr_db)
-        for snr_db in SNRS_DB
-    ]
+        return [Condition(name, mixed, gender=key) for name, key in GENDERS.items()]
+    return [Condition(f"{snr_db:g} dB", mixed, snr_db=snr_db) for snr_db in SNRS_DB]
 
 
 def plan_tests(
     condition: Condition,
-    utterances: Sequence[Any],
-    noises: Sequence[Any],
+    utterances: Sequence[Utterance],
+    noises: Sequence[Noise],
     num_each: int,
     seed: int,
-) -> list[Any]:
+) -> list[MixturePlan]:
     """Plans the test mixtures of a condition.
 
     Args:
@@ -195,9 +274,6 @@ def plan_tests(
     Raises:
         ValueError: No utterance or noise meets the condition.
     """
-    from mnn.data import matching
-    from speech.data.corpus import spread_mixtures
-
     if condition.noises:
         noises = matching(noises, {"noise": condition.noises})
     if condition.gender:
@@ -207,8 +283,6 @@ def plan_tests(
 
 def selections() -> list[tuple[str, str, str]]:
     """Returns (metric, scoring, net of the autoencoder) of all that is compared."""
-    from mnn.selection import SCORINGS
-
     plain = [("snr", "paper", net) for net in DAES]
     return plain + [("ae", scoring, net) for scoring in SCORINGS for net in DAES]
 
@@ -224,7 +298,7 @@ def all_selections() -> list[str]:
 
 
 def judge_mixture(
-    plan: Any, experts: Sequence[Any], daes: dict[str, Any]
+    plan: MixturePlan, experts: Sequence[Expert], daes: dict[str, Autoencoder]
 ) -> tuple[dict[str, dict[str, float]], dict[str, str]]:
     """Runs all experts on a mixture, scores what they give, and lets all selections choose.
 
@@ -237,16 +311,9 @@ def judge_mixture(
         Scores by expert and metric, those of combinations among them, and the pick by selection
         ('ae paper 128').
     """
-    import numpy as np
-
-    from eval.metrics import METRICS as SCORES
-    from mnn import selection
-    from mnn.arbiter import Arbiter
-    from speech.data.corpus import render
-
     mixture = render(plan)
     noisy = mixture.noisy.astype(np.float32)
-    bounds = selection.segment_bounds(len(noisy), None)
+    bounds = segment_bounds(len(noisy), None)
     scores: dict[str, dict[str, float]] = {}
     picks: dict[str, str] = {}
     signals: list[np.ndarray] = []
@@ -257,7 +324,7 @@ def judge_mixture(
     keys = [(expert.name, expert.sha256) for expert in experts]
     for net, dae in daes.items():
         chosen = [(metric, scoring) for metric, scoring, own in selections() if own == net]
-        needs = dict.fromkeys(name for each in chosen for name in selection.needs_of(*each))
+        needs = dict.fromkeys(name for each in chosen for name in needs_of(*each))
         hearings = Arbiter(dae, tuple(needs)).hear(noisy, experts, keep=not signals)
         for hearing in hearings:
             if hearing.reason:
@@ -267,67 +334,54 @@ def judge_mixture(
                 scores[hearing.expert.name] = score(signals[-1])
         hop = dae.conventions.stft.hop
         found = [hearing.statistics for hearing in hearings if hearing.statistics is not None]
-        sums = [selection.segment_sums(own, bounds, hop) for own in found]
+        sums = [segment_sums(own, bounds, hop) for own in found]
         for metric, scoring in chosen:
-            _, cost = selection.costs(sums, metric, scoring)
-            picks[f"{metric} {scoring} {net}"] = keys[selection.pick(cost, keys)[0]][0]
-        _, cost = selection.costs(sums)
+            _, cost = costs(sums, metric, scoring)
+            picks[f"{metric} {scoring} {net}"] = keys[pick(cost, keys)[0]][0]
+        _, cost = costs(sums)
         both = combination(net)
-        scores[both] = score(np.tensordot(selection.soft_weights(cost)[:, 0], signals, 1))
+        scores[both] = score(np.tensordot(soft_weights(cost)[:, 0], signals, 1))
         picks[both] = both
     return scores, picks
 
 
-# --------------------------------------------------------------------------------------------
-# The command
+def run(config: ExperimentConfig, say: Callable[[str], None] | None = None) -> dict[str, Any]:
+    """Trains, tests and tabulates; writes everything to ``config.folder``.
+
+    Args:
+        config: Which experiment, on what.
+        say: Gets lines that say what is being done.
+
+    Returns:
+        What results.json holds: tables, confusions, hashes of the models, seconds.
+
+    Raises:
+        ValueError: Data, models or folders are not as they should be.
+        OSError: A file can't be read or written.
+    """
+    folder = config.folder
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder}: is not a folder; choose another --out")
+    with held(folder):
+        return _run_alone(config, say or (lambda line: None))
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command; returns its exit code."""
-    parser = _parser()
-    options = parser.parse_args(argv)
-    check_corpus(parser, options)
-    options.scale = options.scale or ("bundled" if options.timit is None else "paper")
-    options.out = options.out or Path("runs") / f"mnn_{options.experiment}_{options.scale}"
-    options.models = options.models or options.out / "models"
-    types = options.noise_types or []
-    for name in types:
-        if types.count(name) > 1:
-            parser.error(f"noise {name!r} occurs twice; give each once")
-    if not options.noise_types:
-        # Sizes and noises go by different things: --scale bundled may be asked for on TIMIT.
-        kind = "bundled" if options.timit is None else options.scale.replace("bundled", "paper")
-        table = NOISE_TYPES if options.experiment == "noise" else MIXED_NOISES
-        options.noise_types = table[kind]
-    cli.log_to_stderr()
-    return cli.run(lambda: _run_alone(options))
-
-
-def _run_alone(options: argparse.Namespace) -> int:
-    from speech.base.files import held
-
-    if options.out.exists() and not options.out.is_dir():
-        raise ValueError(f"{options.out}: is not a folder; choose another --out")
-    with held(options.out):
-        return _run(options)
-
-
-def _run(options: argparse.Namespace) -> int:
-    from mnn.selection import DEFAULT_SCORING
-
+def _run_alone(config: ExperimentConfig, say: Callable[[str], None]) -> dict[str, Any]:
     started = time.perf_counter()
-    scale = SCALES[options.scale]
-    conditions = conditions_of(options.experiment, options.noise_types)
-    plans = test_plans(options, conditions, scale.num_test[options.experiment])
-    paths = _train(options, conditions, scale)
+    scale = SCALES[config.scale_name]
+    conditions = conditions_of(config.experiment, config.noises)
+    plans = test_plans(
+        conditions, scale.num_test[config.experiment], config.speech, config.noise, config.seed
+    )
+    paths = _train(config, conditions, scale, say)
     trained = time.perf_counter()
-    rows = _judge(options, plans, paths)
+    rows = _judge(config, plans, paths)
     names = [condition.name for condition in conditions]
     table = tabulate(rows, names, all_selections())
     default = f"ae {DEFAULT_SCORING} {DAES[0]}"
     result = {
-        "experiment": options.experiment,
-        "scale": options.scale,
+        "experiment": config.experiment,
+        "scale": config.scale_name,
         "experts": names,
         "default": default,
         "models": {name: sha for name, (_, sha) in paths.items()},
@@ -337,9 +391,9 @@ def _run(options: argparse.Namespace) -> int:
         },
         "published": {
             metric: {
-                "experts": published.EXPERTS[options.experiment],
+                "experts": published.EXPERTS[config.experiment],
                 "columns": published.COLUMNS,
-                "rows": tables[options.experiment],
+                "rows": tables[config.experiment],
             }
             for metric, tables in published.TABLES.items()
         },
@@ -347,83 +401,84 @@ def _run(options: argparse.Namespace) -> int:
             "training": trained - started, "testing": time.perf_counter() - trained,
         },
     }  # fmt: skip
-    text = report_markdown(result)
-    _write(options.out, result, rows, text)
-    print(text)
-    print(f"total time  {time.perf_counter() - started:.0f} s, training {trained - started:.0f} s")
-    print(f"results     {options.out.resolve()}")
-    return 0
+    _write(config.folder, result, rows)
+    return result
 
 
 def _train(
-    options: argparse.Namespace, conditions: Sequence[Condition], scale: Scale
+    config: ExperimentConfig,
+    conditions: Sequence[Condition],
+    scale: Scale,
+    say: Callable[[str], None],
 ) -> dict[str, tuple[Path, str]]:
     """Trains what is not there yet; returns the path and hash of each model."""
-    from mnn import train
-    from speech.base.files import sha256_of
+    speech = () if config.speech is None else (config.speech,)
+    data = DataOptions(speech, config.noise, snrs_db=EXPERT_SNRS_DB, seed=config.seed)
+    models = config.models or config.folder / "models"
 
-    data = [] if options.timit is None else ["--timit", options.timit, "--noise", options.noise]
-    common = [*data, "--seed", options.seed, "--gpu", options.gpu]
-    jobs = [
-        (f"dae_{net}", ["dae", "--net", net, *scale.dae_options[net]]) for net in DAES
-    ]  # fmt: skip
-    net = scale.expert_nets[options.experiment]
-    jobs += [
-        (
-            condition.name,
-            ["expert", "--net", net, *scale.expert_options, *condition.options],
+    def job(name: str, what: str, net: str, fit: FitConfig, **more: Any) -> TrainConfig:
+        out = models / f"{name.replace(' ', '_')}.h5"
+        more = {"data": data, **more}
+        fit = replace(fit, seed=config.seed)
+        return TrainConfig(what, out, net, fit=fit, gpu=config.gpu, **more)
+
+    jobs = {
+        f"dae_{net}": job(
+            f"dae_{net}", "dae", net, scale.dae_fits[net], per_speaker=scale.dae_per_speaker
         )
-        for condition in conditions
-    ]
+        for net in DAES
+    }
+    net = scale.expert_nets[config.experiment]
+    for own in conditions:
+        mixed = replace(data, snrs_db=(own.snr_db,))
+        jobs[own.name] = job(
+            own.name, "expert", net, scale.expert_fit, data=mixed, conditions=own.filters
+        )
     paths = {}
-    for name, words in jobs:
-        out = options.models / f"{name.replace(' ', '_')}.h5"
-        print(f"\n{name}: {out}", flush=True)
-        train.run(train.parse([str(word) for word in [*words, *common, "--out", out]]))
-        paths[name] = out, sha256_of(out)
+    for name, asked in jobs.items():
+        say(f"\n{name}: {asked.out}")
+        for line in lines_of(train(asked, say)):
+            say(line)
+        paths[name] = asked.out, sha256_of(asked.out)
     return paths
 
 
 def test_plans(
-    options: argparse.Namespace, conditions: Sequence[Condition], num_each: int
-) -> list[tuple[Condition, Any]]:
+    conditions: Sequence[Condition],
+    num_each: int,
+    speech: Path | None = None,
+    noise: Path | None = None,
+    seed: int = 0,
+) -> list[tuple[Condition, MixturePlan]]:
     """Returns the test mixtures of all conditions.
 
     Args:
-        options: With ``timit``, ``noise`` (both None for the bundled corpus) and ``seed``.
         conditions: See `conditions_of`.
         num_each: Utterances for each condition and noise; 0 for all.
+        speech: Tree with TEST; None for the bundled corpus.
+        noise: Folder of noises to mix with it.
+        seed: Of the noise segments.
 
     Raises:
         ValueError: No utterance or noise meets a condition.
     """
-    from speech.data import corpus
-
-    if options.timit is None:
+    if speech is None or noise is None:
         utterances, noises = corpus.bundled_speech("TEST"), corpus.bundled_noise("TEST")
     else:
-        utterances = corpus.find_speech(options.timit, "TEST")
-        noises = corpus.find_noise(options.noise, "TEST")
+        utterances, noises = corpus.find_speech(speech, "TEST"), corpus.find_noise(noise, "TEST")
     return [
         (condition, plan)
         for condition in conditions
-        for plan in plan_tests(condition, utterances, noises, num_each, options.seed)
+        for plan in plan_tests(condition, utterances, noises, num_each, seed)
     ]
 
 
 def _judge(
-    options: argparse.Namespace,
-    plans: Sequence[tuple[Condition, Any]],
+    config: ExperimentConfig,
+    plans: Sequence[tuple[Condition, MixturePlan]],
     paths: dict[str, tuple[Path, str]],
 ) -> list[dict[str, Any]]:
     """Returns a row for each mixture; those of an earlier run with the same models are kept."""
-    from mnn.dae import Autoencoder
-    from mnn.data import description
-    from mnn.features import fingerprint
-    from mnn.pool import open_expert
-    from mnn.selection import VERSION
-    from speech.base.files import append_text, write_text
-
     daes = {net: Autoencoder(paths[f"dae_{net}"][0]) for net in DAES}
     experts = [
         open_expert(path, name) for name, (path, _) in paths.items() if not name.startswith("dae_")
@@ -433,7 +488,7 @@ def _judge(
         + all_selections()
         + [f"version {VERSION}"]
     )
-    path = options.out / "rows.jsonl"
+    path = config.folder / "rows.jsonl"
     known = _read_rows(path, models)
     write_text(path, "".join(json.dumps(row) + "\n" for row in known.values()))
     rows = []
@@ -443,7 +498,7 @@ def _judge(
             try:
                 scores, picks = judge_mixture(plan, experts, daes)
             except ValueError as error:
-                print(f"skipped in the test: {cli.one_line(error)}", file=sys.stderr)
+                _logger.warning("skipped in the test: %s", cli.one_line(error))
                 continue
             known[key] = {
                 "key": key,
@@ -488,9 +543,6 @@ def draw(result: dict[str, Any], path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    from eval.plots import COLORS
-    from speech.base.files import atomic_path
-
     names, default = result["experts"], result["default"]
     lines = [ln for ln in result["table"] if ln["metric"] == "sdr" and ln["condition"] != "all"]
     columns = [*names, "chance", "snr paper 128", "ae paper 128", default, "oracle"]
@@ -523,15 +575,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
         figure.savefig(temporary, dpi=150)
 
 
-def _write(
-    out: Path,
-    result: dict[str, Any],
-    rows: Sequence[dict[str, Any]],
-    text: str,
-) -> None:
-    from speech.base.files import write_json, write_text
-    from speech.base.runinfo import run_info
-
+def _write(out: Path, result: dict[str, Any], rows: Sequence[dict[str, Any]]) -> None:
     picks, names = list(rows[0]["picks"]), list(rows[0]["scores"])
     table = [
         {"condition": row["condition"], "name": row["name"]}
@@ -540,9 +584,37 @@ def _write(
         for row in rows
     ]
     write_text(out / "scores.csv", csv_text(table, list(table[0])))
-    write_text(out / "report.md", text)
+    write_text(out / "report.md", report_markdown(result))
     write_json(out / "results.json", {**result, **run_info()})
     draw(result, out / "report.png")
+
+
+# --------------------------------------------------------------------------------------------
+# The command
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit code."""
+    parser = _parser()
+    options = parser.parse_args(argv)
+    try:
+        config = ExperimentConfig(
+            options.experiment, options.timit, options.noise, tuple(options.noise_types or ()),
+            options.scale, options.out, options.models, options.seed, options.gpu,
+        )  # fmt: skip
+    except ValueError as error:
+        parser.error(str(error))
+    cli.log_to_stderr()
+    return cli.run(lambda: _print_run(config))
+
+
+def _print_run(config: ExperimentConfig) -> int:
+    result = run(config, lambda line: print(line, flush=True))
+    training, testing = (result["seconds"][name] for name in ("training", "testing"))
+    print(report_markdown(result))
+    print(f"total time  {training + testing:.0f} s, training {training:.0f} s")
+    print(f"results     {config.folder.resolve()}")
+    return 0
 
 
 def _parser() -> argparse.ArgumentParser:

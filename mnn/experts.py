@@ -5,20 +5,16 @@
 
 Modified ReLU inside, the logistic function at the end; trained like the autoencoders (section
 4.1), dropout included, towards |s| / |s + n|. An expert differs from another by its data alone: see
-`mnn.data`. The estimate is the mask times the mixture's spectrum, so it has the mixture's phase.
+`mnn.conditions`. The estimate is the mask times the mixture's spectrum, so it has the phase of the
+mixture.
 """
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from mnn.dae import build_dense
-from mnn.features import Conventions, level, network_input, scaled_magnitudes
-from mnn.layers import load_network
-from speech.sound.stft import istft, stft
+from mnn.features import Conventions
 
 if TYPE_CHECKING:
     import keras
@@ -41,52 +37,3 @@ def build_expert(net: str = "512x2", *, seed: int = 0) -> tuple[keras.Model, Con
         raise ValueError(f"net is {net!r}; an expert is one of {', '.join(NETS)}")
     conventions = Conventions(3)
     return build_dense(f"expert_{net}", conventions, NETS[net], "sigmoid", seed), conventions
-
-
-class MaskExpert:
-    """A trained mask network, run by NumPy.
-
-    Args:
-        path: An .h5 model file, possibly from a stranger.
-
-    Attributes:
-        file: The model file as it was read.
-        conventions: What it takes.
-
-    Raises:
-        ValueError: The file is refused or gives no mask (see `mnn.layers.load_network`).
-    """
-
-    def __init__(self, path: str | os.PathLike) -> None:
-        self.file, self.conventions, self._network = load_network(path, "mask")
-
-    def mask(self, frames: np.ndarray) -> np.ndarray:
-        """Returns the soft mask of a mixture.
-
-        Args:
-            frames: float32 [num_frames, num_bins], from `mnn.features.scaled_magnitudes`.
-
-        Returns:
-            float32 [num_frames, num_bins]; from 0 to 1 if it ends in the logistic function.
-        """
-        return self._network(network_input(frames, self.conventions))
-
-    def estimate(self, spectra: np.ndarray, mixture_level: float) -> np.ndarray:
-        """Returns the spectra of the speech in a mixture, complex64 [num_frames, num_bins].
-
-        Args:
-            spectra: Of the mixture, complex64 [num_frames, num_bins]; one STFT serves all experts.
-            mixture_level: `mnn.features.level` of the mixture.
-        """
-        frames = scaled_magnitudes(spectra, mixture_level, self.conventions.stft)
-        return self.mask(frames) * spectra
-
-    def __call__(self, noisy: np.ndarray) -> np.ndarray:
-        """Returns the speech in a mixture: float32 [num_samples] of the same scale.
-
-        Args:
-            noisy: float [num_samples] at 16 kHz, any level.
-        """
-        noisy = np.asarray(noisy, np.float32)
-        spectra = stft(noisy, self.conventions.stft)
-        return istft(self.estimate(spectra, level(noisy)), len(noisy), self.conventions.stft)

@@ -7,8 +7,8 @@
     python -m mnn.select --experts a.h5 b.h5 --candidates rnnoise=DIR noisy/ -o chosen/
     python -m mnn.select --selector-experts a.icse b.icse --experts a.h5 b.h5 noisy/ -o chosen/
 
-Experts may be of any kind (`mnn.pool`); `mnn.selection` says how they are scored. Every file is
-given to all of them, one is chosen, and its signal is written with the rate, channels, length,
+Experts may be of any kind (`mnn.expert_files`); `mnn.scoring` says how they are scored. Every file
+is given to all of them, one is chosen, and its signal is written with the rate, channels, length,
 format and place in the tree of the file. With ``--granularity segment`` the choice is made anew
 every few seconds, with cross-fades; with ``--combine`` all estimates are added with weights that
 follow from their scores. Experts over samples are scaled to fit the mixture (`mnn.arbiter`).
@@ -23,20 +23,36 @@ All channels of a file share one choice, for which their statistics are added.
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mnn.scoring import DEFAULT_SCORING, METRICS, SCORINGS, needs_of
 from speech.base import cli
 from speech.base.cli import natural_number
+from speech.base.files import remove_leftovers, write_json
 from speech.base.words import shown
+from speech.data import corpus
+from speech.sound.audio import SAMPLE_RATE_HZ, is_audio_name, read_multichannel
+from speech.sound.audiofiles import (
+    at_16k,
+    file_row,
+    plan_outputs,
+    put_channel,
+    say_turned_down,
+    write_like,
+)
 
 if TYPE_CHECKING:
-    from mnn.pool import Expert
+    from mnn.expert_files import Expert
     from mnn.selector import Selector
+
+_logger = logging.getLogger("speech")
 
 _MODELS = Path(__file__).resolve().parent.parent / "models"
 
@@ -50,6 +66,184 @@ SEGMENT_SECONDS = 2.0
 #: The clips that are made where no input is named: so many for each bundled noise.
 NUM_CLIPS_EACH = 2
 CLIPS_SNR_DB = 0.0
+
+
+@dataclass(frozen=True)
+class SelectConfig:
+    """What to choose from, and how.
+
+    Attributes:
+        inputs: Noisy files and folders; none for noisy test clips of the bundled corpus.
+        out: Folder to write, or a file for one file.
+        experts: Model files of any kind (`mnn.expert_files`).
+        candidates: Name and folder of files that other tools have made of the inputs.
+        selector_experts: Compressed copies of the experts, in their order, which choose; of
+            ``experts`` only the winner is run.
+        check: Whether all experts are run all the same, to count how often both choose alike.
+        dae: Model file of the autoencoder of speech.
+        metric: Key of `mnn.scoring.METRICS`.
+        scoring: Key of `mnn.scoring.SCORINGS`.
+        num_draws: Draws of dropout that the error is averaged over; 0 for none.
+        seed: Of these draws.
+        segment_s: Length of a segment in seconds, each with its own choice; None for one choice a
+            file.
+        combine: Whether all estimates are added, weighted by their scores.
+        strict: Whether the first model, file or estimate that is no good is an error.
+    """
+
+    inputs: tuple[Path, ...] = ()
+    out: Path = DEFAULT_OUT
+    experts: tuple[Path, ...] = DEFAULT_EXPERTS
+    candidates: tuple[tuple[str, Path], ...] = ()
+    selector_experts: tuple[Path, ...] = ()
+    check: bool = False
+    dae: Path = DEFAULT_DAE
+    metric: str = "ae"
+    scoring: str = DEFAULT_SCORING
+    num_draws: int = 0
+    seed: int = 0
+    segment_s: float | None = None
+    combine: bool = False
+    strict: bool = False
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for values that make no sense or do not go together."""
+        if self.selector_experts:
+            if len(self.selector_experts) != len(self.experts):
+                raise ValueError(
+                    f"{len(self.selector_experts)} --selector-experts for "
+                    f"{len(self.experts)} --experts: give as many, in the same order"
+                )
+            if self.candidates:
+                raise ValueError(
+                    "--candidates have no compressed copies; leave out --selector-experts"
+                )
+        elif self.check:
+            raise ValueError("--check compares --selector-experts with --experts")
+        if self.segment_s is not None and not 0.1 <= self.segment_s <= 3600:
+            raise ValueError(f"--segment-seconds is {self.segment_s}; give 0.1 to 3600")
+
+
+@dataclass(eq=False)
+class SelectResult:
+    """What `select` did.
+
+    Attributes:
+        config: What was asked for.
+        selector: What chose.
+        refused: Reasons of the experts that were refused.
+        files: The row of each file, from `select_file`.
+        skipped: Input and reason of those that failed.
+        wall_s: What it took, without opening the models.
+    """
+
+    config: SelectConfig
+    selector: Selector
+    refused: Sequence[str]
+    files: list[dict[str, Any]] = field(default_factory=list)
+    skipped: list[tuple[str, str]] = field(default_factory=list)
+    wall_s: float = 0.0
+
+    @property
+    def picks(self) -> Counter[str]:
+        """How many files each expert has won."""
+        picks = Counter({expert.name: 0 for expert in self.selector.experts})
+        picks.update(row["pick"] for row in self.files)
+        return picks
+
+    @property
+    def audio_s(self) -> float:
+        """Seconds of audio, channels counted apart."""
+        return sum(row["audio_seconds"] * row["channels"] for row in self.files)
+
+    @property
+    def agreement(self) -> float | None:
+        """Share of the choices that experts and selectors have made alike; None unless checked."""
+        found = self.selector.agreement
+        return sum(found) / len(found) if found else None
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns everything as plain JSON values."""
+        config, dae = self.config, self.selector.arbiter.dae.file
+        seconds = {name: float(value) for name, value in self.selector.seconds.items()}
+        return {
+            "dae": {"source": str(dae.path), "sha256": dae.sha256},
+            "experts": [_described(expert) for expert in self.selector.experts],
+            "selector_experts": [_described(expert) for expert in self.selector.selectors],
+            "refused": list(self.refused),
+            "metric": config.metric,
+            "scoring": config.scoring,
+            "draws": config.num_draws,
+            "seed": config.seed,
+            "segment_seconds": config.segment_s,
+            "combine": config.combine,
+            "files": self.files,
+            "skipped": [{"input": source, "reason": why} for source, why in self.skipped],
+            "picks": dict(self.picks),
+            "agreement": self.agreement,
+            "audio_seconds": self.audio_s,
+            "seconds": seconds | {"wall": self.wall_s},
+        }
+
+
+def select(
+    config: SelectConfig,
+    *,
+    on_start: Callable[[Selector, Sequence[Path]], None] | None = None,
+    on_file: Callable[[Path, dict[str, Any]], None] | None = None,
+) -> SelectResult:
+    """Chooses for every file and writes the results.
+
+    Args:
+        config: What to choose from, and how.
+        on_start: Gets the selector and the path of each file below its input folder.
+        on_file: Gets the path and the row of each file, as soon as it is written.
+
+    Raises:
+        ValueError: The autoencoder is refused, no expert is left, or inputs and outputs do not go
+            together; if ``strict``, whatever else fails.
+        OSError: A file can't be read or written.
+    """
+    inputs, out = config.inputs, config.out
+    filled = [] if inputs else [out / name for name in ("noisy", "clean", "selected")]
+    cli.check_out(out, [folder for _, folder in config.candidates], filled)
+    result = SelectResult(config, *open_selector(config))
+    if not inputs:
+        inputs, out = (_bundled_clips(config.out),), config.out / "selected"
+    jobs = plan_outputs(inputs, out)
+    _check_candidates(jobs, config.candidates)
+    for folder in {target.parent for _, target in jobs}:
+        remove_leftovers(folder)
+    folders = [item for item in inputs if item.is_dir()]
+    relatives = [_below(folders, source) for source, _ in jobs]
+    if on_start is not None:
+        on_start(result.selector, relatives)
+    started = time.perf_counter()
+    todo = cli.progress(zip(jobs, relatives, strict=True), total=len(jobs), label="selecting")
+    for (source, target), relative in todo:
+        try:
+            row = select_file(result.selector, source, relative, target)
+        except ValueError as error:
+            if config.strict:
+                raise
+            result.skipped.append((str(source), cli.one_line(error)))
+            continue
+        result.files.append(row)
+        if on_file is not None:
+            on_file(relative, row)
+        for name, reason in row["disqualified"].items():
+            words = cli.one_line(ValueError(f"{source}: {name}: {reason}"))
+            _logger.warning("disqualified for %s", words)
+            if config.strict:
+                raise ValueError(f"{name}: {reason}")
+    result.wall_s = time.perf_counter() - started
+    return result
+
+
+def _below(folders: Sequence[Path], source: Path) -> Path:
+    """Returns the path of a file below the last of the folders that holds it, or its name."""
+    roots = [folder for folder in folders if source.is_relative_to(folder)]
+    return source.relative_to(roots[-1]) if roots else Path(source.name)
 
 
 def select_file(selector: Selector, source: Path, relative: Path, target: Path) -> dict[str, Any]:
@@ -67,41 +261,16 @@ def select_file(selector: Selector, source: Path, relative: Path, target: Path) 
     Raises:
         ValueError: The file can't be read or written, or no expert is left.
     """
-    import numpy as np
-
-    from speech.enhance import level_for, writable_subtype
-    from speech.sound.audio import (
-        SAMPLE_RATE_HZ,
-        fit_length,
-        read_multichannel,
-        resample,
-        write_audio,
-    )
-
     audio = read_multichannel(source)
-    samples = audio.samples
-    channels = [
-        resample(np.ascontiguousarray(column), audio.source_rate_hz, SAMPLE_RATE_HZ)
-        for column in samples.T
-    ]
-    if not len(channels[0]):
-        raise ValueError(f"{source}: too short, nothing is left at {SAMPLE_RATE_HZ} Hz")
-    decision, signals = selector.choose(channels, relative)
-    del channels
-    for number in range(samples.shape[1]):
-        result = resample(signals.pop(0), SAMPLE_RATE_HZ, audio.source_rate_hz)
-        samples[:, number] = fit_length(result, len(samples))
-    subtype = writable_subtype(target, audio.subtype)
-    turned: dict[str, float] = {}
-    samples *= level_for(subtype, float(np.abs(samples).max()), turned)
-    write_audio(target, samples, audio.source_rate_hz, subtype)
+    numbers = range(audio.samples.shape[1])
+    decision, signals = selector.choose([at_16k(audio, number) for number in numbers], relative)
+    for number in numbers:
+        put_channel(audio, number, signals.pop(0))
+    row = file_row(source, target, audio.source_rate_hz, audio.samples.shape)
+    write_like(target, audio, row)
     seconds = [float(bound) / SAMPLE_RATE_HZ for bound in decision.bounds[:-1]]
     counts = Counter(decision.picks)
-    return {
-        "input": str(source),
-        "output": str(target),
-        "audio_seconds": len(samples) / audio.source_rate_hz,
-        "channels": samples.shape[1],
+    return row | {
         "silent": decision.is_silent,
         "scores": dict(zip(decision.names, decision.scores, strict=True)),
         "pick": min(counts, key=lambda name: (-counts[name], name)),
@@ -114,70 +283,7 @@ def select_file(selector: Selector, source: Path, relative: Path, target: Path) 
             for name, own in zip(decision.names, decision.weights, strict=True)
         },
         "disqualified": decision.out,
-        **turned,
     }
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command; returns its exit code."""
-    parser = _parser()
-    options = parser.parse_args(argv)
-    _check_usage(parser, options)
-    cli.log_to_stderr()
-    return cli.run(lambda: _run(options))
-
-
-def _run(options: argparse.Namespace) -> int:
-    from speech.base.files import remove_leftovers
-    from speech.enhance import plan_outputs, say_turned_down
-
-    inputs, out = options.inputs, options.out
-    filled = [] if inputs else [out / name for name in ("noisy", "clean", "selected")]
-    cli.check_out(out, [folder for _, folder in options.candidates], filled)
-    selector, refused = _selector(options)
-    if not inputs:
-        inputs, out = [_bundled_clips(options.out)], options.out / "selected"
-    jobs = plan_outputs(inputs, out)
-    _check_candidates(jobs, options.candidates)
-    for folder in {target.parent for _, target in jobs}:
-        remove_leftovers(folder)
-    roots = {path: item for item in inputs if item.is_dir() for path, _ in jobs
-             if path.is_relative_to(item)}  # fmt: skip
-    experts = selector.experts
-    for kind, pool in (("expert", experts), ("selector", selector.selectors)):
-        for expert in pool:
-            digest = f"sha256 {expert.sha256[:12]}" if expert.sha256 else "a folder"
-            print(f"{kind:10s}  {expert.name}: {expert.source} ({expert.kind}, {digest})")
-    print(f"dae         {selector.arbiter.dae.file.path} "
-          f"(sha256 {selector.arbiter.dae.file.sha256[:12]})")  # fmt: skip
-    if len(experts) == 1:
-        print("one expert: there is nothing to choose")
-    unit = " in dB, the largest wins" if options.metric == "snr" else ", the smallest wins"
-    print(f"scores      {options.metric}, {options.scoring}{unit}")
-    width = max(len(_short(source, roots)) for source, _ in jobs)
-    rows, skipped = [], []
-    started = time.perf_counter()
-    for source, target in cli.progress(jobs, total=len(jobs), label="selecting"):
-        root = roots.get(source)
-        relative = source.relative_to(root) if root else Path(source.name)
-        try:
-            row = select_file(selector, source, relative, target)
-        except ValueError as error:
-            if options.strict:
-                raise
-            skipped.append((str(source), cli.one_line(error)))
-            continue
-        rows.append(row)
-        print(_line(row, _short(source, roots), width), flush=True)
-        for name, reason in row["disqualified"].items():
-            words = cli.one_line(ValueError(f"{source}: {name}: {reason}"))
-            print(f"disqualified for {words}", file=sys.stderr)
-            if options.strict:
-                raise ValueError(f"{name}: {reason}")
-    say_turned_down(rows)
-    _report(options, selector, refused, rows, skipped, time.perf_counter() - started)
-    named = all(item.is_file() for item in inputs)
-    return 0 if rows and not (named and skipped) else 1
 
 
 def _check_candidates(
@@ -190,87 +296,8 @@ def _check_candidates(
             raise ValueError(f"{target}: lies inside a folder of --candidates; choose another -o")
 
 
-def _short(source: Path, roots: dict[Path, Path]) -> str:
-    return shown(str(source.relative_to(roots[source])) if source in roots else source.name)
-
-
-def _line(row: dict[str, Any], name: str, width: int) -> str:
-    scores = "  ".join(
-        f"{expert} {score:.0f}" if abs(score) >= 1000 else f"{expert} {score:.4g}"
-        for expert, score in row["scores"].items()
-    )
-    counts = Counter(segment["pick"] for segment in row["segments"])
-    picks = row["pick"]
-    if len(row["segments"]) > 1:
-        picks = ", ".join(f"{expert} x {count}" for expert, count in counts.most_common())
-    silent = " (silent input)" if row["silent"] else ""
-    return f"{name:{width}s}  {scores}  -> {picks}{silent}"
-
-
-def _report(
-    options: argparse.Namespace,
-    selector: Selector,
-    refused: Sequence[str],
-    rows: Sequence[dict[str, Any]],
-    skipped: Sequence[tuple[str, str]],
-    wall_seconds: float,
-) -> None:
-    from speech.base.files import write_json
-
-    seconds = {name: float(value) for name, value in selector.seconds.items()}
-    picks = Counter({expert.name: 0 for expert in selector.experts})
-    picks.update(row["pick"] for row in rows)
-    audio_seconds = sum(row["audio_seconds"] * row["channels"] for row in rows)
-    print("picks       " + ", ".join(f"{name} {count}" for name, count in sorted(picks.items())))
-    print(
-        f"time        {audio_seconds:.1f} s of audio in {wall_seconds:.1f} s: experts "
-        f"{seconds.get('experts', 0):.2f} s, judging {seconds.get('judging', 0):.2f} s"
-        + (f", selectors {seconds['choosing']:.2f} s" if selector.selectors else "")
-    )
-    agreement = None
-    if selector.agreement:
-        agreement = sum(selector.agreement) / len(selector.agreement)
-        print(f"agreement   {100 * agreement:.1f} % of {len(selector.agreement)} choices are those "
-              "of the full experts")  # fmt: skip
-    if rows:
-        print(f"written     {rows[0]['output'] if len(rows) == 1 else len(rows)}"
-              + ("" if len(rows) == 1 else " files"))  # fmt: skip
-    for _, reason in skipped:
-        print(f"skipped: {reason}", file=sys.stderr)
-    if options.json:
-        dae = selector.arbiter.dae.file
-        result = {
-            "dae": {"source": str(dae.path), "sha256": dae.sha256},
-            "experts": [_described(expert) for expert in selector.experts],
-            "selector_experts": [_described(expert) for expert in selector.selectors],
-            "refused": list(refused),
-            "metric": options.metric,
-            "scoring": options.scoring,
-            "draws": options.draws,
-            "seed": options.seed,
-            "segment_seconds": selector.segment_seconds,
-            "combine": options.combine,
-            "files": list(rows),
-            "skipped": [{"input": source, "reason": why} for source, why in skipped],
-            "picks": dict(picks),
-            "agreement": agreement,
-            "audio_seconds": audio_seconds,
-            "seconds": seconds | {"wall": wall_seconds},
-        }
-        write_json(options.json, result)
-
-
-def _described(expert: Expert) -> dict[str, Any]:
-    return {
-        "name": expert.name,
-        "kind": expert.kind,
-        "source": str(expert.source),
-        "sha256": expert.sha256 or None,
-    }
-
-
-def _selector(options: argparse.Namespace) -> tuple[Selector, list[str]]:
-    """Opens autoencoder and pool; says on stderr which experts were refused.
+def open_selector(config: SelectConfig) -> tuple[Selector, list[str]]:
+    """Opens autoencoder and pool; announces the experts that are refused, and returns why.
 
     Raises:
         ValueError: The autoencoder is refused or missing, or no expert is left.
@@ -278,40 +305,35 @@ def _selector(options: argparse.Namespace) -> tuple[Selector, list[str]]:
     from mnn.arbiter import Arbiter
     from mnn.dae import Autoencoder
     from mnn.pool import open_pool
-    from mnn.selection import needs_of
     from mnn.selector import Selector
 
-    paths = options.experts
-    _check_shipped(options.dae, paths)
-    dae = Autoencoder(options.dae)
-    opened, refused = open_pool(paths, options.candidates, strict=options.strict)
+    _check_shipped(config.dae, config.experts)
+    dae = Autoencoder(config.dae)
+    opened, refused = open_pool(config.experts, config.candidates, strict=config.strict)
     selectors: list[Expert] = []
-    if options.selector_experts:
-        copies, more = open_pool(options.selector_experts, strict=options.strict)
+    if config.selector_experts:
+        copies, more = open_pool(config.selector_experts, strict=config.strict)
         refused = refused + more
         both = [(e, s) for e, s in zip(opened, copies, strict=True) if e and s]
         experts, selectors = [e for e, _ in both], [s for _, s in both]
     else:
         experts = [expert for expert in opened if expert is not None]
     for reason in refused:
-        print(f"refused: {reason}", file=sys.stderr)
+        _logger.warning("refused: %s", reason)
     if not experts:
         raise ValueError("no expert is left, all were refused; give others with --experts")
     arbiter = Arbiter(
         dae,
-        needs_of(options.metric, options.scoring),
-        options.draws,
-        options.seed,
-        fit=options.scoring != "paper",
+        needs_of(config.metric, config.scoring),
+        config.num_draws,
+        config.seed,
+        fit=config.scoring != "paper",
     )
-    segment = options.segment_seconds if options.granularity == "segment" else None
-    return (
-        Selector(
-            arbiter, experts, options.metric, options.scoring, segment, options.combine,
-            selectors, options.check,
-        ),
-        refused,
+    selector = Selector(
+        arbiter, experts, config.metric, config.scoring, config.segment_s, config.combine,
+        selectors, config.check,
     )  # fmt: skip
+    return selector, refused
 
 
 def _check_shipped(dae: Path, experts: Sequence[Path]) -> None:
@@ -327,7 +349,6 @@ def _check_shipped(dae: Path, experts: Sequence[Path]) -> None:
 
 def _bundled_clips(out: Path) -> Path:
     """Writes noisy test clips of the bundled corpus, the same each time; returns their folder."""
-    from speech.data import corpus
     from speech.data.prepared import write_mixtures
 
     plans = corpus.spread_mixtures(
@@ -337,32 +358,127 @@ def _bundled_clips(out: Path) -> Path:
     return out / "noisy"
 
 
-def _check_usage(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
-    from speech.sound.audio import is_audio_name
+# --------------------------------------------------------------------------------------------
+# The command
 
-    asked = options.experts is not None
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit code."""
+    parser = _parser()
+    options = parser.parse_args(argv)
+    config = _config(parser, options)
+    cli.log_to_stderr()
+    return cli.run(lambda: _run(config, options.json))
+
+
+def _run(config: SelectConfig, json: Path | None) -> int:
+    width = 0
+
+    def start(selector: Selector, relatives: Sequence[Path]) -> None:
+        nonlocal width
+        width = max(len(shown(str(relative))) for relative in relatives)
+        _print_pool(config, selector)
+
+    result = select(
+        config,
+        on_start=start,
+        on_file=lambda relative, row: print(_line(row, shown(str(relative)), width), flush=True),
+    )
+    say_turned_down(result.files)
+    _print_result(result)
+    if json:
+        write_json(json, result.to_json())
+    are_files = bool(config.inputs) and all(item.is_file() for item in config.inputs)
+    return 0 if result.files and not (are_files and result.skipped) else 1
+
+
+def _print_pool(config: SelectConfig, selector: Selector) -> None:
+    for kind, pool in (("expert", selector.experts), ("selector", selector.selectors)):
+        for expert in pool:
+            digest = f"sha256 {expert.sha256[:12]}" if expert.sha256 else "a folder"
+            print(f"{kind:10s}  {expert.name}: {expert.source} ({expert.kind}, {digest})")
+    dae = selector.arbiter.dae.file
+    print(f"dae         {dae.path} (sha256 {dae.sha256[:12]})")
+    if len(selector.experts) == 1:
+        print("one expert: there is nothing to choose")
+    unit = " in dB, the largest wins" if config.metric == "snr" else ", the smallest wins"
+    print(f"scores      {config.metric}, {config.scoring}{unit}")
+
+
+def _line(row: dict[str, Any], name: str, width: int) -> str:
+    scores = "  ".join(
+        f"{expert} {score:.0f}" if abs(score) >= 1000 else f"{expert} {score:.4g}"
+        for expert, score in row["scores"].items()
+    )
+    counts = Counter(segment["pick"] for segment in row["segments"])
+    picks = row["pick"]
+    if len(row["segments"]) > 1:
+        picks = ", ".join(f"{expert} x {count}" for expert, count in counts.most_common())
+    silent = " (silent input)" if row["silent"] else ""
+    return f"{name:{width}s}  {scores}  -> {picks}{silent}"
+
+
+def _print_result(result: SelectResult) -> None:
+    seconds, files = result.selector.seconds, result.files
+    picks = ", ".join(f"{name} {count}" for name, count in sorted(result.picks.items()))
+    print(f"picks       {picks}")
+    print(
+        f"time        {result.audio_s:.1f} s of audio in {result.wall_s:.1f} s: experts "
+        f"{seconds.get('experts', 0):.2f} s, judging {seconds.get('judging', 0):.2f} s"
+        + (f", selectors {seconds['choosing']:.2f} s" if result.selector.selectors else "")
+    )
+    if result.agreement is not None:
+        print(f"agreement   {100 * result.agreement:.1f} % of {len(result.selector.agreement)} "
+              "choices are those of the full experts")  # fmt: skip
+    if files:
+        print(f"written     {files[0]['output'] if len(files) == 1 else f'{len(files)} files'}")
+    for _, reason in result.skipped:
+        print(f"skipped: {reason}", file=sys.stderr)
+
+
+def _described(expert: Expert) -> dict[str, Any]:
+    return {
+        "name": expert.name,
+        "kind": expert.kind,
+        "source": str(expert.source),
+        "sha256": expert.sha256 or None,
+    }
+
+
+def _config(parser: argparse.ArgumentParser, options: argparse.Namespace) -> SelectConfig:
+    """Returns what the options say; exits with code 2 if they make no sense."""
+    inputs, models = list(options.inputs), {}
     # Inputs may follow --experts, which takes all it can get.
     for name in ("experts", "selector_experts"):
         given = getattr(options, name) or []
-        audio = [p for p in given if p.is_dir() or is_audio_name(p)]
-        options.inputs += audio
-        setattr(options, name, [path for path in given if path not in audio])
-    if asked and not options.experts and not options.candidates:
-        parser.error("--experts names no model file")
-    if not options.experts and not options.candidates:
-        options.experts = list(DEFAULT_EXPERTS)
-    if options.selector_experts:
-        if len(options.selector_experts) != len(options.experts):
-            parser.error(
-                f"{len(options.selector_experts)} --selector-experts for "
-                f"{len(options.experts)} --experts: give as many, in the same order"
-            )
-        if options.candidates:
-            parser.error("--candidates have no compressed copies; leave out --selector-experts")
-    elif options.check:
-        parser.error("--check compares --selector-experts with --experts")
-    if not 0.1 <= options.segment_seconds <= 3600:
-        parser.error(f"--segment-seconds is {options.segment_seconds}; give 0.1 to 3600")
+        audio = [path for path in given if path.is_dir() or is_audio_name(path)]
+        inputs += audio
+        models[name] = tuple(path for path in given if path not in audio)
+    if not models["experts"] and not options.candidates:
+        if options.experts is not None:
+            parser.error("--experts names no model file")
+        models["experts"] = DEFAULT_EXPERTS
+    try:
+        config = SelectConfig(
+            inputs=tuple(inputs),
+            out=options.out,
+            **models,
+            candidates=tuple(options.candidates),
+            check=options.check,
+            dae=options.dae,
+            metric=options.metric,
+            scoring=options.scoring,
+            num_draws=options.draws,
+            seed=options.seed,
+            segment_s=options.segment_seconds,
+            combine=options.combine,
+            strict=options.strict,
+        )
+    except ValueError as error:
+        parser.error(str(error))
+    if options.granularity == "utterance":
+        return replace(config, segment_s=None)
+    return config
 
 
 def _named_folder(text: str) -> tuple[str, Path]:
@@ -373,8 +489,6 @@ def _named_folder(text: str) -> tuple[str, Path]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    from mnn.selection import DEFAULT_SCORING, METRICS, SCORINGS
-
     parser = argparse.ArgumentParser(
         prog="python -m mnn.select",
         description="Let several experts enhance each recording and keep the result that an "

@@ -13,9 +13,18 @@ from pathlib import Path
 
 import numpy as np
 
-from mnn import selection
 from mnn.arbiter import Arbiter, Hearing
-from mnn.pool import Expert, Place
+from mnn.expert_files import Expert, Place
+from mnn.scoring import (
+    DEFAULT_SCORING,
+    costs,
+    hard_weights,
+    joined,
+    pick,
+    segment_bounds,
+    segment_sums,
+    soft_weights,
+)
 from speech.sound.audio import SAMPLE_RATE_HZ, is_silent
 
 #: Length of a cross-fade between segments.
@@ -52,8 +61,8 @@ class Selector:
     Attributes:
         arbiter: Judges; its ``needs`` are those of metric and scoring.
         experts: Make the signals.
-        metric: Key of `mnn.selection.METRICS`.
-        scoring: Key of `mnn.selection.SCORINGS`.
+        metric: Key of `mnn.scoring.METRICS`.
+        scoring: Key of `mnn.scoring.SCORINGS`.
         segment_seconds: Choose anew so often; None for once per file.
         combine: Add all estimates, with weights.
         selectors: Choose in place of ``experts``, one for each.
@@ -66,7 +75,7 @@ class Selector:
     arbiter: Arbiter
     experts: Sequence[Expert]
     metric: str = "ae"
-    scoring: str = selection.DEFAULT_SCORING
+    scoring: str = DEFAULT_SCORING
     segment_seconds: float | None = None
     combine: bool = False
     selectors: Sequence[Expert] = ()
@@ -144,18 +153,14 @@ class Selector:
         num_samples = len(channels[0])
         length = self.segment_seconds and round(self.segment_seconds * SAMPLE_RATE_HZ)
         for size in (None, length) if length else (None,):
-            bounds = selection.segment_bounds(num_samples, size)
-            sums = [selection.segment_sums(own, bounds, hop) for own in statistics]
-            scores, cost = selection.costs(sums, self.metric, self.scoring)
+            bounds = segment_bounds(num_samples, size)
+            sums = [segment_sums(own, bounds, hop) for own in statistics]
+            scores, cost = costs(sums, self.metric, self.scoring)
             if size is None:
                 whole_scores = scores[:, 0]
         left = [experts[place] for place in places]
-        picks = selection.pick(cost, [(expert.name, expert.sha256) for expert in left])
-        weights = (
-            selection.soft_weights(cost)
-            if self.combine
-            else selection.hard_weights(picks, len(left))
-        )
+        picks = pick(cost, [(expert.name, expert.sha256) for expert in left])
+        weights = soft_weights(cost) if self.combine else hard_weights(picks, len(left))
         return Decision(
             [expert.name for expert in left],
             whole_scores.tolist(),
@@ -171,7 +176,7 @@ class Selector:
         fade = round(FADE_SECONDS * SAMPLE_RATE_HZ)
         signals = [{hearing.expert.name: hearing.signal for hearing in own} for own in hearings]
         return [
-            selection.joined(
+            joined(
                 [own.get(name) for name in decision.names], decision.weights, decision.bounds, fade
             )
             for own in signals

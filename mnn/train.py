@@ -16,27 +16,37 @@ interrupted run where it stood, and does nothing once it is done.
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mnn import conditions
+from mnn.conditions import description, parse_conditions
+from mnn.config import EXPERT_SNRS_DB, NETS, OPTIMIZERS, FitConfig, TrainConfig
+from mnn.dae import build_dae
+from mnn.experts import build_expert
+from mnn.features import Conventions, Frames, fingerprint, mask_frames, speech_frames
+from mnn.layers import load_network
 from speech.base import cli
 from speech.base.cli import natural_number, positive_number
-from speech.training.common_options import add_data_options, check_data_options, is_bundled
+from speech.base.device import select_devices
+from speech.data import corpus
+from speech.data.corpus import Pair, render
+from speech.sound.audio import read_audio
+from speech.training.common_options import add_data_options, check_data_options, data_options
 
 if TYPE_CHECKING:
+    import keras
     import numpy as np
 
-#: The paper's nets, the one that is trained by default first.
-NETS = {"dae": ("128", "2048x2"), "expert": ("512x2", "2048x2")}
+
+_logger = logging.getLogger("speech")
 
 #: Speakers, and utterances of each: sections 4.1 and 4.2. Of the bundled corpus, all.
 PAPER_SPEAKERS = {"dae": (40, 10), "expert": (12, 5)}
-
-#: Experts are made at this SNR unless --snr says otherwise (section 4.2).
-EXPERT_SNRS_DB = [0.0]
 
 
 @dataclass(frozen=True)
@@ -47,49 +57,50 @@ class _Parts:
     validation: Sequence[Any]
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command; returns its exit code."""
-    options = parse(argv)
-    cli.log_to_stderr()
-    return cli.run(lambda: run(options))
+@dataclass(frozen=True)
+class TrainResult:
+    """What `train` did.
+
+    Attributes:
+        out: The model file.
+        was_done: Whether this very training had been done before.
+        validation_error: The smallest, of the weights that were kept: a frame.
+        best_iteration: Where it was met.
+        iterations_done: Of how many iterations.
+        seconds: What training took; 0 if it was done.
+    """
+
+    out: Path
+    was_done: bool
+    validation_error: float
+    best_iteration: int
+    iterations_done: int
+    seconds: float = 0.0
 
 
-def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Returns the checked options of the command; exits with code 2 if they make no sense."""
-    parser = _parser()
-    options = parser.parse_args(argv)
-    _check_usage(parser, options)
-    return options
-
-
-def run(options: argparse.Namespace) -> int:
-    """Trains, or says that it is done; returns 0.
+def train(config: TrainConfig, say: Callable[[str], None] | None = None) -> TrainResult:
+    """Trains an autoencoder or an expert, unless this very training is done.
 
     Args:
-        options: Of `parse`.
+        config: What to train, on what, and how.
+        say: Gets lines that say what is being done.
 
     Raises:
         ValueError: Data, device or files are not as they should be.
         OSError: A file can't be read or written.
     """
-    from mnn.data import description
-    from mnn.features import fingerprint
-    from speech.base.device import select_devices
-
-    parts = _find_data(options)
-    print(
-        f"data        {_source(options)}: {len(parts.training)} to train on, "
+    say = say or (lambda line: None)
+    parts = _find_data(config, say)
+    say(
+        f"data        {config.data.name}: {len(parts.training)} to train on, "
         f"{len(parts.validation)} to validate"
     )
-    select_devices(options.gpu)
-    from mnn.training import FitConfig, FrameTrainer, fingerprint_of, finished
+    select_devices(config.gpu)
+    from mnn.training import FrameTrainer, fingerprint_of, finished
 
-    config = FitConfig(
-        options.iterations, options.batch_size, options.optimizer, options.learning_rate,
-        options.validate_every, options.patience, options.seed,
-    )  # fmt: skip
-    kind = "mask" if options.what == "expert" else "autoencoder"
-    model, conventions, start = _network(options, kind)
+    is_expert = config.what == "expert"
+    kind = "mask" if is_expert else "autoencoder"
+    model, conventions, start = _network(config, kind, say)
     lines = [description(items) for items in (parts.training, parts.validation)]
     data_sha256 = fingerprint(
         f"{name} {line}"
@@ -102,75 +113,62 @@ def run(options: argparse.Namespace) -> int:
         **start,
         "created_by": "python -m mnn.train",
         "training": {
-            "conditions": options.conditions,
-            "snrs_db": options.snr if options.what == "expert" else None,
-            "draws": options.draws if options.what == "expert" else None,
+            "conditions": {key: list(words) for key, words in config.conditions.items()},
+            "snrs_db": list(config.data.snrs_db) if is_expert else None,
+            "draws": config.num_draws if is_expert else None,
             "items": [len(parts.training), len(parts.validation)],
             "data_sha256": data_sha256,
         },
     }
-    done = finished(options.out, fingerprint_of(config, meta, data_sha256))
+    done = finished(config.out, fingerprint_of(config.fit, meta, data_sha256))
     if done is not None:
-        print(f"done        {options.out} is this very run's (delete it to train anew)")
-        _report(done)
-        return 0
-    training = _frames(parts.training, options, conventions, "training spectra")
-    validation = _frames(parts.validation, options, conventions, "validation spectra")
-    print(
+        found = (done[key] for key in ("validation_error", "best_iteration", "iterations_done"))
+        return TrainResult(config.out, True, *found)
+    training = _frames(parts.training, config, conventions, "training spectra")
+    validation = _frames(parts.validation, config, conventions, "validation spectra")
+    say(
         f"frames      {len(training):,} to train on, {len(validation):,} to validate; "
-        f"{model.count_params():,} parameters",
-        flush=True,
+        f"{model.count_params():,} parameters"
     )
     trainer = FrameTrainer(
-        model, training, validation, config, options.out, meta=meta, data_sha256=data_sha256
+        model, training, validation, config.fit, config.out, meta=meta, data_sha256=data_sha256
     )
-    state = trainer.run(_print_row(config))
+    state = trainer.run(_saying(config.fit, say))
     best = state.best_row
     assert best is not None, "the last iteration is validated"
-    _report({**best, "best_iteration": best["iteration"], "iterations_done": state.iteration})
-    print(f"time        {state.seconds:.1f} s\nwritten     {options.out}")
-    return 0
+    return TrainResult(
+        config.out, False, best["validation_error"], int(best["iteration"]), state.iteration,
+        state.seconds,
+    )  # fmt: skip
 
 
-def _print_row(config: Any) -> Any:
-    """Returns what prints about twenty lines of the history, and the last."""
-    every = max(config.iterations // 20, config.validate_every)
+def _saying(fit: FitConfig, say: Callable[[str], None]) -> Callable[[dict[str, float]], None]:
+    """Returns what says about twenty lines of the history, and the last."""
+    every = max(fit.iterations // 20, fit.validate_every)
 
     def report(row: dict[str, float]) -> None:
-        if row["iteration"] % every < config.validate_every or row["iteration"] == (
-            config.iterations
-        ):
-            print(
-                f"iteration {row['iteration']:5d}/{config.iterations}  training "
+        if row["iteration"] % every < fit.validate_every or row["iteration"] == fit.iterations:
+            say(
+                f"iteration {row['iteration']:5d}/{fit.iterations}  training "
                 f"{row['training_error']:.4f}  validation {row['validation_error']:.4f}  "
-                f"{row['seconds']:.1f} s",
-                flush=True,
+                f"{row['seconds']:.1f} s"
             )
 
     return report
 
 
-def _report(training: dict[str, Any]) -> None:
-    print(
-        f"best        validation error {training['validation_error']:.4f} a frame in iteration "
-        f"{training['best_iteration']} of {training['iterations_done']}"
-    )
-
-
-def _network(options: argparse.Namespace, kind: str) -> tuple[Any, Any, dict[str, Any]]:
+def _network(
+    config: TrainConfig, kind: str, say: Callable[[str], None]
+) -> tuple[keras.Model, Conventions, dict[str, Any]]:
     """Returns a network, what it takes, and how it started, for the meta of its file."""
-    if options.init is None:
-        from mnn.dae import build_dae
-        from mnn.experts import build_expert
-
-        net = options.net or NETS[options.what][0]
-        build = build_expert if options.what == "expert" else build_dae
-        return *build(net, seed=options.seed), {"net": net}
-    from mnn.layers import load_network
+    if config.init is None:
+        net = config.net or NETS[config.what][0]
+        build = build_expert if config.what == "expert" else build_dae
+        return *build(net, seed=config.fit.seed), {"net": net}
     from speech.net.constraints import HeldZeros
     from speech.net.keras_models import build_model
 
-    file, conventions, _ = load_network(options.init, kind)
+    file, conventions, _ = load_network(config.init, kind)
     model = build_model(file.layers)
     num_zeros = 0
     for layer in file.layers:
@@ -178,76 +176,64 @@ def _network(options: argparse.Namespace, kind: str) -> tuple[Any, Any, dict[str
             mask = layer.weights["kernel"] != 0
             model.get_layer(layer.name).kernel.constraint = HeldZeros(mask)
             num_zeros += mask.size - int(mask.sum())
-    print(f"init        {options.init}; {num_zeros:,} weights are zero and stay so")
+    say(f"init        {config.init}; {num_zeros:,} weights are zero and stay so")
     kept = {key: file.meta[key] for key in ("net", "pruning") if key in file.meta}
     return model, conventions, kept | {"init_sha256": file.sha256}
 
 
-def _source(options: argparse.Namespace) -> str:
-    if is_bundled(options):
-        return "bundled corpus"
-    return ", ".join(map(str, options.timit or [options.train_noisy]))
-
-
-def _find_data(options: argparse.Namespace) -> _Parts:
+def _find_data(config: TrainConfig, say: Callable[[str], None]) -> _Parts:
     """Finds utterances for an autoencoder, mixture plans or premixed pairs for an expert."""
-    from mnn import data
-    from speech.data import corpus
-
-    is_dae = options.what == "dae"
-    if options.train_noisy is not None:
+    is_dae, given, seed = config.what == "dae", config.data, config.fit.seed
+    if given.noisy is not None and given.clean is not None:
         pairs, left_out = corpus.training_pairs(
-            options.train_noisy,
-            options.train_clean,
-            options.pair_by,
-            keep_low_snr=bool(options.keep_low_snr),
+            given.noisy, given.clean, given.pair_by, keep_low_snr=given.keep_low_snr
         )
         if left_out:
-            print(f"left out    {left_out}")
-        pairs = data.matching(pairs, options.conditions)
+            say(f"left out    {left_out}")
+        pairs = conditions.matching(pairs, config.conditions)
         if is_dae:
             pairs = list({pair.clean_path: pair for pair in pairs}.values())
-        return _Parts(*corpus.split_utterances(pairs, data.VALIDATION_FRACTION, options.seed))
-    bundled = is_bundled(options)
+        return _Parts(*corpus.split_utterances(pairs, conditions.VALIDATION_FRACTION, seed))
     utterances = (
         corpus.bundled_speech("TRAIN")
-        if bundled
-        else corpus.find_speech_trees(options.timit, "TRAIN", options.skip_sa)
+        if given.is_bundled
+        else corpus.find_speech_trees(given.speech, "TRAIN", given.skip_sa)
     )
-    speakers, each = (None, None) if bundled else PAPER_SPEAKERS[options.what]
-    parts = data.choose_speakers(
-        data.matching(utterances, options.conditions),
-        options.num_speakers or speakers,
-        options.per_speaker or each,
-        options.seed,
+    speakers, each = (None, None) if given.is_bundled else PAPER_SPEAKERS[config.what]
+    parts = conditions.choose_speakers(
+        conditions.matching(utterances, config.conditions),
+        config.num_speakers or speakers,
+        config.per_speaker or each,
+        seed,
     )
     if is_dae:
         return _Parts(*parts)
-    noises = corpus.bundled_noise("TRAIN") if bundled else corpus.find_noise(options.noise, "TRAIN")
+    noises = (
+        corpus.bundled_noise("TRAIN")
+        if given.noise is None
+        else corpus.find_noise(given.noise, "TRAIN")
+    )
     return _Parts(
         *(
-            data.plan_expert(
-                part, noises, options.snr, options.conditions,
-                num_draws=options.draws, seed=options.seed,
+            conditions.plan_expert(
+                part, noises, given.snrs_db, config.conditions,
+                num_draws=config.num_draws, seed=seed,
             )
             for part in parts
         )
     )  # fmt: skip
 
 
-def _frames(items: Sequence[Any], options: argparse.Namespace, conventions: Any, label: str) -> Any:
-    from mnn.features import mask_frames, speech_frames
-
-    shown, folder = cli.progress(items, total=len(items), label=label), options.out.parent
-    if options.what == "dae":
+def _frames(
+    items: Sequence[Any], config: TrainConfig, conventions: Conventions, label: str
+) -> Frames:
+    shown, folder = cli.progress(items, total=len(items), label=label), config.out.parent
+    if config.what == "dae":
         return speech_frames(_read_speech(shown), conventions, folder=folder)
     return mask_frames(_read_mixtures(shown), conventions, folder=folder)
 
 
 def _read_speech(items: Any) -> Iterator[np.ndarray]:
-    from speech.data.corpus import Pair
-    from speech.sound.audio import read_audio
-
     for item in items:
         path = item.clean_path if isinstance(item, Pair) else item.path
         with _Skipping():
@@ -255,9 +241,6 @@ def _read_speech(items: Any) -> Iterator[np.ndarray]:
 
 
 def _read_mixtures(items: Any) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    from speech.data.corpus import Pair, render
-    from speech.sound.audio import read_audio
-
     for item in items:
         with _Skipping():
             if isinstance(item, Pair):
@@ -280,35 +263,75 @@ class _Skipping:
 
     def __exit__(self, kind: type | None, error: BaseException | None, _: Any) -> bool:
         if isinstance(error, ValueError):
-            print(f"skipped in training: {cli.one_line(error)}", file=sys.stderr)
+            _logger.warning("skipped in training: %s", cli.one_line(error))
             return True
         return False
 
 
-def _check_usage(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
-    from mnn.data import parse_conditions
+# --------------------------------------------------------------------------------------------
+# The command
 
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit code."""
+    parser = _parser()
+    config = _config(parser, parser.parse_args(argv))
+    cli.log_to_stderr()
+    return cli.run(lambda: _run(config))
+
+
+def _run(config: TrainConfig) -> int:
+    for line in lines_of(train(config, lambda line: print(line, flush=True))):
+        print(line)
+    return 0
+
+
+def lines_of(result: TrainResult) -> list[str]:
+    """Returns what the command says of a training."""
+    best = (
+        f"best        validation error {result.validation_error:.4f} a frame in iteration "
+        f"{result.best_iteration} of {result.iterations_done}"
+    )
+    if result.was_done:
+        return [f"done        {result.out} is this very run's (delete it to train anew)", best]
+    return [best, f"time        {result.seconds:.1f} s", f"written     {result.out}"]
+
+
+def _config(parser: argparse.ArgumentParser, options: argparse.Namespace) -> TrainConfig:
+    """Returns what the options say; exits with code 2 if they make no sense."""
     if options.snr_range:
         parser.error("--snr-range draws anew each time; mixtures are fixed here: give --snr")
-    if options.net and options.init:
-        parser.error("--net is for a new network; --init has its own")
-    if options.out.suffix != ".h5":
-        parser.error(f"--out is {options.out}; give a name that ends in .h5")
-    if options.learning_rate is not None and not 0 < options.learning_rate < 1e6:
+    if not 0 < options.learning_rate < 1e6:
         parser.error(f"--learning-rate is {options.learning_rate}; give a positive number")
-    snrs_db = options.snr
-    check_data_options(parser, options)
-    options.snr = snrs_db or EXPERT_SNRS_DB
-    try:
-        options.conditions = parse_conditions(options.where)
-    except ValueError as error:
-        parser.error(str(error))
-    if options.gender:
-        options.conditions["gender"] = [options.gender]
-    if options.what == "expert" and options.noise_types:
-        options.conditions["noise"] = options.noise_types
     if options.optimizer == "rprop" and not 1e-7 <= options.learning_rate <= 1e-1:
         parser.error("--learning-rate is Rprop's first step: give 1e-7 to 1e-1")
+    snrs_db = options.snr or EXPERT_SNRS_DB
+    check_data_options(parser, options)
+    is_expert = options.what == "expert"
+    try:
+        conditions = parse_conditions(options.where)
+        if options.gender:
+            conditions["gender"] = [options.gender]
+        if is_expert and options.noise_types:
+            conditions["noise"] = options.noise_types
+        return TrainConfig(
+            what=options.what,
+            out=options.out,
+            net=options.net,
+            init=options.init,
+            fit=FitConfig(
+                options.iterations, options.batch_size, options.optimizer, options.learning_rate,
+                options.validate_every, options.patience, options.seed,
+            ),
+            data=replace(data_options(options), snrs_db=tuple(snrs_db)),
+            conditions=conditions,
+            num_speakers=options.num_speakers,
+            per_speaker=options.per_speaker,
+            num_draws=options.draws if is_expert else 1,
+            gpu=options.gpu,
+        )  # fmt: skip
+    except ValueError as error:
+        parser.error(str(error))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -336,7 +359,7 @@ def _parser() -> argparse.ArgumentParser:
             "stay")  # fmt: skip
         _add_training_options(command)
         _add_choices(command, what)
-        add_data_options(command)
+        add_data_options(command, test=False)
         add("--gpu", default="0", metavar="LIST",
             help="run on this GPU: 0 (default), or -1 for the CPU")  # fmt: skip
     return parser
@@ -344,7 +367,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_training_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("training", "The defaults are the paper's values.").add_argument
-    add("--optimizer", choices=("rprop", "adam"), default="rprop",
+    add("--optimizer", choices=OPTIMIZERS, default="rprop",
         help="train with this optimizer (default %(default)s)")  # fmt: skip
     add("--learning-rate", type=float, default=1e-3, metavar="R",
         help="set the learning rate, or Rprop's first step (default %(default)s)")  # fmt: skip

@@ -24,6 +24,7 @@ from typing import Any, NoReturn
 import keras
 import numpy as np
 
+from mnn.config import FitConfig
 from mnn.features import Frames
 from mnn.rprop import Rprop
 from speech.base import cli
@@ -37,43 +38,6 @@ from speech.training.config import TrainingError
 from speech.training.trainer import write_history
 
 _LOGGER = logging.getLogger("speech")
-OPTIMIZERS = ("rprop", "adam")
-
-
-@dataclass(frozen=True)
-class FitConfig:
-    """How to train. The defaults are the paper's (section 4.1), as far as it says.
-
-    Attributes:
-        iterations: Updates, at most.
-        batch_size: Frames a batch; fewer if there are not as many.
-        optimizer: 'rprop' or 'adam'.
-        learning_rate: Adam's, or the first step of Rprop.
-        validate_every: Iterations from one validation to the next.
-        patience: Iterations without a smaller validation error after which training ends; 0 for
-            never.
-        seed: Of order, weights and dropout.
-    """
-
-    iterations: int = 5000
-    batch_size: int = 1000
-    optimizer: str = "rprop"
-    learning_rate: float = 1e-3
-    validate_every: int = 50
-    patience: int = 1000
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        """Raises ValueError for values that make no sense."""
-        for name in ("iterations", "batch_size", "validate_every"):
-            if not 1 <= getattr(self, name) <= 10**9:
-                raise ValueError(f"{name} is {getattr(self, name)}; give 1 to {10**9:,}")
-        if self.optimizer not in OPTIMIZERS:
-            raise ValueError(f"optimizer is {self.optimizer!r}; give one of {OPTIMIZERS}")
-        if not 0 < self.learning_rate < math.inf:
-            raise ValueError(f"learning_rate is {self.learning_rate}; give a positive number")
-        if self.patience < 0:
-            raise ValueError(f"patience is {self.patience}; give 0 or more iterations")
 
 
 @dataclass

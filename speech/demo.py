@@ -358,7 +358,6 @@ def _shown(paths: dict[str, Path], folder: Path) -> tuple[dict[str, Any], dict[s
     Returns:
         Rate and silence of the first, an image of each as a data: URI; and the files by name.
     """
-    from speech.enhance import level_for
     from speech.sound.audio import (
         SAMPLE_RATE_HZ,
         is_silent,
@@ -366,6 +365,7 @@ def _shown(paths: dict[str, Path], folder: Path) -> tuple[dict[str, Any], dict[s
         resample,
         write_audio,
     )
+    from speech.sound.audiofiles import level_for
     from speech.sound.pictures import level_png
 
     facts: dict[str, Any] = {}

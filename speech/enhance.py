@@ -35,8 +35,6 @@ from speech.net.enhancer import (
     FADE_SECONDS,
     Enhancer,
     fit_level,
-    gain_to_peak,
-    peak_of,
 )
 
 if TYPE_CHECKING:
@@ -47,9 +45,6 @@ if TYPE_CHECKING:
 
 #: Samples above it (full scale at 1) are no recording's: a float file of 16-bit numbers has them.
 _LOUDEST = 10.0
-
-_WAITING_SAMPLES = 1 << 16
-_UNBOUNDED = ("FLOAT", "DOUBLE")  # sample formats that never clip
 
 
 @dataclass
@@ -91,80 +86,44 @@ def enhance_file(
     Raises:
         ValueError: The source can't be read, or the target can't be written.
     """
-    import numpy as np
-
-    from speech.sound.audio import (
-        SAMPLE_RATE_HZ,
-        fit_length,
-        read_multichannel,
-        resample,
-        write_audio,
-    )
+    from speech.sound.audio import SAMPLE_RATE_HZ, read_multichannel
+    from speech.sound.audiofiles import at_16k, file_row, put_channel, write_like
 
     if enhancer.mask is not None:
         return _stream_file(enhancer.mask, source, target, peak, threads)
     audio = read_multichannel(source)
-    samples = audio.samples  # overwritten channel by channel: long files are large
-    num_at_16k = math.ceil(len(samples) * SAMPLE_RATE_HZ / audio.source_rate_hz)
+    samples, rate_hz = audio.samples, audio.source_rate_hz
+    num_at_16k = math.ceil(len(samples) * SAMPLE_RATE_HZ / rate_hz)
     way = "whole" if whole or enhancer.takes_whole(num_at_16k) else "blocks"
     for channel in range(samples.shape[1]):
-        at_16k = resample(
-            np.ascontiguousarray(samples[:, channel]), audio.source_rate_hz, SAMPLE_RATE_HZ
-        )
-        if not len(at_16k):
-            raise _too_short(source)
-        enhanced = resample(
-            enhancer.enhance(at_16k, whole=whole, threads=threads),
-            SAMPLE_RATE_HZ,
-            audio.source_rate_hz,
-        )
-        enhanced = fit_length(enhanced, len(samples))
-        if way == "whole":  # resampling moves the gain a little
-            enhanced = fit_level(enhanced, samples[:, channel])
-        samples[:, channel] = enhanced
-    row = _row(source, target, audio.source_rate_hz, samples.shape, way)
-    subtype = writable_subtype(target, audio.subtype)
-    samples *= level_for(subtype, peak_of(samples), row, peak)
-    write_audio(target, samples, audio.source_rate_hz, subtype)
+        signal = enhancer.enhance(at_16k(audio, channel), whole=whole, threads=threads)
+        noisy = samples[:, channel].copy() if way == "whole" else None
+        enhanced = put_channel(audio, channel, signal)
+        if noisy is not None:  # resampling moves the gain a little
+            enhanced[:] = fit_level(enhanced, noisy)
+    row = file_row(source, target, rate_hz, samples.shape) | _way(rate_hz, way)
+    write_like(target, audio, row, peak)
     return row
 
 
-def _row(
-    source: Path, target: Path, rate_hz: int, shape: tuple[int, ...], way: str
-) -> dict[str, Any]:
-    return {
-        "input": str(source),
-        "output": str(target),
-        "sample_rate_hz": rate_hz,
-        "channels": shape[1],
-        "audio_seconds": shape[0] / rate_hz,
-        "way": way,
-    }
-
-
-def _too_short(source: Path) -> ValueError:
-    from speech.sound.audio import SAMPLE_RATE_HZ
-
-    return ValueError(f"{source}: too short, nothing is left at {SAMPLE_RATE_HZ} Hz")
+def _way(rate_hz: int, way: str) -> dict[str, Any]:
+    return {"sample_rate_hz": rate_hz, "way": way}
 
 
 def _stream_file(
     mask: MaskEnhancer, source: Path, target: Path, peak: float | None, threads: int | None
 ) -> dict[str, Any]:
     """Enhances a file of any length in constant memory; see `enhance_file`."""
-    from speech.sound.audio import SAMPLE_RATE_HZ, open_audio, resampled_length, write_blocks
+    from speech.sound.audio import SAMPLE_RATE_HZ, open_audio, resampled_length
+    from speech.sound.audiofiles import file_row, too_short, write_stream
 
     with open_audio(source) as reader:
         rate_hz, shape = reader.sample_rate_hz, (reader.num_samples, reader.num_channels)
-        subtype = writable_subtype(target, reader.subtype)
         # Of a file without samples the reader says so.
         if shape[0] and not resampled_length(shape[0], rate_hz, SAMPLE_RATE_HZ):
-            raise _too_short(source)
-        row = _row(source, target, rate_hz, shape, "stream")
-        blocks = _fitted(_enhanced(mask, reader, threads, row), shape[0])
-        if peak is not None or subtype not in _UNBOUNDED:
-            blocks = _levelled(blocks, target.parent, row, subtype, peak)
-        write_blocks(target, blocks, shape[1], rate_hz, subtype)
+            raise too_short(source)
+        row = file_row(source, target, rate_hz, shape) | _way(rate_hz, "stream")
+        write_stream(target, _enhanced(mask, reader, threads, row), reader, row, peak)
     return row
 
 
@@ -200,54 +159,6 @@ def _enhanced(
     yield pushed(down.finish())
     yield up.push(np.stack([stream.finish() for stream in streams], axis=1))
     yield up.finish()
-
-
-def _fitted(blocks: Iterator[np.ndarray], num_samples: int) -> Iterator[np.ndarray]:
-    """Cuts blocks off, or adds one, so that they have ``num_samples`` in all.
-
-    Rounding in two resamplings may differ by a sample.
-    """
-    from speech.sound.audio import fit_length
-
-    left, last = num_samples, None
-    for last in blocks:
-        yield last[:left]
-        left -= min(len(last), left)
-    if left and last is not None:
-        yield fit_length(last[:0], left)
-
-
-def _levelled(
-    blocks: Iterator[np.ndarray],
-    folder: Path,
-    row: dict[str, Any],
-    subtype: str,
-    peak: float | None,
-) -> Iterator[np.ndarray]:
-    """Yields blocks times one factor, which is known once all are there; they wait in a file.
-
-    Args:
-        blocks: float32 [any number, num_channels].
-        folder: Where there is room for a file.
-        row: As for `level_for`.
-        subtype: Of the file.
-        peak: max |x| to give; None to only keep it within full scale.
-    """
-    import tempfile
-
-    import numpy as np
-
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=folder) as file:
-        highest = 0.0
-        for block in blocks:
-            highest = max(highest, float(np.max(np.abs(block), initial=0.0)))
-            file.write(np.ascontiguousarray(block).data)
-        gain = level_for(subtype, highest, row, peak)
-        file.seek(0)
-        num_channels = row["channels"]
-        while data := file.read(4 * num_channels * _WAITING_SAMPLES):
-            yield np.frombuffer(data, np.float32).reshape(-1, num_channels) * gain
 
 
 def enhance_all(
@@ -291,115 +202,6 @@ def enhance_all(
     return report
 
 
-def plan_outputs(inputs: Sequence[Path], out: Path) -> list[tuple[Path, Path]]:
-    """Returns (source, target) for files and folders; folders keep their tree below ``out``.
-
-    Raises:
-        ValueError: An input is missing, two would have one target, or one would be overwritten.
-    """
-    from speech.sound.audio import FORMATS, find_audio
-
-    jobs: list[tuple[Path, Path]] = []
-    one_file = len(inputs) == 1 and inputs[0].is_file()
-    to_file = one_file and out.suffix.lower() in FORMATS
-    if one_file and out.suffix and not to_file and not out.is_dir():
-        raise ValueError(f"{out}: cannot write {out.suffix!r}; use one of {', '.join(FORMATS)}")
-    for item in inputs:
-        if item.is_dir() and out.resolve().is_relative_to(item.resolve()):
-            raise ValueError(f"{out}: lies inside the input folder {item}; choose another -o")
-    for item in inputs:
-        if item.is_dir():
-            # With several folders each keeps its own name.
-            base = out if len(inputs) == 1 else out / item.resolve().name
-            paths = [path.relative_to(item) for path in find_audio(item, unreadable=True)]
-            jobs += [(item / path, base / name) for path, name in _names(paths).items()]
-        elif item.exists():
-            jobs.append((item, out if to_file and not out.is_dir() else out / _writable(item.name)))
-        else:
-            raise ValueError(f"{item}: no such file or folder")
-    targets: dict[Path, Path] = {}
-    for source, target in jobs:
-        if target in targets:
-            raise ValueError(
-                f"{targets[target]} and {source} would both be written to {target}; "
-                "enhance them into different folders"
-            )
-        targets[target] = source
-    sources = {source.resolve() for source, _ in jobs}
-    for source, target in jobs:
-        if target.resolve() in sources:
-            raise ValueError(f"{source}: would be overwritten by {target}; choose another -o")
-    return jobs
-
-
-def _names(paths: Sequence[Path]) -> dict[Path, Path]:
-    """Returns the name to write for each of a tree: of x.wav and x.mp3, that of x.mp3.wav too."""
-    names = {path: path for path in paths if _writable(path) == path}
-    taken = set(names)
-    for path in paths:
-        if path not in names:
-            name = _writable(path)
-            names[path] = path.with_name(f"{path.name}.wav") if name in taken else name
-            taken.add(names[path])
-    return {path: names[path] for path in paths}
-
-
-def _writable(path: Path | str) -> Path:
-    """Returns the name to write: endings that can only be read become .wav."""
-    from speech.sound.audio import FORMATS
-
-    path = Path(path)
-    keep = path.suffix.lower() in FORMATS and FORMATS[path.suffix.lower()] != "NIST"
-    return path if keep else path.with_suffix(".wav")
-
-
-def writable_subtype(target: Path, wanted: str) -> str:
-    """Returns a sample format for ``target``: ``wanted``, or its default if it can't hold that."""
-    import soundfile
-
-    from speech.sound.audio import FORMATS
-
-    audio_format = FORMATS.get(target.suffix.lower(), "WAV")
-    # Of the compressed kinds only Vorbis is written by everything that reads it.
-    plain = wanted.startswith("PCM_") or wanted in ("FLOAT", "DOUBLE", "ULAW", "ALAW", "VORBIS")
-    if plain and soundfile.check_format(audio_format, wanted):
-        return wanted
-    return soundfile.default_subtype(audio_format)
-
-
-def level_for(
-    subtype: str, highest: float, row: dict[str, Any], peak: float | None = None
-) -> np.float32:
-    """Returns the factor for all channels of a file: their balance stays.
-
-    Args:
-        subtype: libsndfile's name of the sample format.
-        highest: max |x| of the samples.
-        row: Gets ``turned_down_db`` where ``peak`` is None and the format would clip.
-        peak: max |x| to give; None to only keep it within full scale.
-    """
-    import numpy as np
-
-    if peak is not None:
-        return gain_to_peak(peak, highest)
-    if subtype in _UNBOUNDED or highest <= 1.0:
-        return np.float32(1.0)
-    row["turned_down_db"] = round(20 * math.log10(highest), 3)
-    return np.float32((1 - 1e-6) / highest)
-
-
-def say_turned_down(rows: Sequence[dict[str, Any]]) -> None:
-    """Says on stderr which files `level_for` has turned down, and which were far too loud."""
-    for row in rows:
-        if "over_full_scale_db" in row:
-            print(f"{row['input']}: its samples reach {row['over_full_scale_db']:.0f} dB above "
-                  "full scale, far from all that the network was trained on; scale the file to at "
-                  "most 1 first", file=sys.stderr)  # fmt: skip
-        if "turned_down_db" in row:
-            print(f"{row['output']}: turned down by {row['turned_down_db']:.1f} dB, its format "
-                  "would have clipped", file=sys.stderr)  # fmt: skip
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
     options = _parser().parse_args(argv)
@@ -410,6 +212,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(options: argparse.Namespace) -> int:
     from speech.base.files import remove_leftovers, write_json
     from speech.net.reach import summary_of
+    from speech.sound.audiofiles import plan_outputs, say_turned_down
 
     jobs = plan_outputs(options.inputs, options.out)
     for folder in {target.parent for _, target in jobs}:

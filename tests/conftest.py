@@ -1,4 +1,4 @@
-"""Fixtures and small builders that every test may use."""
+"""Fixtures that every test may use."""
 
 from __future__ import annotations
 
@@ -6,48 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import soundfile
 
-from tests.reference.sphere import write_sphere
-
-SPEAKERS = {
-    "TRAIN": [("DR1", "FCJF0"), ("DR2", "MARC0")],
-    "TEST": [("DR1", "FAKS0"), ("DR3", "MABW0")],
-}
-SENTENCES = ("SA1", "SX37")
+from tests.builders import make_noises, make_speech, make_timit
 
 
 @pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(20240607)
-
-
-def make_speech(rng: np.random.Generator, num_samples: int = 8000) -> np.ndarray:
-    """Noise bursts with pauses, |x| < 1: float64 [num_samples], the rhythm of syllables."""
-    time_s = np.arange(num_samples) / 16000
-    envelope = np.clip(np.sin(2 * np.pi * 4 * time_s + rng.uniform(0, 6)), 0, None)
-    return 0.5 * envelope * np.tanh(rng.standard_normal(num_samples))
-
-
-def make_timit(root: Path, rng: np.random.Generator, *, lower: bool = False) -> Path:
-    """Writes a tiny TIMIT tree of NIST SPHERE files and returns ``root``."""
-    for split, speakers in SPEAKERS.items():
-        for dialect, speaker in speakers:
-            for sentence in SENTENCES:
-                name = f"{split}/{dialect}/{speaker}/{sentence}.WAV"
-                path = root / (name.lower() if lower else name)
-                write_sphere(path, make_speech(rng))
-                path.with_suffix(".TXT").write_text("0 8000 She had your dark suit.\n")
-    return root
-
-
-def make_noises(root: Path, rng: np.random.Generator, names=("birds", "typing")) -> Path:
-    """Writes one second of white noise under each name and returns ``root``."""
-    for name in names:
-        path = root / f"{name}.wav"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        soundfile.write(path, 0.1 * rng.standard_normal(16000), 16000, subtype="FLOAT")
-    return root
 
 
 @pytest.fixture
@@ -58,3 +23,61 @@ def timit(tmp_path, rng) -> Path:
 @pytest.fixture
 def noises(tmp_path, rng) -> Path:
     return make_noises(tmp_path / "noises", rng)
+
+
+@pytest.fixture
+def make_trainer(timit, noises, tmp_path):
+    """Makes `speech.training.trainer.Trainer` objects of a few filters."""
+    from speech.data.corpus import find_noise, find_speech
+    from speech.data.pipeline import MixtureSource, TrainingData
+    from speech.net.fcn import FCNConfig, build_fcn
+    from speech.training.config import TrainingConfig
+    from speech.training.trainer import Trainer
+
+    small = FCNConfig(num_hidden_layers=1, num_filters=3, kernel_size=9)
+    few = TrainingConfig(epochs=3, num_items=4, crop_seconds=0.2, learning_rate=1e-2)
+
+    def make(folder="run", config=few, augmentation=None, gain_db=None, **options):
+        files = find_speech(timit, "TRAIN"), find_noise(noises, "TRAIN")
+        source = MixtureSource(*files, [0])
+        training = TrainingData(
+            MixtureSource(*files, [0], augmentation=augmentation),
+            num_items=config.num_items,
+            crop_samples=3200,
+            seed=config.seed,
+            gain_db=gain_db,
+        )
+        validation = TrainingData(source, num_items=2, shuffle=False)
+        network = build_fcn(small, seed=config.seed)
+        return Trainer(network, training, validation, config, tmp_path / folder, **options)
+
+    return make
+
+
+@pytest.fixture
+def small_dae(monkeypatch):
+    import mnn.dae
+
+    monkeypatch.setitem(mnn.dae.NETS, "128", ((16,), 3))
+
+
+@pytest.fixture
+def make_frame_trainer(small_dae, tmp_path, rng):
+    """Makes `mnn.training.FrameTrainer` objects of a few units."""
+    import mnn.dae
+    from mnn.config import FitConfig
+    from mnn.features import speech_frames
+    from mnn.training import FrameTrainer
+
+    few = FitConfig(iterations=12, batch_size=32, validate_every=4, seed=5)
+    signals = [make_speech(rng, 20000), make_speech(rng, 9000)]
+
+    def make(name="model", config=few, **options):
+        model, conventions = mnn.dae.build_dae("128", seed=config.seed)
+        frames = [speech_frames([signal], conventions) for signal in signals]
+        meta = {"kind": "autoencoder", **conventions.to_json(), "net": "128"}
+        out = tmp_path / f"{name}.h5"
+        options = {"meta": meta, "data_sha256": "d", **options}
+        return FrameTrainer(model, *frames, config, out, **options)
+
+    return make

@@ -8,7 +8,7 @@ import json
 import numpy as np
 import soundfile
 
-from tests.conftest import make_speech
+from tests.builders import make_speech
 
 RATE = 16000
 NOISES, SNRS_DB = ("birds", "rain"), (0, 10)

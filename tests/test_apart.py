@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import soundfile
@@ -14,9 +15,10 @@ from eval import listening, runfiles, testsets
 from mnn import select
 from speech.base import cli
 from tests import report_files
-from tests.conftest import make_speech
+from tests.builders import digests, make_speech
 from tests.mnn_files import write_dae, write_fcn
-from tests.test_kept_files import ROOT, digests
+
+ROOT = Path(__file__).parent.parent
 
 MODEL = ROOT / "models/fcn_tiny.icse"
 

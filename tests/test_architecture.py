@@ -112,6 +112,21 @@ def test_no_module_imports_itself_by_way_of_others():
     assert not found, " -> ".join(found)
 
 
+def test_no_test_file_imports_another():
+    for path in (ROOT / "tests").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom):
+                names = [f"{node.module}.{alias.name}" for alias in node.names]
+            elif isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            else:
+                continue
+            for name in names:
+                assert not name.startswith("tests.test_"), (
+                    f"{path} imports {name}; move what both need to tests/builders.py"
+                )
+
+
 def test_each_room_says_what_it_holds():
     for room in FLOORS:
         text = (ROOT / "speech" / room / "__init__.py").read_text()
@@ -123,20 +138,20 @@ def test_each_room_says_what_it_holds():
 
 @pytest.mark.parametrize(
     "module",
-    ["speech.sound.audio", "speech.sound.augment", "speech.data.corpus", "speech.data.prefetch",
-    "speech.demo",
+    ["speech.sound.audio", "speech.sound.audiofiles", "speech.sound.augment", "speech.data.corpus",
+     "speech.data.prefetch", "speech.demo",
      "speech.doctor",
      "speech.enhance", "speech.net.fcn", "speech.net.losses", "speech.sound.mixing",
-     "speech.modelfile", "speech.net.mask_enhancer", "speech.net.folding",
+     "speech.modelfile", "speech.net.enhancer", "speech.net.mask_enhancer", "speech.net.folding",
      "speech.net.keras_models", "speech.net.reach", "speech.net.plan",
      "speech.net.streaming", "speech.stream", "speech.net.chain", "speech.opencorpus",
      "speech.training.common_options", "speech.prepare", "speech.training.tensorboard",
      "speech.train", "speech.training.config", "speech.training.options", "speech.weights",
      "eval.cost", "eval.cycles", "eval.metrics", "eval.page", "eval.report", "eval.run",
-     "eval.scoring", "eval.sweep", "mnn.arbiter", "mnn.experiments", "mnn.pool", "mnn.select",
-     "mnn.selection", "mnn.selector", "mnn.tables", "mnn.train", "pruning.process", "pruning.run",
-     "pruning.surgery", "quantization.process", "quantization.run", "speech.training.request",
-     "timit_fcn_mse"],
+     "eval.scoring", "eval.sweep", "mnn.arbiter", "mnn.config", "mnn.expert_files",
+     "mnn.experiments", "mnn.pool", "mnn.select", "mnn.scoring", "mnn.selector", "mnn.tables",
+     "mnn.train", "pruning.process", "pruning.run", "pruning.surgery", "quantization.process",
+     "quantization.run", "speech.training.request", "timit_fcn_mse"],
 )  # fmt: skip
 def test_importing_needs_no_tensorflow(module):
     code = f"import sys, {module}; assert not {{'tensorflow', 'keras'}} & set(sys.modules)"

@@ -19,7 +19,7 @@ from speech.sound.audio import (
     resample,
     write_audio,
 )
-from tests.conftest import make_speech
+from tests.builders import make_speech
 from tests.reference.sphere import quantize, sphere_header, write_sphere
 
 

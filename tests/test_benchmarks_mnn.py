@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from benchmarks import copies, peers, pool, quality, selection
-from mnn.blocks import frame_energies, stft_frames
 from mnn.layers import DenseNetwork
 from speech.data import corpus
+from speech.sound.blocks import frame_energies, stft_frames
 from speech.sound.stft import DEFAULT, StftConfig, context_frames
 from tests.mnn_files import dense, write_dae, write_mask
 
@@ -152,7 +152,7 @@ def test_wrong_use(tmp_path, capsys):
 
 
 def test_judging_and_running_take_turns(tmp_path, monkeypatch, capsys):
-    from mnn.pool import open_expert
+    from mnn.expert_files import open_expert
 
     paths = [write_mask(tmp_path / f"{name}.h5", level) for name, level in (("a", 0), ("b", 1))]
     monkeypatch.setattr(selection, "pools", lambda: {"masks": [open_expert(p) for p in paths]})

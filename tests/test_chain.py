@@ -5,48 +5,33 @@ import pytest
 
 from speech.net import blockconv
 from speech.net.chain import ConvBlock, Network, blocks_from_layers
+from tests.builders import HIDDEN_BLOCK, chain_parameters
 from tests.reference import fcn_oracle
 
 pytestmark = pytest.mark.skipif(not blockconv.is_available(), reason="no C compiler here")
 
-HIDDEN = ConvBlock(normalized=True, epsilon=1e-5, slope=0.3)
 TAPS = 55
-
-
-def make_parameters(rng, channels=(1, 6, 5, 1), bias=True):
-    parameters = []
-    for index, (num_in, num_out) in enumerate(zip(channels, channels[1:], strict=False)):
-        parameters += [
-            rng.uniform(-0.05, 0.05, (TAPS, num_in, num_out)),
-            rng.uniform(-0.1, 0.1, num_out),
-        ]
-        if index < len(channels) - 2:
-            parameters += [rng.uniform(0.5, 1.5, num_out), rng.uniform(-0.2, 0.2, num_out)]
-    return [parameter.astype(np.float32) for parameter in parameters]
-
-
-def oracle(signal, parameters, slope=0.3):
-    hidden = [tuple(parameters[i : i + 4]) for i in range(0, len(parameters) - 2, 4)]
-    return fcn_oracle.forward(signal, hidden, tuple(parameters[-2:]), negative_slope=slope)
 
 
 @pytest.fixture
 def network():
-    return Network([HIDDEN, HIDDEN, ConvBlock()])
+    return Network([HIDDEN_BLOCK, HIDDEN_BLOCK, ConvBlock()])
 
 
 @pytest.mark.parametrize("num_samples", [1, 54, 999, 4000])
 def test_output_equals_the_oracle(network, num_samples, rng):
-    parameters = make_parameters(rng)
+    parameters = chain_parameters(rng)
     signal = rng.uniform(-1, 1, num_samples).astype(np.float32)
     found, _ = network.forward(signal[None, :, None], np.array([num_samples]), parameters)
     assert found.shape == (1, num_samples, 1)
-    np.testing.assert_allclose(found[0, :, 0], oracle(signal, parameters), rtol=0, atol=1e-5)
+    np.testing.assert_allclose(
+        found[0, :, 0], fcn_oracle.forward_chain(signal, parameters), rtol=0, atol=1e-5
+    )
 
 
 def test_every_gradient_equals_the_oracle_s_slope(network, rng):
     """Directional derivatives of the float64 oracle by central differences."""
-    parameters = make_parameters(rng)
+    parameters = chain_parameters(rng)
     signal = rng.uniform(-1, 1, 700).astype(np.float32)
     weights = rng.standard_normal(700)
     output, traces = network.forward(signal[None, :, None], np.array([700]), parameters)
@@ -59,7 +44,7 @@ def test_every_gradient_equals_the_oracle_s_slope(network, rng):
         for sign in (1, -1):
             moved = [p.astype(np.float64) for p in parameters]
             moved[index] = moved[index] + sign * step * direction
-            values.append(float(weights @ oracle(signal, moved)))
+            values.append(float(weights @ fcn_oracle.forward_chain(signal, moved)))
         expected = (values[0] - values[1]) / (2 * step)
         found = float(np.sum(gradient.astype(np.float64) * direction))
         scale = np.linalg.norm(gradient) * np.linalg.norm(direction)
@@ -67,7 +52,7 @@ def test_every_gradient_equals_the_oracle_s_slope(network, rng):
 
 
 def test_batch_equals_one_by_one(network, rng):
-    parameters = make_parameters(rng)
+    parameters = chain_parameters(rng)
     lengths = np.array([300, 120, 1])
     batch = rng.uniform(-1, 1, (3, 300, 1)).astype(np.float32)
     for row, length in enumerate(lengths):
@@ -92,7 +77,7 @@ def test_batch_equals_one_by_one(network, rng):
 
 def test_without_normalisation_and_with_zero_gamma(rng):
     plain = Network([ConvBlock(slope=0.0), ConvBlock()], tanh=False)
-    parameters = make_parameters(rng, (1, 4, 1))
+    parameters = chain_parameters(rng, (1, 4, 1))
     relu = [*parameters[:2], *parameters[4:]]
     signal = rng.uniform(-1, 1, (1, 200, 1)).astype(np.float32)
     output, traces = plain.forward(signal, np.array([200]), relu)
@@ -102,7 +87,7 @@ def test_without_normalisation_and_with_zero_gamma(rng):
     np.testing.assert_allclose(output[0], expected, rtol=1e-5, atol=1e-6)
     assert len(plain.backward(np.ones_like(output), traces, relu)) == 4
 
-    normalised = Network([HIDDEN, ConvBlock()])
+    normalised = Network([HIDDEN_BLOCK, ConvBlock()])
     parameters[2][:2] = 0.0  # two dead channels: no division by zero
     output, traces = normalised.forward(signal, np.array([200]), parameters)
     gradients = normalised.backward(np.ones_like(output), traces, parameters)
@@ -126,4 +111,4 @@ def test_wrong_number_of_parameters_is_refused(network):
     with pytest.raises(ValueError, match="expected 10 parameter arrays, received 1"):
         network.split([np.zeros(3)])
     with pytest.raises(ValueError, match="last layer"):
-        Network([HIDDEN])
+        Network([HIDDEN_BLOCK])

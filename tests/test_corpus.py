@@ -31,7 +31,7 @@ from speech.data.corpus import (
     split_utterances,
     training_pairs,
 )
-from tests.conftest import make_noises, make_speech, make_timit
+from tests.builders import make_noises, make_speech, make_timit
 from tests.reference import mixing_oracle
 from tests.reference.sphere import write_sphere
 

@@ -11,38 +11,15 @@ import numpy as np
 import pytest
 
 from eval import cost, cycles
-from speech.modelfile.exam import plan_layers
 from speech.modelfile.h5 import write_model_file
 from speech.modelfile.spec import LayerSpec
 from speech.net.enhancer import BASELINE_MODEL
 from speech.net.fcn import FCNConfig
+from tests.builders import kernel_shapes, layers_of
 
 GOLDEN = Path(__file__).parent / "golden"
 SIZES = json.loads((GOLDEN / "published_cost.json").read_text())
 CYCLES = json.loads((GOLDEN / "published_cycles.json").read_text())
-
-
-def layers_of(config, kernels=None, rng=None):
-    """Layers of an FCN with the given kernels, or random ones."""
-    entries = [
-        {"class_name": name, "config": settings} for name, settings in config.layer_configs()
-    ]
-    plan = plan_layers({"class_name": "Sequential", "config": {"layers": entries}})
-    kernels = iter(kernels or [])
-    rng = rng or np.random.default_rng(0)
-    layers = []
-    for spec, shapes in plan:
-        weights = {key: next(kernels, None) if key == "kernel" else None for key in shapes}
-        for key, shape in shapes.items():
-            if weights[key] is None:
-                weights[key] = rng.standard_normal(shape).astype(np.float32)
-        layers.append(LayerSpec(spec.class_name, spec.name, spec.config, weights))
-    return layers
-
-
-def kernel_shapes(config):
-    channels = (1, *config.filters, 1)
-    return [(config.kernel_size, *pair) for pair in itertools.pairwise(channels)]
 
 
 def dense_layers(rng, extra=()):
@@ -284,6 +261,8 @@ def test_bad_input(tmp_path, capsys):
     assert len(lines) == 2 and all(line.startswith("error: ") for line in lines)
     with pytest.raises(SystemExit, match="2"):
         cost.main(["x.h5", "--k", "1"])
+    with pytest.raises(ValueError, match="no model is named"):
+        cost.CostConfig(())
 
 
 def test_the_command_prints_and_writes_the_counts(tmp_path, capsys):

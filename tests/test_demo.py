@@ -26,8 +26,7 @@ from speech.demo import Demo, Server, spectrogram_db
 from speech.enhance import main
 from speech.net.enhancer import Enhancer
 from tests import mnn_files
-from tests.builders import write_mask_network
-from tests.conftest import make_speech
+from tests.builders import make_speech, write_mask_network
 
 ROOT = Path(__file__).parent.parent
 

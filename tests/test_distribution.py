@@ -37,7 +37,7 @@ from speech.training.distribution import (
 )
 from speech.training.pieces import PieceData
 from speech.training.trainer import Trainer
-from tests.test_training import without_times
+from tests.builders import without_times
 
 ROOT = Path(__file__).parent.parent
 #: Steps of 3 and of 1 utterances, everything on that training has.

@@ -21,8 +21,7 @@ import soundfile
 
 import pruning.run
 from tests import mnn_files
-from tests.builders import write_mask_network
-from tests.conftest import make_noises, make_speech
+from tests.builders import make_noises, make_speech, write_mask_network
 from tests.reference import keras1_files
 from tests.reference.sphere import write_sphere
 

@@ -22,7 +22,7 @@ from speech.net.enhancer import BASELINE_MODEL, Enhancer, blocks
 from speech.net.fcn import FCNConfig, build_fcn
 from speech.net.keras_models import load_model, save_model
 from speech.sound.audio import peak_normalize, read_audio, write_audio
-from tests.conftest import make_speech
+from tests.builders import make_speech
 
 
 @pytest.fixture

@@ -26,8 +26,7 @@ from speech.sound.audio import (
     resample,
     write_blocks,
 )
-from tests.builders import TINY, conv2d, graph, mask_layers, write_mask_network
-from tests.conftest import make_speech
+from tests.builders import TINY, conv2d, graph, make_speech, mask_layers, write_mask_network
 
 ROOT = Path(__file__).parent.parent
 

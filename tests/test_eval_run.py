@@ -1,6 +1,7 @@
 """python -m eval.run: layouts, models, bad files, resuming, the published result files, usage."""
 
 import csv
+import dataclasses
 import json
 import math
 
@@ -172,6 +173,13 @@ def test_flat_folders_match_by_name(mixtures, tmp_path):
     write(tmp_path / "tree" / "unknown" / "unknown" / "unknown" / "u00.flac.wav", np.ones(9))
     system = systems.folder_system("t", tmp_path / "tree", pairs, tmp_path / "noisy")
     assert system.files["unknown/unknown/unknown/u00.wav"].name == "u00.flac.wav"
+    # So is a file in another tree, where one file alone has its name.
+    write(tmp_path / "other" / "a" / "U00.wav", np.ones(9))
+    for folder in ("b", "c"):
+        write(tmp_path / "other" / folder / "u01.wav", np.ones(9))
+    system = systems.folder_system("o", tmp_path / "other", pairs, tmp_path / "noisy")
+    assert system.files["unknown/unknown/unknown/u00.wav"].name == "U00.wav"
+    assert "several files for" in system.files["unknown/unknown/unknown/u01.wav"]
     with pytest.raises(ValueError, match="none of its files belongs to one of 3 noisy files"):
         systems.folder_system("m", tmp_path / "enhanced" / "more", pairs, tmp_path / "noisy")
 
@@ -290,6 +298,20 @@ def test_enhanced_and_clean_files_alone(mixtures, tmp_path, capsys):
     assert "ssnri compare with the noisy files; give --noisy" in capsys.readouterr().err
     assert run.main([*words, "--metrics", "si_sdr", "--baseline", "a"]) == 0
     assert {row["system"] for row in rows_of(out / "differences.csv")} == {"b"}
+    # One call does what the command does.
+    before = (out / "differences.csv").read_bytes()
+    folders = (("a", tmp_path / "enhanced"), ("b", tmp_path / "other"))
+    config = run.EvalConfig(
+        tmp_path / "clean", enhanced=folders, metrics=("si_sdr",), baseline="a", out=out, num_jobs=1
+    )
+    capsys.readouterr()
+    found = run.evaluate(config)
+    assert capsys.readouterr().out == "" and (out / "differences.csv").read_bytes() == before
+    assert found.to_json() == json.loads((out / "summary.json").read_text())
+    with pytest.raises(ValueError, match="--baseline c: no such system"):
+        dataclasses.replace(config, baseline="c")
+    with pytest.raises(ValueError, match="metric is 'mos'; give some of pesq_wb"):
+        dataclasses.replace(config, metrics=("stoi", "mos"))
 
 
 def test_enhanced_folders_inside_the_clean_one(mixtures, tmp_path):

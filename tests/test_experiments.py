@@ -11,8 +11,9 @@ import mnn.experts
 from eval.metrics import METRICS
 from mnn import experiments, published
 from mnn.arbiter import Arbiter
+from mnn.config import FitConfig
 from mnn.experiments import Scale, conditions_of, main, plan_tests, selections
-from mnn.selection import needs_of
+from mnn.scoring import needs_of
 from mnn.selector import Selector
 from mnn.tables import confusion, recovery, tabulate
 from speech.data.corpus import bundled_noise, bundled_speech, render
@@ -65,7 +66,7 @@ def test_conditions_and_test_plans_are_the_paper_s():
     male, female = conditions_of("gender", ("birds", "engine"))
     mixed = plan_tests(female, utterances, noises, 4, 0)
     assert {(p.noise.name, p.utterance.gender) for p in mixed} == {("birds", "F"), ("engine", "F")}
-    assert male.options == ("--gender", "M", "--noise-types", "birds", "engine")
+    assert male.filters == {"gender": ["M"], "noise": ["birds", "engine"]}
     assert len(set(selections())) == len(selections()) and ("snr", "paper", "128") in selections()
 
 
@@ -75,7 +76,7 @@ def tiny(monkeypatch, timit, noises):
     for net, context in (("128", 3), ("2048x2", 1)):
         monkeypatch.setitem(mnn.dae.NETS, net, ((8,), context))
     monkeypatch.setitem(mnn.experts.NETS, "512x2", (8,))
-    few = ("--iterations", "3", "--batch-size", "30", "--validate-every", "1")
+    few = FitConfig(3, 30, validate_every=1)
     scale = Scale(
         dict.fromkeys(experiments.EXPERIMENTS, "512x2"),
         few,
@@ -126,6 +127,16 @@ def test_a_run_writes_everything_and_resumes(tiny, tmp_path, capsys, monkeypatch
     assert (out / "report.md").read_text() in text
     assert len((out / "scores.csv").read_text().splitlines()) == 5
     assert (out / "report.png").read_bytes()[:4] == b"\x89PNG"
+    # One call does what the command does.
+    speech, noise = Path(tiny[1]), Path(tiny[3])
+    config = experiments.ExperimentConfig(
+        "noise", speech, noise, ("birds", "typing"), "bundled", out, gpu="-1"
+    )
+    again = experiments.run(config)
+    assert len(calls) == 5 and capsys.readouterr().out == ""
+    assert {key: again[key] for key in ("table", "models", "confusion")} == {
+        key: result[key] for key in ("table", "models", "confusion")
+    }
 
 
 def test_the_combination_is_that_of_select(tiny, tmp_path, capsys, monkeypatch):

@@ -10,7 +10,7 @@ from speech import export
 from speech.modelfile.h5 import write_model_file
 from speech.modelfile.spec import LayerSpec
 from speech.net.keras_models import build_model
-from tests.test_sparsity import network
+from tests.builders import network
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 needs_onnx = pytest.mark.skipif(

@@ -31,12 +31,7 @@ from speech.modelfile.h5 import write_model_file
 from speech.net.keras_models import load_model
 from speech.training.config import TrainingError
 from speech.training.trainer import Trainer
-from tests.conftest import make_speech
-from tests.test_mnn_train import make_trainer as make_frame_trainer  # noqa: F401 - fixtures
-from tests.test_mnn_train import small_dae  # noqa: F401
-from tests.test_prepare import digests
-from tests.test_sparsity import network
-from tests.test_training import make_trainer, without_times  # noqa: F401
+from tests.builders import digests, make_speech, network, without_times
 
 ROOT = Path(__file__).parent.parent
 SMALL_MODEL = ROOT / "models" / "fcn_small.icse"
@@ -229,7 +224,7 @@ def test_a_second_training_of_an_expert_is_refused(
     tmp_path,
     corpus_options,
     capsys,
-    small_dae,  # noqa: F811
+    small_dae,
 ):
     out = tmp_path / "dae.h5"
     with held(out):
@@ -250,7 +245,7 @@ def test_a_second_evaluation_is_refused(command, tmp_path, capsys):
 # A full disk
 
 
-def test_a_full_disk_leaves_the_checkpoint_whole(make_trainer):  # noqa: F811
+def test_a_full_disk_leaves_the_checkpoint_whole(make_trainer):
     whole = make_trainer("whole").run()
     trainer = make_trainer("broken", checkpoint_seconds=0.0)
     step, steps = trainer._step, iter(range(100))
@@ -272,7 +267,7 @@ def test_a_full_disk_leaves_the_checkpoint_whole(make_trainer):  # noqa: F811
     assert without_times(state.history) == without_times(whole.history)
 
 
-def test_a_full_disk_leaves_the_checkpoint_of_an_expert_whole(make_frame_trainer):  # noqa: F811
+def test_a_full_disk_leaves_the_checkpoint_of_an_expert_whole(make_frame_trainer):
     whole = make_frame_trainer("whole").run()
     trainer = make_frame_trainer("broken", checkpoint_seconds=0.0)
     step, limits = trainer._step, contextlib.ExitStack()
@@ -355,7 +350,7 @@ def assert_good(path):
     assert all(np.isfinite(array).all() for array in load_model(path).get_weights())
 
 
-def test_weights_that_are_not_finite_never_reach_a_checkpoint(make_trainer):  # noqa: F811
+def test_weights_that_are_not_finite_never_reach_a_checkpoint(make_trainer):
     trainer = make_trainer(checkpoint_seconds=0.0)
     step, steps = trainer._step, iter(range(100))
 
@@ -413,7 +408,7 @@ def test_fine_tuning_names_the_last_good_model(
 
 @pytest.mark.parametrize("where", ["training", "validation", "weights"])
 def test_an_expert_whose_error_is_not_finite_leaves_its_best_weights(
-    make_frame_trainer,  # noqa: F811
+    make_frame_trainer,
     where,
 ):
     trainer = make_frame_trainer(checkpoint_seconds=0.0)

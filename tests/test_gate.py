@@ -9,8 +9,7 @@ import soundfile
 
 from speech.modelfile.h5 import write_model_file
 from speech.modelfile.spec import COMPLEX_MASK, WAVEFORM, ModelFile, ModelFileError
-from tests.builders import TINY, mask_layers
-from tests.test_sparsity import network
+from tests.builders import TINY, mask_layers, network
 
 QUICK = ["--gpu", "-1", "--epochs", "1", "--num-train", "2", "--crop-seconds", "0.2"]
 TEST = ["--num-test", "1", "--snr", "5", "--jobs", "1"]

@@ -16,35 +16,9 @@ from speech.modelfile import icse
 from speech.modelfile.h5 import write_model_file
 from speech.modelfile.read import read_model_file
 from speech.modelfile.spec import LayerSpec, ModelFileError
-from tests.test_modelfile import small_layers
-from tests.test_sparsity import network
+from tests.builders import WAVEFORM_META, assert_same, clustered, network, small_layers
 
-META = {"kind": "waveform", "sample_rate_hz": 16000}
 FORMAT = Path(__file__).parent.parent / "docs" / "format.md"
-
-
-def clustered(rng, k=8, centroids="fp32", widths=(1, 12, 12, 1), pruned=0.3):
-    """A clustered network, part of its channels at zero."""
-    layers = network(rng, widths, taps=40)
-    for layer in layers[:-2]:
-        if "kernel" in layer.weights:
-            kernel = layer.weights["kernel"]
-            kernel[:] = np.cumsum(kernel, axis=0)
-            kernel[:, rng.random(kernel.shape[1:]) < pruned] = 0
-    return cluster_layers(layers, Codebooks(k=k, centroids=centroids))
-
-
-def assert_same(layers, others):
-    for one, other in zip(layers, others, strict=True):
-        assert (one.class_name, one.name, one.config) == (
-            other.class_name,
-            other.name,
-            other.config,
-        )
-        assert one.weights.keys() == other.weights.keys()
-        for key, array in one.weights.items():
-            assert array.shape == other.weights[key].shape
-            assert array.tobytes() == other.weights[key].tobytes(), f"{one.name}/{key}"
 
 
 @pytest.mark.parametrize("entropy", [True, False])
@@ -52,9 +26,9 @@ def assert_same(layers, others):
 @pytest.mark.parametrize("k", [2, 3, 16])
 def test_round_trip_is_exact(k, centroids, entropy, rng):
     layers = clustered(rng, k, centroids)
-    found = icse.unpack(icse.pack(layers, META, entropy=entropy))
+    found = icse.unpack(icse.pack(layers, WAVEFORM_META, entropy=entropy))
     assert_same(layers, found.model.layers)
-    assert found.model.meta == META
+    assert found.model.meta == WAVEFORM_META
 
 
 @pytest.mark.parametrize("entropy", [True, False])
@@ -82,7 +56,7 @@ def test_kernels_of_all_kinds(case, rng):
     if case == "one kept":
         kernel[:, 3, 3] = 0.25
     for entropy in (True, False):
-        data = icse.pack(layers, META, entropy=entropy)
+        data = icse.pack(layers, WAVEFORM_META, entropy=entropy)
         assert_same(layers, icse.unpack(data).model.layers)
 
 
@@ -104,7 +78,7 @@ def test_dense_kernels(rng):
 def test_negative_zero_comes_back_as_zero(rng):
     layers = list(network(rng, (1, 4, 1)))
     layers[1].weights["kernel"][0] = -0.0
-    back = icse.unpack(icse.pack(layers, META)).model.layers
+    back = icse.unpack(icse.pack(layers, WAVEFORM_META)).model.layers
     assert_array_equal(back[1].weights["kernel"], layers[1].weights["kernel"])
     assert not np.signbit(back[1].weights["kernel"][0]).any()
 
@@ -127,9 +101,9 @@ def smooth_network(rng, k):
 
 def test_fcn_is_small_and_decodes_at_once(rng):
     layers = smooth_network(rng, 16)
-    data = icse.pack(layers, META)
+    data = icse.pack(layers, WAVEFORM_META)
     assert len(data) < 0.09 * 1_203_724
-    assert len(data) < 0.9 * len(icse.pack(layers, META, entropy=False))
+    assert len(data) < 0.9 * len(icse.pack(layers, WAVEFORM_META, entropy=False))
     times = []
     for _ in range(3):
         started = time.perf_counter()
@@ -141,8 +115,8 @@ def test_fcn_is_small_and_decodes_at_once(rng):
 
 def test_file_works_wherever_a_model_file_does(rng, tmp_path):
     layers = clustered(rng)
-    write_model_file(tmp_path / "a.h5", layers, META)
-    icse.write_compact(tmp_path / "a.icse", layers, META)
+    write_model_file(tmp_path / "a.h5", layers, WAVEFORM_META)
+    icse.write_compact(tmp_path / "a.icse", layers, WAVEFORM_META)
     one, other = (read_model_file(tmp_path / name) for name in ("a.h5", "a.icse"))
     assert_same(one.layers, other.layers)
     assert one.meta == other.meta and len(other.sha256) == 64
@@ -157,8 +131,8 @@ def test_load_model_and_enhancer_take_it(rng, tmp_path):
     from speech.net.keras_models import load_model
 
     layers = clustered(rng)
-    write_model_file(tmp_path / "a.h5", layers, META)
-    icse.write_compact(tmp_path / "a.icse", layers, META)
+    write_model_file(tmp_path / "a.h5", layers, WAVEFORM_META)
+    icse.write_compact(tmp_path / "a.icse", layers, WAVEFORM_META)
     signal = rng.uniform(-0.5, 0.5, 2000).astype("f4")
     for one, other in zip(
         load_model(tmp_path / "a.h5").get_weights(),
@@ -174,12 +148,12 @@ def test_load_model_and_enhancer_take_it(rng, tmp_path):
 def test_writing_is_atomic_and_wants_the_ending(rng, tmp_path):
     layers = list(clustered(rng))
     with pytest.raises(ModelFileError, match="ends in .icse"):
-        icse.write_compact(tmp_path / "a.h5", layers, META)
-    icse.write_compact(tmp_path / "a.icse", layers, META)
+        icse.write_compact(tmp_path / "a.h5", layers, WAVEFORM_META)
+    icse.write_compact(tmp_path / "a.icse", layers, WAVEFORM_META)
     before = (tmp_path / "a.icse").read_bytes()
     layers[1] = dataclasses.replace(layers[1], weights={})
     with pytest.raises(ModelFileError, match=r"a\.icse: layer .* has the weights"):
-        icse.write_compact(tmp_path / "a.icse", layers, META)
+        icse.write_compact(tmp_path / "a.icse", layers, WAVEFORM_META)
     assert (tmp_path / "a.icse").read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["a.icse"]
 
@@ -196,7 +170,7 @@ def test_writer_refuses_what_the_reader_would(change, match, rng):
     kernel = layers[1].weights["kernel"]
     layers[1].weights["kernel"] = kernel * change["kernel"]
     with pytest.raises(ModelFileError, match=match):
-        icse.pack(layers, META)
+        icse.pack(layers, WAVEFORM_META)
     with pytest.raises(ModelFileError, match="not plain JSON"):
         icse.pack(network(rng, (1, 4, 1)), {"loss": float("nan")})
 
@@ -207,7 +181,7 @@ def test_writer_refuses_what_the_reader_would(change, match, rng):
 
 @pytest.fixture
 def data(rng):
-    return icse.pack(clustered(rng, widths=(1, 5, 4, 1)), META)
+    return icse.pack(clustered(rng, widths=(1, 5, 4, 1)), WAVEFORM_META)
 
 
 def with_sections(data, change):
@@ -247,7 +221,7 @@ def test_random_damage_is_refused(data, rng):
 @pytest.mark.parametrize("entropy", [True, False])
 def test_damage_under_a_right_checksum_is_refused(entropy, rng):
     """What a hostile hand would write: only the checksum of the weights still says no."""
-    data = icse.pack(clustered(rng, widths=(1, 4, 3, 1)), META, entropy=entropy)
+    data = icse.pack(clustered(rng, widths=(1, 4, 3, 1)), WAVEFORM_META, entropy=entropy)
     original = icse.unpack(data).model.layers
     for _ in range(300):
 
@@ -340,7 +314,7 @@ def test_too_many_rows_fall_back_to_fixed_length_and_are_refused(data, monkeypat
     with pytest.raises(ModelFileError, match="rows of indices, too many"):
         icse.unpack(data)
     layers = clustered(rng)
-    found = icse.unpack(icse.pack(layers, META))
+    found = icse.unpack(icse.pack(layers, WAVEFORM_META))
     assert "entropy-coded" not in found.codings.values()
     assert_same(layers, found.model.layers)
 

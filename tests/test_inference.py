@@ -10,12 +10,12 @@ from numpy.testing import assert_allclose
 from speech.net import blockconv
 from speech.net.chain import ConvBlock
 from speech.net.inference import InferenceNetwork, _Frame
+from tests.builders import HIDDEN_BLOCK, chain_parameters
 from tests.reference import fcn_oracle
-from tests.test_chain import HIDDEN, make_parameters, oracle
 
 pytestmark = pytest.mark.skipif(not blockconv.is_available(), reason="no C compiler here")
 
-BLOCKS = [HIDDEN, HIDDEN, ConvBlock()]
+BLOCKS = [HIDDEN_BLOCK, HIDDEN_BLOCK, ConvBlock()]
 CHUNK = 2 * 32 * 74  # samples of a chunk with 32 lanes, 55 taps
 
 
@@ -23,32 +23,34 @@ CHUNK = 2 * 32 * 74  # samples of a chunk with 32 lanes, 55 taps
     "num_samples", [1, 2, 54, 74, 999, CHUNK - 1, CHUNK, CHUNK + 1, CHUNK + 26, 2 * CHUNK + 27]
 )
 def test_output_equals_the_oracle(num_samples, rng):
-    parameters = make_parameters(rng)
+    parameters = chain_parameters(rng)
     signal = rng.uniform(-1, 1, num_samples).astype(np.float32)
     found = InferenceNetwork(BLOCKS, parameters)(signal)
     assert found.shape == (num_samples, 1)
-    assert_allclose(found[:, 0], oracle(signal, parameters), rtol=0, atol=1e-5)
+    assert_allclose(found[:, 0], fcn_oracle.forward_chain(signal, parameters), rtol=0, atol=1e-5)
 
 
 def test_the_whole_fcn_is_within_1e_4(rng):
     """Seven hidden layers of 30 filters, three seconds of audio."""
-    parameters = make_parameters(rng, (1, *[30] * 7, 1))
-    blocks = [HIDDEN] * 7 + [ConvBlock()]
+    parameters = chain_parameters(rng, (1, *[30] * 7, 1))
+    blocks = [HIDDEN_BLOCK] * 7 + [ConvBlock()]
     signal = rng.uniform(-1, 1, 48000).astype(np.float32)
     found = InferenceNetwork(blocks, parameters)(signal)
-    assert_allclose(found[:, 0], oracle(signal, parameters), rtol=0, atol=2e-5)
+    assert_allclose(found[:, 0], fcn_oracle.forward_chain(signal, parameters), rtol=0, atol=2e-5)
 
 
 @pytest.mark.parametrize("share", [0.22, 0.9, 1.0])
 def test_zero_kernels_are_skipped_without_a_change(share, rng):
-    parameters = make_parameters(rng)
+    parameters = chain_parameters(rng)
     for kernel in parameters[::4]:
         kernel *= rng.random((1, *kernel.shape[1:])) >= share
     signal = rng.uniform(-1, 1, 6000).astype(np.float32)
     network = InferenceNetwork(BLOCKS, parameters)
     num_pairs = [len(layer.index) for layer in network._layers]
     assert num_pairs == [np.count_nonzero(kernel.any(0)) for kernel in parameters[::4]]
-    assert_allclose(network(signal)[:, 0], oracle(signal, parameters), rtol=0, atol=1e-5)
+    assert_allclose(
+        network(signal)[:, 0], fcn_oracle.forward_chain(signal, parameters), rtol=0, atol=1e-5
+    )
 
 
 def test_several_channels_in_and_out_and_no_normalisation(rng):
@@ -67,16 +69,16 @@ def test_several_channels_in_and_out_and_no_normalisation(rng):
 
 
 def test_a_large_mean_does_not_cancel(rng):
-    parameters = make_parameters(rng, (1, 6, 5, 1))
+    parameters = chain_parameters(rng, (1, 6, 5, 1))
     parameters[3] += 1000.0  # beta: the next layer's outputs have a mean far beyond their spread
     signal = rng.uniform(-1, 1, 5000).astype(np.float32)
     found = InferenceNetwork(BLOCKS, parameters)(signal)[:, 0]
     # float32 holds a signal around 1000 to 1e-4 only, and what is taken around it was not larger
-    assert_allclose(found, oracle(signal, parameters), rtol=0, atol=5e-3)
+    assert_allclose(found, fcn_oracle.forward_chain(signal, parameters), rtol=0, atol=5e-3)
 
 
 def test_lengths_follow_each_other_in_one_network(rng):
-    parameters = make_parameters(rng)
+    parameters = chain_parameters(rng)
     network = InferenceNetwork(BLOCKS, parameters)
     signals = [rng.uniform(-1, 1, n).astype(np.float32) for n in (3000, 20, 9000, 3000)]
     together = [network(signal) for signal in signals]
@@ -96,7 +98,7 @@ def test_threads_that_meet_at_a_new_length_share_its_masks(monkeypatch):
 
 
 def test_threads_do_not_disturb_each_other(rng):
-    network = InferenceNetwork(BLOCKS, make_parameters(rng), threads=1)
+    network = InferenceNetwork(BLOCKS, chain_parameters(rng), threads=1)
     signals = [rng.uniform(-1, 1, 5000 + 40 * (n // 2)).astype(np.float32) for n in range(60)]
     with ThreadPoolExecutor(4) as pool:
         outputs = list(pool.map(network, signals))
@@ -105,7 +107,7 @@ def test_threads_do_not_disturb_each_other(rng):
 
 
 def test_edges_and_wrong_shapes(rng):
-    network = InferenceNetwork(BLOCKS, make_parameters(rng))
+    network = InferenceNetwork(BLOCKS, chain_parameters(rng))
     assert network(np.zeros(0, np.float32)).shape == (0, 1)
     with pytest.raises(ValueError, match=r"signal must be \[time, 1\]"):
         network(np.zeros((5, 2), np.float32))

@@ -14,16 +14,9 @@ from speech.base.files import append_text, end_line, held
 from speech.base.written import Written
 from speech.data import corpus, prepared
 from speech.net import blockconv
-from tests.conftest import make_speech
+from tests.builders import digests, make_speech
 
 ROOT = Path(__file__).parent.parent
-
-
-def digests(folder):
-    return {
-        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".")
-    }  # fmt: skip
 
 
 def same_times(path, stat):

@@ -11,7 +11,7 @@ from quantization.kmeans import (
     cluster_kernel,
     cluster_layers,
 )
-from tests.test_sparsity import network
+from tests.builders import network
 
 
 def naive_optimum(values, k):

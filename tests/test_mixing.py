@@ -14,7 +14,7 @@ from speech.sound.mixing import (
     measure_snr_db,
     mix_at_snr,
 )
-from tests.conftest import make_speech
+from tests.builders import make_speech
 from tests.reference import mixing_oracle
 
 
@@ -74,7 +74,8 @@ def test_inputs_are_left_alone(rng):
         (np.ones(9), np.zeros(9), 0, "noise is silent"),
         (np.ones(9), np.ones(8), 0, "9 samples, noise 8"),
         (np.ones((9, 2)), np.ones(9), 0, "shape"),
-        (np.ones(0), np.ones(0), 0, "shape"),
+        (np.ones(0), np.ones(0), 0, "clean has 0 samples, expected at least 1"),
+        (np.full(9, 1e300), np.ones(9), 0, "clean is too loud"),
         (np.full(9, np.nan), np.ones(9), 0, "clean holds a NaN"),
         (np.ones(9), np.full(9, np.inf), 0, "noise holds a NaN"),
         (np.ones(9), np.ones(9), math.nan, "snr_db is nan"),

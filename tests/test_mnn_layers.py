@@ -10,9 +10,10 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
 from mnn.dae import Autoencoder, build_dae
-from mnn.experts import MaskExpert, build_expert
+from mnn.expert_files import Place, open_expert
+from mnn.experts import build_expert
 from mnn.features import level, scaled_magnitudes
-from mnn.layers import DenseNetwork, modified_relu
+from mnn.layers import DenseNetwork, load_network, modified_relu
 from speech.modelfile.read import read_model_file
 from speech.modelfile.rules import ACTIVATIONS
 from speech.modelfile.spec import LayerSpec, ModelFileError
@@ -201,8 +202,13 @@ def test_dropout_is_drawn_when_asked_for(dae_file, rng):
 
 
 def test_an_expert_masks_the_mixture_at_any_level(expert_file, rng):
-    expert = MaskExpert(expert_file)
     noisy = rng.standard_normal(5000).astype(np.float32)
+
+    def expert(signal):
+        signal = np.asarray(signal, np.float32)
+        return opened.signal(signal, level(signal), Place())
+
+    opened = open_expert(expert_file)
     estimate = expert(noisy)
     assert estimate.shape == noisy.shape and estimate.dtype == np.float32
     spectra = stft(noisy)
@@ -233,7 +239,7 @@ def test_a_file_that_takes_something_else_is_refused(expert_file, tmp_path, chan
     file = read_model_file(expert_file)
     write_model_file(tmp_path / "other.h5", file.layers, {**file.meta, **change})
     with pytest.raises(ValueError, match=f"other.h5.*{reason}"):
-        MaskExpert(tmp_path / "other.h5")
+        load_network(tmp_path / "other.h5", "mask")
 
 
 def test_a_convolution_is_not_run_by_numpy():

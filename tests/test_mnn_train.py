@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import keras
@@ -13,7 +14,9 @@ from numpy.testing import assert_allclose, assert_array_equal
 import mnn.dae
 import mnn.experts
 import pruning.run
-from mnn import data, train
+from mnn import conditions, train
+from mnn.config import FitConfig, TrainConfig
+from mnn.expert_files import Place, open_expert
 from mnn.features import (
     Conventions,
     conventions_of,
@@ -24,14 +27,14 @@ from mnn.features import (
     scaled_magnitudes,
     speech_frames,
 )
-from mnn.training import FitConfig, FrameTrainer
 from speech.base.checkpoint import CheckpointError, read_npz, write_npz
 from speech.base.files import sha256_of
 from speech.data.corpus import Noise, Pair, Utterance, bundled_noise, bundled_speech
 from speech.modelfile.read import read_model_file
 from speech.sound.stft import context_frames, stft
 from speech.training.config import TrainingError
-from tests.conftest import make_speech
+from speech.training.request import DataOptions
+from tests.builders import make_speech, without_times
 
 ROOT = Path(__file__).parent.parent
 
@@ -115,26 +118,26 @@ def people(num_each=4, speakers=("FA", "FB", "MC", "MD")):
 
 def test_conditions_choose_mixtures_by_any_column():
     noises = [Noise(name, Path("n")) for name in ("birds_1", "birds_2", "typing")]
-    every = data.plan_expert(people(), noises, [-5, 0], {})
+    every = conditions.plan_expert(people(), noises, [-5, 0], {})
     assert len(every) == 16 * 3 * 2
-    conditions = data.parse_conditions(["noise=Birds*", "gender=F", "snr_db=-5.0"])
-    chosen = data.plan_expert(people(), noises, [-5, 0], conditions, num_draws=2)
+    asked = conditions.parse_conditions(["noise=Birds*", "gender=F", "snr_db=-5.0"])
+    chosen = conditions.plan_expert(people(), noises, [-5, 0], asked, num_draws=2)
     assert len(chosen) == 8 * 2 * 2
     assert len({(p.relative_path, p.seed) for p in chosen}) == len(chosen)
     assert {(p.utterance.gender, p.snr_db) for p in chosen} == {("F", -5.0)}
-    two = data.matching(every, {"utterance": ["*_0", "fa_1"], "noise": ["typing"]})
+    two = conditions.matching(every, {"utterance": ["*_0", "fa_1"], "noise": ["typing"]})
     assert len(two) == 5 * 2
     pair = Pair(Path("a"), Path("b"), "birds", "FCJF0", float("nan"), "sx1")
-    assert data.matching([pair], {"gender": ["F"], "snr_db": ["nan"]}) == [pair]
+    assert conditions.matching([pair], {"gender": ["F"], "snr_db": ["nan"]}) == [pair]
 
 
 @pytest.mark.parametrize(
     ("call", "reason"),
     [
-        (lambda: data.parse_conditions(["colour=red"]), "one of utterance, speaker"),
-        (lambda: data.parse_conditions(["noise"]), "'noise'; give COLUMN=PATTERN"),
+        (lambda: conditions.parse_conditions(["colour=red"]), "one of utterance, speaker"),
+        (lambda: conditions.parse_conditions(["noise"]), "'noise'; give COLUMN=PATTERN"),
         (
-            lambda: data.matching(people(), {"gender": ["X"]}),
+            lambda: conditions.matching(people(), {"gender": ["X"]}),
             "no data meet: gender X; there are: gender 'F', 'M'",
         ),
     ],
@@ -147,29 +150,29 @@ def test_conditions_that_nothing_meets_are_named(call, reason):
 def test_speakers_are_drawn_in_pairs_and_four_of_them_validate():
     names = [f"{gender}{number:02d}" for gender in "FM" for number in range(10)]
     utterances = people(6, names)
-    training, validation = data.choose_speakers(utterances, 12, 5, seed=1)
+    training, validation = conditions.choose_speakers(utterances, 12, 5, seed=1)
     for part, count in ((training, 12), (validation, 4)):
         speakers = {item.speaker for item in part}
         assert len(speakers) == count and len(part) == 5 * count
         assert sum(name[0] == "F" for name in speakers) == count // 2
     assert not {u.speaker for u in training} & {u.speaker for u in validation}
-    assert data.choose_speakers(utterances, 4, 5, seed=1)[1] == validation
-    assert data.choose_speakers(utterances, 12, 5, seed=2)[0] != training
+    assert conditions.choose_speakers(utterances, 4, 5, seed=1)[1] == validation
+    assert conditions.choose_speakers(utterances, 12, 5, seed=2)[0] != training
 
 
 def test_few_speakers_all_train():
-    training, validation = data.choose_speakers(people(10))
+    training, validation = conditions.choose_speakers(people(10))
     assert len({u.speaker for u in training}) == 4 and len(validation) == 4
     assert not {u.id for u in training} & {u.id for u in validation}
-    assert {u.speaker for u in data.choose_speakers(people(10), 2)[0]} <= {"FA", "FB", "MC", "MD"}
+    two, _ = conditions.choose_speakers(people(10), 2)
+    assert {u.speaker for u in two} <= {"FA", "FB", "MC", "MD"}
 
 
 def test_the_bundled_corpus_has_what_the_experiments_need():
-    training, validation = data.choose_speakers(bundled_speech("TRAIN"))
+    training, validation = conditions.choose_speakers(bundled_speech("TRAIN"))
     assert len(training) > 60 and {u.gender for u in validation} == {"F", "M"}
-    assert len(data.plan_expert(training, bundled_noise("TRAIN"), [0], {"noise": ["birds"]})) == (
-        len(training)
-    )
+    birds = conditions.plan_expert(training, bundled_noise("TRAIN"), [0], {"noise": ["birds"]})
+    assert len(birds) == len(training)
 
 
 # --------------------------------------------------------------------------------------------
@@ -178,34 +181,10 @@ def test_the_bundled_corpus_has_what_the_experiments_need():
 CONFIG = FitConfig(iterations=12, batch_size=32, validate_every=4, seed=5)
 
 
-@pytest.fixture
-def small_dae(monkeypatch):
-    monkeypatch.setitem(mnn.dae.NETS, "128", ((16,), 3))
-
-
-@pytest.fixture
-def make_trainer(small_dae, tmp_path, rng):
-    signals = [make_speech(rng, 20000), make_speech(rng, 9000)]
-
-    def make(name="model", config=CONFIG, **options):
-        model, conventions = mnn.dae.build_dae("128", seed=config.seed)
-        frames = [speech_frames([signal], conventions) for signal in signals]
-        meta = {"kind": "autoencoder", **conventions.to_json(), "net": "128"}
-        out = tmp_path / f"{name}.h5"
-        options = {"meta": meta, "data_sha256": "d", **options}
-        return FrameTrainer(model, *frames, config, out, **options)
-
-    return make
-
-
-def without_times(history):
-    return [{k: v for k, v in row.items() if k != "seconds"} for row in history]
-
-
 @pytest.mark.parametrize("optimizer", ["rprop", "adam"])
-def test_the_error_falls_and_the_best_weights_are_kept(make_trainer, optimizer):
+def test_the_error_falls_and_the_best_weights_are_kept(make_frame_trainer, optimizer):
     config = FitConfig(100, 64, optimizer, 3e-3, validate_every=10)
-    trainer = make_trainer(config=config)
+    trainer = make_frame_trainer(config=config)
     state = trainer.run()
     errors = [row["validation_error"] for row in state.history]
     assert min(errors) < 0.8 * errors[0]
@@ -228,11 +207,11 @@ class Stop(Exception):
 
 
 @pytest.mark.parametrize("optimizer", ["rprop", "adam"])
-def test_a_run_that_is_killed_ends_like_an_unbroken_one(make_trainer, optimizer):
+def test_a_run_that_is_killed_ends_like_an_unbroken_one(make_frame_trainer, optimizer):
     config = FitConfig(12, 32, optimizer, validate_every=4, seed=5)
-    whole = make_trainer("whole", config)
+    whole = make_frame_trainer("whole", config)
     expected = whole.run()
-    broken = make_trainer("broken", config, checkpoint_seconds=0.0)
+    broken = make_frame_trainer("broken", config, checkpoint_seconds=0.0)
     step = broken._step
 
     def dying_step(iteration):
@@ -243,7 +222,7 @@ def test_a_run_that_is_killed_ends_like_an_unbroken_one(make_trainer, optimizer)
     broken._step = dying_step
     with pytest.raises(Stop):
         broken.run()
-    again = make_trainer("broken", config)
+    again = make_frame_trainer("broken", config)
     seen = []
     result = again.run(seen.append)
     assert [row["iteration"] for row in seen] == [8, 12]
@@ -252,8 +231,8 @@ def test_a_run_that_is_killed_ends_like_an_unbroken_one(make_trainer, optimizer)
         assert_array_equal(one, other)
 
 
-def test_it_stops_when_validation_no_longer_improves(make_trainer, monkeypatch):
-    trainer = make_trainer(config=FitConfig(1000, 32, validate_every=2, patience=6))
+def test_it_stops_when_validation_no_longer_improves(make_frame_trainer, monkeypatch):
+    trainer = make_frame_trainer(config=FitConfig(1000, 32, validate_every=2, patience=6))
     errors = iter([5.0, 3.0, 4.0, 3.5, 3.0] + 99 * [9.0])
     test = trainer.model.test_on_batch
     monkeypatch.setattr(
@@ -263,8 +242,8 @@ def test_it_stops_when_validation_no_longer_improves(make_trainer, monkeypatch):
     assert state.iteration == 10 and state.best_row["iteration"] == 4
 
 
-def test_another_run_is_not_taken_up(make_trainer):
-    trainer = make_trainer(checkpoint_seconds=0.0)
+def test_another_run_is_not_taken_up(make_frame_trainer):
+    trainer = make_frame_trainer(checkpoint_seconds=0.0)
     trainer._save_results = lambda: None
     step = trainer._step
 
@@ -277,13 +256,13 @@ def test_another_run_is_not_taken_up(make_trainer):
     with pytest.raises(Stop):
         trainer.run()
     with pytest.raises(TrainingError, match="is of a run with seed 5, not 6"):
-        make_trainer(config=FitConfig(12, 32, validate_every=4, seed=6)).run()
+        make_frame_trainer(config=FitConfig(12, 32, validate_every=4, seed=6)).run()
     with pytest.raises(TrainingError, match="data_sha256 'd', not 'e'"):
-        make_trainer(data_sha256="e").run()
+        make_frame_trainer(data_sha256="e").run()
     whole = trainer.checkpoint_path.read_bytes()
     trainer.checkpoint_path.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(CheckpointError, match="not a readable checkpoint .* delete it"):
-        make_trainer().run()
+        make_frame_trainer().run()
     trainer.checkpoint_path.write_bytes(whole)
     arrays = read_npz(trainer.checkpoint_path)
     state = json.loads(arrays["state"].tobytes())
@@ -297,14 +276,14 @@ def test_another_run_is_not_taken_up(make_trainer):
         text = json.dumps(state | changes).encode()
         write_npz(trainer.checkpoint_path, arrays | {"state": np.frombuffer(text, np.uint8)})
         with pytest.raises(ValueError, match=message):
-            make_trainer().run()
+            make_frame_trainer().run()
     write_npz(trainer.checkpoint_path, arrays | {"variable_0": np.zeros((2, 2), "f4")})
     with pytest.raises(TrainingError, match="not a readable checkpoint .*of another network"):
-        make_trainer().run()
+        make_frame_trainer().run()
 
 
-def test_an_error_that_is_not_finite_ends_the_run(make_trainer):
-    trainer = make_trainer()
+def test_an_error_that_is_not_finite_ends_the_run(make_frame_trainer):
+    trainer = make_frame_trainer()
     trainer._step = lambda iteration: float("nan")
     with pytest.raises(TrainingError, match="became nan in iteration 1; no model was written; try"):
         trainer.run()
@@ -360,7 +339,7 @@ def test_dae_command_writes_a_file_that_describes_itself(run, tmp_path):
     assert code == 1 and "choose another --out" in error and len(error.splitlines()) == 1
 
 
-def test_expert_command_trains_on_what_is_asked_for(run, tmp_path):
+def test_expert_command_trains_on_what_is_asked_for(run, timit, noises, tmp_path):
     out = tmp_path / "birds.h5"
     words = ["expert", "--noise-types", "birds", "--gender", "F", "--snr", "-5"]
     words += ["--num-mixtures", "2"]
@@ -371,7 +350,17 @@ def test_expert_command_trains_on_what_is_asked_for(run, tmp_path):
     training = meta["training"]
     assert training["conditions"] == {"gender": ["F"], "noise": ["birds"]}
     assert training["snrs_db"] == [-5.0] and training["optimizer"] == "adam"
-    assert mnn.experts.MaskExpert(out)(np.ones(700, np.float32)).shape == (700,)
+    # One call does what the command does: it finds this very run.
+    config = TrainConfig(
+        "expert", out, fit=FitConfig(6, 40, "adam", validate_every=2),
+        data=DataOptions((timit,), noises, snrs_db=(-5.0,)),
+        conditions={"gender": ["F"], "noise": ["birds"]}, num_draws=2, gpu="-1",
+    )  # fmt: skip
+    found = train.train(config)
+    assert found.was_done and found.validation_error == training["validation_error"]
+    with pytest.raises(TrainingError, match="with patience 1000, not 1"):
+        train.train(replace(config, fit=replace(config.fit, patience=1)))
+    assert open_expert(out).signal(np.ones(700, np.float32), 1.0, Place()).shape == (700,)
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "rprop"])
@@ -414,7 +403,6 @@ def test_premixed_folders_and_files_that_cannot_be_used(run, timit, noises, tmp_
     noisy, clean = tmp_path / "set" / "noisy", tmp_path / "set" / "clean"
     broken = sorted(noisy.rglob("*.wav"))[0]
     source = ["--train-noisy", str(noisy), "--train-clean", str(clean)]
-    source += ["--test-noisy", str(noisy), "--test-clean", str(clean)]
     for what in ("dae", "expert"):
         code, text, _ = run(what, "--out", str(tmp_path / f"{what}.h5"), source=source)
         assert code == 0 and "written" in text
@@ -452,11 +440,11 @@ def test_wrong_usage_is_one_line(run, tmp_path, monkeypatch, capsys, words, code
 
 def test_imports_and_help_need_no_tensorflow():
     code = (
-        "import sys, mnn.train, mnn.data, mnn.dae, mnn.experts, mnn.features, speech.sound.stft; "
+        "import sys, mnn.train, mnn.conditions, mnn.dae, mnn.experts, mnn.features; "
         "assert not {'tensorflow', 'keras'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 
-def test_models_are_plain_keras(make_trainer):
-    assert isinstance(make_trainer().model, keras.Sequential)
+def test_models_are_plain_keras(make_frame_trainer):
+    assert isinstance(make_frame_trainer().model, keras.Sequential)

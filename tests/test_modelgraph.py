@@ -22,8 +22,8 @@ from speech.net.keras_models import build_model, load_model, save_model
 from speech.net.timefrequency import SIZES, TimeFrequencyConfig, build_time_frequency
 from speech.weights import main
 from tests import graph_files
+from tests.builders import assert_same
 from tests.graph_files import META, convolution, small_graph, write_graph
-from tests.test_icse import assert_same
 
 #: Keras' own saving in HDF5 warns under NumPy 2.
 LIBRARY = pytest.mark.filterwarnings(

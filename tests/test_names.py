@@ -4,6 +4,7 @@ import io
 import os
 import sys
 import unicodedata
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,11 +13,10 @@ import soundfile
 import eval.run
 import speech.enhance
 import speech.prepare
-from mnn import pool
-from mnn.pool import Place
+from mnn.expert_files import Place, folder_expert
 from speech.base import cli, files
 from speech.sound.audio import AudioError, find_audio, read_audio, write_audio
-from tests.conftest import make_speech
+from tests.builders import make_speech
 
 #: Latin-1, as on old disks; a picture; control characters.
 NAMES = [b"Gru\xdf.wav", "m\N{MICROPHONE}.wav".encode(), b"a\x1b[31mb.wav", b"two.wav"]
@@ -137,6 +137,6 @@ def test_a_candidate_is_found_whichever_way_its_accents_are_written(ours, tmp_pa
     name = "Größe é.wav"
     samples = make_speech(rng, 1000)
     write_audio(tmp_path / unicodedata.normalize(theirs, name), samples)
-    expert = pool.folder_expert("tool", tmp_path)
-    place = Place(pool.Path(unicodedata.normalize(ours, name)), 0)
+    expert = folder_expert("tool", tmp_path)
+    place = Place(Path(unicodedata.normalize(ours, name)), 0)
     np.testing.assert_allclose(expert._run(samples, place), samples, atol=1e-6)

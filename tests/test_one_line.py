@@ -23,8 +23,9 @@ from mnn import pool, select
 from speech import weights
 from speech.base import cli
 from speech.net.enhancer import _centred
-from tests.conftest import make_speech
-from tests.test_architecture import ROOT
+from tests.builders import make_speech
+
+ROOT = Path(__file__).parent.parent
 
 needs_onnx = pytest.mark.skipif(
     importlib.util.find_spec("onnxruntime") is None, reason="needs the extra 'onnx'"

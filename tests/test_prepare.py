@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import hashlib
 import json
 import shutil
 import subprocess
@@ -19,7 +18,7 @@ from speech.data import prepared
 from speech.data.corpus import Noise, Utterance, find_pairs, plan_mixtures, put_in_rooms
 from speech.sound import augment
 from speech.sound.audio import read_audio, write_audio
-from tests.conftest import make_noises, make_speech
+from tests.builders import digests, make_noises, make_speech
 from tests.reference import mixing_oracle
 from tests.reference.sphere import write_sphere
 
@@ -38,14 +37,6 @@ def run(timit, noises, tmp_path):
 def manifest(folder) -> list[dict[str, str]]:
     with open(folder / "manifest.csv", newline="") as stream:
         return list(csv.DictReader(stream))
-
-
-def digests(folder) -> dict[str, str]:
-    return {
-        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in folder.rglob("*")
-        if path.is_file() and path.name not in (".lock", prepared.MARKER)
-    }
 
 
 def test_tree_and_manifest(run, tmp_path, timit, noises, capsys):

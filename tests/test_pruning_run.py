@@ -18,8 +18,7 @@ from speech.net.keras_models import save_model
 from speech.net.mask_loss import MaskLoss
 from speech.training.continuing import _mask_loss_of, check_trains
 from speech.training.request import TrainOn
-from tests.builders import TINY, mask_from_json, mask_layers
-from tests.test_sparsity import network
+from tests.builders import PIECES, TINY, mask_from_json, mask_layers, network, zeros
 
 SMALL = ["--retrain", "--num-train", "4", "--crop-seconds", "0.3", "--batch-size", "2",
          "--retrain-epochs", "1", "--final-epochs", "1", "--num-test", "1", "--snr", "5",
@@ -47,18 +46,11 @@ def spectral(tmp_path):
 
 
 #: Training of such a network that ends at once, on the bundled corpus.
-PIECES = ["--retrain", "--num-train", "4", "--crop-seconds", "0.3", "--batch-size", "2",
-          "--rooms", "0", "--retrain-epochs", "1", "--final-epochs", "1", "--num-test", "1",
-          "--snr", "5", "--gpu", "-1", "--jobs", "1", "--no-score"]  # fmt: skip
 
 
 @pytest.fixture
 def few_pieces(monkeypatch):
     monkeypatch.setattr("speech.training.datasets._VALIDATION_PIECES", 2)
-
-
-def zeros(path):
-    return {row.name: row.pruned for row in sparsity.report(read_model_file(path).layers)}
 
 
 def test_one_shot_alone_writes_beside_the_model_and_says_so(model, capsys):

@@ -12,7 +12,7 @@ import pytest
 from benchmarks import peers, quality
 from speech.data import corpus
 from speech.sound.audio import read_audio
-from tests.conftest import make_speech
+from tests.builders import make_speech
 
 
 class Delayed(peers.System):

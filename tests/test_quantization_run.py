@@ -25,9 +25,7 @@ from speech.net.keras_models import save_model
 from speech.net.taps import has_kernel, taps_of
 from speech.training.config import TrainingConfig
 from speech.training.continuing import Continuation
-from tests.builders import TINY, mask_layers
-from tests.test_pruning_run import PIECES, zeros
-from tests.test_sparsity import network
+from tests.builders import PIECES, TINY, mask_layers, network, zeros
 
 SMALL = ["--num-train", "4", "--crop-seconds", "0.3", "--batch-size", "2", "--num-test", "1",
          "--snr", "5", "--gpu", "-1", "--jobs", "1"]  # fmt: skip

@@ -11,11 +11,21 @@ from quantization.ratedistortion import RateDistortion, quantize
 from speech.modelfile.icse import pack, unpack
 from speech.modelfile.spec import LayerSpec
 from speech.net.chain import ConvBlock
-from tests.test_sparsity import network
+from tests.builders import low_passed, output_error, smooth_layers
 
 
 def draw(rng, *shape):
     return rng.normal(0, 1, shape).astype("f4")
+
+
+@pytest.fixture
+def layers(rng):
+    return smooth_layers(rng)
+
+
+@pytest.fixture
+def signals(rng):
+    return [low_passed(rng, 3000) for _ in range(3)]
 
 
 def naive_convolution(signal, kernel, before):
@@ -25,54 +35,6 @@ def naive_convolution(signal, kernel, before):
             if 0 <= n + t - before < len(signal):
                 result[n] += signal[n + t - before] @ kernel[t].astype("f8")
     return result
-
-
-def low_passed(rng, length, channels=1):
-    """Noise whose neighbouring samples are alike, as those of speech are."""
-    noise = rng.normal(0, 1, (length + 30, channels))
-    window = np.hanning(31)[:, None]
-    return (
-        np.stack(
-            [np.convolve(noise[:, c], window[:, 0], "valid") for c in range(channels)], axis=1
-        )[:length].astype("f4")
-        * 0.2
-    )
-
-
-@pytest.fixture
-def layers(rng):
-    """A chain whose filters are smooth, some channels pruned."""
-    found = list(network(rng, (1, 8, 8, 1), taps=16))
-    window = np.hanning(18)[1:-1, None, None]
-    for layer in found:
-        if layer.class_name == "Conv1D":
-            layer.weights["kernel"][:] = 0.3 * window * rng.normal(
-                0, 1, layer.weights["kernel"].shape[1:]
-            ) + 0.03 * rng.normal(0, 1, layer.weights["kernel"].shape)
-    found[4].weights["kernel"][:, 2:4, :3] = 0
-    return tuple(found)
-
-
-@pytest.fixture
-def signals(rng):
-    return [low_passed(rng, 3000) for _ in range(3)]
-
-
-def output_error(layers, changed, signals):
-    """Power of the error of the output relative to the output's, the best gain applied."""
-    error = power = 0.0
-    for signal in signals:
-        outputs = []
-        for one in (layers, changed):
-            values = signal
-            for stage in calibration.stages_of(one):
-                values = stage.activate(stage.convolve(values))
-            outputs.append(values.ravel().astype("f8"))
-        wanted, found = outputs
-        found = found * (wanted @ found) / (found @ found)
-        error += np.sum((wanted - found) ** 2)
-        power += np.sum(wanted**2)
-    return error / power
 
 
 def size_of(layers):

@@ -90,6 +90,16 @@ def make(out, runs, *more, figures=False):
         return report.main([*map(str, runs), "-o", str(out), *more])
 
 
+def test_one_call_does_what_the_command_does(folders, tmp_path, monkeypatch, capsys):
+    assert make(tmp_path / "command", folders) == 0
+    monkeypatch.setattr("eval.listening.scoring.score_all", scored)
+    monkeypatch.setattr("eval.page.picture", blank)
+    capsys.readouterr()
+    found = report.write_report(report.ReportConfig(tuple(folders), tmp_path / "call"))
+    assert capsys.readouterr().out == "" and found.num_runs == len(folders)
+    assert found.path.read_bytes() == (tmp_path / "command" / "index.html").read_bytes()
+
+
 @pytest.fixture(scope="module")
 def page(folders, tmp_path_factory):
     out = tmp_path_factory.mktemp("report")

@@ -13,7 +13,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from mnn import select
 from mnn.select import main
-from tests.conftest import make_speech
+from tests.builders import make_speech
 from tests.mnn_files import write_dae, write_fcn, write_mask
 
 ROOT = Path(__file__).parent.parent
@@ -83,6 +83,18 @@ def test_the_chosen_signals_are_written(run, pool, noisy, tmp_path):
     code, _, output = run(noisy / "a" / "one.wav", "-o", alone / "x.wav", experts=[pick])
     assert code == 0 and "one expert: there is nothing to choose" in output.out
     assert_array_equal(soundfile.read(alone / "x.wav")[0], first)
+    # One call does what the command does.
+    paths = tuple(map(Path, pool))
+    config = select.SelectConfig(
+        (noisy,), tmp_path / "out", paths, dae=tmp_path / "pool" / "dae.h5"
+    )
+    result = select.select(config).to_json()
+    changing = {"seconds"}
+    assert {k: v for k, v in result.items() if k not in changing} == {
+        k: v for k, v in report.items() if k not in changing
+    }
+    with pytest.raises(ValueError, match="--check compares"):
+        select.SelectConfig(check=True)
 
 
 def test_order_of_experts_does_not_matter(run, pool, noisy):
@@ -98,7 +110,7 @@ def test_order_of_experts_does_not_matter(run, pool, noisy):
     [
         ["--metric", "snr"],
         ["--scoring", "paper"],
-        ["--scoring", "lost", "--draws", "2", "--seed", "3"],
+        ["--scoring", "level", "--draws", "2", "--seed", "3"],
         ["--combine"],
         ["--combine", "--granularity", "segment", "--segment-seconds", "0.25"],
     ],
@@ -284,7 +296,7 @@ def test_without_inputs_it_takes_bundled_clips(run, pool, tmp_path, monkeypatch)
 
 def test_imports_and_help_need_no_tensorflow():
     code = (
-        "import sys, mnn.arbiter, mnn.blocks, mnn.pool, mnn.selection\n"
+        "import sys, mnn.arbiter, speech.sound.blocks, mnn.pool, mnn.scoring\n"
         "from mnn.select import main\n"
         "try: main(['--help'])\n"
         "except SystemExit: pass\n"

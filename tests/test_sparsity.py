@@ -6,9 +6,8 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from pruning import sparsity
 from speech.modelfile.spec import LayerSpec
-from speech.net.fcn import FCNConfig
 from speech.net.taps import taps_of
-from tests.builders import TINY, mask_from_json, mask_layers
+from tests.builders import TINY, mask_from_json, mask_layers, network
 
 
 def naive_sparsity(kernel):
@@ -20,32 +19,6 @@ def naive_sparsity(kernel):
         for k in range(num_in):
             result[k, j] = sum(abs(float(w)) < mean for w in kernel[:, k, j]) / taps
     return result
-
-
-def network(rng, sizes=(1, 6, 5, 1), taps=11):
-    """Layer specs of a small FCN with random kernels; no Keras needed."""
-    config = FCNConfig(
-        num_hidden_layers=len(sizes) - 2, num_filters=tuple(sizes[1:-1]), kernel_size=taps
-    )
-    layers, channels, index = [], 1, 0
-    for number, (class_name, settings) in enumerate(config.layer_configs()):
-        weights = {}
-        if class_name == "Conv1D":
-            out = sizes[index + 1]
-            weights = {
-                "kernel": rng.standard_normal((taps, channels, out)).astype(np.float32),
-                "bias": rng.standard_normal(out).astype(np.float32),
-            }
-            channels, index = out, index + 1
-        elif class_name == "GroupNormalization":
-            weights = {
-                "gamma": rng.uniform(0.5, 1.5, channels).astype(np.float32),
-                "beta": rng.standard_normal(channels).astype(np.float32),
-            }
-        name = settings.get("name") or f"{class_name.lower()}_{number}"
-        settings = {key: value for key, value in settings.items() if key != "name"}
-        layers.append(LayerSpec(class_name, name, settings, weights))
-    return tuple(layers)
 
 
 def kernels(layers):

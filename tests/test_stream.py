@@ -17,8 +17,7 @@ from speech import stream as command
 from speech.net.enhancer import BASELINE_MODEL, DEFAULT_MODEL, Enhancer
 from speech.net.live import Live, decoded, encoded
 from speech.net.streaming import Stream
-from tests.builders import write_mask_network
-from tests.conftest import make_speech
+from tests.builders import make_speech, write_mask_network
 
 ROOT = Path(__file__).parent.parent
 

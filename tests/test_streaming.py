@@ -19,10 +19,9 @@ from speech.net.streaming import Stream
 from speech.net.timefrequency import SIZES, TimeFrequencyConfig
 from speech.sound.audio import read_audio
 from speech.sound.stft import StftConfig
-from tests.builders import conv2d, graph, mask_layers, write_mask_network
-from tests.conftest import make_speech
+from tests.builders import conv2d, graph, make_speech, mask_layers, write_mask_network
 from tests.reference import timefrequency_oracle
-from tests.test_enhancer import STRANGE, model_of
+from tests.strange_networks import STRANGE, model_of
 
 ROOT = Path(__file__).parent.parent
 FRAME = 512

@@ -11,8 +11,7 @@ from speech.modelfile.read import read_model_file
 from speech.modelfile.spec import LayerSpec
 from speech.net.folding import fold_batch_normalization
 from speech.net.taps import taps_of, with_taps
-from tests.builders import TINY, conv2d, graph, mask_layers
-from tests.test_sparsity import network
+from tests.builders import TINY, conv2d, graph, mask_layers, network
 
 keras = pytest.importorskip("keras")
 

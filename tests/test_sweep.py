@@ -18,8 +18,7 @@ from speech.modelfile.h5 import write_model_file
 from speech.net.fcn import FCNConfig
 from speech.net.mask_enhancer import MaskEnhancer
 from speech.sound.audio import peak_normalize, read_audio
-from tests.builders import write_mask_network
-from tests.test_cost import kernel_shapes, layers_of
+from tests.builders import kernel_shapes, layers_of, write_mask_network
 
 CONFIG = FCNConfig(num_hidden_layers=1, num_filters=4, kernel_size=9)
 
@@ -208,6 +207,17 @@ def test_the_command_prints_the_table(finished, tmp_path, capsys, monkeypatch):
     assert sweep.main(["--model", *models, *arguments]) == 0
     text = capsys.readouterr().out
     assert "| k4 " in text and str((tmp_path / "out").resolve()) in text
+    # One call does what the command does.
+    before = (tmp_path / "out" / "sweep.csv").read_bytes()
+    config = sweep.SweepConfig(
+        tuple(sweep.parse_point(model) for model in models), noisy=tmp_path / "noisy",
+        clean=pairs[0].clean_path.parent, out=tmp_path / "out", num_jobs=1,
+    )  # fmt: skip
+    table = sweep.sweep_models(config)
+    assert (tmp_path / "out" / "sweep.csv").read_bytes() == before
+    assert sweep.format_points(table) in text and capsys.readouterr().out == ""
+    with pytest.raises(ValueError, match="no model is named"):
+        sweep.SweepConfig(())
 
 
 # --------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ import timit_fcn_mse
 from speech.data import corpus
 from speech.sound.audio import read_audio, write_audio
 from speech.training import tensorboard
-from tests.conftest import make_speech
+from tests.builders import make_speech
 
 ROOT = Path(__file__).parent.parent
 TINY = ["--gpu", "-1", "--snr", "0", "--num-test", "1", "--num-train", "2", "--crop-seconds",

@@ -11,40 +11,15 @@ from numpy.testing import assert_allclose
 
 from speech.base.checkpoint import CheckpointError, read_npz, write_npz
 from speech.base.files import held
-from speech.data.corpus import find_noise, find_speech
-from speech.data.pipeline import MixtureSource, TrainingData
-from speech.net.fcn import FCNConfig, build_fcn
+from speech.net.fcn import FCNConfig
 from speech.net.keras_models import load_model, load_model_and_meta
 from speech.sound.augment import Augmentation
 from speech.training.config import TrainingConfig, TrainingError
-from speech.training.trainer import Trainer
+from tests.builders import without_times
 
 SMALL = FCNConfig(num_hidden_layers=1, num_filters=3, kernel_size=9)
 AUGMENTATION = Augmentation(second_noise=0.5, equalizer_db=6, noise_speed=1.2, band_limit=0.5)
 CONFIG = TrainingConfig(epochs=3, num_items=4, crop_seconds=0.2, learning_rate=1e-2)
-
-
-@pytest.fixture
-def make_trainer(timit, noises, tmp_path):
-    def make(folder="run", config=CONFIG, augmentation=None, gain_db=None, **options):
-        files = find_speech(timit, "TRAIN"), find_noise(noises, "TRAIN")
-        source = MixtureSource(*files, [0])
-        training = TrainingData(
-            MixtureSource(*files, [0], augmentation=augmentation),
-            num_items=config.num_items,
-            crop_samples=3200,
-            seed=config.seed,
-            gain_db=gain_db,
-        )
-        validation = TrainingData(source, num_items=2, shuffle=False)
-        network = build_fcn(SMALL, seed=config.seed)
-        return Trainer(network, training, validation, config, tmp_path / folder, **options)
-
-    return make
-
-
-def without_times(history):
-    return [{k: v for k, v in row.items() if k != "seconds"} for row in history]
 
 
 class Stop(Exception):

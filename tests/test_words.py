@@ -149,7 +149,7 @@ def test_a_name_of_two_lines_is_no_second_line(tmp_path, rng, capsys):
     import soundfile
 
     from eval import run
-    from tests.conftest import make_speech
+    from tests.builders import make_speech
 
     for folder in ("clean", "noisy"):
         for name in ("hum\nerror: x/a\nskipped: y.wav", "b.wav"):

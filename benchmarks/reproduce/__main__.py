@@ -34,7 +34,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 from benchmarks.reproduce import page as results_page
 from benchmarks.reproduce import raw
@@ -125,6 +125,10 @@ def _setting(options: argparse.Namespace) -> Setting:
     )  # fmt: skip
 
 
+@overload
+def _absolute(path: Path) -> Path: ...
+@overload
+def _absolute(path: None) -> None: ...
 def _absolute(path: Path | None) -> Path | None:
     # Links stay: a link below the repository makes a path that is the same everywhere.
     return None if path is None else Path(os.path.abspath(path))

@@ -222,12 +222,12 @@ def _published(sizes: dict[str, Row], rows: Sequence[Row], test_set: str) -> lis
         for corpus, size, pesq, stoi in published.COMPRESSED
     ]  # fmt: skip
     name = f"{first}-k{K_MAIN}"
-    own = [scores["fcn", m]["mean"] for m in LOSSES], [scores[name, m]["mean"] for m in LOSSES]
+    means = [[scores[system, m]["mean"] for m in LOSSES] for system in ("fcn", name)]
     cells = [f"{number(before, 3)} -> {number(after, 3)}, {number(after - before, 3, '+')}"
-             for before, after in zip(*own, strict=True)]  # fmt: skip
-    size = f"{number(sizes[name]['paper_size_percent'], 2)} % by the rule, "
-    size += f"{number(sizes[name]['file_percent'], 2)} % of the file"
-    lines.append([f"ours, {test_set}: `{name}`", size, *cells])
+             for before, after in zip(*means, strict=True)]  # fmt: skip
+    percents = f"{number(sizes[name]['paper_size_percent'], 2)} % by the rule, "
+    percents += f"{number(sizes[name]['file_percent'], 2)} % of the file"
+    lines.append([f"ours, {test_set}: `{name}`", percents, *cells])
     return [*parts, table(["FCN -> PP + PQ", "size", "PESQ", "STOI"], lines)]
 
 
@@ -345,9 +345,9 @@ def _cost(results: Path) -> list[str]:
     dense, small = cycles[0]["layers"], cycles[-1]["layers"]
     lines = []
     for place, (one, other) in enumerate(zip(dense, small, strict=True)):
-        paper = [f"{values[place]:,}" if place < len(values) else "-"
+        theirs = [f"{values[place]:,}" if place < len(values) else "-"
                  for values in published.CYCLES.values()]  # fmt: skip
-        cells = [f"{one['cycles']:,}", paper[0], f"{other['sparse_cycles']:,}", paper[1]]
+        cells = [f"{one['cycles']:,}", theirs[0], f"{other['sparse_cycles']:,}", theirs[1]]
         lines.append([one["name"], *cells])
     num = len(published.CYCLES["dense"])
     lines.append(

@@ -13,6 +13,7 @@ import math
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -230,12 +231,12 @@ def _groups(rows: Sequence[Row], unseen: set[str]) -> list[tuple[str, Callable[[
     """Returns (name, which rows belong to it): all, by SNR, by part of the noises, by noise."""
     groups: list[tuple[str, Callable[[Row], bool]]] = [(ALL, lambda row: True)]
     for snr_db in sorted({row["snr_db"] for row in rows if math.isfinite(row["snr_db"])}):
-        groups.append((f"{snr_db:g} dB", lambda row, snr_db=snr_db: row["snr_db"] == snr_db))
+        groups.append((f"{snr_db:g} dB", partial(_has, "snr_db", snr_db)))
     if unseen:
         groups.append((SEEN, lambda row: row["noise"] not in unseen))
         groups.append((UNSEEN, lambda row: row["noise"] in unseen))
     for noise in sorted({row["noise"] for row in rows}):
-        groups.append((f"noise {noise}", lambda row, noise=noise: row["noise"] == noise))
+        groups.append((f"noise {noise}", partial(_has, "noise", noise)))
     return groups
 
 
@@ -272,8 +273,14 @@ def _grid(setting: Setting, results: Path) -> None:
     write_json(results / "pruning.json", portable(read_json(folder / "pruning.json"), setting))
 
 
+def _has(column: str, value: Any, row: Row) -> bool:
+    return row[column] == value
+
+
 def _mnn(setting: Setting, results: Path) -> None:
-    folder, judged, draws = setting.out / "mnn", [], {}
+    folder = setting.out / "mnn"
+    judged: list[Row] = []
+    draws: dict[str, list] = {}
     for experiment in EXPERIMENTS:
         found = read_json(folder / experiment / "results.json")
         found.pop("published", None)
@@ -310,7 +317,8 @@ def recoveries(rows: Sequence[Row], experts: Sequence[str]) -> tuple[list[Row], 
     """
     import numpy as np
 
-    table, draws = [], {}
+    table: list[Row] = []
+    draws: dict[str, list] = {}
     selections = [key.removeprefix("pick ") for key in rows[0] if key.startswith("pick ")]
     for condition in dict.fromkeys(row["condition"] for row in rows):
         own = [row for row in rows if row["condition"] == condition]

@@ -28,6 +28,9 @@ EXPERIMENTS = ("noise", "gender", "snr")
 METRICS = ("pesq_wb", "pesq_nb", "stoi", "ssnri", "si_sdr")
 
 
+Command = tuple[str, ...]
+
+
 @dataclass(frozen=True)
 class Size:
     """How much is run.
@@ -158,7 +161,7 @@ def compression(setting: Setting) -> list[Step]:
     for percent in size.targets:
         name = f"{pruned_name(SHARES[0])}-t{percent}"
         out = setting.at("compression", name)
-        command = ("quantization.run", pruned, "--target-percent", str(percent), "-o", out)
+        command: Command = ("quantization.run", pruned, "--target-percent", str(percent), "-o", out)
         steps.append(Step(f"compression/{name}", command, (f"{out}/model.icse",), (pruned,)))
     sources = tuple(models.values())
     sizes = setting.at("compression", "sizes.json")
@@ -192,7 +195,14 @@ def compressed_models(setting: Setting) -> dict[str, str]:
 def _soft_pruned(setting: Setting, share: int) -> Step:
     size, name = setting.size, pruned_name(share)
     out = setting.at("compression", f"{name}.h5")
-    command = ("pruning.run", BASELINE, "-o", out, "--target-sparsity", f"{share / 100:g}")
+    command: Command = (
+        "pruning.run",
+        BASELINE,
+        "-o",
+        out,
+        "--target-sparsity",
+        f"{share / 100:g}",
+    )
     command += ("--retrain", "--stages", str(size.stages), "--retrain-epochs", "1")
     command += ("--num-train", str(size.stage_steps * BATCH_SIZE))
     command += ("--final-epochs", str(size.final_epochs), "--learning-rate", "0.0005")
@@ -204,7 +214,16 @@ def _soft_pruned(setting: Setting, share: int) -> Step:
 def _tied(setting: Setting, name: str, source: str, k: int) -> Step:
     """Returns k-means with tied weights that are trained on."""
     out = setting.at("compression", name)
-    command = ("quantization.run", source, "-k", str(k), "--centroids", "fp16", "-o", out)
+    command: Command = (
+        "quantization.run",
+        source,
+        "-k",
+        str(k),
+        "--centroids",
+        "fp16",
+        "-o",
+        out,
+    )
     command += ("--finetune-epochs", "2", "--learning-rate", "0.0002", "--warmup", "10")
     command += ("--num-train", str(setting.size.finetune_steps // 2 * BATCH_SIZE), *_best(setting))
     command += ("--work", setting.at("compression", "work", name))
@@ -219,7 +238,7 @@ def _best(setting: Setting) -> tuple[str, ...]:
 def _test_set(setting: Setting) -> Step:
     """Returns what writes the test mixtures of the corpus; sections share it."""
     out = setting.at("test")
-    command = ("timit_fcn_mse", "--eval-only", "--model", BASELINE, "--gpu", "-1")
+    command: Command = ("timit_fcn_mse", "--eval-only", "--model", BASELINE, "--gpu", "-1")
     command += ("--num-test", str(setting.size.num_open), *setting.data, "--out", out)
     return Step("test-set", command, (f"{out}/test",), (BASELINE,))
 
@@ -228,7 +247,7 @@ def _scored(
     setting: Setting, name: str, options: tuple[str, ...], sources: tuple[str, ...]
 ) -> Step:
     out = setting.at("compression", name)
-    command = ("eval.run", *options, "--out", out)
+    command: Command = ("eval.run", *options, "--out", out)
     results = (f"{out}/summary.json", f"{out}/scores.csv")
     return Step(f"compression/{name}", command, results, sources)
 
@@ -248,14 +267,21 @@ def grid(setting: Setting) -> list[Step]:
     """Theta x k x format, and the controls of pruning, on the same test files."""
     size, test = setting.size, ("--num-test", str(setting.size.num_bundled))
     out = setting.at("grid", "sweep")
-    command = ("eval.sweep", "--model", BASELINE, "--theta", *size.thetas)
+    command: Command = ("eval.sweep", "--model", BASELINE, "--theta", *size.thetas)
     command += ("--k", "none", *map(str, size.ks), "--centroids", *size.formats)
     results = (f"{out}/sweep.json",)
     steps = [Step("grid/sweep", (*command, *test, "--out", out), results, (BASELINE,))]
     folder = setting.at("grid", "pruning")
     models = {name: f"{folder}/{name}/model.h5" for name in CONTROLS}
     result = setting.at("grid", "pruning.json")
-    command = ("benchmarks.pruning", *setting.data, "--out", folder, "--json", result)
+    command = (
+        "benchmarks.pruning",
+        *setting.data,
+        "--out",
+        folder,
+        "--json",
+        result,
+    )
     command += ("--rounds", str(size.rounds), *test)
     if setting.small:
         command += ("--which", "retrained", "--stage-steps", str(size.stage_steps))
@@ -290,7 +316,7 @@ def mnn(setting: Setting) -> list[Step]:
     steps, models = [], setting.at("mnn", "models")
     for experiment in EXPERIMENTS:
         out = setting.at("mnn", experiment)
-        command = ("mnn.experiments", experiment, "--scale", scale, *setting.data)
+        command: Command = ("mnn.experiments", experiment, "--scale", scale, *setting.data)
         command += ("--models", models, "--gpu", "-1", "--out", out)
         results = [f"{out}/results.json", f"{out}/scores.csv", f"{models}/dae_128.h5"]
         results += [f"{models}/{name}.h5" for name in experts[experiment]]
@@ -324,10 +350,14 @@ def cost(setting: Setting) -> list[Step]:
     models, steps = (BASELINE, SMALLEST), []
     for name in ("cost", "cycles"):
         result = setting.at("cost", f"{name}.json")
-        command = (f"eval.{name}", *models, "--json", result)
+        command: Command = (f"eval.{name}", *models, "--json", result)
         steps.append(Step(f"cost/{name}", command, (result,), models))
     result = setting.at("cost", "inference.json")
-    command = ("benchmarks.inference", "--seconds", *map(str, setting.size.lengths_s))
+    command = (
+        "benchmarks.inference",
+        "--seconds",
+        *map(str, setting.size.lengths_s),
+    )
     command += ("--rounds", str(setting.size.rounds), "--json", result)
     command += () if setting.small else ("--growth",)
     return [*steps, Step("cost/inference", command, (result,))]
@@ -336,14 +366,20 @@ def cost(setting: Setting) -> list[Step]:
 def rooms(setting: Setting) -> list[Step]:
     """One network against noise and reverberation, trained on simulated rooms."""
     size, out = setting.size, setting.at("rooms", "joint")
-    command = ("timit_fcn_mse", "--rooms", "0.5", "--init", BASELINE)
+    command: Command = ("timit_fcn_mse", "--rooms", "0.5", "--init", BASELINE)
     command += ("--epochs", str(size.room_epochs))
     command += ("--num-train", str(8 * size.stage_steps if setting.small else 2000))
     command += ("--learning-rate", "0.001", "--warmup", "50", *_best(setting), "--out", out)
     model = f"{out}/last.h5"  # model.h5 is the best at validation, which has no rooms
     steps = [Step("rooms/joint", command, (model, f"{out}/history.csv"), (BASELINE,))]
     result = setting.at("rooms", "rooms.json")
-    command = ("benchmarks.rooms", *setting.data, "--model", f"fcn={BASELINE}", f"joint={model}")
+    command = (
+        "benchmarks.rooms",
+        *setting.data,
+        "--model",
+        f"fcn={BASELINE}",
+        f"joint={model}",
+    )
     command += ("--json", result, "--out", setting.at("rooms", "test"))
     if setting.small:
         command += ("--num-test", "1")
@@ -353,7 +389,12 @@ def rooms(setting: Setting) -> list[Step]:
 def peers(setting: Setting) -> list[Step]:
     """The shipped models beside other people's tools, those that are installed."""
     result = setting.at("peers", "quality.json")
-    command = ("benchmarks.quality", *setting.data, "--num-test", str(setting.size.num_open))
+    command: Command = (
+        "benchmarks.quality",
+        *setting.data,
+        "--num-test",
+        str(setting.size.num_open),
+    )
     command += ("--snr", "5") if setting.small else ()
     command += ("--model", f"fcn={BASELINE}", f"fcn_small={SMALLEST}")
     command += ("--json", result)

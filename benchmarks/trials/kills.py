@@ -245,6 +245,7 @@ def _kill_one(starter: Starter, name: str, folder: Path, num_kills: int, rng: ra
     case, row = CASES[name], Row(name, f"python -m {CASES[name].module}")
     whole = folder / name / "whole"
     seconds = starter.run(case, folder / "data", whole)
+    assert seconds is not None, "it was not killed"
     expected = contents(whole)
     row.files = len(expected)
     while row.kills < num_kills:
@@ -289,6 +290,8 @@ class Starter:
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
             env=cli.python_environment(TF_CPP_MIN_LOG_LEVEL="3"),
         )  # fmt: skip
+        assert self._process.stdin is not None and self._process.stdout is not None, "pipes"
+        self._calls, self._answers = self._process.stdin, self._process.stdout
         self._wait(TIMEOUT_S)  # for the imports
 
     def __enter__(self) -> Starter:
@@ -297,9 +300,9 @@ class Starter:
 
     def __exit__(self, *_: object) -> None:
         """Ends the process."""
-        self._process.stdin.close()
+        self._calls.close()
         self._process.wait()
-        self._process.stdout.close()
+        self._answers.close()
 
     def run(
         self, case: Case, data: Path, out: Path, kill_after: float | None = None
@@ -319,9 +322,11 @@ class Starter:
         log = out.with_name(f"{out.name}.log")
         call = {"module": case.module, "arguments": case.arguments(data, out), "log": str(log)}
         started = time.monotonic()
-        self._process.stdin.write(json.dumps(call).encode() + b"\n")
-        self._process.stdin.flush()
+        self._calls.write(json.dumps(call).encode() + b"\n")
+        self._calls.flush()
         pid = self._wait(TIMEOUT_S)
+        if pid is None:
+            raise ValueError(f"the process that starts {case.module} does not answer")
         code = self._wait(TIMEOUT_S if kill_after is None else kill_after)
         if code is None:
             os.kill(pid, signal.SIGKILL)  # it may have ended, but its number is still its own
@@ -337,9 +342,9 @@ class Starter:
 
     def _wait(self, seconds: float) -> int | None:
         """Returns the next number from the other process, None if none comes in time."""
-        if not select.select([self._process.stdout], [], [], seconds)[0]:
+        if not select.select([self._answers], [], [], seconds)[0]:
             return None
-        line = self._process.stdout.readline()
+        line = self._answers.readline()
         if not line:
             raise ValueError("the process that starts the commands died")
         return int(line)
@@ -374,6 +379,7 @@ def serve() -> None:
             sys.exit(modules[call["module"]].main(call["arguments"]))
         print(child, file=answers, flush=True)
         end = os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
+        assert end is not None, "it waits"
         code = end.si_status if end.si_code == os.CLD_EXITED else -end.si_status
         print(code, file=answers, flush=True)
 

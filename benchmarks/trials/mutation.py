@@ -216,7 +216,7 @@ def damaged(files: Sequence[bytes], rng: np.random.Generator) -> bytes:
         files: Valid files of one format; parts of one may end up in another.
         rng: Decides everything.
     """
-    data = bytearray(files[rng.integers(len(files))])
+    data = bytearray(files[int(rng.integers(len(files)))])
     if rng.random() < _RANDOM_INPUTS:
         head = data[: rng.integers(0, 64)]
         return bytes(head) + rng.bytes(int(rng.integers(0, 4096)))
@@ -289,7 +289,7 @@ def _extend(data: bytearray, files: Sequence[bytes], rng: np.random.Generator) -
 
 
 def _splice(data: bytearray, files: Sequence[bytes], rng: np.random.Generator) -> None:
-    other = files[rng.integers(len(files))]
+    other = files[int(rng.integers(len(files)))]
     place = _place(data, rng)
     start = place if rng.random() < 0.5 else int(rng.integers(len(other)))
     data[place:] = other[start:]
@@ -377,7 +377,7 @@ def _resealed(data: bytes, rng: np.random.Generator) -> bytes:
             payloads[0] = bytearray(deflated(bytes(text)))
         elif payloads[index]:
             damage = _DAMAGES[rng.integers(len(_DAMAGES))]
-            damage(payloads[index], payloads[1:], rng)
+            damage(payloads[index], [bytes(payload) for payload in payloads[1:]], rng)
         if len(payloads[index]) == 0:
             payloads[index] = bytearray(b"\0")
-    return sealed(payloads, data[-4:])
+    return sealed([bytes(payload) for payload in payloads], data[-4:])

@@ -18,7 +18,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from typing import IO, NoReturn
@@ -34,7 +34,7 @@ _DEPTH = 4
 
 def prefetched_batches(
     source: PieceSource, first: int = 0, stop: int | None = None, *, workers: int = 1
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+) -> Generator[tuple[np.ndarray, np.ndarray], None, None]:
     """Yields the batches of a source in order; they are the same for any number of workers.
 
     Args:

@@ -102,9 +102,9 @@ class Enhancer:
         """
         import numpy as np
 
-        from speech.sound.audio import is_silent, peak_normalize, require_signal
+        from speech.sound.audio import is_silent, peak_normalize, valid_signal
 
-        signal = require_signal(signal)
+        signal = valid_signal(signal)
         if self.mask is not None:
             return self.mask(signal, threads)
         if is_silent(signal):
@@ -137,9 +137,10 @@ class Enhancer:
         Raises:
             ValueError: As `Enhancer.__call__`, or the peak is no positive number.
         """
-        from speech.sound.audio import require_signal
+        from speech.sound.audio import valid_signal
+        from speech.sound.audiofiles import gain_to_peak, peak_of
 
-        signal = require_signal(signal)
+        signal = valid_signal(signal)
         if peak is not None and not 0 < peak < math.inf:
             raise ValueError(f"peak is {peak}; give a positive number, such as 1")
         if self.mask is not None or whole or self.takes_whole(len(signal)):
@@ -262,21 +263,11 @@ def fit_level(output: np.ndarray, noisy: np.ndarray) -> np.ndarray:
     """
     import numpy as np
 
+    from speech.sound.audiofiles import peak_of
+
     highest, at_most = peak_of(output), peak_of(noisy)
     if not highest or not at_most:
         return output
     unit = output / highest  # neither too large nor too small to be squared
     gain = float(np.dot(noisy / at_most, unit)) / float(np.dot(unit, unit))
     return unit * np.float32(gain * at_most)
-
-
-def peak_of(signal: np.ndarray) -> float:
-    """Returns max |x| without a copy of the signal."""
-    return float(max(signal.max(), -signal.min(), 0.0)) if len(signal) else 0.0
-
-
-def gain_to_peak(wanted: float, highest: float) -> np.float32:
-    """Returns the factor from one peak to another; 1 for silence and what is as good as silence."""
-    import numpy as np
-
-    return np.float32(wanted / highest if highest > 1e-20 else 1.0)

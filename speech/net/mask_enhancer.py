@@ -32,7 +32,7 @@ from speech.net.plan import Plan, plan_of
 from speech.net.reach import reach_of
 from speech.net.streaming import MAX_SAMPLE, CEngine
 from speech.net.timefrequency import compress, expand, features
-from speech.sound.audio import require_signal
+from speech.sound.audio import valid_signal
 from speech.sound.stft import Synthesis, whole_frames
 
 #: Frames of a chunk besides those that it only starts earlier with: 10 s.
@@ -172,7 +172,7 @@ class MaskStream:
 
 def _checked(samples: np.ndarray) -> np.ndarray:
     """Returns samples as float32; raises ValueError for what has no measure."""
-    samples = require_signal(samples)
+    samples = valid_signal(samples)
     highest = float(np.max(np.abs(samples), initial=0.0))
     if highest > MAX_SAMPLE:
         raise ValueError(

@@ -418,22 +418,29 @@ def find_audio(folder: str | os.PathLike, *, unreadable: bool = False) -> list[P
     return sorted([*found, *others] if unreadable else found)
 
 
-def require_signal(signal: np.ndarray) -> np.ndarray:
-    """Returns one channel as float32 or float64 [num_samples]; whole numbers become float32.
+def valid_signal(signal: np.ndarray, name: str = "signal", *, min_samples: int = 0) -> np.ndarray:
+    """Returns one channel as float32 or float64 [num_samples]: the gate of all that takes samples.
+
+    Args:
+        signal: [num_samples] of real numbers; what is neither float32 nor float64 becomes float32.
+        name: What the errors call it.
+        min_samples: The fewest samples that will do.
 
     Raises:
-        ValueError: It has another shape or type, or holds a NaN or an infinity.
+        ValueError: It has another shape or type, is too short, or holds a NaN or an infinity.
     """
     signal = np.asarray(signal)
     if signal.ndim != 1 or signal.dtype.kind not in "fiu":
         raise ValueError(
-            f"signal must be [num_samples] of real numbers, received shape {signal.shape} of "
+            f"{name} must be [num_samples] of real numbers, received shape {signal.shape} of "
             f"{signal.dtype}"
         )
+    if len(signal) < min_samples:
+        raise ValueError(f"{name} has {len(signal)} samples, expected at least {min_samples}")
     if signal.dtype not in (np.float32, np.float64):
         signal = signal.astype(np.float32)
     if not np.isfinite(signal).all():
-        raise ValueError("signal holds a NaN or an infinity; repair it first")
+        raise ValueError(f"{name} holds a NaN or an infinity; convert it again or leave it out")
     return signal
 
 

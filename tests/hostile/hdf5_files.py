@@ -13,7 +13,8 @@ from speech.modelfile.h5 import write_model_file
 from speech.modelfile.read import read_model_file
 from speech.modelfile.spec import LayerSpec
 from tests import graph_files
-from tests import test_modelfile as exam
+from tests import model_files as exam
+from tests.builders import small_layers
 
 KERNEL = exam.KERNEL
 UNDEFINED = b"\xff" * 8
@@ -22,7 +23,7 @@ UNDEFINED = b"\xff" * 8
 def good(folder):
     """Writes a valid file, and returns its path."""
     path = folder / "good.h5"
-    write_model_file(path, exam.small_layers(), {"kind": "waveform", "sample_rate_hz": 16_000})
+    write_model_file(path, small_layers(), {"kind": "waveform", "sample_rate_hz": 16_000})
     return path
 
 
@@ -44,7 +45,7 @@ def payload(marker):
 
 
 def known_from_the_exam(folder):
-    """Everything that tests/test_modelfile.py refuses for a reason of its own."""
+    """Everything that tests/model_files.py says is refused for a reason of its own."""
     yield from spoilt(folder, {name: spoil for name, (spoil, _) in exam.HOSTILE.items()
                                if name != "folder"})  # fmt: skip
 
@@ -545,7 +546,7 @@ def steps(folder):
 
 
 def one_tap():
-    return exam.small_layers()[1].config | {
+    return small_layers()[1].config | {
         "filters": 1, "kernel_size": 1, "use_bias": False, "activation": "linear"
     }  # fmt: skip
 

@@ -9,14 +9,14 @@ import numpy as np
 from benchmarks.trials.mutation import deflated, sealed, sections_of
 from speech.modelfile import icse
 from tests import graph_files
-from tests.test_icse import META, clustered
+from tests.builders import WAVEFORM_META, clustered
 
 SAMPLED = 300
 
 
 def good():
     """Returns the bytes of a valid file."""
-    return icse.pack(clustered(np.random.default_rng(0), widths=(1, 5, 4, 1)), META)
+    return icse.pack(clustered(np.random.default_rng(0), widths=(1, 5, 4, 1)), WAVEFORM_META)
 
 
 def numbered(attacks):

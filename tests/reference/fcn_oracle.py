@@ -59,3 +59,9 @@ def forward(samples, hidden, last, *, negative_slope=0.3, epsilon=1e-5):
         signal = np.where(signal < 0, negative_slope * signal, signal)
     kernel, bias = (np.asarray(array, np.float64) for array in last)
     return np.tanh(convolve_same(signal, kernel, bias))[:, 0]
+
+
+def forward_chain(signal, parameters, negative_slope=0.3):
+    """The same of a flat list of arrays: kernel, bias, gamma, beta of each hidden layer."""
+    hidden = [tuple(parameters[i : i + 4]) for i in range(0, len(parameters) - 2, 4)]
+    return forward(signal, hidden, tuple(parameters[-2:]), negative_slope=negative_slope)

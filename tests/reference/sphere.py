@@ -7,7 +7,9 @@ from pathlib import Path
 import numpy as np
 
 
-def sphere_header(num_samples, sample_rate_hz=16000, num_channels=1, coding=None) -> bytes:
+def sphere_header(
+    num_samples: int, sample_rate_hz: int = 16000, num_channels: int = 1, coding: str = ""
+) -> bytes:
     fields = [
         "NIST_1A",
         "   1024",

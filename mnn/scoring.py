@@ -16,17 +16,11 @@ forgives noise that an expert has left. The scorings of the metric ae, all to be
 
     paper     E, the literal form
     level     E / sum s^2
-    lost      E + 0.25 sum max(0, D(x) - s)^2: speech that the autoencoder hears in the mixture and
-              misses in the estimate, the guard on lost speech
-    residual  E + 0.12 sum |x - s|^2, the difference taken before magnitudes: whatever is removed
-              costs a part of its energy, so it only pays to remove what is reconstructed worse
-    band      E / sum s^2 over the bins from 200 to 5000 Hz
-    log       sum (log(s + 0.1) - log(D(s) + 0.1))^2
-    balanced  (E + 0.02 sum |x - s|^2) / (sum s^2 / sum x^2)^(3/4): what is removed is charged, and
-              the power, between 0 of the literal form and 1 of the level-free one, lets leftover
-              noise count. An estimate more than 3 dB below the level at which it fits the mixture
-              best is taken to be raised to there (E and s grow alike), so that turning it down
-              further gains nothing
+    balanced  (E + 0.02 sum |x - s|^2) / (sum s^2 / sum x^2)^(3/4), the difference taken before
+              magnitudes: what is removed is charged, and the power, between 0 of the literal form
+              and 1 of the level-free one, lets leftover noise count. An estimate more than 3 dB
+              below the level at which it fits the mixture best is taken to be raised to there (E
+              and s grow alike), so that turning it down further gains nothing
     voiced    (E + 0.01 sum |x - s|^2) / sum s^2, the default: E and s up to 3 kHz, where voiced
               speech has its energy and the autoencoder knows it best, what is removed over all
               bins, quiet estimates raised as in balanced
@@ -44,6 +38,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from speech.sound.audio import SAMPLE_RATE_HZ
+
 METRICS = ("ae", "snr")
 
 #: Raise it with any change of a score: choices kept from earlier runs are then made anew.
@@ -54,14 +50,12 @@ DEFAULT_SCORING = "voiced"
 #: Below this share of the mixture's energy (-30 dB) an estimate is as good as silent.
 SILENT_SHARE = 1e-3
 
-BAND_HZ = (200.0, 5000.0)
-VOICED_HZ = (0.0, 3000.0)
-LOG_FLOOR = 0.1
+VOICED_HZ = 3000.0
 
 #: Of the gain that fits an estimate best to the mixture; that of masks is mostly 1 to 1.6.
 QUIET_GAIN = 1.4
 
-LOST_RATE, RESIDUAL_RATE, BALANCED_RATE, VOICED_RATE = 0.25, 0.12, 0.02, 0.01
+BALANCED_RATE, VOICED_RATE = 0.02, 0.01
 BALANCED_POWER = 0.75
 
 #: How strongly the better estimates prevail in a combination.
@@ -71,7 +65,7 @@ COMBINE_POWER = 16.0
 MAX_SNR_DB = 200.0
 
 Frames = np.ndarray
-_Statistic = Callable[[Frames, Frames, Frames | None], np.ndarray]
+_Statistic = Callable[[Frames, Frames], np.ndarray]
 
 
 def energy_by_frame(values: np.ndarray) -> np.ndarray:
@@ -79,32 +73,18 @@ def energy_by_frame(values: np.ndarray) -> np.ndarray:
     return np.vecdot(values, values).astype(np.float64, copy=False)
 
 
-def _band(frames: Frames, range_hz: tuple[float, float] = BAND_HZ) -> Frames:
-    from speech.sound.audio import SAMPLE_RATE_HZ
-
-    hz = np.linspace(0, SAMPLE_RATE_HZ / 2, frames.shape[1])
-    first, stop = np.searchsorted(hz, range_hz)
-    return frames[:, first:stop]
-
-
 def _voiced(frames: Frames) -> Frames:
-    return _band(frames, VOICED_HZ)
+    hz = np.linspace(0, SAMPLE_RATE_HZ / 2, frames.shape[1])
+    return frames[:, : np.searchsorted(hz, VOICED_HZ)]
 
 
-#: What is known of a frame; each gets (s, D(s), D(x)), D(x) only where ``NEEDS_HEARD`` says so.
+#: What is known of a frame; each gets (s, D(s)).
 STATISTICS: dict[str, _Statistic] = {
-    "error": lambda s, d, dx: energy_by_frame(s - d),
-    "energy": lambda s, d, dx: energy_by_frame(s),
-    "lost": lambda s, d, dx: energy_by_frame(np.maximum(dx - s, 0)),
-    "band_error": lambda s, d, dx: energy_by_frame(_band(s) - _band(d)),
-    "band_energy": lambda s, d, dx: energy_by_frame(_band(s)),
-    "voiced_error": lambda s, d, dx: energy_by_frame(_voiced(s) - _voiced(d)),
-    "voiced_energy": lambda s, d, dx: energy_by_frame(_voiced(s)),
-    "log_error": lambda s, d, dx: energy_by_frame(
-        np.log((s + np.float32(LOG_FLOOR)) / (d + np.float32(LOG_FLOOR)))
-    ),
+    "error": lambda s, d: energy_by_frame(s - d),
+    "energy": lambda s, d: energy_by_frame(s),
+    "voiced_error": lambda s, d: energy_by_frame(_voiced(s) - _voiced(d)),
+    "voiced_energy": lambda s, d: energy_by_frame(_voiced(s)),
 }
-NEEDS_HEARD = ("lost",)
 
 #: Statistics that are not made of an estimate's magnitudes alone; `mnn.arbiter` computes them.
 MIXTURE, RESIDUAL, DIFFERENCE = "mixture", "residual", "difference"
@@ -158,15 +138,6 @@ _OF_RAISED = ("residual", "energy", "mixture")
 SCORINGS: dict[str, Scoring] = {
     "paper": Scoring(("error",), lambda sums: sums["error"], guarded=False),
     "level": Scoring(("error", "energy"), lambda sums: _share(sums["error"], sums["energy"])),
-    "lost": Scoring(("error", "lost"), lambda sums: sums["error"] + LOST_RATE * sums["lost"]),
-    "residual": Scoring(
-        ("error", "residual"), lambda sums: sums["error"] + RESIDUAL_RATE * sums["residual"]
-    ),
-    "band": Scoring(
-        ("band_error", "band_energy"),
-        lambda sums: _share(sums["band_error"], sums["band_energy"]),
-    ),
-    "log": Scoring(("log_error",), lambda sums: sums["log_error"]),
     "balanced": Scoring(("error", *_OF_RAISED), _balanced),
     "voiced": Scoring(("voiced_error", "voiced_energy", *_OF_RAISED), _voiced_cost),
 }
@@ -208,10 +179,7 @@ class Statistics:
 
 
 def frame_statistics(
-    names: Sequence[str],
-    estimate: np.ndarray,
-    rebuilt: np.ndarray,
-    heard: np.ndarray | None = None,
+    names: Sequence[str], estimate: np.ndarray, rebuilt: np.ndarray
 ) -> dict[str, np.ndarray]:
     """Computes those of the named statistics that follow from magnitudes.
 
@@ -219,13 +187,12 @@ def frame_statistics(
         names: Keys of `STATISTICS`; others are left out.
         estimate: float [num_frames, num_bins], s.
         rebuilt: Likewise D(s).
-        heard: Likewise D(x); needed for those of `NEEDS_HEARD`.
 
     Returns:
         float64 [num_frames] by name.
     """
     chosen = [name for name in names if name in STATISTICS]
-    return {name: STATISTICS[name](estimate, rebuilt, heard) for name in chosen}
+    return {name: STATISTICS[name](estimate, rebuilt) for name in chosen}
 
 
 def rebuilt_difference(

@@ -1,18 +1,28 @@
-"""Selection: the paper's equations, what must not change a choice, and segments."""
+"""Scoring: the paper's equations, what must not change a choice, and segments."""
 
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
-from mnn import blocks, selection
 from mnn.arbiter import Arbiter, fitting_gain
 from mnn.dae import Autoencoder
-from mnn.pool import Place, open_expert
-from mnn.selection import SCORINGS, costs, needs_of, pick, segment_bounds, segment_sums
+from mnn.expert_files import Place, open_expert
+from mnn.scoring import (
+    SCORINGS,
+    costs,
+    joined,
+    needs_of,
+    pick,
+    rebuilt_difference,
+    segment_bounds,
+    segment_sums,
+    soft_weights,
+)
+from speech.sound import blocks
 from speech.sound.stft import DEFAULT, Synthesis, istft, stft
-from tests.conftest import make_speech
+from tests.builders import make_speech
 from tests.mnn_files import write_dae, write_fcn, write_mask
-from tests.reference import selection_oracle
+from tests.reference import mnn_scoring_oracle as oracle
 
 HOP = 256
 
@@ -57,17 +67,17 @@ def test_paper_scores_are_those_of_the_naive_equations(tmp_path, experts, noisy,
     mixture = noisy.astype(np.float64)
     for place, hearing in enumerate(hearings):
         if hearing.expert.is_spectral:
-            spectra = selection_oracle.spectra(mixture)
-            scale = np.sqrt(np.mean(mixture**2)) * np.sqrt(np.sum(selection_oracle.WINDOW**2))
+            spectra = oracle.spectra(mixture)
+            scale = np.sqrt(np.mean(mixture**2)) * np.sqrt(np.sum(oracle.WINDOW**2))
             mask = hearing.expert._run(
-                selection_oracle.with_neighbours(
+                oracle.with_neighbours(
                     np.abs(spectra) / scale, hearing.expert.conventions.context
                 ).astype(np.float32)
             )
             spectra = mask.astype(np.float64) * spectra
         else:
-            spectra = selection_oracle.spectra(hearing.signal.astype(np.float64))
-        expected = selection_oracle.scores(spectra, mixture, dae.file.layers, context)
+            spectra = oracle.spectra(hearing.signal.astype(np.float64))
+        expected = oracle.scores(spectra, mixture, dae.file.layers, context)
         assert_allclose(ae[place], expected[0], rtol=1e-4, atol=0)
         assert_allclose(snr[place], expected[1], rtol=0, atol=1e-3)
 
@@ -179,10 +189,10 @@ def test_block_transforms_are_the_whole_ones(rng, num_samples, size):
 def test_the_phase_of_next_to_nothing_is_finite():
     spectra = np.array([[0, 1e-44j, 1e-38, 3 + 4j]], np.complex64)
     frames = np.abs(spectra) / 10
-    found = selection.rebuilt_difference(spectra, frames, np.zeros_like(frames), 10.0)
+    found = rebuilt_difference(spectra, frames, np.zeros_like(frames), 10.0)
     assert np.all(np.isfinite(found)) and found.dtype == np.complex64
     assert_allclose(found[0, 3], 3 + 4j, rtol=1e-6)
-    found = selection.rebuilt_difference(spectra, frames, frames + np.float32(0.1), 10.0)
+    found = rebuilt_difference(spectra, frames, frames + np.float32(0.1), 10.0)
     assert_allclose(np.abs(found), 1, rtol=1e-5)
 
 
@@ -193,7 +203,7 @@ def test_ties_go_by_name_and_hash():
 
 def test_soft_weights():
     cost = np.array([[1.0, 0.0, np.inf], [2.0, 1.0, np.inf], [np.inf, 0.0, np.inf]])
-    weights = selection.soft_weights(cost, power=2.0)
+    weights = soft_weights(cost, power=2.0)
     assert_allclose(weights, [[0.8, 0.5, 1 / 3], [0.2, 0, 1 / 3], [0, 0.5, 1 / 3]], rtol=1e-12)
 
 
@@ -227,10 +237,10 @@ def test_cross_fades_keep_a_common_signal(rng):
     bounds = np.array([0, 300, 600, 1000])
     weights = np.array([[1.0, 0.0, 0.3], [0.0, 1.0, 0.7]])
     for fade in (0, 1, 100, 5000):
-        out = selection.joined([signal, signal], weights, bounds, fade)
+        out = joined([signal, signal], weights, bounds, fade)
         assert_allclose(out, signal, rtol=0, atol=1e-6)
     one, other = np.ones(1000, np.float32), np.zeros(1000, np.float32)
-    out = selection.joined([one, other], weights, bounds, 100)
+    out = joined([one, other], weights, bounds, 100)
     assert np.all(out[:250] == 1) and np.all(out[350:550] == 0)
     assert_allclose(out[650:], 0.3, rtol=1e-6)
     assert np.abs(np.diff(out)).max() < 0.011
@@ -239,7 +249,7 @@ def test_cross_fades_keep_a_common_signal(rng):
 def test_one_choice_comes_back_as_it_is(rng):
     signal = rng.standard_normal(10).astype(np.float32)
     weights = np.array([[0.0], [1.0]])
-    assert_array_equal(selection.joined([None, signal], weights, np.array([0, 10]), 5), signal)
+    assert_array_equal(joined([None, signal], weights, np.array([0, 10]), 5), signal)
 
 
 def test_unknown_names_are_refused():
