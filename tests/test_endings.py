@@ -44,8 +44,11 @@ def wait_until(condition, seconds=30.0):
     return False
 
 
+# Whoever starts the tests in the background may have made them ignore Ctrl-C.
 HOLDS_RECORDINGS = """
-import sys, tempfile, time
+import signal, sys, tempfile, time
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 from pathlib import Path
 from speech.base import cli
 from speech.base.files import atomic_path
