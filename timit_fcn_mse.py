@@ -17,10 +17,12 @@ from __future__ import annotations
 
 import argparse
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from speech.base import cli
 from speech.base.cli import positive_number
@@ -28,17 +30,36 @@ from speech.base.words import MOST, shown
 from speech.training.common_options import (
     add_data_options,
     add_training_options,
-    augmentation,
     check_data_options,
-    data_folders,
-    recipe_of,
-    training_config,
 )
+from speech.training.options import request
+from speech.training.request import NUM_FILTERS, Request
+
+if TYPE_CHECKING:
+    from speech.data.corpus import Pair
+    from speech.training.datasets import Data
+    from speech.training.distribution import Task
 
 OUTPUT_FOLDER = "FCN_TIMIT_MSE_wav"
 RESULTS = "results.json"
-NUM_FILTERS = 30
 DEFAULT_OUT = Path("runs") / "timit_fcn_mse"
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What one call of the command does.
+
+    Attributes:
+        training: How and on what the FCN is trained, and the folder of the run.
+        eval_only: Whether a model that is there is enhanced with and scored, and none trained.
+        model: That model; None for the one in the folder of the run.
+        num_jobs: Processes that mix and score; -1 for as many as there are cores.
+    """
+
+    training: Request
+    eval_only: bool = False
+    model: Path | None = None
+    num_jobs: int = -1
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -47,88 +68,85 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     _check_usage(parser, options)
     cli.log_to_stderr()
-    return cli.run(lambda: _run(options))
+    return cli.run(
+        lambda: _run(Experiment(request(options), options.eval_only, options.model, options.jobs))
+    )
 
 
-def _run(options: argparse.Namespace) -> int:
+def _run(asked: Experiment) -> int:
     from speech.base.device import select_devices
 
-    if options.out.exists() and not options.out.is_dir():
-        raise ValueError(f"{options.out}: is not a folder; choose another --out")
-    cli.check_out(options.out, data_folders(options), [options.out / OUTPUT_FOLDER])
-    select_devices(options.gpu, several=True)
+    out = asked.training.out
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"{out}: is not a folder; choose another --out")
+    cli.check_out(out, asked.training.data.folders, [out / OUTPUT_FOLDER])
+    select_devices(asked.training.gpu, several=True)
 
     from speech.base.files import held
     from speech.training.distribution import read_task
 
     task = read_task()
     if task is not None and task.rank:
-        return _help(task, options)
+        return _help(task, asked)
     # The trainer holds the folder itself, and only while it trains.
-    with held(options.out / RESULTS):
-        return _lead(task, options)
+    with held(out / RESULTS):
+        return _lead(task, asked)
 
 
-def _help(task: Any, options: argparse.Namespace) -> int:
+def _help(task: Task, asked: Experiment) -> int:
     """Trains with the first machine, which alone writes, enhances and scores."""
-    import tempfile
-
-    from speech.training.datasets import load_data
-
-    if options.eval_only:
+    if asked.eval_only:
         raise ValueError("--eval-only runs on the first machine of TF_CONFIG alone")
-    options.num_test = 1
+    few = replace(asked.training.data, num_test=1)
+    asked = replace(asked, training=replace(asked.training, data=few))
     with tempfile.TemporaryDirectory() as folder:
-        data = load_data(options, Path(folder))
-    print(f"data        {data.description}")
-    if data.left_out:
-        print(f"left out    {data.left_out}")
-    _train(task, data, training_config(options), options)
+        data = _load_data(asked, Path(folder))
+    _train(task, data, asked.training)
     print(f"done        the rest is done by {task.addresses[0]}")
     return 0
 
 
-def _lead(task: Any, options: argparse.Namespace) -> int:
-    from speech.training.datasets import load_data
-
-    if options.tensorboard is not None:
+def _lead(task: Task | None, asked: Experiment) -> int:
+    out, tensorboard = asked.training.out, asked.training.tensorboard
+    if tensorboard is not None:
         from speech.training.tensorboard import require_tensorboard
 
-        require_tensorboard(options.tensorboard or None)  # not after an hour of mixing
+        require_tensorboard(tensorboard)  # not after an hour of mixing
     started = time.perf_counter()
-    config = training_config(options)
-    data = load_data(options, options.out / "test")
+    data = _load_data(asked, out / "test")
     if not data.test:
         raise ValueError("no test files are left; check the test folders and --num-test")
-    print(f"data        {data.description}")
-    if data.left_out and not options.eval_only:
-        print(f"left out    {data.left_out}")
-    if not options.eval_only:
-        _train(task, data, config, options)
-    model_path = options.model or options.out / "model.h5"
-    summary = _enhance_and_score(model_path, data.test, options)
+    if not asked.eval_only:
+        _train(task, data, asked.training)
+    summary = _enhance_and_score(asked.model or out / "model.h5", data.test, out, asked.num_jobs)
     print(f"\ntotal time  {time.perf_counter() - started:.0f} s")
-    print(f"results     {options.out.resolve()}")
+    print(f"results     {out.resolve()}")
     return 0 if summary else 1
 
 
-def _train(task: Any, data: Any, config: Any, options: argparse.Namespace) -> None:
+def _load_data(asked: Experiment, test_folder: Path) -> Data:
+    from speech.training.datasets import load_data
+
+    how = asked.training
+    data = load_data(how.data, test_folder, how.augmentation, how.snr_range_db, asked.num_jobs)
+    print(f"data        {data.description}")
+    if data.left_out and not asked.eval_only:
+        print(f"left out    {data.left_out}")
+    return data
+
+
+def _train(task: Task | None, data: Data, how: Request) -> None:
     from speech.training.distribution import Machines
     from speech.training.run import train_fcn
 
-    folder = options.tensorboard
-    if folder is not None:
-        folder = folder or options.out / "tensorboard"
     train_fcn(
-        data, config, augmentation(options), options.out,
-        recipe=recipe_of(options), created_by="timit_fcn_mse.py", num_filters=options.filters,
-        init=options.init, machines=None if task is None else Machines(task),
-        tensorboard=folder, clips=data.test,
+        data, how, created_by="timit_fcn_mse.py", machines=None if task is None else Machines(task),
+        clips=data.test, say=cli.say,
     )  # fmt: skip
 
 
 def _enhance_and_score(
-    model_path: Path, pairs: Sequence[Any], options: argparse.Namespace
+    model_path: Path, pairs: Sequence[Pair], out: Path, num_jobs: int
 ) -> list[dict[str, Any]]:
     from eval import scoring
     from speech.base.files import write_json, write_text
@@ -137,7 +155,7 @@ def _enhance_and_score(
     from speech.sound.audio import SAMPLE_RATE_HZ, peak_normalize, read_audio, write_audio
 
     enhancer = Enhancer(model_path)
-    folder = options.out / OUTPUT_FOLDER
+    folder = out / OUTPUT_FOLDER
     seconds_of_audio = seconds_of_network = 0.0
     started = time.perf_counter()
     tasks, failed = [], []
@@ -165,17 +183,17 @@ def _enhance_and_score(
         f"enhanced    {len(tasks) // 2} files, {seconds_of_audio:.0f} s of audio in {wall:.1f} s; "
         f"network alone {seconds_of_network:.1f} s, real-time factor {factor:.4f}"
     )
-    rows = scoring.score_all(tasks, options.jobs)
+    rows = scoring.score_all(tasks, num_jobs)
     summary = scoring.summarize(rows)
     print("\n" + scoring.format_table(summary))
     for row in rows:
         if row["status"] != "ok":
             words = shown(f"{row['system']} {row['name']}: {row['status']}", MOST)
             print(f"not scored: {words}", file=sys.stderr)
-    write_text(options.out / "scores.csv", scoring.to_csv(rows))
-    write_text(options.out / "results.csv", scoring.to_csv(summary))
+    write_text(out / "scores.csv", scoring.to_csv(rows))
+    write_text(out / "results.csv", scoring.to_csv(summary))
     write_json(
-        options.out / RESULTS,
+        out / RESULTS,
         {
             "model": str(model_path),
             "model_sha256": enhancer.file.sha256,
@@ -197,9 +215,7 @@ def _check_usage(parser: argparse.ArgumentParser, options: argparse.Namespace) -
         parser.error("--model goes with --eval-only")
     if options.tensorboard is not None and options.eval_only:
         parser.error("--tensorboard logs a training; leave out --eval-only")
-    if options.filters is None:
-        options.filters = NUM_FILTERS
-    elif options.init is not None:
+    if options.filters is not None and options.init is not None:
         parser.error("--filters is for a new network; --init has its own")
 
 
@@ -232,6 +248,8 @@ def _parser() -> argparse.ArgumentParser:
         help="log errors, learning rate and fixed test clips for TensorBoard (default DIR: "
         "OUT/tensorboard); needs pip install tensorboard")  # fmt: skip
     add("--jobs", **cli.JOBS)
+    # What `request` asks of the options of speech.train, and this command has no option for.
+    parser.set_defaults(network="fcn", normalization=None, workers=None, json=None)
     return parser
 
 

@@ -182,7 +182,7 @@ def test_set(options: argparse.Namespace, folder: Path) -> tuple[list[Any], set[
     """Writes the mixtures; returns the pairs, the noises without a training part, and a line."""
     from speech.data import corpus
     from speech.data.prepared import write_mixtures
-    from speech.training.common_options import SNRS_DB
+    from speech.training.request import SNRS_DB
 
     if options.timit is None:
         speech = corpus.bundled_speech("TEST")

@@ -36,7 +36,7 @@ from speech.base import cli
 from speech.base.cli import amount, natural_number, positive_number
 from speech.net.timefrequency import SIZES
 from speech.training.common_options import check_corpus
-from speech.training.options import TF_RECIPES
+from speech.training.request import TF_RECIPES
 
 ROOT = Path(__file__).parent.parent
 STEPS = 600

@@ -48,9 +48,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from speech.base import cli
+from speech.modelfile.spec import COMPLEX_MASK, WAVEFORM, ModelFile, kind_of_shapes, refusals
 
 if TYPE_CHECKING:
-    from speech.modelfile.spec import LayerSpec, ModelFile
+    from speech.modelfile.spec import LayerSpec
     from speech.net.plain_c import DeviceSizes
 
 SAMPLE_RATE_HZ = 16000
@@ -240,9 +241,8 @@ def cost_of(
         FileNotFoundError: There is no such file.
         ValueError: The file is refused, nothing in it has weights, or an argument makes no sense.
     """
-    from speech.modelfile.meta import COMPLEX_MASK, MaskConventions
+    from speech.modelfile.meta import MaskConventions
     from speech.modelfile.read import read_model_file
-    from speech.modelfile.spec import ModelFile, refusals
     from speech.net.reach import reach_of
 
     if isinstance(source, str | os.PathLike):
@@ -258,12 +258,13 @@ def cost_of(
     layers = tuple(_layer_cost(spec, uses[spec.name]) for spec in specs if spec.weights)
     if not layers:
         raise ValueError(f"{file.path if file else 'the model'}: no layer has weights")
-    step, steps_per_second = _steps(specs, meta, f"{file.path}: speech_meta" if file else "meta")
+    kind = file.kind if file else kind_of_shapes(specs)
+    step, steps_per_second = _steps(kind, meta, f"{file.path}: speech_meta" if file else "meta")
     window_ms = 0.0
     if len(specs[0].config.get("batch_shape", ())) == 4:
         with refusals(file.path) if file else contextlib.nullcontext():
             reach = reach_of(specs)
-            if file and file.kind == COMPLEX_MASK:
+            if kind == COMPLEX_MASK:
                 conventions = MaskConventions.of(meta)
                 window_ms = 1000 * conventions.stft.frame / conventions.sample_rate_hz
         receptive_field, lookahead = reach.behind + 1 + reach.ahead, reach.ahead
@@ -401,11 +402,10 @@ def _layer_cost(spec: LayerSpec, uses: int) -> LayerCost:
     )
 
 
-def _steps(specs: Sequence[LayerSpec], meta: dict[str, Any], where: str) -> tuple[str, float]:
+def _steps(kind: str, meta: dict[str, Any], where: str) -> tuple[str, float]:
     """Returns what one output step is and how many there are in a second of audio."""
     rate_hz = _positive(where, "sample_rate_hz", meta.get("sample_rate_hz", SAMPLE_RATE_HZ))
-    channels = specs[0].config.get("batch_shape", [1])[-1]
-    if meta.get("kind", "waveform" if channels == 1 else "spectra") == "waveform":
+    if kind == WAVEFORM:
         return "sample", float(rate_hz)
     stft = meta.get("stft")
     stft = stft if isinstance(stft, dict) else {}

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mnn import dae, experts
-from speech.training.options import DataOptions
+from speech.training.request import DataOptions
 
 OPTIMIZERS = ("rprop", "adam")
 

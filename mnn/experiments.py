@@ -62,7 +62,7 @@ from speech.base.runinfo import run_info
 from speech.base.words import csv_text
 from speech.data import corpus
 from speech.data.corpus import MixturePlan, Noise, Utterance, render, spread_mixtures
-from speech.training.options import DataOptions
+from speech.training.request import DataOptions
 
 _logger = logging.getLogger("speech")
 

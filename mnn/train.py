@@ -36,8 +36,7 @@ from speech.base.device import select_devices
 from speech.data import corpus
 from speech.data.corpus import Pair, render
 from speech.sound.audio import read_audio
-from speech.training.common_options import add_data_options, check_data_options
-from speech.training.options import DataOptions
+from speech.training.common_options import add_data_options, check_data_options, data_options
 
 if TYPE_CHECKING:
     import keras
@@ -324,7 +323,7 @@ def _config(parser: argparse.ArgumentParser, options: argparse.Namespace) -> Tra
                 options.iterations, options.batch_size, options.optimizer, options.learning_rate,
                 options.validate_every, options.patience, options.seed,
             ),
-            data=replace(DataOptions.of(options), snrs_db=tuple(snrs_db)),
+            data=replace(data_options(options), snrs_db=tuple(snrs_db)),
             conditions=conditions,
             num_speakers=options.num_speakers,
             per_speaker=options.per_speaker,

@@ -13,198 +13,111 @@ The same command goes on with an interrupted retraining where it stood.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pruning.config import (
+    BY_THETA,
+    CRITERIA,
+    NUM_STAGES,
+    RETRAIN_LEARNING_RATE,
+    THETA,
+    PruningConfig,
+)
 from speech.base import cli
 from speech.base.cli import natural_number, positive_number
 from speech.training.common_options import (
     add_data_options,
     add_training_options,
     check_data_options,
+    train_on,
 )
 
 if TYPE_CHECKING:
-    from pruning.schedule import Choice, Layers, Retraining
-    from speech.modelfile.spec import ModelFile
+    from pruning.process import PruningResult
+    from pruning.schedule import Layers
 
-THETA = 0.65
-BY_THETA = "theta"
-NUM_STAGES = 7
-RETRAIN_EPOCHS = 2
-RETRAIN_LEARNING_RATE = 3e-4
+
+@dataclass(frozen=True)
+class Command:
+    """What one call of the command does.
+
+    Attributes:
+        model: The model file.
+        out: The file to write.
+        config: How it is pruned.
+        json: File for the results.
+    """
+
+    model: Path
+    out: Path
+    config: PruningConfig
+    json: Path | None = None
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
-    options = parse(argv)
+    asked = parse(argv)
     cli.log_to_stderr()
-    return cli.run(lambda: _run(options))
+    return cli.run(lambda: _run(asked))
 
 
-def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Returns the checked options of the command; exits with code 2 if they make no sense."""
+def parse(argv: Sequence[str] | None = None) -> Command:
+    """Returns what the options ask for; exits with code 2 if they make no sense."""
     parser = _parser()
     options = parser.parse_args(argv)
     _check_usage(parser, options)
-    return options
+    config = PruningConfig(
+        theta=options.theta,
+        target_sparsity=1 - options.keep if options.keep is not None else options.target_sparsity,
+        per_layer=options.per_layer,
+        criterion=options.criterion,
+        prune_last=options.prune_last,
+        remove_filters=options.remove_filters,
+        retrain=bool(options.retrain or options.timit or options.train_noisy),
+        train_on=train_on(options),
+        stages=options.stages,
+        final_epochs=options.final_epochs,
+        seed=options.seed,
+        score=options.score,
+        work=options.work,
+        gpu=options.gpu,
+    )
+    out = options.out or options.model.with_name(f"{options.model.stem}.pruned.h5")
+    if out.suffix != ".h5":
+        parser.error(f"--out is {out}; give a name that ends in .h5")
+    return Command(options.model, out, config, options.json)
 
 
-def _run(options: argparse.Namespace) -> int:
-    from speech.base.files import held
-    from speech.modelfile.read import read_model_file
-    from speech.net.taps import has_kernel
+def _run(asked: Command) -> int:
+    from pruning.process import prune_file
 
-    file = read_model_file(options.model)
-    if options.out.resolve() == options.model.resolve():
-        raise ValueError(f"{options.out}: would overwrite the model; choose another -o")
-    if not any(has_kernel(layer) for layer in file.layers):
-        raise ValueError(f"{options.model}: has no convolution or matrix to prune")
-    _say_what_it_was(file)
-    work = options.work or Path("runs") / "pruning" / f"{options.out.stem}-{file.sha256[:8]}"
-    needs_work = options.retrain or options.score
-    with held(work) if needs_work else contextlib.nullcontext():
-        return _prune(file, work, options)
-
-
-def _prune(file: ModelFile, work: Path, options: argparse.Namespace) -> int:
-    from pruning.sparsity import masks_of_zeros, masks_to_json, report
-    from speech.base.files import sha256_of
-    from speech.modelfile.h5 import write_model_file
-
-    retraining: Retraining | None = None
-    test: list[Any] = []
-    if options.retrain:
-        from speech.base.device import select_devices
-        from speech.training.continuing import check_trains
-
-        check_trains(file)
-        select_devices(options.gpu, several=True)
-        retraining = _load_retraining(file, options, work)
-        test = retraining.how.test
-    else:
-        print("one-shot    no data given: nothing is retrained (--retrain uses the bundled corpus)")
-        if options.score:
-            from speech.training.datasets import load_data
-
-            test = load_data(options, work / "test").test
-    prune = _remove_filters if options.remove_filters is not None else _prune_channels
-    layers, settings = prune(file.layers, options, retraining)
-    masks = masks_to_json(masks_of_zeros(layers))
-    meta = {
-        **file.meta,
-        "created_by": "python -m pruning.run",
-        "pruning": {**settings, "from_sha256": file.sha256, "masks": masks},
-    }
-    write_model_file(options.out, layers, meta)
-    print_report(file.layers, layers, report)
-    before, after = options.model.stat().st_size, options.out.stat().st_size
-    print(f"file        {before:,} -> {after:,} bytes ({100 * after / before:.1f} %)")
-    result = {"model": str(options.model), "pruned": str(options.out), "settings": settings,
-              "sha256": sha256_of(options.out), "bytes": [before, after],
-              "layers": [vars(row) for row in report(layers)]}  # fmt: skip
-    if test and options.score is not False:
-        result["scores"] = _score(options, test, work)
-    if options.json is not None:
-        from speech.base.files import write_json
-        from speech.base.runinfo import run_info
-
-        write_json(options.json, result | run_info())
-    print(f"written     {options.out}")
+    prune_file(
+        asked.model, asked.out, asked.config, say=cli.say, finish=partial(_print_result, asked)
+    )
     return 0
 
 
-def _say_what_it_was(file: ModelFile) -> None:
-    """Tells people when a model comes pruned or clustered: both are taken as they are."""
-    from pruning.schedule import num_pruned
+def _print_result(asked: Command, found: PruningResult) -> None:
+    from pruning.sparsity import report
+    from speech.base.files import write_json
+    from speech.base.runinfo import run_info
 
-    zeros = num_pruned(file.layers)
-    if zeros:
-        print(f"note        the model comes with {zeros:,} channels at zero; they count as pruned")
-    if "quantization" in file.meta:
-        print("note        the model is clustered; retraining undoes that, quantize it again")
-
-
-def _prune_channels(
-    layers: Layers, options: argparse.Namespace, retraining: Retraining | None
-) -> tuple[Layers, dict[str, Any]]:
-    from pruning.schedule import soft_prune
-    from pruning.sparsity import apply_masks, theta_of
-
-    choose = _choice(options)
-    masks = choose(layers)  # fails before any training, if it fails
-    if retraining is None:
-        theta = theta_of(layers, masks) if options.target_sparsity is not None else options.theta
-        pruned = apply_masks(layers, masks)
-    else:
-        pruned = soft_prune(layers, [choose] * options.stages, retraining, options.final_epochs)
-        # Each stage of a target has a theta of its own.
-        theta = None if options.target_sparsity is not None else options.theta
-    settings = {
-        "method": "channels" if retraining is None else "channels, soft",
-        "criterion": options.criterion,
-        "theta": theta,
-        "target_sparsity": options.target_sparsity,
-        "stages": options.stages if retraining is not None else 0,
-    }
-    if options.target_sparsity is not None and retraining is None:
-        print(f"theta       {theta:.4f} gives {100 * options.target_sparsity:.1f} %")
-    return pruned, settings
-
-
-def _choice(options: argparse.Namespace) -> Choice:
-    from pruning.sparsity import masks_for_share, masks_for_theta
-
-    keep_last = not options.prune_last
-    if options.target_sparsity is None:
-        return lambda layers: masks_for_theta(layers, options.theta, keep_last=keep_last)
-    return lambda layers: masks_for_share(
-        layers,
-        options.target_sparsity,
-        criterion=options.criterion,
-        per_layer=options.per_layer,
-        keep_last=keep_last,
-        seed=options.seed,
-    )
-
-
-def _remove_filters(
-    layers: Layers, options: argparse.Namespace, retraining: Retraining | None
-) -> tuple[Layers, dict[str, Any]]:
-    """Takes filters out at once, or in stages with retraining in between."""
-    from pruning import surgery
-    from pruning.schedule import fine_tune
-    from pruning.sparsity import kept_channels
-    from speech.net.taps import taps_of
-
-    asked = options.remove_filters
-    theta = options.theta
-    if asked != BY_THETA and not 0 <= asked < 1:
-        raise ValueError(f"the share of filters to remove is {asked:g}; give 0 to less than 1")
-    exact = surgery.remove_filters(layers, surgery.removable_filters(layers))
-    free = sum(map(len, exact.removed.values()))
-    if free:
-        bound = max(exact.border_bound.values(), default=0.0)
-        print(f"exact       {free} filters change nothing (at the ends at most {bound:.3g})")
-    stages = options.stages if retraining is not None else 1
-    widths = surgery.widths(layers)
-    for stage in range(1, stages + 1):
-        if asked == BY_THETA:
-            chosen = surgery.filters_for_theta(layers, theta)
-        else:
-            left = 1 - asked * stage / stages
-            goal = {name: round(width * left) for name, width in widths.items()}
-            chosen = surgery.choose_down_to(layers, goal, theta)
-        layers = surgery.remove_filters(layers, chosen).layers
-        if retraining is not None and stage < stages:
-            layers = retraining.run(f"filters-{stage}", layers, None, stage)
-    masks = {layer.name: kept_channels(taps_of(layer)) for layer in surgery.kernel_layers(layers)}
-    if retraining is not None:
-        layers = fine_tune(layers, masks, retraining, options.final_epochs, stages)
-    return layers, {"method": "filters", "share": asked, "theta": theta, "stages": stages}
+    print_report(found.before.layers, found.layers, report)
+    before, after = found.num_bytes
+    print(f"file        {before:,} -> {after:,} bytes ({100 * after / before:.1f} %)")
+    result = {"model": str(asked.model), "pruned": str(asked.out), "settings": found.settings,
+              "sha256": found.sha256, "bytes": [before, after],
+              "layers": [vars(row) for row in report(found.layers)]}  # fmt: skip
+    if found.test:
+        result["scores"] = _score(asked, found)
+    if asked.json is not None:
+        write_json(asked.json, result | run_info())
+    print(f"written     {asked.out}")
 
 
 def print_report(before: Layers, after: Layers, report: Callable) -> None:
@@ -235,58 +148,31 @@ def print_report(before: Layers, after: Layers, report: Callable) -> None:
     print(f"\noperations  {flop:,} -> {flop_left:,} FLOP {unit} (zero kernels skipped)")
 
 
-def _load_retraining(file: ModelFile, options: argparse.Namespace, work: Path) -> Retraining:
-    from pruning.schedule import Retraining
-    from speech.training.continuing import continuation
-
-    how = continuation(file, options, RETRAIN_LEARNING_RATE, work / "test")
-    print(f"data        {how.description}")
-
-    def on_epoch(label: str, row: dict[str, float]) -> None:
-        print(
-            f"{label:<11} epoch {row['epoch']}  training {row['training_loss']:.5f}  "
-            f"validation {row['validation_loss']:.5f}  {row['seconds']:.1f} s",
-            flush=True,
-        )
-
-    return Retraining(how, work, on_epoch)
-
-
-def _score(options: argparse.Namespace, test: list[Any], work: Path) -> Any:
+def _score(asked: Command, found: PruningResult) -> Any:
     from eval.points import Point
     from eval.scoring import json_ready
     from eval.sweep import format_points, sweep
 
-    points = [Point("before", options.model), Point("after", options.out)]
-    table = sweep(points, test, work / "scores", num_jobs=options.jobs)
+    points = [Point("before", asked.model), Point("after", asked.out)]
+    num_jobs = asked.config.train_on.num_jobs
+    table = sweep(points, found.test, found.work / "scores", num_jobs=num_jobs)
     print("\n" + format_points(table))
     return json_ready(table)
 
 
 def _check_usage(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
     check_data_options(parser, options)
-    if options.keep is not None:
-        if options.target_sparsity is not None:
-            parser.error("--keep X is --target-sparsity 1 - X: give one of them")
-        options.target_sparsity = 1 - options.keep
-    if options.target_sparsity is not None and options.remove_filters is not None:
+    if options.keep is not None and options.target_sparsity is not None:
+        parser.error("--keep X is --target-sparsity 1 - X: give one of them")
+    has_share = options.keep is not None or options.target_sparsity is not None
+    if has_share and options.remove_filters is not None:
         parser.error("--target-sparsity and --remove-filters are two ways: give one of them")
-    if options.criterion != "sparsity" and options.target_sparsity is None:
+    if options.criterion != "sparsity" and not has_share:
         parser.error("--criterion goes with --target-sparsity; theta is the paper's criterion")
-    if options.per_layer and options.target_sparsity is None:
+    if options.per_layer and not has_share:
         parser.error("--per-layer goes with --target-sparsity; theta is one for all layers")
-    if options.timit or options.train_noisy:
-        options.retrain = True
     if options.init is not None:
         parser.error("--init has no meaning here: MODEL is where it starts")
-    if options.final_epochs is None:
-        options.final_epochs = 2 * options.epochs if options.epochs else 2 * RETRAIN_EPOCHS
-    if options.epochs is None:
-        options.epochs = RETRAIN_EPOCHS
-    if options.out is None:
-        options.out = options.model.with_name(f"{options.model.stem}.pruned.h5")
-    if options.out.suffix != ".h5":
-        parser.error(f"--out is {options.out}; give a name that ends in .h5")
 
 
 def _share_or_theta(text: str) -> float | str:
@@ -315,7 +201,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--target-sparsity", type=float, metavar="X", help="prune this share of channels, as 0.22")
     add("--keep", type=float, metavar="X", help="keep this share of channels, as 0.78")
     add("--per-layer", action="store_true", help="prune the share in each layer by itself")
-    add("--criterion", choices=("sparsity", "magnitude", "random"), default="sparsity",
+    add("--criterion", choices=CRITERIA, default=CRITERIA[0],
         help="rank channels by this (with --target-sparsity; default: the paper's "
         "sparsity)")  # fmt: skip
     add("--prune-last", action="store_true", help="prune the last layer as well")

@@ -223,25 +223,6 @@ def masks_to_json(masks: Mapping[str, np.ndarray]) -> dict[str, dict]:
     }
 
 
-def masks_from_json(stored: Mapping[str, dict]) -> Masks:
-    """Returns the masks of `masks_to_json`.
-
-    Raises:
-        ValueError: Something else is stored.
-    """
-    masks = {}
-    for name, entry in stored.items():
-        try:
-            num_in, num_out = (int(size) for size in entry["shape"])
-            packed = np.frombuffer(bytes.fromhex(entry["kept"]), np.uint8)
-            if min(num_in, num_out) < 1 or packed.size != -(-num_in * num_out // 8):
-                raise ValueError("the bits do not fit the shape")
-        except (TypeError, KeyError, ValueError) as error:
-            raise ValueError(f"the mask of layer {name!r:.60} is damaged ({error})") from None
-        masks[name] = np.unpackbits(packed, count=num_in * num_out).reshape(num_in, num_out) > 0
-    return masks
-
-
 @dataclass(frozen=True)
 class LayerReport:
     """What pruning leaves of a layer.

@@ -224,20 +224,6 @@ def _sparsity_with_zeros(kernel: np.ndarray) -> np.ndarray:
     return sparsity
 
 
-def choose_filters(
-    layers: Sequence[LayerSpec], share: float, theta: float = 0.65
-) -> dict[str, np.ndarray]:
-    """Chooses the nearest whole number to ``share`` of the filters of every layer but the last.
-
-    Raises:
-        ValueError: The share is out of range, or no filter of a layer would be left.
-    """
-    if not 0 <= share < 1:
-        raise ValueError(f"the share of filters to remove is {share:g}; give 0 to less than 1")
-    goal = {name: width - round(share * width) for name, width in widths(layers).items()}
-    return choose_down_to(layers, goal, theta)
-
-
 def choose_down_to(
     layers: Sequence[LayerSpec], goal: Mapping[str, int], theta: float = 0.65
 ) -> dict[str, np.ndarray]:

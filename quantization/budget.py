@@ -1,62 +1,31 @@
-"""Quantization to a given number of bytes.
+"""The lambda of ``quantization.ratedistortion`` for a file of some bytes, or for an output error.
 
-Two ways, both deterministic and both measured by the packed file itself, not by an estimate:
-
-* ``to_lambda`` looks for the lambda of ``quantization.ratedistortion`` at which the file just
-  fits. It gives by far the smaller error for the bytes.
-* ``choose_k`` chooses k and the format of the centroids layer by layer. What a choice costs is
-  known from packing the network; what it does is measured: the error of the network's output with
-  this one layer quantized. Steps are then taken where they save most error a byte.
+Both searches are deterministic. The bytes are those of the packed file itself, and the error is
+measured by running the network: neither is an estimate.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from quantization import graphs
-from quantization.kmeans import (
-    FORMATS,
-    Codebooks,
-    clustered_layers,
-    find_centroids,
-    with_centroids,
-    with_kernel,
-)
 from quantization.ratedistortion import MAX_LAMBDA, RateDistortion
-from speech.modelfile.icse import pack, unpack
 from speech.modelfile.spec import LayerSpec
-from speech.net.taps import taps_of
 
 Layers = tuple[LayerSpec, ...]
 #: Inputs of a network: signals float32 [time, 1], or those of ``quantization.graphs``.
 Signals = Sequence[np.ndarray] | Sequence[graphs.Spectrum]
 
-#: From which ``choose_k`` chooses.
-K_CHOICES = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 MIN_LAMBDA = 1e-7
 #: The search for lambda ends within this share of the bytes, or after so many tries.
 _CLOSE = 0.985
 #: Likewise of the error.
 _CLOSE_ERROR = 0.9
 _MAX_TRIES = 9
-#: Steps of ``choose_k`` that may be taken back.
-_NUM_LAST = 6
-
-
-def _refusal(target: int, smallest: int, how: str) -> ValueError:
-    return ValueError(
-        f"{target:,} bytes cannot be reached: the smallest file, {how}, has {smallest:,}; "
-        "give more, or prune the model first"
-    )
-
-
-# --------------------------------------------------------------------------------------------
-# By lambda
 
 
 def to_lambda(
@@ -111,8 +80,11 @@ def to_lambda(
         return best[1:]
     if not known and refused is not None:
         raise refused
-    smallest = min(known, key=lambda pair: pair[1])
-    raise _refusal(target, round(math.exp(smallest[1])), f"with lambda {math.exp(smallest[0]):.3g}")
+    where, smallest = (math.exp(number) for number in min(known, key=lambda pair: pair[1]))
+    raise ValueError(
+        f"{target:,} bytes cannot be reached: the smallest file, with lambda {where:.3g}, has "
+        f"{round(smallest):,}; give more, or prune the model first"
+    )
 
 
 def _next_place(
@@ -198,198 +170,6 @@ def to_error(
             f"{-10 * math.log10(smallest):.1f} dB down; ask for less"
         )
     return math.exp(below[0]), best
-
-
-# --------------------------------------------------------------------------------------------
-# By k
-
-
-@dataclass(frozen=True)
-class _Choice:
-    """What a layer may become.
-
-    Attributes:
-        k: Centroids.
-        centroids: Their format.
-        num_bytes: Of the layer in the packed file, about.
-        error: Relative power of the error of the network's output with this layer quantized.
-        kernel: The quantized kernel.
-    """
-
-    k: int
-    centroids: str
-    num_bytes: int
-    error: float
-    kernel: np.ndarray
-
-
-def choose_k(
-    layers: Sequence[LayerSpec],
-    codebooks: Codebooks,
-    signals: Signals,
-    target: int,
-    size_of: Callable[[Layers], int],
-    formats: Sequence[str] = FORMATS,
-) -> Codebooks:
-    """Chooses k and format of each layer so that the file has at most so many bytes.
-
-    Args:
-        layers: The network.
-        codebooks: All other settings.
-        signals: Inputs to measure with, float32 [time, 1], or spectra for a network over time and
-            frequency. Without any, and for networks of other kinds, weights' own errors count.
-        target: Bytes.
-        size_of: Network -> bytes of its file.
-        formats: Of centroids, from which to choose.
-
-    Returns:
-        ``codebooks`` with ``k_of`` and ``centroids_of``.
-
-    Raises:
-        ValueError: Two centroids per layer are too much; the message says what they take.
-    """
-    layers = tuple(layers)
-    choices = _choices(layers, codebooks, signals, formats)
-    names = list(choices)
-    paths = {name: _hull(found) for name, found in choices.items()}
-    steps = sorted(
-        (
-            (path[i].error - path[i + 1].error) / (path[i].num_bytes - path[i + 1].num_bytes),
-            names.index(name), i,
-        )
-        for name, path in paths.items() for i in range(len(path) - 1)
-    )  # fmt: skip
-
-    def state(num_steps: int) -> dict[str, _Choice]:
-        places = dict.fromkeys(names, 0)
-        for _, layer, place in steps[:num_steps]:
-            places[names[layer]] = place + 1
-        return {name: paths[name][place] for name, place in places.items()}
-
-    def network(num_steps: int) -> Layers:
-        return _with_kernels(layers, {n: c.kernel for n, c in state(num_steps).items()})
-
-    def size(num_steps: int) -> int:
-        return size_of(network(num_steps))
-
-    # Steps that save most error a byte come first; as many as fit.
-    low, high = 0, len(steps)
-    smallest = size(0)
-    if smallest > target:
-        raise _refusal(target, smallest, "with the fewest centroids in every layer")
-    while low < high:
-        middle = (low + high + 1) // 2
-        if size(middle) <= target:
-            low = middle
-        else:
-            high = middle - 1
-    # Errors of layers do not just add up: the last states are measured as they are.
-    measure = error_measure(layers, signals)
-    last = range(max(0, low - _NUM_LAST), low + 1)
-    errors = [measure(network(number)) for number in last]
-    chosen = state(last[int(np.argmin(errors))])
-    return replace(
-        codebooks,
-        k_of={name: choice.k for name, choice in chosen.items()},
-        centroids_of={name: choice.centroids for name, choice in chosen.items()},
-    )
-
-
-def _hull(choices: Sequence[_Choice]) -> list[_Choice]:
-    """Returns the choices on the lower convex hull of error over bytes, bytes ascending."""
-    path: list[_Choice] = []
-    for choice in sorted(choices, key=lambda c: (c.num_bytes, c.error, c.k)):
-        if path and choice.error >= path[-1].error:
-            continue
-        while len(path) > 1 and _slope(path[-2], path[-1]) >= _slope(path[-1], choice):
-            path.pop()
-        path.append(choice)
-    return path
-
-
-def _slope(one: _Choice, other: _Choice) -> float:
-    return (other.error - one.error) / max(other.num_bytes - one.num_bytes, 1e-9)
-
-
-def _choices(
-    layers: Layers, codebooks: Codebooks, signals: Signals, formats: Sequence[str]
-) -> dict[str, list[_Choice]]:
-    """Returns what each layer may become, with its bytes and its measured error."""
-    error_of = _error_of_kernel(layers, signals)
-    chosen = clustered_layers(layers)
-    if not chosen:
-        raise ValueError("the model has no convolution or matrix to cluster")
-    most = {layer.name: _most_k(layer, codebooks.per_sign) for layer in chosen}
-    found: dict[str, list[_Choice]] = {layer.name: [] for layer in chosen}
-    for k in K_CHOICES:
-        k_of = {name: min(k, limit) for name, limit in most.items()}
-        if min(k_of.values()) < 2:
-            poor = min(k_of, key=k_of.__getitem__)
-            raise ValueError(f"layer {poor} has fewer than 2 distinct weights to cluster")
-        centroids = {
-            layer.name: find_centroids(
-                layer.weights["kernel"], k_of[layer.name], per_sign=codebooks.per_sign,
-                algorithm=codebooks.algorithm, seed=codebooks.seed,
-            )
-            for layer in chosen
-        }  # fmt: skip
-
-        def kernel_of(
-            layer: LayerSpec, how: str, centroids: dict[str, np.ndarray] = centroids
-        ) -> np.ndarray:
-            return with_centroids(
-                layer.weights["kernel"], centroids[layer.name], per_sign=codebooks.per_sign,
-                centroids=how,
-            )  # fmt: skip
-
-        exact = tuple(
-            with_kernel(layer, kernel_of(layer, "fp32")) if layer.name in centroids else layer
-            for layer in layers
-        )
-        # All layers in one file: what one has learnt, the next one's code starts from.
-        sizes = unpack(pack(exact, {})).kernel_bytes
-        for layer in chosen:
-            name = layer.name
-            for how in formats:
-                kernel = kernel_of(layer, how)
-                saved = (4 - {"fp32": 4, "fp16": 2, "int8": 1}[how]) * k_of[name]
-                error = error_of(name, kernel)
-                found[name].append(_Choice(k_of[name], how, sizes[name] - saved, error, kernel))
-    return found
-
-
-def _most_k(layer: LayerSpec, per_sign: bool) -> int:
-    kernel = layer.weights["kernel"]
-    signs = (kernel[kernel < 0], kernel[kernel > 0]) if per_sign else (kernel[kernel != 0],)
-    return min(len(np.unique(values)) for values in signs)
-
-
-def _with_kernels(layers: Layers, kernels: Mapping[str, np.ndarray]) -> Layers:
-    return tuple(
-        with_kernel(layer, kernels[layer.name]) if layer.name in kernels else layer
-        for layer in layers
-    )
-
-
-def _error_of_kernel(layers: Layers, signals: Signals) -> Callable[[str, np.ndarray], float]:
-    """Returns what tells the error of the output with one layer's kernel quantized.
-
-    A network over time and frequency has many layers; what reaches them says what an error of one
-    does to the output, without running the network once for each choice.
-    """
-    if not graphs.are_spectra(signals):
-        measure = error_measure(layers, signals)
-        return lambda name, kernel: measure(_with_kernels(layers, {name: kernel}))
-    by_name = {layer.name: layer for layer in layers}
-    found = {layer.name: s.inputs for layer, s in graphs.unchanged(layers, signals)}
-
-    def error(name: str, kernel: np.ndarray) -> float:
-        layer = by_name[name]
-        moved = taps_of(with_kernel(layer, kernel)) - taps_of(layer).astype(np.float64)
-        moved = moved.reshape(-1, moved.shape[2])
-        return float(np.einsum("rf,rf->", moved, found[name] @ moved))
-
-    return error
 
 
 def can_measure(layers: Layers, signals: Signals) -> bool:

@@ -100,7 +100,7 @@ def bundled_signals(num_signals: int = NUM_SIGNALS, seconds: float = SECONDS) ->
     """Returns training mixtures of the bundled corpus at -5 to 15 dB, float32 [time, 1]."""
     from speech.data.corpus import bundled_noise, bundled_speech, render, spread_mixtures
     from speech.sound.audio import SAMPLE_RATE_HZ, peak_normalize
-    from speech.training.common_options import SNRS_DB
+    from speech.training.request import SNRS_DB
 
     plans = spread_mixtures(bundled_speech("TRAIN"), bundled_noise("TRAIN"), SNRS_DB, 1)
     chosen = [plans[place] for place in np.linspace(0, len(plans) - 1, num_signals).astype(int)]

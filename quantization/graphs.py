@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
@@ -445,17 +445,3 @@ def walk(
             left[source] -= 1
             if not left[source]:
                 del original[source], changed[source]
-
-
-def unchanged(
-    layers: Layers, spectra: Sequence[Spectrum]
-) -> Iterator[tuple[LayerSpec, Statistics]]:
-    """Yields each layer with a kernel, with its statistics in the network as it is."""
-    walking = walk(layers, spectra, sensitivities(layers, spectra))
-    try:
-        layer, found = next(walking)
-        while True:
-            yield layer, found
-            layer, found = walking.send(layer)
-    except StopIteration:
-        return

@@ -2,7 +2,7 @@
 
 Conventions: each kernel has its own codebook. Weights that are exactly zero belong to no cluster
 and stay zero. Distortion is the sum of squared differences between weights and their centroids.
-All of it is deterministic: the exact optimum by nature, Lloyd's algorithm by its seed.
+The centroids are those of the optimum, found by dynamic programming.
 """
 
 from __future__ import annotations
@@ -18,12 +18,9 @@ from speech.net.taps import has_kernel
 if TYPE_CHECKING:
     from speech.modelfile.spec import LayerSpec
 
-#: 'exact' is the optimum by dynamic programming, 'lloyd' Lloyd's algorithm with restarts.
-ALGORITHMS = ("exact", "lloyd")
 #: How centroids are stored; arithmetic stays FP32.
 FORMATS = ("fp32", "fp16", "int8")
 MAX_K = 128
-NUM_RESTARTS = 10
 
 
 @dataclass(frozen=True)
@@ -36,9 +33,6 @@ class Codebooks:
         k_of: The same by layer name, for layers that differ.
         per_sign: Positive and negative weights are clustered apart, as in the released model.
         centroids: One of `FORMATS`.
-        centroids_of: The same by layer name, for layers that differ.
-        algorithm: One of `ALGORITHMS`.
-        seed: Of 'lloyd'.
 
     Raises:
         ValueError: A value makes no sense.
@@ -49,30 +43,20 @@ class Codebooks:
     k_of: Mapping[str, int] | None = None
     per_sign: bool = False
     centroids: str = "fp32"
-    centroids_of: Mapping[str, str] | None = None
-    algorithm: str = "exact"
-    seed: int = 0
 
     def __post_init__(self) -> None:
         """Checks the values."""
         for k in (self.k, self.k_last, *(self.k_of or {}).values()):
             if k is not None:
                 check_k(k)
-        for name, choices in (("centroids", FORMATS), ("algorithm", ALGORITHMS)):
-            if getattr(self, name) not in choices:
-                raise ValueError(
-                    f"{name} is {getattr(self, name)!r}; give one of {', '.join(choices)}"
-                )
+        if self.centroids not in FORMATS:
+            raise ValueError(f"centroids is {self.centroids!r}; give one of {', '.join(FORMATS)}")
 
     def k_for(self, name: str, is_last: bool) -> int:
         """Returns the k of a layer."""
         if self.k_of and name in self.k_of:
             return self.k_of[name]
         return self.k_last if is_last and self.k_last is not None else self.k
-
-    def format_for(self, name: str) -> str:
-        """Returns how a layer's centroids are stored."""
-        return (self.centroids_of or {}).get(name, self.centroids)
 
 
 def check_k(k: int) -> None:
@@ -85,23 +69,21 @@ def check_k(k: int) -> None:
 # One set of values
 
 
-def best_centroids(
-    values: np.ndarray, k: int, algorithm: str = "exact", seed: int = 0
-) -> np.ndarray:
-    """Returns the centroids that k-means finds.
+def best_centroids(values: np.ndarray, k: int) -> np.ndarray:
+    """Returns the centroids of the smallest distortion: O(k n) by SMAWK (Wu 1991; Gronlund 2017).
 
     Args:
         values: Finite numbers of any shape.
         k: Number of centroids, from 2 to the number of distinct values.
-        algorithm: One of `ALGORITHMS`.
-        seed: Of 'lloyd'.
 
     Returns:
         float64 [k], ascending, all distinct.
 
     Raises:
-        ValueError: ``k`` is out of range or the algorithm is unknown.
+        ValueError: ``k`` is out of range, or a value is not finite.
     """
+    import kmeans1d
+
     check_k(k)
     values = np.sort(np.asarray(values, np.float64), axis=None)
     if not np.isfinite(values).all():
@@ -109,11 +91,9 @@ def best_centroids(
     num_distinct = int(np.count_nonzero(np.diff(values))) + (values.size > 0)
     if k > num_distinct:
         raise ValueError(f"k is {k}, but there are only {num_distinct} distinct weights")
-    if algorithm == "exact":
-        return _exact(values, k)
-    if algorithm == "lloyd":
-        return _lloyd(values, k, seed)
-    raise ValueError(f"algorithm is {algorithm!r}; give one of {', '.join(ALGORITHMS)}")
+    # Without the mean the sums of squares lose no digits.
+    clusters = np.asarray(kmeans1d.cluster(values - values.mean(), k).clusters)
+    return np.bincount(clusters, values, k) / np.bincount(clusters, minlength=k)
 
 
 def nearest(values: np.ndarray, centroids: np.ndarray) -> np.ndarray:
@@ -125,12 +105,6 @@ def nearest(values: np.ndarray, centroids: np.ndarray) -> np.ndarray:
     """
     centroids = np.asarray(centroids, np.float64)
     return np.searchsorted((centroids[1:] + centroids[:-1]) / 2, np.asarray(values, np.float64))
-
-
-def distortion(values: np.ndarray, centroids: np.ndarray) -> float:
-    """Returns the sum of squared differences between values and their nearest centroids."""
-    values = np.asarray(values, np.float64)
-    return float(np.square(values - np.asarray(centroids)[nearest(values, centroids)]).sum())
 
 
 def round_centroids(centroids: np.ndarray, how: str) -> np.ndarray:
@@ -164,52 +138,6 @@ def _upper_half(value: np.float32) -> np.float32:
     return ((bits + 0xFFFF) & 0xFFFF0000).astype(np.uint32).view(np.float32)[()]  # type: ignore[return-value]
 
 
-def _exact(values: np.ndarray, k: int) -> np.ndarray:
-    """Returns the optimum: O(k n) by SMAWK (Wu 1991; Gronlund et al. 2017)."""
-    import kmeans1d
-
-    # Without the mean the sums of squares lose no digits.
-    mean = values.mean()
-    clusters = np.asarray(kmeans1d.cluster(values - mean, k).clusters)
-    return np.bincount(clusters, values, k) / np.bincount(clusters, minlength=k)
-
-
-def _lloyd(values: np.ndarray, k: int, seed: int) -> np.ndarray:
-    rng = np.random.default_rng(seed)
-    sums = np.concatenate([[0.0], np.cumsum(values)])
-    runs = [_lloyd_run(values, sums, _seeds(values, k, rng)) for _ in range(NUM_RESTARTS)]
-    return min(runs, key=lambda centroids: distortion(values, centroids))
-
-
-def _seeds(values: np.ndarray, k: int, rng: np.random.Generator) -> np.ndarray:
-    """Draws k distinct values, each by its squared distance to the nearest (k-means++)."""
-    chosen = [rng.choice(values)]
-    squares = np.square(values - chosen[0])
-    while len(chosen) < k:
-        chosen.append(rng.choice(values, p=squares / squares.sum()))
-        squares = np.minimum(squares, np.square(values - chosen[-1]))
-    return np.sort(chosen)
-
-
-def _lloyd_run(values: np.ndarray, sums: np.ndarray, centroids: np.ndarray) -> np.ndarray:
-    """Moves centroids to the means of their values until nothing moves.
-
-    Args:
-        values: float64 [n], ascending, so that a cluster is a slice.
-        sums: float64 [n + 1], sums of the first 0, 1, ... n values.
-        centroids: float64 [k], ascending and distinct: no cluster starts empty or becomes so.
-    """
-    previous = None
-    while True:
-        inner = np.searchsorted(values, (centroids[1:] + centroids[:-1]) / 2, side="right")
-        if previous is not None and np.array_equal(inner, previous):
-            return centroids
-        bounds = np.concatenate([[0], inner, [len(values)]])
-        counts = np.diff(bounds)
-        means = np.diff(sums[bounds]) / np.maximum(counts, 1)
-        centroids, previous = np.where(counts > 0, means, centroids), inner
-
-
 # --------------------------------------------------------------------------------------------
 # Kernels and networks
 
@@ -220,8 +148,6 @@ def cluster_kernel(
     *,
     per_sign: bool = False,
     centroids: str = "fp32",
-    algorithm: str = "exact",
-    seed: int = 0,
 ) -> np.ndarray:
     """Replaces each non-zero weight by its centroid.
 
@@ -230,8 +156,6 @@ def cluster_kernel(
         k: Number of centroids; of each sign if ``per_sign``.
         per_sign: Positive and negative weights are clustered apart.
         centroids: One of `FORMATS`.
-        algorithm: One of `ALGORITHMS`.
-        seed: Of 'lloyd'.
 
     Returns:
         float32 of the same shape: at most k (2 k) values besides zero, zeros where there were.
@@ -239,23 +163,8 @@ def cluster_kernel(
     Raises:
         ValueError: ``k`` is out of range.
     """
-    found = find_centroids(kernel, k, per_sign=per_sign, algorithm=algorithm, seed=seed)
-    return with_centroids(kernel, found, per_sign=per_sign, centroids=centroids)
-
-
-def find_centroids(
-    kernel: np.ndarray, k: int, *, per_sign: bool = False, algorithm: str = "exact", seed: int = 0
-) -> np.ndarray:
-    """Returns the centroids of the non-zero weights, float64 [k] or [2 k]; see cluster_kernel."""
     signs = (kernel < 0, kernel > 0) if per_sign else (kernel != 0,)
-    return np.concatenate([best_centroids(kernel[where], k, algorithm, seed) for where in signs])
-
-
-def with_centroids(
-    kernel: np.ndarray, found: np.ndarray, *, per_sign: bool = False, centroids: str = "fp32"
-) -> np.ndarray:
-    """Replaces each non-zero weight by the nearest of given centroids, as they are stored."""
-    signs = (kernel < 0, kernel > 0) if per_sign else (kernel != 0,)
+    found = np.concatenate([best_centroids(kernel[where], k) for where in signs])
     codebook = np.unique(round_centroids(found, centroids))
     clustered = np.zeros_like(kernel, np.float32)
     for where, own in zip(signs, (codebook <= 0, codebook >= 0), strict=False):
@@ -302,9 +211,7 @@ def _cluster(layer: LayerSpec, codebooks: Codebooks, is_last: bool) -> np.ndarra
             layer.weights["kernel"],
             codebooks.k_for(layer.name, is_last),
             per_sign=codebooks.per_sign,
-            centroids=codebooks.format_for(layer.name),
-            algorithm=codebooks.algorithm,
-            seed=codebooks.seed,
+            centroids=codebooks.centroids,
         )
     except ValueError as error:
         raise ValueError(f"layer {layer.name}: {error}") from None

@@ -1,12 +1,13 @@
-"""How a network is quantized, by the options of a run: by k, or by lambda; to a size if one is set.
+"""How a network is quantized: by k, or by lambda, which is looked for if there is a target.
 
-A plan is called with a network, once before and perhaps again between rounds of fine-tuning.
+A plan is called with a network, once before and perhaps again between rounds of fine-tuning. It
+does not change: the call returns the quantized network, and the plan that holds what was found.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -25,58 +26,42 @@ from quantization.ratedistortion import RateDistortion
 from speech.modelfile.spec import LayerSpec, is_chain
 
 Layers = tuple[LayerSpec, ...]
-
-#: Signals that measure what k does; fewer and shorter than those of the correlations.
-_NUM_MEASURED = 6
-#: Bytes that the name and k of a layer take in the header, at most.
-_K_BYTES = 14
+#: (network, settings of the plan) -> bytes of its file.
+SizeOf = Callable[[Layers, dict[str, Any]], int]
+Say = Callable[[str], None]
 
 
-@dataclass
+@dataclass(frozen=True)
 class ByK:
     """k-means with k centroids per layer.
 
     Attributes:
-        codebooks: How; with a target, what is not chosen.
-        signals: Inputs to measure with, if there is a target (see ``quantization.budget``).
-        target: Bytes; None for k as it is.
-        formats: Of centroids, to choose from.
-        size_of: Network -> bytes of its file.
+        codebooks: How.
+        say: Called with lines for people.
     """
 
     codebooks: Codebooks
-    signals: Signals = ()
-    target: int | None = None
-    formats: Sequence[str] = ()
-    size_of: Callable[[Layers], int] | None = None
+    say: Say = lambda line: None
 
-    def __call__(self, layers: Layers, *, final: bool = False) -> Layers:
+    def __call__(self, layers: Layers, *, final: bool = False) -> tuple[Layers, ByK]:
         """Returns the network with FP32 centroids, or if ``final`` as they are stored."""
-        if self.target is not None:
-            free = replace(self.codebooks, k_of=None, centroids="fp32", centroids_of=None)
-            # The chosen k go into the meta data, which the search does not see.
-            target = self.target - _K_BYTES * len(clustered_layers(layers))
-            assert self.size_of is not None, "a target needs it"
-            self.codebooks = budget.choose_k(
-                layers, free, self.signals[:_NUM_MEASURED], target, self.size_of, self.formats
-            )
-            chosen = self.codebooks.k_of
-            print("k           " + "  ".join(f"{name} {k}" for name, k in (chosen or {}).items()))
-        how = self.codebooks
-        if not final:
-            how = replace(how, centroids="fp32", centroids_of=None)
+        how = self.codebooks if final else replace(self.codebooks, centroids="fp32")
         clustered = cluster_layers(layers, how)
         error = power = 0.0
         for old, new in zip(clustered_layers(layers), clustered_layers(clustered), strict=True):
             kernel = old.weights["kernel"].astype("f8")
             error += ((kernel - new.weights["kernel"]) ** 2).sum()
             power += (kernel**2).sum()
-        print(f"clustered   {how.algorithm} k-means, error {100 * error / power:.3f} % of power")
-        return clustered
+        self.say(f"clustered   exact k-means, error {100 * error / power:.3f} % of power")
+        return clustered, self
 
     def finish(self, layers: Layers) -> Layers:
         """Returns a trained network with the centroids as they are stored."""
-        return _rounded(layers, self.codebooks.format_for)
+        return _rounded(layers, self.codebooks.centroids)
+
+    def is_missed(self, layers: Layers) -> bool:
+        """Returns whether a network misses the target: there is none."""
+        return False
 
     def k_of(self, layers: Layers) -> dict[str, int]:
         """Returns k by layer, for the paper's rule."""
@@ -88,73 +73,81 @@ class ByK:
         """What goes into the meta data."""
         found = self.codebooks
         return {
-            "k": found.k if self.target is None else None, "k_last": found.k_last,
-            "k_of": dict(found.k_of or {}), "per_sign": found.per_sign,
-            "centroids": found.centroids, "algorithm": found.algorithm,
+            "k": found.k, "k_last": found.k_last, "k_of": dict(found.k_of or {}),
+            "per_sign": found.per_sign, "centroids": found.centroids, "algorithm": "exact",
         }  # fmt: skip
 
 
-@dataclass
+@dataclass(frozen=True)
 class ByLambda:
     """Rate-distortion quantization.
 
     Attributes:
-        how: Settings; with a target, lambda is what the search found last.
+        how: Settings; with a target, lambda is what the last search found.
         original: The network whose zero channels stay zero.
         signals: Inputs of the network.
-        target: Bytes; None for lambda as it is.
-        size_of: Network -> bytes of its file.
+        size_of: What tells the bytes of a network's file.
+        target_bytes: None for lambda as it is.
         target_snr_db: Power of the output over that of its error that is asked for, in dB, instead
-            of ``target``; measured on the signals.
+            of ``target_bytes``; measured on the signals.
+        is_found: Whether lambda is what a search found; the next one starts there.
+        say: Called with lines for people.
     """
 
     how: RateDistortion
     original: Layers
     signals: Signals
-    target: int | None
-    size_of: Callable[[Layers], int]
+    size_of: SizeOf
+    target_bytes: int | None = None
     target_snr_db: float | None = None
-    _is_first: bool = True
-    _known: tuple[Layers, dict[str, graphs.Sensitivity]] | None = None
+    is_found: bool = False
+    say: Say = lambda line: None
 
-    def __call__(self, layers: Layers, *, final: bool = False) -> Layers:
+    def __call__(self, layers: Layers, *, final: bool = False) -> tuple[Layers, ByLambda]:
         """Returns the quantized network; ``final`` or not, centroids are as they are stored."""
+        known = None
+        if graphs.are_spectra(self.signals):
+            known = graphs.sensitivities(layers, self.signals)
+
+        def quantize(lam: float) -> Layers:
+            return ratedistortion.quantize(
+                layers, replace(self.how, lam=lam), self.signals,
+                original=self.original, sensitivities_of=known,
+            )  # fmt: skip
+
+        lam = self.how.lam
         if self.target_snr_db is not None:
             lam, result = budget.to_error(
-                lambda lam: self._quantize(layers, lam),
+                quantize,
                 budget.error_measure(self.original, self.signals),
                 10 ** (-self.target_snr_db / 10),
-                self.how.lam,
-                lambda lam, error, result: _say(lam, self.size_of(result), error),
+                lam,
+                lambda lam, error, result: self._tell(lam, self._num_bytes(result), error),
             )
-            self.how = replace(self.how, lam=lam)
-            return result
-        if self.target is None:
-            result = self._quantize(layers, self.how.lam)
-            _say(self.how.lam, self.size_of(result))
-            return result
-        start = _lambda_for(self.target, layers) if self._is_first else self.how.lam
-        lam, result = budget.to_lambda(
-            lambda lam: self._quantize(layers, lam), self.size_of, self.target, start, _say
-        )
-        self._is_first = False
-        self.how = replace(self.how, lam=lam)
-        return result
+        elif self.target_bytes is not None:
+            start = lam if self.is_found else _lambda_for(self.target_bytes, layers)
+            lam, result = budget.to_lambda(
+                quantize, self._num_bytes, self.target_bytes, start, self._tell
+            )
+        else:
+            result = quantize(lam)
+            self._tell(lam, self._num_bytes(result))
+        return result, replace(self, how=replace(self.how, lam=lam), is_found=True)
 
-    def _quantize(self, layers: Layers, lam: float) -> Layers:
-        how = replace(self.how, lam=lam)
-        found = None
-        if graphs.are_spectra(self.signals):
-            if self._known is None or self._known[0] is not layers:
-                self._known = layers, graphs.sensitivities(layers, self.signals)
-            found = self._known[1]
-        return ratedistortion.quantize(
-            layers, how, self.signals, original=self.original, sensitivities_of=found
-        )
+    def _num_bytes(self, layers: Layers) -> int:
+        return self.size_of(layers, self.settings)
+
+    def _tell(self, lam: float, size: int, error: float | None = None) -> None:
+        shown = "" if error is None else f", output at {-10 * math.log10(error):.1f} dB"
+        self.say(f"lambda      {lam:.4g}: about {size:,} bytes{shown}")
 
     def finish(self, layers: Layers) -> Layers:
         """Returns a trained network with the centroids as they are stored."""
-        return _rounded(layers, lambda _: self.how.centroids)
+        return _rounded(layers, self.how.centroids)
+
+    def is_missed(self, layers: Layers) -> bool:
+        """Returns whether the file of a network has more bytes than the target."""
+        return self.target_bytes is not None and self._num_bytes(layers) > self.target_bytes
 
     def k_of(self, layers: Layers) -> dict[str, int]:
         """Returns nothing: the paper's rule counts the values there are."""
@@ -170,6 +163,9 @@ class ByLambda:
         return found
 
 
+Plan = ByK | ByLambda
+
+
 def _lambda_for(target: int, layers: Layers) -> float:
     """Returns about the lambda that gives a file of so many bytes, as measured on our networks."""
     num_weights = sum(layer.weights["kernel"].size for layer in clustered_layers(layers))
@@ -178,15 +174,10 @@ def _lambda_for(target: int, layers: Layers) -> float:
     return float(np.clip(0.003 * (bits_at / bits) ** power, budget.MIN_LAMBDA, 0.1))
 
 
-def _say(lam: float, size: int, error: float | None = None) -> None:
-    shown = "" if error is None else f", output at {-10 * math.log10(error):.1f} dB"
-    print(f"lambda      {lam:.4g}: about {size:,} bytes{shown}", flush=True)
-
-
-def _rounded(layers: Layers, format_for: Callable[[str], str]) -> Layers:
+def _rounded(layers: Layers, centroids: str) -> Layers:
     names = {layer.name for layer in clustered_layers(layers)}
     return tuple(
-        with_kernel(layer, round_kernel(layer.weights["kernel"], format_for(layer.name)))
+        with_kernel(layer, round_kernel(layer.weights["kernel"], centroids))
         if layer.name in names
         else layer
         for layer in layers

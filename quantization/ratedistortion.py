@@ -78,8 +78,6 @@ class RateDistortion:
         lam: Lambda, see the module.
         centroids: One of ``quantization.kmeans.FORMATS``.
         weighting: One of `WEIGHTINGS`.
-        filter_scaling: How far filters are scaled by their part in the error, an exponent: 0 not
-            at all, 1 in full.
         channel_scaling: Whether channels are scaled.
         passes: Times to decide all weights and move the centroids.
         sweeps: Times, in each, to decide each weight again given all others.
@@ -91,7 +89,6 @@ class RateDistortion:
     lam: float = 0.003
     centroids: str = "fp16"
     weighting: str = "correlation"
-    filter_scaling: float = 0.0
     channel_scaling: bool = True
     passes: int = 3
     sweeps: int = 1
@@ -181,7 +178,8 @@ def _quantize_chain(
         kept = np.asarray(stage.kernel.any(axis=0))
         if stage.name in kept_of:
             kept = np.asarray(kept & kept_of[stage.name].reshape(kept.shape))
-        scales = _filter_scales(stage, parts, settings)
+        # Scales of filters: their squares sum to the layer's part in the error.
+        scales = np.full(len(parts), math.sqrt(max(float(parts.mean()), 1e-30)))
         problem = _problem(stage, found, kept, scales, settings)
         channels = np.ones(stage.kernel.shape[1])
         if index and settings.channel_scaling and done[-1].block.slope >= 0:
@@ -411,16 +409,6 @@ def _fitted_weights(
         direction = residual + following / np.maximum(power, 1e-30) * direction
         power = following
     return weights.astype(np.float64)
-
-
-def _filter_scales(stage: Stage, parts: np.ndarray, settings: RateDistortion) -> np.ndarray:
-    """Returns scales [filters] whose squares sum to the layer's part in the error."""
-    mean = max(float(parts.mean()), 1e-30)
-    scales = np.full(len(parts), math.sqrt(mean))
-    if stage.block.normalized:
-        relative = np.maximum(parts / mean, 1e-4) ** (settings.filter_scaling / 2)
-        scales *= relative / math.sqrt(np.mean(relative**2))
-    return scales
 
 
 def _channel_scales(problem: _Problem) -> np.ndarray:

@@ -17,456 +17,152 @@ First of all, BatchNormalization is folded into the layers before it (``speech.n
 
 Before packing, biases and normalisation are rounded to FP16 (``--others fp32`` keeps them), and
 biases in front of a normalisation of each channel over time, which takes them out again, are set to
-zero (``--keep-biases`` keeps them). ``clustered.h5`` holds the same values.
+zero. ``clustered.h5`` holds the same values.
 
 Without k, ``--lambda`` weighs the error of the output against the bits of the coder, weight by
 weight (``quantization.ratedistortion``), and ``--target-bytes`` or ``--target-percent`` look for
-the lambda, or with ``--allocate k`` for the k of each layer, with which the file just fits;
-``--target-snr`` looks for the lambda at which the output is just as close to the model's as asked.
+the lambda with which the file just fits; ``--target-snr`` looks for the lambda at which the output
+is just as close to the model's as asked.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
+import json
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from quantization.config import FINETUNE_LEARNING_RATE, METHODS, K, QuantizationConfig
 from speech.base import cli
 from speech.base.cli import natural_number
 from speech.training.common_options import (
     add_data_options,
     add_training_options,
     check_data_options,
+    train_on,
 )
 
 if TYPE_CHECKING:
-    from quantization.plans import ByK, ByLambda
-    from speech.modelfile.spec import LayerSpec, ModelFile
-    from speech.training.continuing import Continuation
+    from quantization.process import QuantizationResult
 
-    Layers = tuple[LayerSpec, ...]
-    Plan = ByK | ByLambda
+CONTAINER_COMMANDS = ("pack", "unpack", "info")
 
-K = 16
-#: Of a target's bytes: what meta data may differ by from the search to the end.
-SLACK_BYTES = 24
-FINETUNE_EPOCHS = 2
-FINETUNE_LEARNING_RATE = 3e-4
-METHODS = ("kmeans", "tfmot")
-CLUSTERED, PACKED = "clustered.h5", "model.icse"
-#: A variance can be too small for FP16.
-_STATISTICS = ("moving_mean", "moving_variance")
+
+@dataclass(frozen=True)
+class Command:
+    """What one call of the command does.
+
+    Attributes:
+        model: The model file.
+        out: The folder to write.
+        config: How it is quantized.
+        json: File for the results.
+    """
+
+    model: Path
+    out: Path
+    config: QuantizationConfig
+    json: Path | None = None
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
     argv = list(sys.argv[1:] if argv is None else argv)
     if argv and argv[0] in CONTAINER_COMMANDS:
-        return _container(argv)
+        return cli.run(_container(argv))
+    asked = parse(argv)
+    cli.log_to_stderr()
+    return cli.run(lambda: _run(asked))
+
+
+def parse(argv: Sequence[str] | None = None) -> Command:
+    """Returns what the options ask for; exits with code 2 if they make no sense."""
     parser = _parser()
     options = parser.parse_args(argv)
-    _check_usage(parser, options)
-    cli.log_to_stderr()
-    return cli.run(lambda: _run(options))
-
-
-def _run(options: argparse.Namespace) -> int:
-    from speech.base.files import held
-    from speech.modelfile.read import read_model_file
-
-    file = read_model_file(options.model)
-    if options.out.exists() and not options.out.is_dir():
-        raise ValueError(f"{options.out}: is not a folder; choose another -o")
-    if options.model.resolve() in ((options.out / x).resolve() for x in (CLUSTERED, PACKED)):
-        raise ValueError(f"{options.out}: would overwrite the model; choose another -o")
-    is_long = options.finetune or options.score or options.method == "tfmot"
-    with held(options.out) if is_long else contextlib.nullcontext():
-        return _quantize(file, options)
-
-
-def _quantize(file: ModelFile, options: argparse.Namespace) -> int:
-    from quantization.accounting import account, format_sizes, to_dict
-    from speech.base.files import sha256_of
-    from speech.modelfile.h5 import write_model_file
-    from speech.modelfile.icse import inspect_compact, write_compact
-    from speech.modelfile.read import read_model_file
-
-    if not options.keep_norms:
-        file = _folded(file)
-    training = None
-    if options.finetune or options.method == "tfmot":
-        from speech.training.continuing import check_trains
-
-        check_trains(file)
-        training = _load_training(file, options)
-    plan = _plan(file, options, training)
-    layers, test = _quantized(file, plan, training, options)
-    layers = _packable(layers, options)
-    num_dead = 0 if options.keep_biases else len(dead_biases(layers))
-    if num_dead:
-        print(f"biases      of {num_dead} layers in front of a normalisation have no effect: zero")
-    settings = _settings(file, plan, options)
-    meta = _meta(file, settings)
-    clustered, packed = options.out / CLUSTERED, options.out / PACKED
-    write_model_file(clustered, layers, meta)
-    write_compact(packed, layers, meta, entropy=not options.no_entropy)
-    found = inspect_compact(packed)
-    _check_same(read_model_file(clustered), found.model)
-    rows = account(found, plan.k_of(layers), settings["centroids"])
-    original = options.model.stat().st_size
-    print("\n" + format_sizes(rows, original))
-    print(
-        f"\nfile        {original:,} -> {found.file_bytes:,} bytes "
-        f"({100 * found.file_bytes / original:.2f} %)"
+    is_finetuned = bool(options.epochs or options.timit or options.train_noisy)
+    _check_usage(parser, options, is_finetuned)
+    config = QuantizationConfig(
+        k=K if options.k is None else options.k,
+        k_last=options.k_last,
+        k_of=dict(options.layer_k),
+        per_sign=options.per_sign,
+        centroids=options.centroids,
+        lam=options.lam,
+        target_bytes=options.target_bytes,
+        target_percent=options.target_percent,
+        target_snr_db=options.target_snr,
+        weighting=options.weighting,
+        method=options.method,
+        finetune=is_finetuned,
+        train_on=train_on(options),
+        rounds=options.rounds,
+        others=options.others,
+        keep_norms=options.keep_norms,
+        entropy=not options.no_entropy,
+        score=options.score,
+        work=options.work,
+        gpu=options.gpu,
     )
-    result = {"model": str(options.model), "settings": settings, **to_dict(rows, original),
-              "clustered": {"path": str(clustered), "sha256": sha256_of(clustered)},
-              "packed": {"path": str(packed), "sha256": found.model.sha256}}  # fmt: skip
-    if test and options.score is not False:
-        result["scores"] = _score(options, test)
-    if options.json is not None:
-        from speech.base.files import write_json
-        from speech.base.runinfo import run_info
+    if config.is_by_lambda:
+        if config.method == "tfmot" or config.per_sign:
+            parser.error("--method tfmot and --per-sign are for k; leave out --lambda and targets")
+        if not config.entropy:
+            parser.error("--no-entropy has no meaning with --lambda: it is about code lengths")
+    elif config.weighting != "correlation":
+        parser.error("--weighting goes with --lambda or a target")
+    out = options.out or options.model.with_name(config.name(options.model.stem))
+    return Command(options.model, out, config, options.json)
 
-        write_json(options.json, result | run_info())
-    print(f"written     {clustered}, {packed}")
+
+def _run(asked: Command) -> int:
+    from quantization.process import quantize_file
+
+    quantize_file(
+        asked.model, asked.out, asked.config, say=cli.say, finish=partial(_print_result, asked)
+    )
     return 0
 
 
-def _folded(file: ModelFile) -> ModelFile:
-    """Returns a model without batch normalisation, as far as it can be folded away."""
-    from dataclasses import replace
+def _print_result(asked: Command, found: QuantizationResult) -> None:
+    from quantization.accounting import format_sizes, to_dict
+    from speech.base.files import write_json
+    from speech.base.runinfo import run_info
 
-    from speech.net.folding import fold_batch_normalization
-
-    def count(layers: Layers) -> int:
-        return sum(layer.class_name == "BatchNormalization" for layer in layers)
-
-    layers = fold_batch_normalization(file.layers) if count(file.layers) else file.layers
-    gone, left = count(file.layers) - count(layers), count(layers)
-    if gone:
-        rest = f", {left} are left" if left else ""
-        print(f"folded      {gone} batch normalisations into the layers before them{rest}")
-    return replace(file, layers=layers)
-
-
-def _plan(file: ModelFile, options: argparse.Namespace, training: Continuation | None) -> Plan:
-    """Returns how to quantize."""
-    from quantization.budget import can_measure
-    from quantization.kmeans import FORMATS, Codebooks
-    from quantization.plans import ByK, ByLambda
-    from quantization.ratedistortion import RateDistortion
-
-    target = options.target_bytes
-    if options.target_percent is not None:
-        target = int(options.model.stat().st_size * options.target_percent / 100)
-    by_lambda = _is_by_lambda(options)
-    if by_lambda:
-        how = RateDistortion(
-            lam=RateDistortion.lam if options.lam is None else options.lam,
-            centroids=options.centroids or "fp16",
-            weighting=options.weighting,
-        )
-    else:
-        codebooks = Codebooks(
-            k=K if options.k is None else options.k,
-            k_last=options.k_last,
-            k_of=dict(options.layer_k),
-            per_sign=options.per_sign,
-            centroids=options.centroids or "fp32",
-            algorithm=options.algorithm,
-            seed=options.seed,
-        )
-
-    def size_of(layers: Layers) -> int:
-        from speech.modelfile.icse import pack
-
-        meta = _meta(file, _settings(file, plan, options))
-        return (
-            len(pack(_packable(layers, options), meta, entropy=not options.no_entropy))
-            + SLACK_BYTES
-        )
-
-    signals = []
-    if by_lambda or target is not None:
-        signals = _signals(file, training)
-    if options.target_snr is not None and not can_measure(file.layers, signals):
-        raise ValueError(
-            f"{file.path}: --target-snr measures outputs, and networks of this kind are not run "
-            "here; give --lambda or a size"
-        )
-    if by_lambda:
-        plan: Plan = ByLambda(how, file.layers, signals, target, size_of, options.target_snr)
-    else:
-        formats = (options.centroids,) if options.centroids else FORMATS[1:]
-        plan = ByK(codebooks, signals, target, formats, size_of)
-    return plan
-
-
-def _is_by_lambda(options: argparse.Namespace) -> bool:
-    """Returns whether error and code length decide about each weight."""
-    has_target = options.target_bytes is not None or options.target_percent is not None
-    return (
-        options.lam is not None
-        or options.target_snr is not None
-        or (has_target and options.allocate == "lambda")
+    original = found.original_bytes
+    print("\n" + format_sizes(found.rows, original))
+    print(
+        f"\nfile        {original:,} -> {found.packed_bytes:,} bytes "
+        f"({100 * found.packed_bytes / original:.2f} %)"
     )
-
-
-def _signals(file: ModelFile, training: Continuation | None) -> list[Any]:
-    """Returns signals to quantize for: of the training data, or of the bundled corpus."""
-    from quantization import graphs
-    from quantization.calibration import bundled_signals, signals_of
-    from speech.modelfile.meta import COMPLEX_MASK, MaskConventions
-
-    signals = bundled_signals() if training is None else signals_of(training.training)
-    if file.kind != COMPLEX_MASK:
-        return signals
-    if not graphs.is_known(file.layers):
-        return []
-    signals = graphs.at_levels(signals) if training is None else signals
-    return graphs.spectra_of(signals, MaskConventions.of(file.meta))
-
-
-def _settings(file: ModelFile, plan: Plan, options: argparse.Namespace) -> dict[str, Any]:
-    return {
-        "method": options.method,
-        **plan.settings,
-        "rounds": options.rounds if options.finetune else 0,
-        "epochs": options.epochs if options.finetune else 0,
-        "from_sha256": file.sha256,
+    result = {
+        "model": str(asked.model),
+        "settings": found.settings,
+        **to_dict(found.rows, original),
+        "clustered": {"path": str(found.clustered), "sha256": found.clustered_sha256},
+        "packed": {"path": str(found.packed), "sha256": found.packed_sha256},
     }
+    if found.test:
+        result["scores"] = _score(asked, found)
+    if asked.json is not None:
+        write_json(asked.json, result | run_info())
+    print(f"written     {found.clustered}, {found.packed}")
 
 
-def _quantized(
-    file: ModelFile, plan: Plan, training: Continuation | None, options: argparse.Namespace
-) -> tuple[Layers, list[Any]]:
-    """Returns the quantized network, trained on if asked, and the test set to score on."""
-    start = plan(file.layers, final=training is None)
-    if training is None:
-        if not options.score:
-            print("one-shot    not fine-tuned (--finetune-epochs uses the bundled corpus)")
-            return start, []
-        from speech.training.datasets import load_data
-
-        return start, load_data(options, _work(options, start) / "test").test
-    work = _work(options, start)
-    if options.method == "tfmot":
-        layers = _with_tfmot(file.layers, start, training, work, options)
-    else:
-        layers = _with_kmeans(file.layers, start, plan, training, work, options)
-    if (
-        plan.target is not None
-        and plan.size_of is not None
-        and plan.size_of(plan.finish(layers)) > plan.target
-    ):
-        print("target      missed by fine-tuning: quantized once more")
-        return plan(layers, final=True), training.test
-    return plan.finish(layers), training.test
-
-
-def _work(options: argparse.Namespace, start: Layers) -> Path:
-    return options.work or Path("runs") / "quantization" / _run_name(options, start)
-
-
-def _with_kmeans(
-    original: Layers,
-    layers: Layers,
-    plan: Plan,
-    training: Continuation,
-    work: Path,
-    options: argparse.Namespace,
-) -> Layers:
-    """Trains with free weights and quantizes again, ``--rounds`` times; then with tied weights."""
-    from dataclasses import replace
-
-    from quantization.finetune import fine_tune
-
-    for number in range(1, options.rounds + 1):
-        label = f"round-{number}"
-        config = training.config
-        one = replace(training, config=replace(config, epochs=1, seed=config.seed + number))
-        layers = fine_tune(layers, one, work / label, held=original, on_epoch=_printer(label))
-        layers = plan(layers)
-    return fine_tune(layers, training, work / "tied", on_epoch=_printer("tied"))
-
-
-def _with_tfmot(
-    layers: Layers,
-    start: Layers,
-    training: Continuation,
-    work: Path,
-    options: argparse.Namespace,
-) -> Layers:
-    """Clusters and fine-tunes through TF-MOT, from the centroids that k-means found."""
-    try:
-        from quantization.tfmot_bridge import CHECKPOINT, cluster
-    except ImportError as error:
-        raise ValueError(f"--method tfmot is not available here: {error}") from None
-    from speech.base.files import held
-
-    config = training.config
-    with held(work / CHECKPOINT):
-        return cluster(
-            layers,
-            codebooks_of(layers, start),
-            data=training.training,
-            validation=training.validation,
-            epochs=(config.epochs or 0) if options.finetune else 0,
-            learning_rate=config.learning_rate,
-            loss=config.loss,
-            seed=config.seed,
-            progress=_printer("tfmot"),
-            work=work,
-            conv=config.conv,
-            conventions=training.conventions,
-        )
-
-
-def codebooks_of(layers: Layers, clustered: Layers) -> dict[str, Any]:
-    """Returns the values that the non-zero weights of each layer have after clustering.
-
-    TF-MOT needs two: to a single one its neighbour among floats is added.
-    """
-    import numpy as np
-
-    from quantization.kmeans import clustered_layers
-
-    after = {
-        layer.name: layer.weights["kernel"] for layer in clustered if "kernel" in layer.weights
-    }
-    found = {}
-    for layer in clustered_layers(layers):
-        # A centroid may be zero; the zero of what is pruned is none.
-        values = np.unique(after[layer.name][layer.weights["kernel"] != 0])
-        if len(values) == 1:
-            values = np.append(values, np.nextafter(values[0], np.float32(np.inf)))
-        found[layer.name] = values
-    return found
-
-
-def _printer(label: str) -> Any:
-    def show(row: dict[str, float]) -> None:
-        training = row.get("training_loss")
-        shown = "" if training is None else f"training {training:.5f}  "
-        if "validation_loss" in row:
-            shown += f"validation {row['validation_loss']:.5f}  "
-        print(f"{label:<11} epoch {row['epoch']}  {shown}{row['seconds']:.1f} s", flush=True)
-
-    return show
-
-
-def _load_training(file: ModelFile, options: argparse.Namespace) -> Continuation:
-    from speech.base.device import select_devices
-    from speech.training.continuing import continuation
-
-    select_devices(options.gpu, several=options.method != "tfmot")
-    # A folder that is held: another run's test set must not get in between.
-    test_folder = (options.work or options.out) / "test"
-    found = continuation(file, options, FINETUNE_LEARNING_RATE, test_folder)
-    print(f"data        {found.description}")
-    return found
-
-
-def _run_name(options: argparse.Namespace, layers: Layers) -> str:
-    """Returns the name of the folder of checkpoints: other weights are another run."""
-    import hashlib
-
-    from speech.modelfile.spec import sha256_of_weights
-
-    start = f"{options.method} {options.rounds} {sha256_of_weights(layers)}"
-    return f"{_result_name(options)}-{hashlib.sha256(start.encode()).hexdigest()[:8]}"
-
-
-def _result_name(options: argparse.Namespace) -> str:
-    """Returns the model's name with what is done to it, as 'fcn.k16'."""
-    if options.target_bytes is not None:
-        how = f"{options.target_bytes}b"
-    elif options.target_percent is not None:
-        how = f"{options.target_percent:g}p"
-    elif options.target_snr is not None:
-        how = f"{options.target_snr:g}db"
-    elif options.lam is not None:
-        how = f"lambda{options.lam:g}"
-    else:
-        how = f"k{K if options.k is None else options.k}"
-    return f"{options.model.stem}.{how}"
-
-
-def _packable(layers: Layers, options: argparse.Namespace) -> Layers:
-    """Returns the network with what is not a kernel as it is stored, and no negative zeros."""
-    from dataclasses import replace
-
-    import numpy as np
-
-    dead = set() if options.keep_biases else dead_biases(layers)
-    rounded = []
-    for layer in layers:
-        weights = {key: array + np.float32(0) for key, array in layer.weights.items()}
-        if layer.name in dead:
-            weights["bias"] = np.zeros_like(weights["bias"])
-        if options.others == "fp16":
-            for key in weights.keys() - {"kernel", *_STATISTICS}:
-                weights[key] = _as_fp16(weights[key])
-        rounded.append(replace(layer, weights=weights))
-    return tuple(rounded)
-
-
-def _as_fp16(array: Any) -> Any:
-    """Returns an array rounded to FP16, as it is if that can't hold it."""
-    import numpy as np
-
-    if np.abs(array).max() > float(np.finfo(np.float16).max):
-        return array
-    return array.astype(np.float16).astype(np.float32)
-
-
-def dead_biases(layers: Sequence[LayerSpec]) -> set[str]:
-    """Returns the layers whose bias the next layer, a normalisation over time, takes out again."""
-    found = set()
-    for layer, after in zip(layers, layers[1:], strict=False):
-        if (
-            layer.class_name == "Conv1D"
-            and layer.config["activation"] == "linear"
-            and "bias" in layer.weights
-            and after.class_name == "GroupNormalization"
-            and after.config["groups"] in (-1, layer.config["filters"])
-        ):
-            found.add(layer.name)
-    return found
-
-
-def _meta(file: ModelFile, settings: dict[str, Any]) -> dict[str, Any]:
-    """Returns the meta data of the results; the masks are left to the zeros that they made."""
-    meta = {**file.meta, "created_by": "python -m quantization.run", "quantization": settings}
-    if isinstance(meta.get("pruning"), dict):
-        meta["pruning"] = {k: v for k, v in meta["pruning"].items() if k != "masks"}
-    return meta
-
-
-def _check_same(one: ModelFile, other: ModelFile) -> None:
-    """Raises ValueError unless two files hold the same weights, bit for bit."""
-    for a, b in zip(one.layers, other.layers, strict=True):
-        for key, array in a.weights.items():
-            if array.tobytes() != b.weights[key].tobytes():
-                raise ValueError(f"{other.path}: {a.name}/{key} differs from {one.path}")
-
-
-def _score(options: argparse.Namespace, test: list[Any]) -> Any:
+def _score(asked: Command, found: QuantizationResult) -> Any:
     from eval.points import Point
     from eval.scoring import json_ready
     from eval.sweep import format_points, sweep
-    from speech.modelfile.read import read_model_file
 
-    quantization = read_model_file(options.out / PACKED).meta["quantization"]
-    labels = {key: quantization.get(key) for key in ("k", "lambda", "centroids", "method")}
+    labels = {key: found.settings.get(key) for key in ("k", "lambda", "centroids", "method")}
     labels = {key: value for key, value in labels.items() if value is not None}
-    points = [Point("before", options.model), Point("after", options.out / PACKED, labels)]
-    table = sweep(points, test, options.out / "scores", num_jobs=options.jobs)
+    points = [Point("before", asked.model), Point("after", found.packed, labels)]
+    num_jobs = asked.config.train_on.num_jobs
+    table = sweep(points, found.test, asked.out / "scores", num_jobs=num_jobs)
     print("\n" + format_points(table))
     return json_ready(table)
 
@@ -475,7 +171,8 @@ def _score(options: argparse.Namespace, test: list[Any]) -> Any:
 # The container alone
 
 
-def _container(argv: Sequence[str]) -> int:
+def _container(argv: Sequence[str]) -> Callable[[], int]:
+    """Returns what the options of a command on the small file alone ask for."""
     parser = argparse.ArgumentParser(
         prog="python -m quantization.run",
         description="Pack a model file, unpack it, or print what a packed file holds.",
@@ -497,48 +194,46 @@ def _container(argv: Sequence[str]) -> int:
     info.add_argument("file", type=Path, metavar="FILE.icse", help="read this packed file")
     info.add_argument("--json", **cli.JSON)
     options = parser.parse_args(argv)
-    return cli.run(lambda: CONTAINER_COMMANDS[options.command](options))
+    file: Path = options.file
+    if options.command == "info":
+        return lambda: _info(file, options.json)
+    out = options.out or file.with_suffix(".icse" if options.command == "pack" else ".h5")
+    if options.command == "pack":
+        return lambda: _pack(file, out, entropy=not options.no_entropy)
+    return lambda: _unpack(file, out)
 
 
-def _pack(options: argparse.Namespace) -> int:
-    from speech.modelfile.icse import SUFFIX, write_compact
+def _pack(path: Path, out: Path, *, entropy: bool) -> int:
+    from speech.modelfile.icse import write_compact
     from speech.modelfile.read import read_model_file
 
-    file = read_model_file(options.file)
-    out = options.out or options.file.with_suffix(SUFFIX)
-    write_compact(out, file.layers, file.meta, entropy=not options.no_entropy)
-    _say_sizes(options.file, out)
+    file = read_model_file(path)
+    write_compact(out, file.layers, file.meta, entropy=entropy)
+    _print_sizes(path, out)
     return 0
 
 
-def _unpack(options: argparse.Namespace) -> int:
+def _unpack(path: Path, out: Path) -> int:
     from speech.modelfile.h5 import write_model_file
+    from speech.modelfile.icse import inspect_compact
 
-    file = _compact(options.file).model
-    out = options.out or options.file.with_suffix(".h5")
+    file = inspect_compact(path).model
     write_model_file(out, file.layers, file.meta)
-    _say_sizes(options.file, out)
+    _print_sizes(path, out)
     return 0
 
 
-def _say_sizes(source: Path, target: Path) -> None:
+def _print_sizes(source: Path, target: Path) -> None:
     before, after = source.stat().st_size, target.stat().st_size
     print(f"{source} -> {target}: {before:,} -> {after:,} bytes ({100 * after / before:.2f} %)")
 
 
-def _compact(path: Path) -> Any:
-    from speech.modelfile.icse import inspect_compact
-
-    return inspect_compact(path)
-
-
-def _info(options: argparse.Namespace) -> int:
-    import json
-
+def _info(path: Path, json_path: Path | None) -> int:
     from quantization.accounting import CENTROID_BYTES, account, format_sizes, to_dict
     from speech.base.files import write_json
+    from speech.modelfile.icse import inspect_compact
 
-    found = _compact(options.file)
+    found = inspect_compact(path)
     stored = found.model.meta.get("quantization")
     stored = stored if isinstance(stored, dict) else {}
     centroids = stored.get("centroids")
@@ -549,31 +244,26 @@ def _info(options: argparse.Namespace) -> int:
     print(f"file        {found.file_bytes:,} bytes")
     print(f"sha256      {found.model.sha256}")
     print(f"meta        {json.dumps(found.model.meta)}")
-    if options.json is not None:
-        write_json(options.json, {"meta": found.model.meta, "codings": found.codings,
-                                  **to_dict(rows, None)})  # fmt: skip
+    if json_path is not None:
+        write_json(json_path, {"meta": found.model.meta, "codings": found.codings,
+                               **to_dict(rows, None)})  # fmt: skip
     return 0
-
-
-CONTAINER_COMMANDS = {"pack": _pack, "unpack": _unpack, "info": _info}
 
 
 # --------------------------------------------------------------------------------------------
 # Options
 
 
-def _check_usage(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+def _check_usage(
+    parser: argparse.ArgumentParser, options: argparse.Namespace, is_finetuned: bool
+) -> None:
     check_data_options(parser, options)
-    options.finetune = bool(options.epochs or options.timit or options.train_noisy)
-    if options.rounds and not options.finetune:
+    if options.rounds and not is_finetuned:
         parser.error("--rounds needs fine-tuning: give --finetune-epochs or data")
     if options.rounds and options.method == "tfmot":
         parser.error("--rounds is for --method kmeans; TF-MOT chooses centroids anew by itself")
     if options.init is not None:
         parser.error("--init has no meaning here: MODEL is where it starts")
-    if options.finetune or options.method == "tfmot":
-        options.epochs = options.epochs or FINETUNE_EPOCHS
-        options.schedule = options.schedule or "cosine"
     by_k = [name for name, given in (
         ("-k", options.k), ("--k-last", options.k_last), ("--layer-k", options.layer_k),
     ) if given]  # fmt: skip
@@ -590,25 +280,10 @@ def _check_usage(parser: argparse.ArgumentParser, options: argparse.Namespace) -
     if options.target_snr is not None:
         if not 0 < options.target_snr <= 60:
             parser.error(f"--target-snr is {options.target_snr:g}; give more than 0, at most 60 dB")
-        if has_target or options.lam is not None or by_k or options.allocate == "k":
+        if has_target or options.lam is not None or by_k:
             parser.error("--target-snr, a size, --lambda and k are several ways: give one of them")
-    if options.lam is not None and (by_k or options.allocate == "k"):
+    if options.lam is not None and by_k:
         parser.error("--lambda and k are two ways: give one of them")
-    if options.allocate == "k" and not has_target:
-        parser.error("--allocate k goes with --target-bytes or --target-percent")
-    by_lambda = _is_by_lambda(options)
-    if options.weighting != "correlation" and not by_lambda:
-        parser.error("--weighting goes with --lambda, or a target that --allocate lambda meets")
-    if by_lambda:
-        if options.method == "tfmot" or options.per_sign or options.algorithm != "exact":
-            parser.error(
-                "--method tfmot, --per-sign and --algorithm are for k: with a target size, give "
-                "--allocate k"
-            )
-        if options.no_entropy:
-            parser.error("--no-entropy has no meaning with --lambda: it is about code lengths")
-    if options.out is None:
-        options.out = options.model.with_name(_result_name(options))
 
 
 def parse_bytes(text: str) -> int:
@@ -659,12 +334,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--per-sign", action="store_true",
         help="take K centroids for each sign, as in the released model")  # fmt: skip
     add("--centroids", choices=("fp32", "fp16", "int8"),
-        help="store centroids in this format (default fp32; fp16 with --lambda; with --allocate k "
-        "what "
-        "suits each layer)")  # fmt: skip
-    add("--algorithm", choices=("exact", "lloyd"), default="exact",
-        help="cluster exactly (default), or by Lloyd's k-means with k-means++ and "
-        "restarts")  # fmt: skip
+        help="store centroids in this format (default fp32; fp16 with --lambda or a "
+        "target)")  # fmt: skip
     add("--method", choices=METHODS, default="kmeans",
         help="fine-tune tied weights (kmeans, the default), or by TF-MOT")  # fmt: skip
     add("--rounds", type=natural_number, default=0, metavar="N",
@@ -679,15 +350,12 @@ def _parser() -> argparse.ArgumentParser:
         help="write at most P percent of the bytes of MODEL.h5")  # fmt: skip
     add("--target-snr", type=float, metavar="DB",
         help="write the smallest file whose output is this far above its error, as 25")  # fmt: skip
-    add("--allocate", choices=("lambda", "k"), default="lambda",
-        help="reach the target by lambda (default) or by the k of each layer")  # fmt: skip
     add("--weighting", choices=("correlation", "power", "plain"), default="correlation",
         help="weight errors (with --lambda) by the correlation of a layer's inputs (default), by "
         "their power, or all alike")  # fmt: skip
     add = parser.add_argument_group("file").add_argument
     add("--others", choices=("fp16", "fp32"), default="fp16",
         help="store biases and normalisation in this format (default %(default)s)")  # fmt: skip
-    add("--keep-biases", action="store_true", help="keep biases that have no effect")
     add("--keep-norms", action="store_true",
         help="keep BatchNormalization, to train further (default: fold it away)")  # fmt: skip
     add("--no-entropy", action="store_true", help="write indices of fixed length")

@@ -356,33 +356,6 @@ def to_tflite(layers: Sequence[LayerSpec], *, int8: bool = False) -> bytes:
 
 
 # --------------------------------------------------------------------------------------------
-# Running what was exported
-
-
-def run_onnx(data: bytes, inputs: np.ndarray) -> np.ndarray:
-    """Returns the output of an ONNX model; needs ``onnxruntime``."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
-    return session.run(["output"], {"input": np.asarray(inputs, np.float32)})[0]
-
-
-def run_tflite(data: bytes, inputs: np.ndarray) -> np.ndarray:
-    """Returns the output of a LiteRT model; needs ``ai_edge_litert``."""
-    from ai_edge_litert.interpreter import Interpreter
-
-    interpreter = Interpreter(model_content=data, num_threads=1)
-    (place,) = interpreter.get_input_details()
-    interpreter.resize_tensor_input(place["index"], inputs.shape)
-    interpreter.allocate_tensors()
-    interpreter.set_tensor(place["index"], np.asarray(inputs, np.float32))
-    interpreter.invoke()
-    return interpreter.get_tensor(interpreter.get_output_details()[0]["index"])
-
-
-# --------------------------------------------------------------------------------------------
 # Command
 
 
@@ -403,7 +376,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="write this format (default: that of the ending of --out)")  # fmt: skip
     add("--int8", action="store_true", help="store kernels as INT8 (tflite only; dynamic range)")
     add("-o", "--out", type=Path, metavar="FILE",
-        help="write this file, or for c this folder (default: beside MODEL)")  # fmt: skip
+        help="write this file, or this folder for c (default: beside MODEL)")  # fmt: skip
     options = parser.parse_args(argv)
     if options.to is None:
         options.to = options.out and options.out.suffix.lower().removeprefix(".")

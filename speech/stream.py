@@ -63,14 +63,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--model", type=Path, default=DEFAULT_MODEL, metavar="FILE",
-        help="model: a causal network over time and frequency (default: shipped)")  # fmt: skip
+        help="use this model (a causal network; default: the shipped denoise.icse)")  # fmt: skip
     add("--format", choices=sorted(FORMATS), default="s16",
-        help="of the PCM: 16 bits or floats, in native byte order (default s16)")  # fmt: skip
+        help="take and give samples in this format, native byte order (default s16)")  # fmt: skip
     add("--rate", type=cli.positive_number, metavar="HZ",
-        help="of the samples (default: the network's, 16000)")  # fmt: skip
+        help="take samples of this rate (default: the network's, 16000)")  # fmt: skip
     add("--device", nargs="*", metavar="DEVICE",
-        help="microphone to loudspeaker; up to two names or numbers, input and output (default: "
-        "the system's)")  # fmt: skip
+        help="lead a microphone to a loudspeaker; up to two names or numbers, input and output "
+        "(default: the system's)")  # fmt: skip
     add("--bypass", action="store_true", help="begin with the noisy signal")
     return parser
 

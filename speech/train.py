@@ -16,10 +16,11 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from speech.base import cli
-from speech.training.options import Request, add_options, check_usage, request
+from speech.training.options import add_options, check_usage, request
+from speech.training.request import Request
 
 if TYPE_CHECKING:
     from speech.training.trainer import Trainer
@@ -47,113 +48,17 @@ def _run(asked: Request) -> int:
         require_tensorboard(asked.tensorboard)
 
     from speech.training.distribution import Machines, read_task
+    from speech.training.run import train_request
 
     task = read_task()
     machines = None if task is None else Machines(task)
-    trainer = (_train_tf if asked.network == "tf" else _train_fcn)(asked, machines)
+    trainer = train_request(asked, machines=machines, say=cli.say)
     if not trainer.writes:
         assert task is not None
         print(f"done        the rest is done by {task.addresses[0]}")
         return 0
     _report(asked, trainer)
     return 0
-
-
-def _train_fcn(asked: Request, machines: Any) -> Trainer:
-    from speech.training.datasets import load_training
-    from speech.training.run import train_fcn
-
-    data = load_training(asked.data, asked.augmentation, asked.snr_range_db)
-    print(f"data        {data.description}")
-    if data.left_out:
-        print(f"left out    {data.left_out}")
-    return train_fcn(
-        data, asked.training, asked.augmentation, asked.out,
-        recipe=asked.recipe, created_by="python -m speech.train", num_filters=asked.num_filters,
-        init=asked.init, machines=machines, tensorboard=asked.tensorboard,
-    )  # fmt: skip
-
-
-def _train_tf(asked: Request, machines: Any) -> Trainer:
-    from dataclasses import replace
-
-    from speech.net.mask_loss import MaskLoss
-    from speech.net.timefrequency import SIZES, build_time_frequency
-    from speech.net.training_model import MaskTrainingModel
-    from speech.training.datasets import load_pieces
-    from speech.training.run import train
-
-    config = asked.training
-    training, validation, description = load_pieces(
-        asked.data, asked.mixing, config, _workers(asked)
-    )
-    print(f"data        {description}; pieces of {config.crop_seconds:g} s")
-    if asked.init is None:
-        assert asked.size is not None
-        form = replace(SIZES[asked.size], normalization=asked.normalization)
-        network = build_time_frequency(form, seed=config.seed)
-    else:
-        network, form = _load_tf(asked)
-    print(f"network     {_words(asked)}, {network.count_params():,} weights")
-    loss = config.loss
-    assert isinstance(loss, MaskLoss)
-    meta = {
-        **form.meta(),
-        "created_by": "python -m speech.train",
-        "recipe": asked.recipe,
-        "mixing": training.source.description()[-1:]
-        if asked.data.noisy
-        else asked.mixing.description(),
-    }
-    return train(
-        network, training, validation, config, asked.out,
-        make_model=lambda network, engine: MaskTrainingModel(network, form, loss, engine),
-        title="Network over time and frequency", meta=meta, machines=machines,
-        tensorboard=asked.tensorboard,
-    )  # fmt: skip
-
-
-def _words(asked: Request) -> str:
-    return f"over time and frequency, {asked.size or f'as in {asked.init}'}"
-
-
-def _load_tf(asked: Request) -> tuple[Any, Any]:
-    """Loads the network whose weights start the run, and its conventions."""
-    from dataclasses import replace
-
-    from speech.net.keras_models import load_model_and_meta
-    from speech.net.timefrequency import KIND, TimeFrequencyConfig
-
-    assert asked.init is not None
-    network, meta = load_model_and_meta(asked.init)
-    if meta.get("kind") != KIND:
-        raise ValueError(
-            f"{asked.init}: is no network over time and frequency; choose another --init, or "
-            "--network fcn"
-        )
-    form = TimeFrequencyConfig()
-    power = meta.get("power", form.power)
-    try:
-        form = replace(form, power=power)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{asked.init}: {error}") from None
-    for name, value in form.meta().items():
-        if meta.get(name, value) != value:
-            raise ValueError(
-                f"{asked.init}: {name} is {meta[name]!r:.60}, expected {value!r}; choose another "
-                "--init"
-            )
-    return network, form
-
-
-def _workers(asked: Request) -> int:
-    """Returns how many processes mix; one keeps up with a CPU, but not with a GPU."""
-    if asked.workers is not None:
-        return asked.workers
-    from speech.net.blockconv import default_threads
-    from speech.net.chain_training import uses_c_kernels
-
-    return 1 if uses_c_kernels() else max(1, min(8, default_threads() // 2))
 
 
 def _report(asked: Request, trainer: Trainer) -> None:

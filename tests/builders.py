@@ -64,6 +64,13 @@ def write_mask_network(
     return read_model_file(path)
 
 
+def mask_from_json(stored: dict) -> np.ndarray:
+    """Returns a mask of pruned channels, bool [in, out], as the meta data of a model store it."""
+    bits = "".join(f"{byte:08b}" for byte in bytes.fromhex(stored["kept"]))
+    count = stored["shape"][0] * stored["shape"][1]
+    return np.array([bit == "1" for bit in bits[:count]]).reshape(stored["shape"])
+
+
 def graph(*layers: tuple) -> tuple[LayerSpec, ...]:
     """Returns layers of (class, name, inputs, settings, shapes of the weights), all random.
 

@@ -72,6 +72,17 @@ def test_rooms_import_only_what_they_may(name):
         assert not other.startswith("tensorflow.keras"), f"{path} imports tf.keras"
 
 
+#: Below the doors, where options become frozen values.
+PARSE = {"speech.base.cli", "speech.training.common_options", "speech.training.options"}
+
+
+def test_options_end_at_the_door():
+    for name, path in MODULES.items():
+        rooms = tuple(f"speech.{room}." for room in FLOORS) + ("pruning.", "quantization.")
+        if name.startswith(rooms) and not name.endswith(".run") and name not in PARSE:
+            assert "argparse" not in imported(path), f"{path} knows of options"
+
+
 def circle(arrows):
     """Returns a circle of a graph, [] if there is none."""
     done, path = set(), []
@@ -139,7 +150,8 @@ def test_each_room_says_what_it_holds():
      "eval.cost", "eval.cycles", "eval.metrics", "eval.page", "eval.report", "eval.run",
      "eval.scoring", "eval.sweep", "mnn.arbiter", "mnn.config", "mnn.expert_files",
      "mnn.experiments", "mnn.pool", "mnn.select", "mnn.scoring", "mnn.selector", "mnn.tables",
-     "mnn.train", "pruning.run", "pruning.surgery", "timit_fcn_mse"],
+     "mnn.train", "pruning.process", "pruning.run", "pruning.surgery", "quantization.process",
+     "quantization.run", "speech.training.request", "timit_fcn_mse"],
 )  # fmt: skip
 def test_importing_needs_no_tensorflow(module):
     code = f"import sys, {module}; assert not {{'tensorflow', 'keras'}} & set(sys.modules)"

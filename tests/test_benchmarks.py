@@ -192,19 +192,22 @@ def test_pruning_commands_are_understood_and_train_alike(tmp_path):
         if row.options:
             command = pruning._pruning(row, tmp_path / row.name / "model.h5", options)
             parsed = pruning_command.parse(command[4:])
-            assert bool(parsed.retrain) == row.is_retrained
+            config = parsed.config
+            assert config.retrain == row.is_retrained
             if not row.is_retrained:
                 continue
-            epochs = parsed.stages * parsed.epochs + parsed.final_epochs
+            (each, final), settings = config.num_epochs, config.train_on.settings
+            epochs = config.stages * each + final
+            num_items, batch_size = settings["num_items"], settings["batch_size"]
             if row.name == pruning.LONG:
-                assert parsed.final_epochs * parsed.num_items // parsed.batch_size == 80
+                assert final * num_items // batch_size == 80
                 continue
         else:
             command = pruning._from_scratch(tmp_path / row.name, options)
             parsed = timit_fcn_mse._parser().parse_args(command[4:])
             assert parsed.filters == 22
-            epochs = parsed.epochs
-        steps.add(epochs * parsed.num_items // parsed.batch_size)
+            epochs, num_items, batch_size = parsed.epochs, parsed.num_items, parsed.batch_size
+        steps.add(epochs * num_items // batch_size)
     assert steps == {7 * 3 + 3 * 3}
 
 

@@ -1,4 +1,4 @@
-"""The Keras faces of the fast convolution: same results, same training, plain files."""
+"""The fast training step: same results and same training as those of the plain layers."""
 
 import gc
 import weakref
@@ -8,11 +8,9 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
-from speech.net.chain_training import FastConv1D, TrainingModel, uses_c_kernels
+from speech.net.chain_training import TrainingModel, uses_c_kernels
 from speech.net.fcn import FCNConfig, build_fcn
-from speech.net.keras_models import load_model, save_model
 from speech.net.losses import LOSSES, find_loss
-from tests.reference import convolution_oracle as oracle
 
 needs_c_kernels = pytest.mark.skipif(not uses_c_kernels(), reason="the C kernels do not run here")
 SMALL = FCNConfig(num_hidden_layers=2, num_filters=5, kernel_size=9)
@@ -26,60 +24,6 @@ def padded_batch(rng, lengths):
         clean[row, :length, 0] = rng.uniform(-0.5, 0.5, length)
         weights[row, :length] = max(lengths) / length
     return noisy, np.array(lengths, np.int32), clean, weights
-
-
-@needs_c_kernels
-@pytest.mark.parametrize("padding", ["same", "valid"])
-def test_layer_and_its_gradients_equal_the_oracle(padding, rng):
-    import tensorflow as tf
-
-    layer = FastConv1D(6, 11, padding=padding, bias_initializer="normal")
-    signal = rng.standard_normal((2, 200, 4)).astype(np.float32)
-    layer.build(signal.shape)
-    pad = 5 if padding == "same" else 0
-    num_outputs = 200 if padding == "same" else 190
-    upstream = rng.standard_normal((2, num_outputs, 6)).astype(np.float32)
-    with tf.GradientTape() as tape:
-        inputs = tf.convert_to_tensor(signal)
-        tape.watch(inputs)
-        outputs = layer(inputs)
-        loss = tf.reduce_sum(outputs * upstream)
-    kernel, bias = (np.array(weight) for weight in layer.get_weights())
-    d_inputs, d_kernel, d_bias = tape.gradient(loss, [inputs, *layer.trainable_variables])
-    expected = (
-        [oracle.convolve(x, kernel, pad, num_outputs) + bias for x in signal],
-        [oracle.input_gradient(g, kernel.astype(np.float64), pad, 200) for g in upstream],
-    )
-    assert_allclose(outputs, expected[0], rtol=1e-5, atol=1e-5)
-    assert_allclose(d_inputs, expected[1], rtol=1e-5, atol=1e-5)
-    d_expected = sum(
-        oracle.filter_gradient(x, g, 11, pad) for x, g in zip(signal, upstream, strict=True)
-    )
-    assert_allclose(d_kernel, d_expected, rtol=1e-5, atol=1e-4)
-    assert_allclose(d_bias, upstream.sum((0, 1)), rtol=1e-5, atol=1e-4)
-
-
-@pytest.mark.parametrize("change", [{"strides": 2}, {"padding": "causal"}, {"activation": "relu"}])
-def test_layer_equals_keras_whatever_its_settings(change, rng):
-    signal = rng.standard_normal((1, 50, 3)).astype(np.float32)
-    fast = FastConv1D(**{"filters": 4, "kernel_size": 5, "padding": "same"} | change)
-    fast.build(signal.shape)
-    plain = keras.layers.Conv1D.from_config(fast.get_config())
-    plain.build(signal.shape)
-    plain.set_weights(fast.get_weights())
-    assert_allclose(fast(signal), plain(signal), rtol=1e-5, atol=1e-5)
-
-
-def test_layer_is_saved_as_the_plain_one(tmp_path, rng):
-    model = keras.Sequential([keras.Input((None, 1)), FastConv1D(3, 5, padding="same", name="c")])
-    save_model(model, tmp_path / "m.h5", {})
-    signal = rng.standard_normal((1, 40, 1)).astype(np.float32)
-    for loaded in (
-        load_model(tmp_path / "m.h5"),
-        keras.models.load_model(tmp_path / "m.h5", compile=False),
-    ):
-        assert type(loaded.layers[0]) is keras.layers.Conv1D
-        assert_allclose(loaded(signal), model(signal), rtol=1e-5, atol=1e-6)
 
 
 @needs_c_kernels

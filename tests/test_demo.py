@@ -341,7 +341,7 @@ def test_bad_models_and_ports_are_one_line(tmp_path, capsys):
     assert demo.main(["--port", "70000"]) == 1
     errors = capsys.readouterr().err.splitlines()
     assert len(errors) == 4 and all(line.startswith("error: ") for line in errors)
-    assert "none.h5" in errors[0] and "no waveform model" in errors[1]
+    assert "none.h5" in errors[0] and "not one from waveform to waveform" in errors[1]
     assert "in use" in errors[2] and "--port" in errors[3]
 
 

@@ -324,7 +324,7 @@ def test_a_model_of_another_kind_is_refused(tmp_path, capsys):
     write(tmp_path / "x.wav", np.ones(100) / 2)
     arguments = [str(tmp_path / "x.wav"), "-o", str(tmp_path / "y.wav")]
     assert main([*arguments, "--model", str(tmp_path / "dense.h5")]) == 1
-    assert "no waveform model" in capsys.readouterr().err
+    assert "not one from waveform to waveform" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("num_samples", [1, 100, 101, 150, 199, 200, 201, 290, 300, 1000, 12345])

@@ -312,7 +312,7 @@ BAD = {
     },
     "no kind": (
         lambda path: forged(path, **{META_ATTRIBUTE: without("kind")}),
-        "bad.h5: is no waveform model .* and no complex_mask; .* 'speech_meta' lacks 'kind'",
+        "bad.h5: is a network of unknown kind, not one from waveform to waveform or one over time",
     ),
     "8 kHz": (
         lambda path: forged(path, **{META_ATTRIBUTE: lambda m: m.update(sample_rate_hz=8000)}),

@@ -32,6 +32,27 @@ def keras_output(layers, inputs):
     return np.asarray(build_model(layers)(inputs, training=False))
 
 
+def run_onnx(data, inputs):
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+    return session.run(["output"], {"input": np.asarray(inputs, np.float32)})[0]
+
+
+def run_tflite(data, inputs):
+    from ai_edge_litert.interpreter import Interpreter
+
+    interpreter = Interpreter(model_content=data, num_threads=1)
+    (place,) = interpreter.get_input_details()
+    interpreter.resize_tensor_input(place["index"], inputs.shape)
+    interpreter.allocate_tensors()
+    interpreter.set_tensor(place["index"], np.asarray(inputs, np.float32))
+    interpreter.invoke()
+    return interpreter.get_tensor(interpreter.get_output_details()[0]["index"])
+
+
 def mixed(rng):
     """One of every layer that a model file may hold, over the time axis."""
 
@@ -68,7 +89,7 @@ def test_onnx_gives_what_keras_gives_at_every_length(layers, rng):
     data = export.to_onnx(layers)
     for length in LENGTHS:
         inputs = rng.normal(0, 0.3, (2, length, 1)).astype("f4")
-        found = export.run_onnx(data, inputs)
+        found = run_onnx(data, inputs)
         assert_allclose(found, keras_output(layers, inputs), rtol=1e-4, atol=1e-4)
 
 
@@ -76,7 +97,7 @@ def test_onnx_gives_what_keras_gives_at_every_length(layers, rng):
 def test_onnx_knows_every_layer(rng):
     layers = mixed(rng)
     inputs = rng.normal(0, 1, (2, 50, 2)).astype("f4")
-    found = export.run_onnx(export.to_onnx(layers), inputs)
+    found = run_onnx(export.to_onnx(layers), inputs)
     assert_allclose(found, keras_output(layers, inputs), rtol=1e-4, atol=1e-5)
     assert found.shape == (2, 41, 1)
 
@@ -135,7 +156,7 @@ def same_as_keras(layers, run, rng, batch):
 def test_onnx_of_a_graph_gives_what_keras_gives(make, rng):
     layers = make(rng)
     data = export.to_onnx(layers)
-    same_as_keras(layers, lambda inputs: export.run_onnx(data, inputs), rng, batch=2)
+    same_as_keras(layers, lambda inputs: run_onnx(data, inputs), rng, batch=2)
 
 
 @needs_litert
@@ -143,7 +164,7 @@ def test_onnx_of_a_graph_gives_what_keras_gives(make, rng):
 def test_litert_of_a_graph_gives_what_keras_gives(make, rng):
     layers = make(rng)
     data = export.to_tflite(layers)
-    same_as_keras(layers, lambda inputs: export.run_tflite(data, inputs), rng, batch=1)
+    same_as_keras(layers, lambda inputs: run_tflite(data, inputs), rng, batch=1)
 
 
 @needs_onnx
@@ -155,7 +176,7 @@ def test_onnx_of_a_network_of_matrices(rng):
         LayerSpec("Activation", "b", {"activation": "sigmoid"}),
     )  # fmt: skip
     inputs = rng.normal(size=(7, 5)).astype("f4")
-    found = export.run_onnx(export.to_onnx(layers), inputs)
+    found = run_onnx(export.to_onnx(layers), inputs)
     assert_allclose(found, keras_output(layers, inputs), rtol=1e-5, atol=1e-6)
 
 
@@ -164,7 +185,7 @@ def test_litert_gives_what_keras_gives_at_every_length(layers, rng):
     data = export.to_tflite(layers)
     for length in LENGTHS:
         inputs = rng.normal(0, 0.3, (1, length, 1)).astype("f4")
-        found = export.run_tflite(data, inputs)
+        found = run_tflite(data, inputs)
         assert_allclose(found, keras_output(layers, inputs), rtol=1e-4, atol=1e-4)
 
 
@@ -175,7 +196,7 @@ def test_int8_is_smaller_and_close(rng):
     assert len(small) < 0.5 * len(exact)
     inputs = rng.normal(0, 0.3, (1, 2000, 1)).astype("f4")
     wanted = keras_output(layers, inputs)
-    error = export.run_tflite(small, inputs) - wanted
+    error = run_tflite(small, inputs) - wanted
     assert np.sum(error**2) < 0.02 * np.sum(wanted**2)
 
 

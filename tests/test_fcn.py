@@ -27,7 +27,6 @@ def test_counts_are_the_papers():
     config = FCNConfig()
     assert config.num_convolution_weights == 300_300
     assert config.num_parameters == 300_931
-    assert config.flop_per_sample == 600_600
     assert config.receptive_field == 433
     model = build_fcn(config)
     assert model.count_params() == 300_931

@@ -96,7 +96,7 @@ def smooth_network(rng, k):
                 layer, weights={**layer.weights, "kernel": kernel.astype("f4")}
             )
         layers.append(layer)
-    return cluster_layers(layers, Codebooks(k=k, algorithm="lloyd"))
+    return cluster_layers(layers, Codebooks(k=k))
 
 
 def test_fcn_is_small_and_decodes_at_once(rng):

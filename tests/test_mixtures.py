@@ -19,7 +19,6 @@ from speech.data.mixtures import (
     active_power,
     apply_codec,
     training_and_validation,
-    validation_pieces,
 )
 from speech.sound import augment
 from tests.reference.active_level import active_power as active_power_oracle
@@ -327,9 +326,6 @@ def test_training_and_validation_share_no_utterance(bundled):
     assert train and held_out and not train & held_out
     assert train | held_out == {utterance.id for utterance in bundled[0]}
     assert not {u.id for u in corpus.bundled_speech("TEST")} & (train | held_out)
-    noisy, clean = validation_pieces(validation, 3)
-    assert noisy.shape == clean.shape == (3, 8000)
-    assert_array_equal(noisy[2], validation.piece(2)[0])
 
 
 # --- awkward files ----------------------------------------------------------------------------

@@ -33,7 +33,7 @@ from speech.data.corpus import Noise, Pair, Utterance, bundled_noise, bundled_sp
 from speech.modelfile.read import read_model_file
 from speech.sound.stft import context_frames, stft
 from speech.training.config import TrainingError
-from speech.training.options import DataOptions
+from speech.training.request import DataOptions
 from tests.builders import make_speech, without_times
 
 ROOT = Path(__file__).parent.parent

@@ -152,7 +152,10 @@ def refused_files(tmp_path):
         (write(tmp_path / "linear.h5", linear, {}), "what does it take and give"),
         (write(tmp_path / "sizes.h5", wide, mask), "takes 40 values"),
         (write_fcn(tmp_path / "mask.h5", meta=mask), "not of Dense layers"),
-        (write_fcn(tmp_path / "kind.h5", meta={"kind": "music"}), "no waveform model"),
+        (
+            write_fcn(tmp_path / "kind.h5", meta={"kind": "music"}),
+            "not one from waveform to waveform",
+        ),
     ]
 
 

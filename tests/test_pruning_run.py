@@ -8,14 +8,17 @@ from numpy.testing import assert_array_equal
 
 from mnn.experts import build_expert
 from pruning import run, sparsity
+from pruning.config import PruningConfig
+from pruning.process import prune_file
 from speech.modelfile.h5 import write_model_file
 from speech.modelfile.read import read_model_file
 from speech.net import blockconv
 from speech.net.fcn import FCNConfig, build_fcn
 from speech.net.keras_models import save_model
 from speech.net.mask_loss import MaskLoss
-from speech.training.continuing import _loss_of, check_trains
-from tests.builders import PIECES, TINY, mask_layers, network, zeros
+from speech.training.continuing import _mask_loss_of, check_trains
+from speech.training.request import TrainOn
+from tests.builders import PIECES, TINY, mask_from_json, mask_layers, network, zeros
 
 SMALL = ["--retrain", "--num-train", "4", "--crop-seconds", "0.3", "--batch-size", "2",
          "--retrain-epochs", "1", "--final-epochs", "1", "--num-test", "1", "--snr", "5",
@@ -63,9 +66,9 @@ def test_one_shot_alone_writes_beside_the_model_and_says_so(model, capsys):
             assert not new.weights["kernel"][:, ~mask].any()
             assert_array_equal(new.weights["kernel"][:, mask], old.weights["kernel"][:, mask])
     assert pruned.meta["pruning"]["from_sha256"] == before.sha256
-    stored = sparsity.masks_from_json(pruned.meta["pruning"]["masks"])
+    stored = pruned.meta["pruning"]["masks"]
     for name, mask in masks.items():
-        assert_array_equal(stored[name], mask)
+        assert_array_equal(mask_from_json(stored[name]), mask)
     assert pruned.meta["kind"] == "waveform" and pruned.meta["pruning"]["theta"] == 0.6
 
 
@@ -265,7 +268,7 @@ def test_meta_of_a_network_over_time_and_frequency(meta, message, tmp_path, caps
             check_trains(file)
     else:
         check_trains(file)
-        assert _loss_of(file.meta) == MaskLoss()
+        assert _mask_loss_of(file) == MaskLoss()
 
 
 @pytest.mark.parametrize(
@@ -276,6 +279,7 @@ def test_meta_of_a_network_over_time_and_frequency(meta, message, tmp_path, caps
         (["--target-sparsity", "1.2"], "less than 1"),
         (["--remove-filters", "0.99"], "left with none"),
         (["--remove-filters", "1.5"], "less than 1"),
+        (["--remove-filters", "-0.1"], "give 0 to less than 1"),
     ],
 )
 def test_values_that_make_no_sense_are_one_line(flags, message, model, capsys):
@@ -321,6 +325,21 @@ def test_meta_that_makes_no_sense_is_one_line_before_the_training(
     assert run.main([str(tmp_path / "x.h5"), *words]) == 1
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert message in line and not (tmp_path / "y.h5").exists()
+
+
+def test_one_call_does_what_the_command_does(model, tmp_path, capsys):
+    by_command, by_call = tmp_path / "command.h5", tmp_path / "call.h5"
+    assert run.main([str(model), "-o", str(by_command), "--target-sparsity", "0.25"]) == 0
+    printed, said = capsys.readouterr().out, []
+    found = prune_file(model, by_call, PruningConfig(target_sparsity=0.25), say=said.append)
+    assert by_call.read_bytes() == by_command.read_bytes()
+    assert found.sha256 == read_model_file(by_call).sha256 and found.test == []
+    assert sum(row.pruned for row in sparsity.report(found.layers)) == round(0.25 * 42)
+    assert said and "\n".join(said) in printed and capsys.readouterr().out == ""
+    with pytest.raises(ValueError, match="no setting 'epoch'; give some of .* epochs"):
+        PruningConfig(retrain=True, train_on=TrainOn(settings={"epoch": 2}))
+    with pytest.raises(ValueError, match="recipe is 'fast'; give one of paper, quick, best"):
+        TrainOn(recipe="fast")
 
 
 def test_an_unreadable_file_is_one_line(tmp_path, capsys):

@@ -1,6 +1,7 @@
 """python -m quantization.run: files, accounting, fine-tuning, the container alone, bad usage."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,8 +9,12 @@ from numpy.testing import assert_array_equal
 
 from mnn.experts import build_expert
 from pruning import sparsity
-from quantization import accounting, budget, graphs, run
+from quantization import accounting, budget, graphs, process, run
+from quantization.config import QuantizationConfig
 from quantization.kmeans import Codebooks, cluster_layers, clustered_layers
+from quantization.plans import ByK, ByLambda
+from quantization.process import quantize_file
+from quantization.ratedistortion import RateDistortion
 from speech.modelfile import icse
 from speech.modelfile.h5 import write_model_file
 from speech.modelfile.meta import MaskConventions
@@ -96,10 +101,10 @@ def test_paper_rule_is_the_published_one():
 def test_dead_biases_have_no_effect(rng):
     layers = list(network(rng, (1, 4, 1)))
     names = [x.name for x in layers if x.class_name == "Conv1D"]
-    assert run.dead_biases(layers) == {names[0]}
+    assert process.dead_biases(layers) == {names[0]}
     norm = next(i for i, x in enumerate(layers) if x.class_name == "GroupNormalization")
     layers[norm] = LayerSpec("GroupNormalization", "n", {**layers[norm].config, "groups": 2}, {})
-    assert run.dead_biases(layers) == set()
+    assert process.dead_biases(layers) == set()
 
 
 def test_container_commands_round_trip(model, tmp_path, capsys):
@@ -198,22 +203,21 @@ def signals(monkeypatch, rng):
     return found
 
 
-@pytest.mark.parametrize("how", ["lambda", "k"])
-def test_a_target_is_kept(how, model, tmp_path, signals, capsys):
+def test_a_target_is_kept(model, tmp_path, signals, capsys):
     sizes = []
     for share in (0.95, 0.85):
         out = tmp_path / f"q{share}"
         whole = tmp_path / "whole"
         assert run.main([str(model), "-k", "16", "-o", str(whole)]) == 0
         target = int(share * (whole / "model.icse").stat().st_size)
-        flags = ["--target-bytes", str(target), "--allocate", how, "-o", str(out)]
+        flags = ["--target-bytes", str(target), "-o", str(out)]
         assert run.main([str(model), *flags]) == 0
         assert_same_files(out)
         sizes.append((out / "model.icse").stat().st_size)
         assert sizes[-1] <= target
     assert sizes[1] < sizes[0]
     capsys.readouterr()
-    flags = ["--target-percent", "0.5", "--allocate", how, "-o", str(tmp_path / "none")]
+    flags = ["--target-percent", "0.5", "-o", str(tmp_path / "none")]
     assert run.main([str(model), *flags]) == 1
     assert "cannot be reached: the smallest file" in capsys.readouterr().err
     assert not (tmp_path / "none").exists()
@@ -229,9 +233,10 @@ def test_tfmot_gets_the_network_as_it_is_and_the_centroids_of_kmeans(model, tmp_
     monkeypatch.setattr("quantization.tfmot_bridge.cluster", cluster)
     config = TrainingConfig(epochs=2, learning_rate=1e-3)
     how = Continuation(None, None, config, [], "none", {"kind": "waveform"})
-    monkeypatch.setattr(run, "_load_training", lambda file, options: how)
+    monkeypatch.setattr(process, "continuation", lambda *arguments: how)
     out = tmp_path / "q"
     flags = ["-k", "4", "--method", "tfmot", "-o", str(out), "--work", str(tmp_path / "w")]
+    flags += ["--gpu", "-1"]
     assert run.main([str(model), *flags]) == 0
     for given, kernel in zip(clustered_layers(seen["layers"]), kernels(model), strict=True):
         assert_array_equal(given.weights["kernel"], kernel)
@@ -248,7 +253,7 @@ def test_a_layer_of_one_value(rng):
     layers[4].weights["kernel"][:] = np.resize(np.float32([-1, 1, 3]), (11, 2, 1))
     clustered = list(layers)
     clustered[4] = run_with_kernel(layers[4], np.where(layers[4].weights["kernel"] > 2, 3, 0))
-    found = run.codebooks_of(layers, clustered)
+    found = process.codebooks_of(layers, clustered)
     one, two = found[layers[1].name]
     assert one == np.float32(0.25) and 0 < two - one < 1e-6
     assert_array_equal(found[layers[4].name], [0, 3])
@@ -387,12 +392,11 @@ def test_rate_and_distortion_of_a_network_over_time_and_frequency(
     assert found["coarse"][0] < found["k"][0] and found["coarse"][1] < found["k"][1]
 
 
-@pytest.mark.parametrize("how", ["lambda", "k"])
-def test_a_target_size_of_a_network_over_time_and_frequency(how, spectral, tmp_path, speech_like):
+def test_a_target_size_of_a_network_over_time_and_frequency(spectral, tmp_path, speech_like):
     out = tmp_path / "q"
     assert run.main([str(spectral), "-k", "8", "-o", str(tmp_path / "whole")]) == 0
     target = int(0.9 * (tmp_path / "whole" / "model.icse").stat().st_size)
-    flags = ["--target-bytes", str(target), "--allocate", how, "-o", str(out)]
+    flags = ["--target-bytes", str(target), "-o", str(out)]
     assert run.main([str(spectral), *flags]) == 0
     assert_same_files(out)
     assert 0.7 * target < (out / "model.icse").stat().st_size <= target
@@ -491,9 +495,9 @@ def test_values_that_make_no_sense_are_one_line(flags, message, model, tmp_path,
      ["--rounds", "1", "--finetune-epochs", "1", "--method", "tfmot"],
      ["--lambda", "0.01", "-k", "4"], ["--target-bytes", "5k", "-k", "4"], ["--target-bytes", "x"],
      ["--target-bytes", "5k", "--target-percent", "4"], ["--target-percent", "100"],
-     ["--lambda", "0.01", "--allocate", "k"], ["--lambda", "0.01", "--method", "tfmot"],
+     ["--lambda", "0.01", "--method", "tfmot"],
      ["--target-bytes", "5k", "--per-sign"], ["--lambda", "0.01", "--no-entropy"],
-     ["--lambda", "0.01", "--target-bytes", "5k"], ["-k", "4", "--allocate", "k"],
+     ["--lambda", "0.01", "--target-bytes", "5k"],
      ["-k", "4", "--target-snr", "20"], ["--target-snr", "20", "--target-bytes", "5k"],
      ["--target-snr", "20", "--lambda", "0.01"], ["--target-snr", "0"],
      ["--target-snr", "20", "--method", "tfmot"],
@@ -503,6 +507,39 @@ def test_wrong_usage_exits_with_2(flags, model):
     with pytest.raises(SystemExit) as caught:
         run.main([str(model), *flags])
     assert caught.value.code == 2
+
+
+def test_one_call_does_what_the_command_does(model, tmp_path, capsys):
+    by_command, by_call = tmp_path / "command", tmp_path / "call"
+    assert run.main([str(model), "-k", "4", "-o", str(by_command)]) == 0
+    printed, said = capsys.readouterr().out, []
+    found = quantize_file(model, by_call, QuantizationConfig(k=4), say=said.append)
+    for name in ("clustered.h5", "model.icse"):
+        assert (by_call / name).read_bytes() == (by_command / name).read_bytes()
+    assert found.packed_bytes == found.packed.stat().st_size == sum(x.file for x in found.rows)
+    assert said and "\n".join(said) in printed and capsys.readouterr().out == ""
+
+
+def test_a_plan_does_not_change_but_returns_what_was_found(model, signals):
+    layers = read_model_file(model).layers
+    sizes, said = [], []
+
+    def size_of(network, settings):
+        sizes.append(settings["lambda"])
+        return len(icse.pack(network, {}))
+
+    plan = ByLambda(RateDistortion(), layers, signals, size_of, say=said.append)
+    target = int(0.9 * size_of(plan(layers)[0], plan.settings))
+    plan, before = replace(plan, target_bytes=target), plan.settings
+    quantized, found = plan(layers)
+    assert plan.settings == before and not plan.is_found and found.is_found
+    assert found.how.lam > plan.how.lam and set(sizes) == {before["lambda"]}
+    assert not found.is_missed(quantized) and plan.is_missed(layers)
+    said.clear()
+    again, _ = found(layers)  # starts where the search ended
+    assert said[0].startswith(f"lambda      {found.how.lam:.4g}: ")
+    clustered, by_k = ByK(Codebooks(k=4))(layers)
+    assert by_k.settings["k"] == 4 and not by_k.is_missed(clustered)
 
 
 def test_the_model_itself_is_not_overwritten(model, tmp_path, capsys):

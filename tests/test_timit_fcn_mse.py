@@ -20,13 +20,10 @@ from speech.data import corpus
 from speech.net.keras_models import load_model, load_model_and_meta
 from speech.prepare import main as prepare
 from speech.sound.augment import Augmentation
-from speech.training.common_options import (
-    RECIPES,
-    augmentation,
-    check_data_options,
-    training_config,
-)
+from speech.training.common_options import check_data_options
 from speech.training.config import TrainingConfig
+from speech.training.options import request
+from speech.training.request import RECIPES
 
 ROOT = Path(__file__).parent.parent
 QUICK = ["--gpu", "-1", "--snr", "0", "--num-test", "1", "--epochs", "2", "--num-train", "3",
@@ -114,7 +111,8 @@ def chosen(*arguments):
     parser = timit_fcn_mse._parser()
     options = parser.parse_args(list(arguments))
     check_data_options(parser, options)
-    return training_config(options), augmentation(options)
+    asked = request(options)
+    return asked.training, asked.augmentation
 
 
 def test_recipes_and_what_overrides_them():

@@ -22,7 +22,7 @@ from speech.prepare import main as prepare
 from speech.training import datasets
 from speech.training import options as training_options
 from speech.training.config import TrainingConfig
-from speech.training.options import TF_RECIPES
+from speech.training.request import TF_RECIPES
 
 #: A network that is made in no time.
 TINY = TimeFrequencyConfig(4, 4, (1,))
@@ -168,9 +168,9 @@ def test_options_become_settings_once():
 
 
 def test_rooms_are_left_out_where_they_cannot_be_simulated(monkeypatch, caplog):
-    monkeypatch.setattr(training_options.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
     assert asked("--network", "tf").mixing.room_share == MixingConfig().room_share
-    monkeypatch.setattr(training_options.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert asked("--network", "tf", "--rooms", "0").mixing.room_share == 0
     premixed = asked("--network", "tf", "--train-noisy", "a", "--train-clean", "b")
     assert premixed.mixing.room_share == 0
@@ -213,7 +213,7 @@ def test_options_that_do_not_go_together_are_exit_code_2(words, capsys):
     [
         (["--speech", "missing", "--noise", "missing"], "missing: no such folder"),
         (["--init", "missing.h5"], r"missing\.h5"),
-        (["--init", "models/fcn.h5"], "no network over time and frequency"),
+        (["--init", "models/fcn.h5"], "not one over time and frequency; choose another --init"),
         (["--beta-2", "1"], "beta_2 is 1"),
         (["--validate-minutes", "1", "--epochs", "1"], "validate_minutes is for a run with hours"),
         (["--babble", "2"], "babble_share is 2"),

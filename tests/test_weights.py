@@ -23,12 +23,6 @@ from tests.reference.fcn_oracle import forward
 SMALL = {"filters": (3, 4), "kernel_size": 7}
 
 
-class FastConv1D(keras.layers.Conv1D):
-    """Stands for a layer that computes faster and is saved as the plain layer."""
-
-    plain_class = keras.layers.Conv1D
-
-
 @keras.saving.register_keras_serializable(package="icse")
 class TestedActivation(keras.layers.Layer):
     """Stands for a registered activation such as the modified ReLU."""
@@ -151,21 +145,6 @@ def test_files_written_by_keras_load(functional, tmp_path):
     model.save(tmp_path / "keras.h5")
     loaded, meta = load_model_and_meta(tmp_path / "keras.h5")
     assert meta == {}
-    assert_same_model(model, loaded)
-
-
-def test_subclass_layers_are_saved_as_their_plain_class(tmp_path):
-    plain = keras.layers.Conv1D(3, 7, padding="same", name="conv1")
-    model = keras.Sequential(
-        [
-            keras.Input((None, 1)),
-            FastConv1D.from_config(plain.get_config()),
-            keras.layers.Activation("tanh"),
-        ]
-    )
-    save_model(model, tmp_path / "model.h5")
-    loaded = keras.models.load_model(tmp_path / "model.h5", compile=False)
-    assert type(loaded.layers[0]) is keras.layers.Conv1D
     assert_same_model(model, loaded)
 
 

@@ -255,6 +255,11 @@ class _StderrHandler(logging.Handler):
         tqdm.write(shown(self.format(record), MAX_LINE), file=terminal())
 
 
+def say(line: str) -> None:
+    """Prints a line of progress at once, also into a pipe."""
+    print(line, flush=True)
+
+
 def progress(items: Iterable[T], *, total: int | None = None, label: str = "") -> Iterable[T]:
     """Iterates over ``items`` with a progress bar on stderr, if that is a terminal."""
     from tqdm import tqdm

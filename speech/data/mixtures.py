@@ -40,12 +40,6 @@ from speech.sound.mixing import draw_segment
 
 _LOGGER = logging.getLogger("speech")
 
-#: Kinds of pieces: speech in noise; noise alone, with silence as the target; speech alone.
-KINDS = ("mixture", "noise", "speech")
-
-#: Kinds of noises: a recording, several voices at once, shaped and modulated white noise.
-NOISE_KINDS = ("recorded", "babble", "synthetic")
-
 #: Frames of the active speech level, in samples: 20 ms.
 ACTIVE_FRAME_SAMPLES = 320
 #: Frames this far below the loudest one are pauses.
@@ -197,7 +191,8 @@ class NoisePlan:
     """One noise of a piece.
 
     Attributes:
-        kind: One of `NOISE_KINDS`.
+        kind: 'recorded', 'babble' for several voices at once, or 'synthetic' for shaped and
+            modulated white noise.
         index: Which recording, 0 where it is none.
         speakers: Whose voices, for a babble.
         level_db: Relative to the first noise of the piece.
@@ -214,7 +209,8 @@ class PiecePlan:
     """What was drawn for one piece, apart from the samples.
 
     Attributes:
-        kind: One of `KINDS`.
+        kind: 'mixture' of speech and noise, 'noise' alone, whose target is silence, or 'speech'
+            alone.
         speaker: Whose speech; '' for noise alone.
         snr_db: Of a mixture.
         level_dbfs: RMS of the noisy piece.
@@ -614,13 +610,6 @@ def training_and_validation(
         for chosen, number in ((train, 2 * seed), (held_out, 2 * seed + 1))
     )  # fmt: skip
     return training, validation
-
-
-def validation_pieces(source: PieceSource, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the first pieces of a source: noisy and clean, float32 [count, num_samples] each."""
-    pieces = [source.piece(position) for position in range(count)]
-    noisy, clean = (np.stack([piece[side] for piece in pieces]) for side in (0, 1))
-    return noisy, clean
 
 
 def active_power(speech: np.ndarray) -> float:

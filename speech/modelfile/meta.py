@@ -26,15 +26,14 @@ if TYPE_CHECKING:
     from speech.sound.stft import StftConfig
 from speech.modelfile.exam import examine, model_config_of
 from speech.modelfile.rules import Check, Frames, a_number, an_integer, one_of
-from speech.modelfile.spec import LayerSpec, ModelFileError, show
+from speech.modelfile.spec import COMPLEX_MASK, LayerSpec, ModelFileError, show
 
 META_ATTRIBUTE = "speech_meta"
 MAX_META_BYTES = 1 << 20
 MAX_JSON_DEPTH = 50
 MAX_JSON_PARTS = 100_000
 
-#: Kind of a network that gives complex masks of spectra, and what it reads of each bin.
-COMPLEX_MASK = "complex_mask"
+#: What a network of the kind `COMPLEX_MASK` reads of each bin.
 MASK_FEATURES = ("real", "imaginary", "magnitude")
 
 

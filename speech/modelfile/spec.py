@@ -14,6 +14,12 @@ from typing import Any
 
 import numpy as np
 
+#: Kinds of networks that enhance by themselves: from samples to samples, and over time and
+#: frequency, from spectra to complex masks of them.
+WAVEFORM = "waveform"
+COMPLEX_MASK = "complex_mask"
+_WORDS = {WAVEFORM: "one from waveform to waveform", COMPLEX_MASK: "one over time and frequency"}
+
 #: Frames that a 'mask' network is believed to take at once, to tell shapes from chance.
 _MAX_CONTEXT = 99
 
@@ -81,6 +87,43 @@ class ModelFile:
         if not stated:
             return kind_of_shapes(self.layers)
         return stated if isinstance(stated, str) else show(stated)
+
+    def require_kind(self, *kinds: str, fix: str = "choose another model") -> str:
+        """Returns the kind of a network that is of one of these kinds and works at 16 kHz.
+
+        Args:
+            kinds: `WAVEFORM`, `COMPLEX_MASK` or both.
+            fix: What one does about a file of another kind, the end of the message.
+
+        Raises:
+            ModelFileError: The network is of another kind or sample rate, or is not of the kind
+                that its file states; the message names the file.
+        """
+        from speech.sound.audio import SAMPLE_RATE_HZ
+
+        kind = self.kind
+        if kind not in kinds:
+            what = f"kind {show(self.meta.get('kind', kind))}"
+            wanted = " or ".join(_WORDS[kind] for kind in kinds)
+            raise ModelFileError(
+                f"{self.path}: is a network of {what if kind else 'unknown kind'}, not {wanted}; "
+                f"{fix}"
+            )
+        if kind == WAVEFORM and kind_of_shapes(self.layers) != kind:
+            raise ModelFileError(
+                f"{self.path}: says that its kind is {kind!r}, but it does not take and give one "
+                f"channel; {fix}"
+            )
+        rate_hz = self.meta.get("sample_rate_hz", SAMPLE_RATE_HZ)
+        if rate_hz != SAMPLE_RATE_HZ:
+            raise ModelFileError(
+                f"{self.path}: trained at {show(rate_hz)} Hz; only {SAMPLE_RATE_HZ} Hz is supported"
+            )
+        return kind
+
+    def require_waveform(self, fix: str = "choose another model") -> str:
+        """Returns 'waveform', as `require_kind` of that kind alone does."""
+        return self.require_kind(WAVEFORM, fix=fix)
 
     @property
     def is_chain(self) -> bool:

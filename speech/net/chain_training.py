@@ -1,18 +1,16 @@
-"""Convolutions whose training step is fast on a CPU, as Keras layer and as Keras model.
+"""A Keras model whose training step is fast on a CPU.
 
 About 85 % of a stock Keras training step of this project's network is the CPU kernel for the
-convolution's filter gradient. :class:`FastConv1D` computes outputs and both gradients through
-:mod:`speech.net.blockconv`; :class:`TrainingModel` runs a whole network through
-:mod:`speech.net.chain`, normalisation included. Weights, results and files are those of the plain
-Keras layers. On a GPU, on a Keras backend other than TensorFlow, or without a C compiler, both are
-the backend's own layers.
+convolution's filter gradient. :class:`TrainingModel` runs a whole network through
+:mod:`speech.net.chain` instead, normalisation included. Weights, results and files are those of the
+plain Keras layers, and those layers themselves run on a GPU, on a Keras backend other than
+TensorFlow, and without a C compiler.
 """
 
 from __future__ import annotations
 
 import itertools
 import weakref
-from typing import Any
 
 import keras
 import numpy as np
@@ -30,79 +28,6 @@ def uses_c_kernels() -> bool:
     import tensorflow as tf
 
     return not tf.config.get_visible_devices("GPU") and blockconv.is_available()
-
-
-class FastConv1D(keras.layers.Conv1D):
-    """A Conv1D with the same weights, config and results, fast in training on a CPU.
-
-    Falls back to Keras' own convolution wherever the C kernels do not run, and for strides,
-    dilation, groups or 'causal' padding. ``speech.net.keras_models.save_model`` writes it as a
-    plain ``Conv1D``.
-    """
-
-    plain_class = keras.layers.Conv1D
-
-    def call(self, inputs):
-        """Convolves ``inputs`` float32 [batch, time, in]."""
-        simple = (
-            self.strides == (1,)
-            and self.dilation_rate == (1,)
-            and self.groups == 1
-            and self.padding in ("same", "valid")
-            and self.data_format == "channels_last"
-            and keras.backend.standardize_dtype(inputs.dtype) == "float32"
-        )
-        if not simple or not uses_c_kernels():
-            return super().call(inputs)
-        outputs = _convolve(inputs, self.kernel, self.padding)
-        if self.use_bias:
-            outputs = outputs + self.bias
-        return outputs if self.activation is None else self.activation(outputs)
-
-
-def _convolve(inputs: Any, kernel: Any, padding: str) -> Any:
-    """TensorFlow op with custom gradients around the C kernels."""
-    import tensorflow as tf
-
-    taps = kernel.shape[0]
-    pad = (taps - 1) // 2 if padding == "same" else 0
-    shrink = 0 if padding == "same" else taps - 1
-
-    def forward(batch, weights):
-        spectra = blockconv.Spectra.of(weights)
-        out = np.empty((len(batch), max(batch.shape[1] - shrink, 0), weights.shape[2]), np.float32)
-        for x, y in zip(batch, out, strict=True):
-            blockconv.convolve(np.ascontiguousarray(x), spectra, pad=pad, out=y)
-        return out
-
-    def backward(batch, weights, gradient):
-        spectra = blockconv.Spectra.of(weights[::-1].transpose(0, 2, 1))
-        input_gradient = np.empty_like(batch)
-        kernel_gradient = np.zeros_like(weights)
-        for x, g, dx in zip(batch, gradient, input_gradient, strict=True):
-            g = np.ascontiguousarray(g)
-            blockconv.convolve(g, spectra, pad=taps - 1 - pad, out=dx)
-            kernel_gradient += blockconv.filter_gradient(
-                np.ascontiguousarray(x), g, taps=taps, pad=pad
-            )
-        return input_gradient, kernel_gradient
-
-    @tf.custom_gradient
-    def op(x, w):
-        y = tf.numpy_function(forward, [x, w], tf.float32, stateful=False)
-        length = x.shape[1]
-        y.set_shape([x.shape[0], None if length is None else length - shrink, w.shape[2]])
-
-        def gradient(dy):
-            dx, dw = tf.numpy_function(backward, [x, w, dy], [tf.float32] * 2, stateful=False)
-            dx.set_shape(x.shape)
-            dw.set_shape(w.shape)
-            return dx, dw
-
-        return y, gradient
-
-    # identity: a custom gradient must be given tensors, not variables
-    return op(inputs, tf.identity(ops.convert_to_tensor(kernel)))
 
 
 class TrainingModel(keras.Model):
@@ -127,10 +52,7 @@ class TrainingModel(keras.Model):
         self.network = network
         self._batch_loss = loss
         found = blocks_from_layers(
-            [
-                (getattr(type(layer), "plain_class", type(layer)).__name__, layer.get_config())
-                for layer in network.layers
-            ]
+            [(type(layer).__name__, layer.get_config()) for layer in network.layers]
         )
         # The chain has no Dropout, which an enhancing network does without but training needs.
         drops = any(getattr(layer, "rate", 0) for layer in network.layers)

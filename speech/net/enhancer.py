@@ -65,27 +65,16 @@ class Enhancer:
     _num_bytes: Callable[[int], int] = staticmethod(lambda num_samples: 0)
 
     def __init__(self, path: str | os.PathLike = DEFAULT_MODEL) -> None:
-        from speech.modelfile.meta import COMPLEX_MASK
         from speech.modelfile.read import read_model_file
-        from speech.modelfile.spec import kind_of_shapes
+        from speech.modelfile.spec import COMPLEX_MASK, WAVEFORM
         from speech.net.memory import MAX_BYTES, too_large
         from speech.sound.audio import SAMPLE_RATE_HZ
 
         self.path = Path(path)
         self.file = read_model_file(path)
-        kind = self.file.kind
-        is_waveform = kind == "waveform" and kind_of_shapes(self.file.layers) == kind
-        if kind != COMPLEX_MASK and not is_waveform:
-            what = f"kind {kind!r}" if kind else "a network whose 'speech_meta' lacks 'kind'"
-            raise ValueError(
-                f"{path}: is no waveform model (samples in, samples out) and no {COMPLEX_MASK}; "
-                f"{what} cannot enhance a file by itself"
-            )
-        rate_hz = self.file.meta.get("sample_rate_hz", SAMPLE_RATE_HZ)
-        if rate_hz != SAMPLE_RATE_HZ:
-            raise ValueError(
-                f"{path}: trained at {rate_hz} Hz; only {SAMPLE_RATE_HZ} Hz is supported"
-            )
+        kind = self.file.require_kind(
+            WAVEFORM, COMPLEX_MASK, fix="such a network cannot enhance a file by itself"
+        )
         if kind == COMPLEX_MASK:
             from speech.net.mask_enhancer import MaskEnhancer
 

@@ -88,11 +88,6 @@ class FCNConfig:
         return self.num_convolution_weights + 3 * sum(self.filters) + 1
 
     @property
-    def flop_per_sample(self) -> int:
-        """Multiplications and additions of the convolutions for one output sample."""
-        return 2 * self.num_convolution_weights
-
-    @property
     def receptive_field(self) -> int:
         """Input samples that the convolutions see for one output sample."""
         return 1 + (self.num_hidden_layers + 1) * (self.kernel_size - 1)

@@ -94,9 +94,7 @@ def layers_of(model: keras.Model) -> tuple[LayerSpec, ...]:
     """Returns the settings and weights of a Keras model, as plain layers.
 
     Args:
-        model: A built Sequential or Functional model of one input and one output. A layer
-            whose class has an attribute ``plain_class``, a standard Keras class with the same
-            settings and weights, is written as that class.
+        model: A built Sequential or Functional model of one input and one output.
 
     Raises:
         ModelFileError: The model has a layer or a graph that a model file cannot hold.
@@ -107,11 +105,7 @@ def layers_of(model: keras.Model) -> tuple[LayerSpec, ...]:
     by_name = {layer.name: layer for layer in model.layers}
     entries = []
     for entry in config.get("layers", []):
-        plain = getattr(by_name.get(entry["config"].get("name")), "plain_class", None)
-        if plain is not None:
-            known = {"class_name": plain.__name__, "module": None, "registered_name": None}
-            entry = {**entry, **known}
-        elif entry.get("registered_name") in LAYER_RULES:
+        if entry.get("registered_name") in LAYER_RULES:
             entry = {**entry, "class_name": entry["registered_name"], "module": None}
         entries.append(entry)
     class_name = "Sequential" if isinstance(model, keras.Sequential) else "Functional"

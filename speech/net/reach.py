@@ -10,8 +10,15 @@ import dataclasses
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from speech.modelfile.meta import COMPLEX_MASK, MaskConventions
-from speech.modelfile.spec import LayerSpec, ModelFile, ModelFileError, linked, refusals
+from speech.modelfile.meta import MaskConventions
+from speech.modelfile.spec import (
+    COMPLEX_MASK,
+    LayerSpec,
+    ModelFile,
+    ModelFileError,
+    linked,
+    refusals,
+)
 from speech.net.folding import fold_batch_normalization
 
 #: Layers that join frames one by one, whatever else they do.

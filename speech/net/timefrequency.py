@@ -38,14 +38,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from speech.modelfile.spec import COMPLEX_MASK
 from speech.sound.audio import SAMPLE_RATE_HZ
 from speech.sound.stft import StftConfig
 
 if TYPE_CHECKING:
     import keras
-
-#: The ``kind`` of such a network in ``speech_meta``.
-KIND = "complex_mask"
 
 #: Bins of a spectrum that the network sees; 8 kHz itself is left out.
 NUM_BINS = 256
@@ -111,7 +109,7 @@ class TimeFrequencyConfig:
     def meta(self) -> dict[str, Any]:
         """Returns the conventions, for the ``speech_meta`` of a model file."""
         return {
-            "kind": KIND,
+            "kind": COMPLEX_MASK,
             "sample_rate_hz": SAMPLE_RATE_HZ,
             "stft": self.stft.to_json(),
             "power": self.power,

@@ -1,61 +1,26 @@
 """Options shared by the commands that train: which data, and how to train.
 
-A recipe is a named set of training options; single options override it.
+The commands turn them into the frozen values of ``speech.training.request`` at once.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from speech.base.cli import PAIR_BY, SEED, decibels, natural_number, positive_number
 from speech.net.losses import LOSSES
-from speech.sound.augment import Augmentation
-
-#: Used for training and for the test set unless --snr says otherwise.
-SNRS_DB = (-5.0, 0.0, 5.0, 10.0, 15.0)
-
-#: Test files per noise and SNR: of the bundled corpus, of others.
-BUNDLED_NUM_TEST = 3
-NUM_TEST = 20
-
-#: What each recipe changes in `TrainingConfig`, in `Augmentation` and in the data options.
-RECIPES: dict[str, dict[str, Any]] = {
-    # The published script's values (docs/papers.md, "ICSE: training and test").
-    "paper": {},
-    # The bundled corpus is small: a short run that ends within ten minutes on two cores.
-    "quick": {
-        "epochs": 16,
-        "num_items": 400,
-        "batch_size": 2,
-        "crop_seconds": 1.5,
-        "schedule": "cosine",
-        "learning_rate": 2e-3,
-    },
-    # For the models that we ship.
-    "best": {
-        "epochs": 60,
-        "num_items": 4000,
-        "batch_size": 8,
-        "crop_seconds": 2.0,
-        "schedule": "cosine",
-        "learning_rate": 2e-3,
-        "warmup_steps": 500,
-        "loss": "spectral",
-        "clip_norm": 1.0,
-        "ema": 0.999,
-        "second_noise": 0.3,
-        "equalizer_db": 10.0,
-        "noise_speed": 1.25,
-        "gain_db": (-20.0, 0.0),
-        "band_limit": 0.1,
-        "snr_range": (-10.0, 20.0),
-    },
-}
-_AUGMENTATIONS = tuple(field.name for field in fields(Augmentation))
+from speech.training.request import (
+    BUNDLED_NUM_TEST,
+    NAMES,
+    NUM_TEST,
+    RECIPES,
+    SNRS_DB,
+    DataOptions,
+    TrainOn,
+)
 
 
 def add_data_options(parser: argparse.ArgumentParser, *, test: bool = True) -> None:
@@ -215,72 +180,36 @@ def check_data_options(parser: argparse.ArgumentParser, options: argparse.Namesp
         options.snr = list(SNRS_DB)
 
 
-def data_folders(options: argparse.Namespace) -> list[Path | None]:
-    """Returns the folders of `add_data_options`; None for those not given."""
-    return [
-        *(options.timit or [None]), options.noise, options.train_noisy, options.train_clean,
-        options.test_noisy, options.test_clean,
-    ]  # fmt: skip
-
-
 def is_bundled(options: argparse.Namespace) -> bool:
     """Returns whether the bundled corpus is meant: no data were given."""
     return options.timit is None and options.train_noisy is None
 
 
-def recipe_of(options: argparse.Namespace) -> str:
-    """Returns the name of the recipe that is asked for, or of the one that the data imply."""
-    return options.recipe or ("quick" if is_bundled(options) else "paper")
+def data_options(options: argparse.Namespace) -> DataOptions:
+    """Returns the recordings that the options of `add_data_options` name."""
+    return DataOptions(
+        speech=tuple(options.timit or ()),
+        noise=options.noise,
+        noisy=options.train_noisy,
+        clean=options.train_clean,
+        test_noisy=getattr(options, "test_noisy", None),
+        test_clean=getattr(options, "test_clean", None),
+        num_test=getattr(options, "num_test", None),
+        snrs_db=tuple(options.snr),
+        skip_sa=options.skip_sa,
+        split=options.split,
+        seed=options.seed,
+        pair_by=options.pair_by,
+        keep_low_snr=bool(options.keep_low_snr),
+    )
 
 
-def train_on(options: argparse.Namespace, meta: Mapping[str, Any], learning_rate: float) -> None:
-    """Fills in what the options of a command that trains a finished model on leave open.
-
-    The loss is that which the model was trained with, unless a ``--recipe`` names one: another
-    would pull it elsewhere. The learning rate is a small one; those of the recipes are for new
-    networks.
-
-    Args:
-        options: Of `add_training_options`; changed in place.
-        meta: ``speech_meta`` of the model, possibly a stranger's.
-        learning_rate: Where nothing else is asked for.
-    """
-    training = meta.get("training")
-    loss = training.get("loss") if isinstance(training, dict) else None
-    if options.recipe is None and options.loss is None and loss in LOSSES:
-        options.loss = loss
-    if options.learning_rate is None:
-        options.learning_rate = learning_rate
+def settings_of(options: argparse.Namespace) -> dict[str, Any]:
+    """Returns the settings of a training that options name (`speech.training.request`)."""
+    found = {name: getattr(options, name, None) for name in NAMES}
+    return {name: value for name, value in found.items() if value is not None}
 
 
-def resolved(options: argparse.Namespace) -> dict[str, Any]:
-    """Returns the recipe with what the single options say instead."""
-    asked = {name: value for name, value in vars(options).items() if value is not None}
-    return RECIPES[recipe_of(options)] | asked
-
-
-def training_config(options: argparse.Namespace) -> Any:
-    """Returns the `speech.training.TrainingConfig` of the options.
-
-    Raises:
-        ValueError: A value makes no sense, or the file of --init can't be read.
-    """
-    from speech.base.files import sha256_of
-    from speech.training.config import TrainingConfig
-
-    names = {field.name for field in fields(TrainingConfig)}
-    chosen = {name: value for name, value in resolved(options).items() if name in names}
-    if options.init is not None:
-        chosen["init"] = sha256_of(options.init)
-    return TrainingConfig(**chosen)
-
-
-def augmentation(options: argparse.Namespace) -> Augmentation:
-    """Returns the augmentation of the options.
-
-    Raises:
-        ValueError: A value makes no sense, or rooms are asked for and can't be simulated.
-    """
-    settings = resolved(options)
-    chosen = {name: settings[name] for name in _AUGMENTATIONS if name in settings}
-    return Augmentation(**chosen)
+def train_on(options: argparse.Namespace) -> TrainOn:
+    """Returns how a finished model is to be trained on, by the options of both groups."""
+    return TrainOn(data_options(options), options.recipe, settings_of(options), options.jobs)

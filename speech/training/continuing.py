@@ -5,25 +5,26 @@ For the commands that take something from a model and train what is left: prunin
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from speech.modelfile.meta import COMPLEX_MASK, MaskConventions
-from speech.modelfile.spec import ModelFile
+from speech.modelfile.meta import MaskConventions
+from speech.modelfile.spec import COMPLEX_MASK, WAVEFORM, ModelFile
+from speech.net.losses import LOSSES
 from speech.net.mask_loss import MaskLoss
 from speech.net.timefrequency import TimeFrequencyConfig
-from speech.training.common_options import augmentation, train_on, training_config
 from speech.training.config import TrainingConfig
-from speech.training.datasets import (
-    check_trains_on_waveforms,
-    load_data,
-    load_pieces,
-    training_parts,
+from speech.training.datasets import load_data, load_pieces, training_parts
+from speech.training.request import (
+    RECIPES,
+    TF_RECIPES,
+    TrainOn,
+    augmentation,
+    mixing_config,
+    recipe_of,
+    training_config,
 )
-from speech.training.options import TF_RECIPES, DataOptions, mixing_config
 
 if TYPE_CHECKING:
     from speech.training.trainer import MakeModel
@@ -31,8 +32,7 @@ if TYPE_CHECKING:
 #: Pieces per epoch on the bundled corpus, for networks over time and frequency.
 QUICK_PIECES = 800
 
-#: Options of `speech.training.common_options` that say nothing to a network over time and
-#: frequency.
+#: Settings that say nothing to a network over time and frequency, and their options.
 _OF_WAVEFORMS = {"loss": "--loss", "gain_db": "--gain"}
 
 
@@ -72,100 +72,101 @@ class Continuation:
 
 def check_trains(file: ModelFile) -> None:
     """Raises ValueError for networks that are trained elsewhere, and for other sample rates."""
-    if file.meta.get("kind") == COMPLEX_MASK:
+    what = {"mask": "expert", "autoencoder": "dae"}.get(file.kind)
+    where = f"python -m mnn.train {what} --init FILE" if what else "with what made it"
+    fix = f"work on it without training, and train the result on: {where}"
+    if file.require_kind(WAVEFORM, COMPLEX_MASK, fix=fix) == COMPLEX_MASK:
         conventions_of(file)
-    else:
-        check_trains_on_waveforms(file)
 
 
 def conventions_of(file: ModelFile) -> TimeFrequencyConfig:
     """Returns the conventions of a network over time and frequency.
 
     Raises:
-        ValueError: Our training has others, or knows nothing of the file's sample rate.
+        ValueError: It is another network, or our training has other conventions.
     """
+    file.require_kind(COMPLEX_MASK)
     found = MaskConventions.of(file.meta)
-    usual = TimeFrequencyConfig()
     try:
-        conventions = replace(usual, stft=found.stft, power=found.power)
+        return replace(TimeFrequencyConfig(), stft=found.stft, power=found.power)
     except ValueError as error:
         raise ValueError(f"{file.path}: {error}") from None
-    if found.sample_rate_hz != usual.meta()["sample_rate_hz"]:
-        raise ValueError(
-            f"{file.path}: trained at {found.sample_rate_hz} Hz; only "
-            f"{usual.meta()['sample_rate_hz']} Hz is supported"
-        )
-    return conventions
 
 
 def continuation(
-    file: ModelFile, options: argparse.Namespace, learning_rate: float, test_folder: Path
+    file: ModelFile, asked: TrainOn, learning_rate: float, test_folder: Path
 ) -> Continuation:
-    """Returns what trains a model on, by the options of a command.
+    """Returns what trains a model on.
 
-    The loss is that which the model was trained with.
+    The loss is that which the model was trained with, unless a recipe is asked for: another would
+    pull it elsewhere. The learning rate is a small one; those of the recipes are for new networks.
 
     Args:
         file: The model, of a kind that passes `check_trains`.
-        options: Of ``speech.training.common_options``, checked; what they leave open is filled in.
+        asked: On what, and how.
         learning_rate: Where nothing else is asked for.
         test_folder: Where test mixtures are written, if there are none on disk.
 
     Raises:
-        ValueError: An option says nothing to this kind, or no data are found.
+        ValueError: A setting says nothing to this kind, or no data are found.
     """
-    if file.meta.get("kind") == COMPLEX_MASK:
-        return _of_pieces(file, options, learning_rate, test_folder)
-    train_on(options, file.meta, learning_rate)
-    config = training_config(options)
-    data = load_data(options, test_folder)
-    training, validation = training_parts(data, config, augmentation(options).gain_db)
+    check_trains(file)
+    if file.kind == COMPLEX_MASK:
+        return _of_pieces(file, asked, learning_rate, test_folder)
+    settings = RECIPES[recipe_of(asked.data, asked.recipe)] | {"learning_rate": learning_rate}
+    loss = _stored_loss(file)
+    if asked.recipe is None and isinstance(loss, str) and loss in LOSSES:
+        settings["loss"] = loss
+    settings |= asked.settings
+    config, changes = training_config(settings), augmentation(settings)
+    data = load_data(asked.data, test_folder, changes, settings.get("snr_range"), asked.num_jobs)
+    training, validation = training_parts(data, config, changes.gain_db)
     return Continuation(
-        training, validation, config, data.test, data.description, {"kind": "waveform"}
+        training, validation, config, data.test, data.description, {"kind": WAVEFORM}
     )
 
 
 def _of_pieces(
-    file: ModelFile, options: argparse.Namespace, learning_rate: float, test_folder: Path
+    file: ModelFile, asked: TrainOn, learning_rate: float, test_folder: Path
 ) -> Continuation:
     conventions = conventions_of(file)
     for name, flag in _OF_WAVEFORMS.items():
-        if getattr(options, name) is not None:
+        if name in asked.settings:
             raise ValueError(
                 f"{flag} is for networks from waveform to waveform, {file.path} is one over time "
                 "and frequency; leave it out"
             )
-    data = DataOptions.of(options)
-    recipe = options.recipe or ("quick" if data.is_bundled else "best")
+    data = asked.data
+    recipe = asked.recipe or ("quick" if data.is_bundled else "best")
     if recipe not in TF_RECIPES:
         raise ValueError(
             f"--recipe {recipe} is for networks from waveform to waveform, {file.path} is one over "
             f"time and frequency; give {' or '.join(TF_RECIPES)}"
         )
-    names = {field.name for field in fields(TrainingConfig)} - {"hours", "warmup_steps", "init"}
-    settings = {name: x for name, x in TF_RECIPES[recipe].items() if name in names}
+    settings = {k: v for k, v in TF_RECIPES[recipe].items() if k not in ("hours", "warmup_steps")}
     if recipe == "quick":
         settings["num_items"] = QUICK_PIECES
-    settings |= {
-        "learning_rate": learning_rate,
-        "loss": _loss_of(file.meta),
-        "schedule": "constant",
-    }
-    asked = {name: x for name, x in vars(options).items() if x is not None}
-    settings |= {name: x for name, x in asked.items() if name in (*names, "warmup_steps")}
-    config = TrainingConfig(**settings)
-    training, validation, description = load_pieces(data, mixing_config(options), config, 1)
-    test = load_data(options, test_folder).test
+    settings |= {"learning_rate": learning_rate, "schedule": "constant"}
+    config = training_config({**settings, **asked.settings}, loss=_mask_loss_of(file))
+    mixing = mixing_config(asked.settings, is_premixed=data.noisy is not None)
+    training, validation, description = load_pieces(data, mixing, config, 1)
+    changes = augmentation(asked.settings)
+    test = load_data(data, test_folder, changes, num_jobs=asked.num_jobs).test
     return Continuation(
         training, validation, config, test,
         f"{description}, {len(test)} test mixtures", conventions.meta(), conventions,
     )  # fmt: skip
 
 
-def _loss_of(meta: Mapping[str, Any]) -> MaskLoss:
+def _stored_loss(file: ModelFile) -> Any:
+    """Returns what a file, possibly a stranger's, says of the loss it was trained with."""
+    training = file.meta.get("training")
+    return training.get("loss") if isinstance(training, dict) else None
+
+
+def _mask_loss_of(file: ModelFile) -> MaskLoss:
     """Returns the loss that a model was trained with; ours if its file says nothing clear."""
-    training = meta.get("training")
-    stored = training.get("loss") if isinstance(training, dict) else None
+    stored = _stored_loss(file)
     names = {field.name for field in fields(MaskLoss)}
     if not isinstance(stored, dict) or stored.keys() != names:
         return MaskLoss()

@@ -1,9 +1,8 @@
-"""The data that the options of a command name: to train, validate and test on."""
+"""The data that a training is asked to use: to train, validate and test on."""
 
 from __future__ import annotations
 
-import argparse
-import sys
+import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -14,14 +13,14 @@ from speech.base.files import write_json
 from speech.data import corpus
 from speech.data.prepared import write_mixtures
 from speech.sound.augment import Augmentation
-from speech.training.common_options import BUNDLED_NUM_TEST, NUM_TEST, augmentation, resolved
-from speech.training.options import DataOptions
+from speech.training.request import BUNDLED_NUM_TEST, NUM_TEST, DataOptions
 
 if TYPE_CHECKING:
     from speech.data.mixtures import MixingConfig
-    from speech.modelfile.spec import ModelFile
     from speech.training.config import TrainingConfig
     from speech.training.pieces import PieceData
+
+_LOGGER = logging.getLogger("speech")
 
 #: Validation mixtures, at least: few utterances give several mixtures each.
 _MIN_VALIDATION_ITEMS = 24
@@ -53,49 +52,38 @@ class Data:
     left_out: str = ""
 
 
-def check_trains_on_waveforms(file: ModelFile) -> None:
-    """Raises ValueError for networks over spectra, which are trained elsewhere, and other rates."""
-    from speech.sound.audio import SAMPLE_RATE_HZ
-
-    kind = file.meta.get("kind", "waveform")
-    rate_hz = file.meta.get("sample_rate_hz", SAMPLE_RATE_HZ)
-    if rate_hz != SAMPLE_RATE_HZ:
-        raise ValueError(
-            f"{file.path}: trained at {rate_hz!r:.60} Hz; only {SAMPLE_RATE_HZ} Hz is supported"
-        )
-    if kind != "waveform":
-        what = {"mask": "expert", "autoencoder": "dae"}.get(str(kind))
-        where = f"python -m mnn.train {what} --init FILE" if what else "with what made it"
-        raise ValueError(
-            f"{file.path}: is a network of kind {kind!r:.60}, not from waveform to waveform; work "
-            f"on it without training, and train the result on: {where}"
-        )
-
-
-def load_data(options: argparse.Namespace, test_folder: Path) -> Data:
-    """Finds the data that the options of `add_data_options` and `add_training_options` name.
+def load_data(
+    data: DataOptions,
+    test_folder: Path,
+    changes: Augmentation = Augmentation(),  # noqa: B008 - frozen
+    snr_range_db: tuple[float, float] | None = None,
+    num_jobs: int = -1,
+) -> Data:
+    """Finds what to train, validate and test on, for networks from waveform to waveform.
 
     Args:
-        options: Checked by `check_data_options`; also ``jobs``, ``seed``.
+        data: Which recordings.
         test_folder: Where the test mixtures are written, if there are none on disk.
+        changes: Of the training data.
+        snr_range_db: As in `load_training`.
+        num_jobs: Processes that write the test mixtures.
 
     Raises:
         ValueError: A folder is missing, empty or of another shape; premixed folders can't be
             augmented.
     """
-    changes, data = augmentation(options), DataOptions.of(options)
-    found = load_training(data, changes, resolved(options).get("snr_range"))
-    if data.noisy is not None:
-        test = corpus.find_pairs(options.test_noisy, options.test_clean, options.pair_by)
-        if options.num_test:
-            test = _first_of_each_condition(test, options.num_test)
+    found = load_training(data, changes, snr_range_db)
+    if data.test_noisy is not None and data.test_clean is not None:
+        test = corpus.find_pairs(data.test_noisy, data.test_clean, data.pair_by)
+        if data.num_test:
+            test = _first_of_each_condition(test, data.num_test)
         return replace(found, test=test, description=f"{found.description}, {len(test)} test pairs")
     speech, noise = _recordings(data, "TEST")
-    num_test = options.num_test
+    num_test = data.num_test
     if num_test is None:
         num_test = BUNDLED_NUM_TEST if data.is_bundled else NUM_TEST
-    plans = corpus.spread_mixtures(speech, noise, options.snr, num_test or None, options.seed)
-    test = _write_test_set(plans, test_folder, options.jobs)
+    plans = corpus.spread_mixtures(speech, noise, data.snrs_db, num_test or None, data.seed)
+    test = _write_test_set(plans, test_folder, num_jobs)
     return replace(
         found,
         test=test,
@@ -295,7 +283,7 @@ def _write_test_set(plans: Sequence[Any], folder: Path, num_jobs: int) -> list[A
         skipped = [reason for _, reason in report.skipped]
         write_json(record, {"plan": wanted, "written": written, "skipped": skipped})
     for reason in skipped:
-        print(f"skipped in the test set: {reason}", file=sys.stderr)
+        _LOGGER.warning("skipped in the test set: %s", reason)
     # A folder that was used before may hold mixtures of other plans.
     pairs = corpus.find_pairs(folder / "noisy", folder / "clean")
     return [pair for pair in pairs if f"noisy/{pair.relative_path.as_posix()}" in set(written)]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +12,24 @@ import keras
 
 from speech.base.files import write_text
 from speech.data.pipeline import TrainingData
+from speech.modelfile.read import read_model_file
+from speech.modelfile.spec import WAVEFORM
+from speech.net.blockconv import default_threads
+from speech.net.chain_training import uses_c_kernels
 from speech.net.fcn import FCNConfig, build_fcn
-from speech.net.keras_models import load_model_and_meta
+from speech.net.keras_models import build_model
 from speech.net.losses import DESCRIPTIONS
+from speech.net.mask_loss import MaskLoss
+from speech.net.timefrequency import SIZES, build_time_frequency
+from speech.net.training_model import MaskTrainingModel
 from speech.sound.audio import SAMPLE_RATE_HZ
-from speech.sound.augment import Augmentation
 from speech.sound.pictures import learning_curve
 from speech.training.config import TrainingConfig
-from speech.training.datasets import Data, training_parts
+from speech.training.continuing import conventions_of
+from speech.training.datasets import Data, load_pieces, load_training, training_parts
 from speech.training.distribution import Machines
 from speech.training.pieces import PieceData
+from speech.training.request import Request
 from speech.training.trainer import MakeModel, Trainer
 
 #: Waiting for data that is worth a line.
@@ -30,57 +39,111 @@ _WAITING_SHARE = 0.1
 _SPECTRAL = "weighted error of compressed spectra"
 
 
-def train_fcn(
-    data: Data,
-    config: TrainingConfig,
-    augmentation: Augmentation,
-    out: Path,
+def train_request(
+    asked: Request,
     *,
-    recipe: str,
-    created_by: str,
-    num_filters: int,
-    init: Path | None = None,
-    **settings: Any,
+    machines: Machines | None = None,
+    say: Callable[[str], None] = lambda line: None,
 ) -> Trainer:
+    """Trains what is asked for: what ``python -m speech.train`` does.
+
+    Args:
+        asked: The network, how and on what it is trained, and the folder of the run. Devices are
+            the caller's (`speech.base.device.select_devices`).
+        machines: Those that train together; None for this one alone.
+        say: Called with lines for people.
+
+    Returns:
+        The trainer, its run done; the model is ``asked.out / "model.h5"``.
+
+    Raises:
+        ValueError: No data are found, ``asked.init`` is of another kind, or the folder holds
+            another run.
+    """
+    if asked.network == "tf":
+        return _train_tf(asked, machines, say)
+    data = load_training(asked.data, asked.augmentation, asked.snr_range_db)
+    say(f"data        {data.description}")
+    if data.left_out:
+        say(f"left out    {data.left_out}")
+    return train_fcn(data, asked, created_by="python -m speech.train", machines=machines, say=say)
+
+
+def _train_tf(asked: Request, machines: Machines | None, say: Callable[[str], None]) -> Trainer:
+    config = asked.training
+    training, validation, description = load_pieces(
+        asked.data, asked.mixing, config, _workers(asked)
+    )
+    say(f"data        {description}; pieces of {config.crop_seconds:g} s")
+    if asked.init is None:
+        assert asked.size is not None
+        form = replace(SIZES[asked.size], normalization=asked.normalization)
+        network = build_time_frequency(form, seed=config.seed)
+    else:
+        file = read_model_file(asked.init)
+        network, form = build_model(file.layers), conventions_of(file)
+    words = asked.size or f"as in {asked.init}"
+    say(f"network     over time and frequency, {words}, {network.count_params():,} weights")
+    loss = config.loss
+    assert isinstance(loss, MaskLoss)
+    meta = {
+        **form.meta(),
+        "created_by": "python -m speech.train",
+        "recipe": asked.recipe,
+        "mixing": training.source.description()[-1:]
+        if asked.data.noisy
+        else asked.mixing.description(),
+    }
+    return train(
+        network, training, validation, config, asked.out,
+        make_model=lambda network, engine: MaskTrainingModel(network, form, loss, engine),
+        title="Network over time and frequency", meta=meta, machines=machines,
+        tensorboard=asked.tensorboard, say=say,
+    )  # fmt: skip
+
+
+def _workers(asked: Request) -> int:
+    """Returns how many processes mix; one keeps up with a CPU, but not with a GPU."""
+    if asked.workers is not None:
+        return asked.workers
+    return 1 if uses_c_kernels() else max(1, min(8, default_threads() // 2))
+
+
+def train_fcn(data: Data, asked: Request, *, created_by: str, **settings: Any) -> Trainer:
     """Trains the FCN.
 
     Args:
-        data: Of `speech.training.datasets.load_data` or `load_training`.
-        config: How to train.
-        augmentation: What has been done to the data, apart from the gain, which is done here.
-        out: Folder of the run.
-        recipe: Name of the recipe, for the model file.
-        created_by: The command, likewise.
-        num_filters: Of a new network.
-        init: Model file whose weights start the run.
+        data: Of `speech.training.datasets.load_data` or `load_training`, with the augmentation
+            that is asked for but for the gain, which is done here.
+        asked: How to train, from what start, and the folder of the run.
+        created_by: The command, for the model file.
         settings: Further arguments of `train`.
 
     Returns:
         The trainer, its run done.
 
     Raises:
-        ValueError: ``init`` is no network from waveform to waveform.
+        ValueError: ``asked.init`` is no network from waveform to waveform.
     """
-    if init is None:
-        network = build_fcn(FCNConfig(num_filters=num_filters), seed=config.seed)
+    config = asked.training
+    if asked.init is None:
+        network = build_fcn(FCNConfig(num_filters=asked.num_filters), seed=config.seed)
     else:
-        network = _waveform_network(init)
-    training, validation = training_parts(data, config, augmentation.gain_db)
+        file = read_model_file(asked.init)
+        file.require_waveform()
+        network = build_model(file.layers)
+    training, validation = training_parts(data, config, asked.augmentation.gain_db)
     meta = {
-        "kind": "waveform",
+        "kind": WAVEFORM,
         "sample_rate_hz": SAMPLE_RATE_HZ,
         "created_by": created_by,
-        "recipe": recipe,
-        "augmentation": augmentation.description(),
+        "recipe": asked.recipe,
+        "augmentation": asked.augmentation.description(),
     }
-    return train(network, training, validation, config, out, title="FCN", meta=meta, **settings)
-
-
-def _waveform_network(path: Path) -> keras.Model:
-    network, meta = load_model_and_meta(path)
-    if meta.get("kind", "waveform") != "waveform" or network.output_shape != (None, None, 1):
-        raise ValueError(f"{path}: is not a network from waveform to waveform; choose another")
-    return network
+    return train(
+        network, training, validation, config, asked.out,
+        title="FCN", meta=meta, tensorboard=asked.tensorboard, **settings,
+    )  # fmt: skip
 
 
 def train(
@@ -96,8 +159,9 @@ def train(
     machines: Machines | None = None,
     tensorboard: Path | None = None,
     clips: Sequence[Any] = (),
+    say: Callable[[str], None] = lambda line: None,
 ) -> Trainer:
-    """Trains a network to the end, says how far it is, and draws the learning curve.
+    """Trains a network to the end, tells how far it is, and draws the learning curve.
 
     Args:
         network: As `Trainer` takes it, like all that is not named here.
@@ -111,6 +175,7 @@ def train(
         machines: Likewise.
         tensorboard: Folder for TensorBoard; None for none.
         clips: ``speech.data.corpus.Pair`` objects that may be heard there.
+        say: Called with lines for people.
 
     Returns:
         The trainer, its run done.
@@ -125,7 +190,7 @@ def train(
         length = f"{len(training)} steps per epoch, {config.epochs} epochs"
     else:
         length = f"{config.hours:g} hours, batches of {config.batch_size}"
-    print(f"training    {length}, {engine}{devices}", flush=True)
+    say(f"training    {length}, {engine}{devices}")
     if not trainer.writes:
         trainer.run()
         return trainer
@@ -133,7 +198,7 @@ def train(
     if tensorboard is not None:
         from speech.training.tensorboard import TensorBoardLog
 
-        print(f"tensorboard {tensorboard}")
+        say(f"tensorboard {tensorboard}")
         newest = out / ("last.h5" if config.hours is None else "model.h5")
         log = TensorBoardLog(tensorboard, clips, newest, config.epochs or 0)
     label = DESCRIPTIONS[config.loss] if isinstance(config.loss, str) else _SPECTRAL
@@ -145,7 +210,7 @@ def train(
             )
 
     def report(row: dict[str, float]) -> None:
-        print(_line(row, config), flush=True)
+        say(_line(row, config))
         draw()
         if log is not None:
             log.epoch(trainer.state.history)
@@ -156,7 +221,7 @@ def train(
     trainer.run(report)
     waited = trainer.waited_seconds / (time.perf_counter() - started)
     if waited > _WAITING_SHARE:
-        print(f"note        the steps waited for data {100 * waited:.0f} % of the time")
+        say(f"note        the steps waited for data {100 * waited:.0f} % of the time")
     draw()
     if log is not None:
         log.close(trainer.state.history)
