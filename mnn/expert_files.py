@@ -32,9 +32,8 @@ from speech.base import schema
 from speech.base.files import sha256_of
 from speech.base.words import shown
 from speech.data.made import MadeFiles
-from speech.modelfile.meta import COMPLEX_MASK
 from speech.modelfile.read import read_model_file
-from speech.modelfile.spec import ModelFile
+from speech.modelfile.spec import COMPLEX_MASK, ModelFile
 from speech.net.enhancer import Enhancer
 from speech.sound.audio import SAMPLE_RATE_HZ, Audio, read_multichannel
 from speech.sound.audiofiles import at_16k
