@@ -51,7 +51,10 @@ def test_the_arithmetic():
     assert "| preparing files | 10,000 / 100.0 = 100 | 6.2 h | 38 min | 6.7 min * |" in text
     assert "| scoring, PESQ-WB and STOI | 1,500 / 100.0 = 15 | 1 h * | 1 h * | 1 h * |" in text
     assert "10,000 / 100.0 = 100 | 6.7 h * | 6.7 h * | 6.7 h * |" in text
-    assert "out: 500 per second." in text and "500 / 33.3 = 15 cores score as many" in text
+    assert (
+        "The process that hands out calls is the limit: 500 per second." in text
+        and "500 / 33.3 = 15 cores score as many" in text
+    )
     assert "on the 2 cores measured: 1,500 h / 10.0 = 150 h; 10,000 h / 10.0 = 1,000 h." in text
     assert "feeds 100 / 10.0 = 10 such trainings" in text
     assert "take 64.0 kB per second of audio: 1,500 h = 346 GB; 10,000 h = 2,304 GB." in text
