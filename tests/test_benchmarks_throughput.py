@@ -55,8 +55,8 @@ def test_the_arithmetic():
         "The process that hands out calls is the limit: 500 per second." in text
         and "500 / 33.3 = 15 cores score as many" in text
     )
-    assert "on the 2 cores measured: 1,500 h / 10.0 = 150 h; 10,000 h / 10.0 = 1,000 h." in text
-    assert "feeds 100 / 10.0 = 10 such trainings" in text
+    assert "2 cores measured, 1,500 h / 10.0 = 150 h; 10,000 h / 10.0 = 1,000 h." in text
+    assert "can feed 100 / 10.0 = 10 such trainings" in text
     assert "take 64.0 kB per second of audio: 1,500 h = 346 GB; 10,000 h = 2,304 GB." in text
     assert "16 cores write 16 x 6.4 = 102 MB/s" in text
     table = throughput.markdown(rows)
