@@ -16,7 +16,6 @@ An interrupted comparison goes on where it was.
 from __future__ import annotations
 
 import argparse
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -26,12 +25,13 @@ from typing import TYPE_CHECKING, Any
 from benchmarks import common
 from speech.base import cli
 from speech.base.cli import natural_number, positive_number
+from speech.base.recorded import run_once
+from speech.net.enhancer import BASELINE_MODEL
 from speech.training.common_options import check_corpus
 
 if TYPE_CHECKING:
     from eval.points import Point
 
-ROOT = Path(__file__).parent.parent
 STAGES = 7
 BATCH_SIZE = 4
 LEARNING_RATE = 5e-4
@@ -208,27 +208,15 @@ def _made(row: Row, options: argparse.Namespace) -> Path:
     """Returns the model file of a row; makes it if it is not there."""
     folder = options.out / row.name
     path = folder / "model.h5"
-    if path.exists() and (folder / "done").exists():
-        return path
-    folder.mkdir(parents=True, exist_ok=True)
     command = _pruning(row, path, options) if row.options else _from_scratch(folder, options)
-    with open(folder / "log.txt", "w") as log:
-        status = subprocess.run(
-            command,
-            cwd=ROOT,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            check=False,
-            env=cli.python_environment(),
-        ).returncode
-    if status:
-        raise ValueError(f"{row.name}: {command[3]} ended with {status}, see {log.name}")
-    (folder / "done").touch()
+    run_once(
+        command, folder / "record.json", [path], sources=[options.model], log=folder / "log.txt"
+    )
     return path
 
 
 def _pruning(row: Row, path: Path, options: argparse.Namespace) -> list[str]:
-    command = cli.python_command("-m", "pruning.run", str(options.model.resolve()))
+    command = ["pruning.run", str(options.model.resolve())]
     command += ["-o", str(path.resolve()), *row.options]
     if row.is_retrained:
         if row.name == LONG:
@@ -255,7 +243,7 @@ def _from_scratch(folder: Path, options: argparse.Namespace) -> list[str]:
     ]
     filters = round(widths[0] * (1 - FILTER_SHARE))
     num_train = _num_steps(options) * BATCH_SIZE
-    command = cli.python_command("-m", "timit_fcn_mse", "--out", str(folder.resolve()))
+    command = ["timit_fcn_mse", "--out", str(folder.resolve())]
     command += ["--filters", str(filters), "--epochs", "1", "--num-train", str(num_train)]
     return [*command, *_common(options)]
 
@@ -286,7 +274,7 @@ def _parser() -> argparse.ArgumentParser:
         "time.",
     )
     add = parser.add_argument
-    add("--model", type=Path, default=ROOT / "models" / "fcn.h5", metavar="FILE",
+    add("--model", type=Path, default=BASELINE_MODEL, metavar="FILE",
         help="default models/fcn.h5")  # fmt: skip
     add("--timit", type=Path, metavar="DIR", help="speech to retrain on (default: bundled)")
     add("--noise", type=Path, metavar="DIR", help="noise, with --timit")

@@ -24,7 +24,6 @@ from __future__ import annotations
 import argparse
 import csv
 import math
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -34,17 +33,19 @@ from typing import Any
 from benchmarks import common
 from speech.base import cli
 from speech.base.cli import amount, natural_number, positive_number
+from speech.base.recorded import run_once
 from speech.net.timefrequency import SIZES
 from speech.training.common_options import check_corpus
 from speech.training.request import TF_RECIPES
 
-ROOT = Path(__file__).parent.parent
 STEPS = 600
 HOURS = 0.25
 #: Validations of a run of so many steps.
 EPOCHS = 4
 BATCH_SIZE = 4
 METRICS = {"pesq_wb": "PESQ-WB", "stoi": "STOI"}
+#: Columns of a history that tell the error on validation, the first that is there; headings.
+VALIDATION = {"validation_mse": "validation MSE", "validation_loss": "validation loss"}
 
 
 @dataclass(frozen=True)
@@ -136,6 +137,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("--more-speech, --test-noisy and --test-clean are for --network tf")
     if (options.test_noisy is None) != (options.test_clean is None):
         parser.error("--test-noisy and --test-clean go together")
+    if options.network == "fcn" and options.hours:
+        parser.error("--hours is for --network tf; give --steps")
     if options.steps and options.hours:
         parser.error("--steps and --hours are two ways to say how long: give one of them")
     if options.more_speech and not options.timit:
@@ -163,16 +166,16 @@ def _run_tf(options: argparse.Namespace) -> int:
         names = [name for name in names if name != "more_speech"]
     for name in names:
         print(f"training {name}", flush=True)
-        _call(tf_command(name, options), options.out / name)
+        _once(tf_command(name, options), options.out / name, "model.h5")
     test = options.out / "test"
-    command = cli.python_command("-m", "eval.sweep", "--out", str(test.resolve()), "--model")
+    command = ["eval.sweep", "--out", str(test.resolve()), "--model"]
     command += [f"{name}={(options.out / name / 'model.h5').resolve()}" for name in names]
     if options.test_noisy:
         command += ["--test-noisy", str(options.test_noisy.resolve())]
         command += ["--test-clean", str(options.test_clean.resolve())]
     else:
         command += ["--num-test", str(options.num_test)]
-    _call(command, test)
+    _once(command, test, "scores.csv", [options.out / name / "model.h5" for name in names])
     rows = [
         {"name": name, "meaning": TF_VARIANTS[name][0],
          **summary(options.out / name, test / "scores.csv", name)}
@@ -186,7 +189,7 @@ def _run_tf(options: argparse.Namespace) -> int:
 
 def tf_command(name: str, options: argparse.Namespace) -> list[str]:
     """Returns the call of ``speech.train`` for a row; repeated, it goes on where it was."""
-    command = cli.python_command("-m", "speech.train", "--network", "tf", "--recipe", "best")
+    command = ["speech.train", "--network", "tf", "--recipe", "best"]
     if options.steps:
         items = max(1, options.steps // EPOCHS) * TF_RECIPES["best"]["batch_size"]
         command += ["--epochs", str(EPOCHS), "--num-train", str(items)]
@@ -203,26 +206,8 @@ def tf_command(name: str, options: argparse.Namespace) -> list[str]:
     return [*command, *TF_VARIANTS[name][1]]
 
 
-def _call(command: Sequence[str], folder: Path) -> None:
-    """Runs a command of ours, what it prints to ``folder/log.txt``."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / "log.txt", "a") as log:
-        status = subprocess.run(
-            command,
-            cwd=ROOT,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            check=False,
-            env=cli.python_environment(),
-        ).returncode
-    if status:
-        raise ValueError(f"{folder.name}: {command[3]} ended with {status}, see {log.name}")
-
-
 def _train(variant: Variant, folder: Path, options: argparse.Namespace) -> None:
-    """Runs the training, unless it is done: then the command has little to do."""
-    arguments = cli.python_command("-m", "timit_fcn_mse", "--gpu", options.gpu)
-    arguments += ["--recipe", "paper"]
+    arguments = ["timit_fcn_mse", "--gpu", options.gpu, "--recipe", "paper"]
     steps = options.steps or STEPS
     arguments += ["--epochs", "1", "--num-train", str(steps * variant.batch_size)]
     arguments += ["--batch-size", str(variant.batch_size), "--seed", str(options.seed)]
@@ -232,8 +217,15 @@ def _train(variant: Variant, folder: Path, options: argparse.Namespace) -> None:
         arguments += ["--noise", str(options.noise.resolve())]
     for name, values in variant.options.items():
         arguments += [name, *values]
-    if not (folder / "scores.csv").exists():
-        _call(arguments, folder)
+    _once(arguments, folder, "scores.csv")
+
+
+def _once(command: Sequence[str], folder: Path, result: str, sources: Sequence[Path] = ()) -> None:
+    """Runs a command that writes ``folder/result``, unless just that command has done so."""
+    run_once(
+        command, folder / "record.json", [folder / result], sources=sources,
+        log=folder / "log.txt",
+    )  # fmt: skip
 
 
 def summary(folder: Path, scores: Path | None = None, system: str = "enhanced") -> dict[str, Any]:
@@ -245,17 +237,17 @@ def summary(folder: Path, scores: Path | None = None, system: str = "enhanced") 
         system: What the run is called there.
 
     Returns:
-        Validation error, number of steps if it is known, number of files scored on both sides, and
-        per metric the mean gain over the noisy file with the half width of its 95 % interval.
+        The error on validation under the name that the history gives it, number of steps if it is
+        known, number of files scored on both sides, and per metric the mean gain over the noisy
+        file with the half width of its 95 % interval.
     """
     with open(folder / "history.csv", newline="") as stream:
         *_, last = csv.DictReader(stream)
     with open(scores or folder / "scores.csv", newline="") as stream:
         found = {(row["system"], row["name"]): row for row in csv.DictReader(stream)}
     names = sorted({name for _, name in found})
-    result: dict[str, Any] = {
-        "validation_mse": float(last.get("validation_mse") or last["validation_loss"]),
-    }
+    error = next(key for key in VALIDATION if last.get(key))
+    result: dict[str, Any] = {error: float(last[error])}
     if "steps" in last:
         result["steps"] = int(last["steps"])
     for metric in METRICS:
@@ -282,16 +274,21 @@ def format_rows(rows: Sequence[Mapping[str, Any]], *, head: bool = False) -> str
     """Returns the table as Markdown."""
     lines = []
     if head:
-        steps = "steps, validation error" if "steps" in rows[0] else "validation MSE"
+        words = VALIDATION[_error_of(rows[0])]
+        steps = f"steps, {words}" if "steps" in rows[0] else words
         lines = [f"| run | what | n | PESQ-WB | STOI | {steps} |", "|---" * 6 + "|"]
     for row in rows:
         steps = f"{row['steps']:,}, " if "steps" in row else ""
         lines.append(
             f"| {row['name']} | {row['meaning']} | {row['n']} | {row['pesq_wb']:+.3f} ± "
             f"{row['pesq_wb_half_width']:.3f} | {row['stoi']:+.3f} ± {row['stoi_half_width']:.3f} "
-            f"| {steps}{row['validation_mse']:.5f} |"
+            f"| {steps}{row[_error_of(row)]:.5f} |"
         )
     return "\n".join(lines)
+
+
+def _error_of(row: Mapping[str, Any]) -> str:
+    return next(key for key in VALIDATION if key in row)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -2,8 +2,8 @@
 
 ::
 
-    python -m benchmarks.training --seconds 1 3 10 --json benchmarks/results/training.json
-    python -m benchmarks.training --network tf --size medium --pieces 16
+    python -m benchmarks.training --network fcn --json benchmarks/results/training.json
+    python -m benchmarks.training --network tf --json benchmarks/results/training_tf.json
 
 A step of the FCN is one batch of one utterance: forward, backward, Adam. With it comes the share of
 a real run's time that is spent waiting for data.

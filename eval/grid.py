@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from eval.points import Point
-from speech.base.recorded import is_done, record_of, run_recorded
+from speech.base.recorded import run_once
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def make(target: Path, source: Path, command: Sequence[str]) -> None:
     Raises:
         ValueError: It failed; the message is the last line that it wrote to stderr.
     """
-    record, wanted = target.with_suffix(".json"), record_of(command, [source])
-    if not is_done(record, wanted, [target]):
-        print(f"making      {target}", flush=True)
-        run_recorded(command, record, wanted)
+    run_once(
+        command, target.with_suffix(".json"), [target], sources=[source],
+        announce=lambda: print(f"making      {target}", flush=True),
+    )  # fmt: skip

@@ -62,17 +62,7 @@ def bundled_pairs(
         corpus.bundled_speech("TEST"), corpus.bundled_noise("TEST"), snrs_db, num_each
     )
     write_mixtures(plans, folder, num_jobs=jobs)
-    return [
-        corpus.Pair(
-            folder / "noisy" / plan.relative_path,
-            folder / "clean" / f"{plan.utterance.id}.wav",
-            plan.noise.name,
-            plan.utterance.speaker,
-            plan.snr_db,
-            plan.utterance.id,
-        )
-        for plan in plans
-    ]
+    return [plan.pair(folder) for plan in plans]
 
 
 def noisy_system(pairs: Sequence[corpus.Pair]) -> System:

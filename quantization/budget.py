@@ -129,18 +129,20 @@ def to_error(
         Lambda and the network.
 
     Raises:
-        ValueError: The error is larger at any lambda.
+        ValueError: The error is larger at any lambda, or no lambda leaves anything of a layer.
     """
     low, high = math.log(MIN_LAMBDA), math.log(MAX_LAMBDA)
     below: tuple[float, float] | None = None  # log lambda, log error: small enough
     best: Layers | None = None
     above: tuple[float, float] | None = None
     smallest = math.inf
+    refused: ValueError | None = None
     place = min(max(math.log(start), low), high)
     for _ in range(_MAX_TRIES):
         try:
             found = quantize(math.exp(place))
-        except ValueError:  # nothing is left of a layer
+        except ValueError as error_of_try:  # nothing is left of a layer
+            refused = error_of_try
             above = place, math.log(target) + 2
         else:
             error = max(error_of(found), 1e-30)
@@ -165,6 +167,8 @@ def to_error(
             break
         place = following
     if best is None or below is None:
+        if refused is not None and not math.isfinite(smallest):
+            raise refused
         raise ValueError(
             f"an error {-10 * math.log10(target):.1f} dB down cannot be reached: the smallest is "
             f"{-10 * math.log10(smallest):.1f} dB down; ask for less"

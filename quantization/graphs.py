@@ -38,6 +38,8 @@ _GOLDEN = 0.618034
 
 #: Part of the power of a kernel's inputs, means included, that counts as rounding.
 _FLOOR = 1e-6
+#: Projections per signal that the sensitivities are measured with.
+_PROBES = 2
 
 Layers = Sequence[LayerSpec]
 Tensors = dict[str, np.ndarray]
@@ -313,9 +315,7 @@ def gradients(layers: Layers, outputs: Tensors, upstream: np.ndarray) -> Tensors
 Sensitivity = tuple[np.ndarray, ...]
 
 
-def sensitivities(
-    layers: Layers, spectra: Sequence[Spectrum], *, probes: int = 2, seed: int = 0
-) -> dict[str, Sensitivity]:
+def sensitivities(layers: Layers, spectra: Sequence[Spectrum]) -> dict[str, Sensitivity]:
     """Returns how much each place of each kernel's output matters to the estimate.
 
     The mean square of the gradient of random projections of the estimate.
@@ -323,17 +323,15 @@ def sensitivities(
     Args:
         layers: The network.
         spectra: Its inputs.
-        probes: Projections per signal.
-        seed: Of the projections.
     """
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     found: dict[str, list[np.ndarray]] = {}
     for spectrum in spectra:
         outputs = forward(layers, spectrum.features)
         output = _as_complex(outputs[layers[-1].name]) * spectrum.noisy
-        scale = np.float32(1 / (probes * max(float(np.vdot(output, output).real), 1e-30)))
+        scale = np.float32(1 / (_PROBES * max(float(np.vdot(output, output).real), 1e-30)))
         totals: Tensors = {}
-        for _ in range(probes):
+        for _ in range(_PROBES):
             signs = rng.choice(np.array([-1, 1], np.float32), size=(*output.shape, 2))
             upstream = _as_complex(signs) * spectrum.noisy.conj()
             upstream = upstream.view(np.float32).reshape(*output.shape, 2)

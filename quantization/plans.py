@@ -119,7 +119,7 @@ class ByLambda:
         if self.target_snr_db is not None:
             lam, result = budget.to_error(
                 quantize,
-                budget.error_measure(self.original, self.signals),
+                budget.error_measure(layers, self.signals),
                 10 ** (-self.target_snr_db / 10),
                 lam,
                 lambda lam, error, result: self._tell(lam, self._num_bytes(result), error),

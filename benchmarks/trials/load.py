@@ -49,7 +49,6 @@ from speech.base.files import strict_json
 if TYPE_CHECKING:
     import numpy as np
 
-_ROOT = Path(__file__).resolve().parents[2]
 MIB = 1 << 20
 
 NUM_FILES, HOURS, NUM_EXPERTS = 2000, 2.0, 64

@@ -41,6 +41,34 @@ def is_done(record: Path, wanted: Mapping[str, Any], results: Sequence[Path]) ->
     return same and all(path.exists() for path in results)
 
 
+def run_once(
+    command: Sequence[str],
+    record: Path,
+    results: Sequence[Path],
+    *,
+    sources: Sequence[Path] = (),
+    log: Path | None = None,
+    announce: Callable[[], None] = lambda: None,
+) -> None:
+    """Runs a command of this repository, unless its results are there.
+
+    Args:
+        command: Module and arguments.
+        record: File of what they were made with.
+        results: Files or folders that it writes.
+        sources: Models that it starts from.
+        log: File for what it prints; None drops that.
+        announce: Called before it runs.
+
+    Raises:
+        ValueError: It failed; the message is the last line that it wrote.
+    """
+    wanted = record_of(command, sources)
+    if not is_done(record, wanted, results):
+        announce()
+        run_recorded(command, record, wanted, log=log)
+
+
 def run_recorded(
     command: Sequence[str],
     record: Path,

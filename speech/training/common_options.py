@@ -180,11 +180,6 @@ def check_data_options(parser: argparse.ArgumentParser, options: argparse.Namesp
         options.snr = list(SNRS_DB)
 
 
-def is_bundled(options: argparse.Namespace) -> bool:
-    """Returns whether the bundled corpus is meant: no data were given."""
-    return options.timit is None and options.train_noisy is None
-
-
 def data_options(options: argparse.Namespace) -> DataOptions:
     """Returns the recordings that the options of `add_data_options` name."""
     return DataOptions(

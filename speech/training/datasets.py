@@ -286,7 +286,8 @@ def _write_test_set(plans: Sequence[Any], folder: Path, num_jobs: int) -> list[A
         _LOGGER.warning("skipped in the test set: %s", reason)
     # A folder that was used before may hold mixtures of other plans.
     pairs = corpus.find_pairs(folder / "noisy", folder / "clean")
-    return [pair for pair in pairs if f"noisy/{pair.relative_path.as_posix()}" in set(written)]
+    own = set(written)
+    return [pair for pair in pairs if f"noisy/{pair.relative_path.as_posix()}" in own]
 
 
 def _first_of_each_condition(pairs: Sequence[Any], num_each: int) -> list[Any]:

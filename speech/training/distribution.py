@@ -273,6 +273,8 @@ class _Hall:
                 if key.fileobj is self._server:
                     self._welcome()
                     continue
+                if key.fileobj not in self._said:  # had to make room for another one just now
+                    continue
                 found = self._hear(key.fileobj)
                 if found is not None:
                     return found

@@ -1,0 +1,203 @@
+"""Writes the scores and the curve of the default network's card, and its rows of the README.
+
+::
+
+    python -m benchmarks.card --open-set RUN --bundled RUN --history runs/tf/history.csv
+    python -m benchmarks.card                       # write the card anew from the raw files
+
+``RUN`` is the folder of an `eval.run` that scored the shipped file as ``denoise`` beside ``fcn``,
+on the test set of the open corpus and on the bundled one; the card has the commands. What the
+tables stand on is kept in ``results/denoise``: scores by file, the curve, the hash of the scored
+file. A file with another hash than the shipped one is refused, so that the two belong together.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks.reproduce.raw import NOISY, Row, read_csv, read_json, write_csv
+from benchmarks.reproduce.steps import ROOT
+from benchmarks.reproduce.text import interval, number, table
+from eval.scoring import compare, summarize
+from speech.base import cli
+from speech.base.files import write_json, write_text
+from speech.modelfile.read import read_model_file
+
+MODEL = Path("models/denoise.icse")
+CARD, README, RAW = Path("models/denoise.md"), Path("README.md"), Path("results/denoise")
+OURS, BESIDE = "denoise", "fcn"
+SETS = ("open", "bundled")
+#: Metric -> heading and decimals.
+METRICS = {"pesq_wb": ("PESQ-WB", 3), "stoi": ("STOI", 3), "si_sdr": ("SI-SDR in dB", 1)}
+
+
+def collect(runs: dict[str, Path], history: Path, root: Path = ROOT) -> None:
+    """Keeps what the card stands on.
+
+    Args:
+        runs: Folder of the `eval.run` on each of `SETS`.
+        history: ``history.csv`` of the training; later validations than the file's are left out.
+        root: The repository.
+
+    Raises:
+        ValueError: A run scored another file than the shipped one.
+        OSError: A file is missing.
+    """
+    file = read_model_file(root / MODEL)
+    for name, run in runs.items():
+        systems = {system["name"]: system for system in read_json(run / "summary.json")["systems"]}
+        if systems.get(OURS, {}).get("sha256") != file.sha256:
+            raise ValueError(f"{run}: scored no {OURS} that is {MODEL}; score the file again")
+        keys = ("system", "noise", "snr_db", "name", *METRICS, "status")
+        rows = [{key: row[key] for key in keys} for row in read_csv(run / "scores.csv")]
+        write_csv(root / RAW / f"{name}.csv", rows)
+    steps = file.meta["training"]["steps_done"]
+    curve = [row for row in read_csv(history) if row["steps"] <= steps]
+    write_csv(root / RAW / "history.csv", curve)
+    write_json(root / RAW / "model.json", {"sha256": file.sha256})
+
+
+def render(root: Path = ROOT) -> dict[Path, str]:
+    """Returns the documents with the numbers of the raw files: path below ``root`` -> text.
+
+    Raises:
+        ValueError: The raw files are of another model than the shipped one, or a place to write to
+            is missing.
+    """
+    file = read_model_file(root / MODEL)
+    if read_json(root / RAW / "model.json")["sha256"] != file.sha256:
+        raise ValueError(f"{RAW}: of another file than {MODEL}; score it and collect again")
+    rows = {name: read_csv(root / RAW / f"{name}.csv") for name in SETS}
+    training = file.meta["training"]
+    steps, pieces = training["steps_done"], training["batch_size"]
+    heard = steps * pieces * training["crop_seconds"] / 3600
+    size = f"{(root / MODEL).stat().st_size:,}"
+    curve = [
+        [f"{row['hours']:.2f}", f"{row['steps']:.0f}", f"{row['training_loss']:.4f}",
+         f"{row['validation_loss']:.4f}"]
+        for row in read_csv(root / RAW / "history.csv")
+    ]  # fmt: skip
+    card = (root / CARD).read_text(encoding="utf-8")
+    for pattern, text in (
+        (r"packed, FP32, [\d,]+ bytes; sha256 `\w+`",
+         f"packed, FP32, {size} bytes; sha256 `{file.sha256}`"),
+        (r"[\d,]+ steps, \d+ hours of mixtures, [\d.]+ hours of clock",
+         f"{steps:,} steps, {heard:.0f} hours of mixtures, {training['hours_done']:.1f} hours of "
+         "clock"),
+    ):  # fmt: skip
+        card = _replaced(card, pattern, text)
+    header = ["hours", "steps", "training loss", "validation loss"]
+    card = _between(card, "curve", table(header, curve))
+    for name in SETS:
+        card = _between(card, name, _scores(rows[name], with_unseen=name == "open", root=root))
+    readme = (root / README).read_text(encoding="utf-8")
+    means = {row["system"]: row for row in _overall(summarize(rows["bundled"]))}
+    gains = _gains(rows["open"])
+    readme = _replaced(
+        readme, r"(?m)^\| the default network, `models/denoise\.icse` \|.*$",
+        f"| the default network, `{MODEL}` | {size} | {number(means[OURS]['pesq_wb'], 3)} | "
+        f"{number(means[OURS]['stoi'], 3)} |",
+    )  # fmt: skip
+    readme = _replaced(
+        readme, r"(?m)^\| `models/denoise\.icse` \| [\d,]+ \| [+-].*$",
+        f"| `{MODEL}` | {size} | "
+        + " | ".join(number(gains[m]["difference"], METRICS[m][1], "+") for m in METRICS) + " |",
+    )  # fmt: skip
+    return {CARD: card, README: readme}
+
+
+def _replaced(text: str, pattern: str, by: str) -> str:
+    found, count = re.subn(pattern, lambda _: by, text)
+    if count != 1:
+        raise ValueError(f"{pattern!r} stands {count} times in the document, expected once")
+    return found
+
+
+def _between(text: str, name: str, body: str) -> str:
+    """Puts a text between the marks of a name."""
+    begin, end = f"<!-- {name}: python -m benchmarks.card -->", f"<!-- /{name} -->"
+    return _replaced(text, f"(?s){re.escape(begin)}.*?{re.escape(end)}", f"{begin}\n{body}\n{end}")
+
+
+def _overall(groups: Sequence[Row]) -> list[Row]:
+    return [row for row in groups if row["noise"] == "all" and row["snr_db"] == "all"]
+
+
+def _gains(rows: Sequence[Row]) -> dict[str, Row]:
+    """Returns metric -> the comparison of our network with the noisy files, over all files."""
+    return {row["metric"]: row for row in _overall(compare(rows)) if row["system"] == OURS}
+
+
+def _scores(rows: Sequence[Row], *, with_unseen: bool, root: Path) -> str:
+    """Returns the table by SNR, and sentences on the gain over the noisy files."""
+    groups = [row for row in summarize(rows) if row["noise"] == "all"]
+    lines = []
+    for snr_db in sorted({row["snr_db"] for row in groups if row["snr_db"] != "all"}) + ["all"]:
+        own = {row["system"]: row for row in groups if row["snr_db"] == snr_db}
+        cells = [
+            number(own[system][metric], digits)
+            for metric, (_, digits) in METRICS.items() for system in (NOISY, OURS, BESIDE)
+        ]  # fmt: skip
+        label = "**all**" if snr_db == "all" else f"{snr_db:g} dB"
+        lines.append([label, str(own[OURS]["n"]), *cells])
+    header = ["", "n"]
+    for heading, _ in METRICS.values():
+        header += [f"{heading} {NOISY}", OURS, BESIDE]
+    gains = []
+    for metric, row in _gains(rows).items():
+        heading, digits = METRICS[metric]
+        ends = interval(row["low"], row["high"], digits)
+        gains.append(f"{heading} {number(row['difference'], digits, '+')}{ends}")
+    text = f"{table(header, lines)}\n\nGain over noisy: {', '.join(gains)}."
+    if with_unseen:
+        unseen = read_json(root / "benchmarks/results/quality.json")["unseen_noises"]
+        text += (
+            f" On the {len(unseen)} noises of kinds that no training had{_change(rows, unseen)};"
+        )
+        text += f" in babble{_change(rows, ['babble'])}."
+    return text
+
+
+def _change(rows: Sequence[Row], noises: Sequence[str]) -> str:
+    """Returns ' (n = 10): PESQ-WB 1.0 -> 1.1, STOI 0.70 -> 0.80' of some noises."""
+    own = [row | {"noise": "some"} for row in rows if row["noise"] in noises]
+    means = {row["system"]: row for row in _overall(summarize(own))}
+    told = [
+        f"{METRICS[m][0]} {number(means[NOISY][m], 3)} -> {number(means[OURS][m], 3)}"
+        for m in ("pesq_wb", "stoi")
+    ]
+    return f" (n = {means[OURS]['n']}): {', '.join(told)}"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.card",
+        description="Write the numbers of the default network's card and its rows of the README.",
+    )
+    add = parser.add_argument
+    add("--open-set", type=Path, metavar="RUN", help="read the eval.run on the open test set")
+    add("--bundled", type=Path, metavar="RUN", help="read the eval.run on the bundled test set")
+    add("--history", type=Path, metavar="FILE", help="read the history.csv of the training")
+    options = parser.parse_args(argv)
+    given = [options.open_set, options.bundled, options.history]
+    if any(given) and not all(given):
+        parser.error("--open-set, --bundled and --history go together")
+    return cli.run(lambda: _run(given if all(given) else None))
+
+
+def _run(given: Sequence[Path] | None) -> int:
+    if given:
+        collect(dict(zip(SETS, given, strict=False)), given[2])
+    for path, text in render().items():
+        write_text(ROOT / path, text)
+        print(f"written     {path}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,79 @@
+"""The card of the default network: its numbers come from raw files of the shipped model."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from benchmarks import card
+from benchmarks.reproduce.raw import read_csv, write_csv
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def copy(tmp_path):
+    """A repository of what the card takes."""
+    for path in (card.MODEL, card.CARD, card.README, Path("benchmarks/results/quality.json")):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / path, tmp_path / path)
+    shutil.copytree(ROOT / card.RAW, tmp_path / card.RAW)
+    return tmp_path
+
+
+def test_the_committed_card_and_readme_are_up_to_date():
+    for path, text in card.render(ROOT).items():
+        assert (ROOT / path).read_text() == text, "say python -m benchmarks.card"
+
+
+def test_numbers_come_from_the_raw_files(copy):
+    path = copy / card.RAW / "bundled.csv"
+    rows = read_csv(path)
+    for row in rows:
+        if row["system"] == card.OURS:
+            row["pesq_wb"], row["stoi"] = 4.5, 0.999
+    write_csv(path, rows)
+    texts = card.render(copy)
+    assert "| 4.500 | 0.999 |" in texts[card.README]
+    assert "| **all** | 240 | 1.249 | 4.500 |" in texts[card.CARD]
+    assert "| **all** | 190 | 1.248 | 4.500 |" not in texts[card.CARD]
+
+
+def run_of(folder, sha256):
+    folder.mkdir()
+    systems = [{"name": card.OURS, "sha256": sha256}]
+    (folder / "summary.json").write_text(json.dumps({"systems": systems}))
+    shutil.copy(ROOT / card.RAW / "open.csv", folder / "scores.csv")
+    return folder
+
+
+def test_what_was_scored_is_what_is_shipped(copy, tmp_path):
+    sha256 = json.loads((copy / card.RAW / "model.json").read_text())["sha256"]
+    history = copy / card.RAW / "history.csv"
+    late = [*read_csv(history), read_csv(history)[-1] | {"steps": 1e6}]
+    write_csv(tmp_path / "history.csv", late)
+    good, other = run_of(tmp_path / "good", sha256), run_of(tmp_path / "other", "0" * 64)
+    with pytest.raises(ValueError, match="other: scored no denoise that is models/denoise.icse"):
+        card.collect({"open": good, "bundled": other}, tmp_path / "history.csv", copy)
+    card.collect({"open": good, "bundled": good}, tmp_path / "history.csv", copy)
+    assert read_csv(history) == late[:-1]
+    assert (copy / card.RAW / "bundled.csv").read_text() == (
+        copy / card.RAW / "open.csv"
+    ).read_text()
+    (copy / card.RAW / "model.json").write_text('{"sha256": "0"}')
+    with pytest.raises(ValueError, match="of another file than models/denoise.icse"):
+        card.render(copy)
+
+
+def test_a_place_that_is_missing_is_named(copy):
+    path = copy / card.CARD
+    path.write_text(path.read_text().replace("<!-- /open -->", ""))
+    with pytest.raises(ValueError, match="open.* stands 0 times"):
+        card.render(copy)
+
+
+def test_half_of_the_sources_is_wrong_usage(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        card.main(["--bundled", "x"])
+    assert "go together" in capsys.readouterr().err
