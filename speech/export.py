@@ -24,6 +24,7 @@ The ONNX graph is made from the layers themselves (opset 17, plain operators) an
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -415,6 +416,13 @@ def _write_c(file: ModelFile, folder: Path) -> int:
     from speech.net.plain_c import plain_c
 
     found = plain_c(file)
+    others = [name for name in sorted(found.files) if os.path.lexists(folder / name)]
+    # An export begins with denoise.h: where that is, the rest is of an export too.
+    if others and "denoise.h" not in others:
+        raise ValueError(
+            f"{folder}: would replace {', '.join(others)}, and holds no denoise.h, so it is no "
+            "earlier export; choose another folder"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in found.files.items():
         with atomic_path(folder / name) as temporary:

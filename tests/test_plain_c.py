@@ -206,6 +206,25 @@ def test_the_command(tmp_path, capsys):
     assert "$" not in readme.replace("$(", "") and "latency | 512 samples (32 ms)" in readme
 
 
+@pytest.mark.parametrize("name", ["README.md", "Makefile", "main.c", "weights.c"])
+def test_files_of_others_stay(name, tmp_path, capsys):
+    file = write_mask_network(tmp_path / "net.icse")
+    folder = tmp_path / "project"
+    folder.mkdir()
+    (folder / "notes.txt").write_text("mine")
+    (folder / name).write_text("mine")
+    words = [str(file.path), "--to", "c", "-o", str(folder)]
+    assert export.main(words) == 1
+    said = capsys.readouterr().err
+    assert len(said.splitlines()) == 1 and f"would replace {name}" in said
+    assert {path.name for path in folder.iterdir()} == {name, "notes.txt"}
+    assert (folder / name).read_text() == "mine"
+    (folder / name).unlink()
+    for _ in range(2):  # the second time over what is ours
+        assert export.main(words) == 0
+    assert (folder / "notes.txt").read_text() == "mine" and (folder / name).exists()
+
+
 def test_what_cannot_stream_is_refused(tmp_path, capsys):
     folder = tmp_path / "c"
     assert export.main([str(BASELINE_MODEL), "--to", "c", "-o", str(folder)]) == 1
