@@ -11,9 +11,10 @@ from mnn import dae, experts
 from speech.training.request import DataOptions
 
 OPTIMIZERS = ("rprop", "adam")
+SCHEDULES = ("constant", "cosine")
 
 #: The paper's nets by what is trained, the one that is trained by default first.
-NETS = {"dae": tuple(dae.NETS), "expert": tuple(experts.NETS)}
+NETS = {"dae": tuple(dae.NETS), "expert": tuple(experts.NETS), "ranker": ("48",)}
 
 #: Experts are made at this SNR unless another is asked for (section 4.2).
 EXPERT_SNRS_DB = (0.0,)
@@ -25,9 +26,10 @@ class FitConfig:
 
     Attributes:
         iterations: Updates, at most.
-        batch_size: Frames a batch; fewer if there are not as many.
+        batch_size: Frames, or scenes, a batch; fewer if there are not as many.
         optimizer: 'rprop' or 'adam'.
         learning_rate: Adam's, or the first step of Rprop.
+        schedule: Whether Adam's learning rate stays ('constant') or falls to 0 ('cosine').
         validate_every: Iterations from one validation to the next.
         patience: Iterations without a smaller validation error after which training ends; 0 for
             never.
@@ -38,6 +40,7 @@ class FitConfig:
     batch_size: int = 1000
     optimizer: str = "rprop"
     learning_rate: float = 1e-3
+    schedule: str = "constant"
     validate_every: int = 50
     patience: int = 1000
     seed: int = 0
@@ -49,6 +52,10 @@ class FitConfig:
                 raise ValueError(f"{name} is {getattr(self, name)}; give 1 to {10**9:,}")
         if self.optimizer not in OPTIMIZERS:
             raise ValueError(f"optimizer is {self.optimizer!r}; give one of {OPTIMIZERS}")
+        if self.schedule not in SCHEDULES:
+            raise ValueError(f"schedule is {self.schedule!r}; give one of {SCHEDULES}")
+        if self.schedule != "constant" and self.optimizer == "rprop":
+            raise ValueError("Rprop has a step for each weight and no schedule; take Adam")
         if not 0 < self.learning_rate < math.inf:
             raise ValueError(f"learning_rate is {self.learning_rate}; give a positive number")
         if self.patience < 0:
@@ -60,7 +67,8 @@ class TrainConfig:
     """One training of `mnn.train.train`.
 
     Attributes:
-        what: 'dae', an autoencoder of clean speech, or 'expert', a network that gives a soft mask.
+        what: 'dae', an autoencoder of clean speech, 'expert', a network that gives a soft mask, or
+            'ranker', a network that says how far estimates are from the speech.
         out: The model file to write, ending in '.h5'.
         net: One of `NETS`; None for the first of them, and with ``init``.
         init: Model file whose weights start the training; its zeros stay zero.
@@ -71,6 +79,9 @@ class TrainConfig:
             bundled corpus.
         per_speaker: Utterances of each speaker at most; None likewise.
         num_draws: Mixtures of each utterance, noise and SNR.
+        dae: Model file of the autoencoder that a ranker hears.
+        num_scenes: Scenes that a ranker is trained on; a twentieth as many validate.
+        num_jobs: Processes that make scenes.
         gpu: As ``--gpu``.
     """
 
@@ -84,12 +95,19 @@ class TrainConfig:
     num_speakers: int | None = None
     per_speaker: int | None = None
     num_draws: int = 1
+    dae: Path | None = None
+    num_scenes: int = 12000
+    num_jobs: int = 1
     gpu: str = "0"
 
     def __post_init__(self) -> None:
         """Raises ValueError for values that make no sense or do not go together."""
         if self.what not in NETS:
             raise ValueError(f"what is {self.what!r}; give one of {', '.join(NETS)}")
+        if (self.dae is None) == (self.what == "ranker"):
+            raise ValueError("--dae names the autoencoder of a ranker, which needs one")
+        if self.num_scenes < 1:
+            raise ValueError(f"num_scenes is {self.num_scenes}; give at least 1")
         if self.net and self.init:
             raise ValueError("--net is for a new network; --init has its own")
         if self.net and self.net not in NETS[self.what]:

@@ -170,11 +170,13 @@ class Frames:
         inputs: float32 [num_frames, num_bins], scaled magnitudes.
         targets: float32 [num_frames, num_bins]; for an autoencoder the inputs themselves.
         neighbours: int [num_frames, context], rows that make the input of each frame.
+        block: Frames that are validated at a time.
     """
 
     inputs: np.ndarray
     targets: np.ndarray
     neighbours: np.ndarray
+    block: int = 1000
 
     def __len__(self) -> int:
         """Returns the number of frames."""
