@@ -117,7 +117,10 @@ def _read_weights(groups: hdf5.Group, layer: LayerSpec, shapes: Shapes) -> dict[
         return {}
     group = child_group(groups, layer.name)
     names = names_attribute(group, "weight_names")
-    paths = {name.removesuffix(":0").rpartition("/")[2]: name for name in names}
+    ends = [name.removesuffix(":0").rpartition("/")[2] for name in names]
+    if layer.class_name == "Bidirectional" and ends == [key.partition("_")[2] for key in shapes]:
+        ends = list(shapes)  # Keras names those of both directions alike, the forward ones first
+    paths = dict(zip(ends, names, strict=True))
     if len(names) != len(paths) or paths.keys() != shapes.keys():
         raise ModelFileError(
             f"layer {layer.name!r} ({layer.class_name}) holds the weights {show(names)}, "

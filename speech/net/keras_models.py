@@ -16,7 +16,7 @@ from speech.modelfile.h5 import (
     write_model_file,
 )
 from speech.modelfile.read import read_model_file
-from speech.modelfile.rules import LAYER_RULES
+from speech.modelfile.rules import DIRECTIONS, LAYER_RULES
 from speech.modelfile.spec import LayerSpec, ModelFileError, is_chain, linked, refusals
 from speech.net.memory import MAX_BYTES, keras_bytes, too_large
 
@@ -75,7 +75,8 @@ def build_model(layers: Iterable[LayerSpec]) -> keras.Model:
                 f"layer {spec.name!r} is a {spec.class_name}, which is not registered with "
                 "Keras; import the module that defines it before loading"
             )
-        built.append(layer_class(name=spec.name, **spec.config))
+        # Through its configuration: that of a Bidirectional holds another layer.
+        built.append(layer_class.from_config({"name": spec.name, **spec.config}))
     if is_chain(layers):
         model = keras.Sequential(built)
     else:
@@ -85,9 +86,22 @@ def build_model(layers: Iterable[LayerSpec]) -> keras.Model:
             outputs[spec.name] = layer(inputs if len(inputs) > 1 else inputs[0])
         model = keras.Model(outputs[layers[0].name], outputs[layers[-1].name], name="model")
     for layer, spec in zip(built, layers, strict=True):
-        for variable in layer.weights:
-            variable.assign(spec.weights[variable.name])
+        for key, variable in variables_of(layer).items():
+            variable.assign(spec.weights[key])
     return model
+
+
+def variables_of(layer: keras.layers.Layer) -> dict[str, Any]:
+    """Returns the weights of a Keras layer under the names of ``LayerSpec.weights``."""
+    import keras
+
+    if not isinstance(layer, keras.layers.Bidirectional):
+        return {variable.name: variable for variable in layer.weights}
+    return {
+        f"{which}_{variable.name}": variable
+        for which, own in zip(DIRECTIONS, (layer.forward_layer, layer.backward_layer), strict=True)
+        for variable in own.weights
+    }
 
 
 def layers_of(model: keras.Model) -> tuple[LayerSpec, ...]:
@@ -117,7 +131,7 @@ def layers_of(model: keras.Model) -> tuple[LayerSpec, ...]:
     for spec, shapes in plan_layers(json.loads(text)):
         weights = {}
         if shapes:
-            variables = {variable.name: variable for variable in by_name[spec.name].weights}
+            variables = variables_of(by_name[spec.name])
             weights = {key: np.array(variables[key].numpy()) for key in shapes}
         layers.append(replace(spec, weights=weights))
     return tuple(layers)
