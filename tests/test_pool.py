@@ -151,7 +151,7 @@ def refused_files(tmp_path):
         (write(tmp_path / "wide.h5", wide, {}), "what does it take and give"),
         (write(tmp_path / "linear.h5", linear, {}), "what does it take and give"),
         (write(tmp_path / "sizes.h5", wide, mask), "takes 40 values"),
-        (write_fcn(tmp_path / "mask.h5", meta=mask), "not of Dense layers"),
+        (write_fcn(tmp_path / "mask.h5", meta=mask), "takes 1 values and gives 1"),
         (
             write_fcn(tmp_path / "kind.h5", meta={"kind": "music"}),
             "not one from waveform to waveform",
