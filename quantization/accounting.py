@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from speech.modelfile.icse import CompactFile, as_matrix, index_bits, pack_floats
+from speech.modelfile.spec import is_kernel, kernel_name
 
 FLOAT_BYTES = 4
 CENTROID_BYTES = {"fp32": 4, "fp16": 2, "int8": 1}
@@ -70,11 +71,12 @@ def account(found: CompactFile, k_of: Mapping[str, int], centroids: str = "fp32"
     rows, others = [], []
     for layer in found.model.layers:
         for key, array in layer.weights.items():
-            if key != "kernel":
+            if not is_kernel(key):
                 others.append(array)
                 continue
-            file_bytes = found.kernel_bytes[layer.name]
-            rows.append(_kernel_row(layer.name, array, k_of, CENTROID_BYTES[centroids], file_bytes))
+            name = kernel_name(layer.name, key)
+            file_bytes = found.kernel_bytes[name]
+            rows.append(_kernel_row(name, array, k_of, CENTROID_BYTES[centroids], file_bytes))
     fp32 = FLOAT_BYTES * sum(array.size for array in others)
     stored = sum(len(pack_floats(array)) - 1 for array in others)
     used = found.header_bytes + found.others_bytes + sum(found.kernel_bytes.values())

@@ -18,9 +18,10 @@ from quantization.budget import Signals
 from quantization.kmeans import (
     Codebooks,
     cluster_layers,
+    clustered_kernels,
     clustered_layers,
     round_kernel,
-    with_kernel,
+    with_kernels,
 )
 from quantization.ratedistortion import RateDistortion
 from speech.modelfile.spec import LayerSpec, is_chain
@@ -48,9 +49,12 @@ class ByK:
         how = self.codebooks if final else replace(self.codebooks, centroids="fp32")
         clustered = cluster_layers(layers, how)
         error = power = 0.0
-        for old, new in zip(clustered_layers(layers), clustered_layers(clustered), strict=True):
-            kernel = old.weights["kernel"].astype("f8")
-            error += ((kernel - new.weights["kernel"]) ** 2).sum()
+        pairs = zip(
+            clustered_kernels(layers).values(), clustered_kernels(clustered).values(), strict=True
+        )
+        for old, new in pairs:
+            kernel = old.astype("f8")
+            error += ((kernel - new) ** 2).sum()
             power += (kernel**2).sum()
         self.say(f"clustered   exact k-means, error {100 * error / power:.3f} % of power")
         return clustered, self
@@ -65,7 +69,7 @@ class ByK:
 
     def k_of(self, layers: Layers) -> dict[str, int]:
         """Returns k by layer, for the paper's rule."""
-        named = [layer.name for layer in clustered_layers(layers)]
+        named = list(clustered_kernels(layers))
         return {name: self.codebooks.k_for(name, name == named[-1]) for name in named}
 
     @property
@@ -175,10 +179,4 @@ def _lambda_for(target: int, layers: Layers) -> float:
 
 
 def _rounded(layers: Layers, centroids: str) -> Layers:
-    names = {layer.name for layer in clustered_layers(layers)}
-    return tuple(
-        with_kernel(layer, round_kernel(layer.weights["kernel"], centroids))
-        if layer.name in names
-        else layer
-        for layer in layers
-    )
+    return with_kernels(layers, lambda name, kernel: round_kernel(kernel, centroids))

@@ -120,6 +120,7 @@ class _Quantization:
 
     def run(self) -> QuantizationResult:
         config, file = self.config, self.file
+        _check_recurrent(file, config)
         if not config.keep_norms:
             file = _folded(file, self.say)
         training = None
@@ -274,6 +275,22 @@ def _tell(say: Say, label: str, row: dict[str, float]) -> None:
     say(f"{label:<11} epoch {row['epoch']}  {shown}{row['seconds']:.1f} s")
 
 
+def _check_recurrent(file: ModelFile, config: QuantizationConfig) -> None:
+    """Raises ValueError for what only convolutions and matrices can do."""
+    layer = next((layer for layer in file.layers if len(layer.kernels) > 1), None)
+    if layer is None:
+        return
+    for is_asked, what in (
+        (config.is_by_lambda, "--lambda and targets weigh the kernels of"),
+        (config.method == "tfmot", "--method tfmot clusters"),
+    ):
+        if is_asked:
+            raise ValueError(
+                f"{file.path}: {what} convolutions and matrices only, and {layer.where} is "
+                "recurrent; give -k, by --method kmeans"
+            )
+
+
 def _folded(file: ModelFile, say: Say) -> ModelFile:
     """Returns a model without batch normalisation, as far as it can be folded away."""
 
@@ -338,7 +355,7 @@ def packable(layers: Layers, config: QuantizationConfig) -> Layers:
         if layer.name in dead:
             weights["bias"] = np.zeros_like(weights["bias"])
         if config.others == "fp16":
-            for key in weights.keys() - {"kernel", *_STATISTICS}:
+            for key in weights.keys() - {*layer.kernels, *_STATISTICS}:
                 weights[key] = _as_fp16(weights[key])
         rounded.append(replace(layer, weights=weights))
     return tuple(rounded)
