@@ -41,14 +41,21 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from speech.base import cli
-from speech.modelfile.spec import COMPLEX_MASK, WAVEFORM, ModelFile, kind_of_shapes, refusals
+from speech.modelfile.spec import (
+    COMPLEX_MASK,
+    WAVEFORM,
+    ModelFile,
+    kernel_name,
+    kind_of_shapes,
+    refusals,
+)
 
 if TYPE_CHECKING:
     from speech.modelfile.spec import LayerSpec
@@ -58,6 +65,8 @@ SAMPLE_RATE_HZ = 16000
 #: Of the models of spectra that name none (docs/papers.md, "MNN: set-up").
 HOP_SAMPLES = 256
 FLOAT_BITS = 32
+#: Layers that need the whole utterance.
+_WHOLE = ("GroupNormalization", "Bidirectional")
 
 
 @dataclass(frozen=True)
@@ -255,7 +264,9 @@ def cost_of(
     if baseline_parameters is not None and baseline_parameters < 1:
         raise ValueError(f"baseline_parameters is {baseline_parameters!r}, expected at least 1")
     uses = _uses(specs)
-    layers = tuple(_layer_cost(spec, uses[spec.name]) for spec in specs if spec.weights)
+    layers = tuple(
+        _layer_cost(part, uses[spec.name]) for spec in specs for part in _one_kernel_each(spec)
+    )
     if not layers:
         raise ValueError(f"{file.path if file else 'the model'}: no layer has weights")
     kind = file.kind if file else kind_of_shapes(specs)
@@ -278,7 +289,7 @@ def cost_of(
         steps_per_second=steps_per_second,
         receptive_field=receptive_field,
         lookahead=lookahead,
-        needs_whole_utterance=any(s.class_name == "GroupNormalization" for s in specs),
+        needs_whole_utterance=any(s.class_name in _WHOLE for s in specs),
         file_bytes=file.path.stat().st_size if file else None,
         baseline_parameters=baseline_parameters or sum(layer.parameters for layer in layers),
         codebook_size=(codebook_size or max(clustered)) if clustered else None,
@@ -367,6 +378,19 @@ def _uses(specs: Sequence[LayerSpec]) -> dict[str, int]:
         shape = shapes[spec.inputs[0] if turned else spec.name]
         found[spec.name] = math.prod(axis or 1 for axis in shape[2:-1])
     return found
+
+
+def _one_kernel_each(spec: LayerSpec) -> list[LayerSpec]:
+    """Returns a layer as parts of one kernel each, as a recurrent one has several; [] if none."""
+    if len(spec.kernels) < 2:
+        return [spec] if spec.weights else []
+    others = {key: array for key, array in spec.weights.items() if key not in spec.kernels}
+    parts = []
+    for key, kernel in spec.kernels.items():
+        name = kernel_name(spec.name, key)
+        parts.append(replace(spec, name=name, weights={"kernel": kernel, **others}))
+        others = {}
+    return parts
 
 
 def _layer_cost(spec: LayerSpec, uses: int) -> LayerCost:

@@ -80,8 +80,11 @@ def masks_for_theta(layers: Sequence[LayerSpec], theta: float, *, keep_last: boo
     """
     if not 0 < theta < 1:
         raise ValueError(f"theta is {theta:g}; give a number between 0 and 1, such as 0.65")
+    prunable = prunable_layers(layers, keep_last)
+    if not prunable:
+        raise ValueError("the network has no layer that may be pruned")
     masks = {}
-    for layer in prunable_layers(layers, keep_last):
+    for layer in prunable:
         sparsity = channel_sparsity(taps_of(layer))
         masks[layer.name] = sparsity <= theta
         if not masks[layer.name].any():

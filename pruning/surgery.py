@@ -31,6 +31,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from pruning.sparsity import channel_sparsity, kept_channels, prunable_layers
+from speech.modelfile.exam import output_shapes
 from speech.modelfile.spec import LayerSpec, linked
 from speech.net.taps import has_kernel, is_swapped, taps_of
 
@@ -137,6 +138,13 @@ def _all_sets(layers: Sequence[LayerSpec]) -> list[ChannelSet]:
             for one in read:
                 one.channels.reason = one.channels.reason or reason
             outputs[layer.name] = replace(read[0], channels=joined)
+            continue
+        if len(layer.kernels) > 1:
+            channels = read[0].channels
+            channels.reason = channels.reason or _obstacle(layer, read, channels.size)
+            made = ChannelSet(output_shapes(layers)[layer.name][-1] or 0)
+            sets.append(made)
+            outputs[layer.name] = _Output(rank - 1, rank, made)
             continue
         if has_kernel(layer) and read[0].is_last:
             read[0].channels.readers.append(layer.name)

@@ -146,26 +146,27 @@ def to_dict(rows: Sequence[SizeRow], original_bytes: int | None) -> dict[str, An
 
 def format_sizes(rows: Sequence[SizeRow], original_bytes: int | None = None) -> str:
     """Returns the table: bytes by each way, percent of FP32, and of the original .h5 in total."""
-    header = f"{'layer':<14}{'values':>7}{'non-zero':>10}" + f"{'FP32':>11}" + "".join(
+    width = max(14, *(len(row.name) + 1 for row in rows))
+    header = f"{'layer':<{width}}{'values':>7}{'non-zero':>10}" + f"{'FP32':>11}" + "".join(
         f"{WAYS[way]:>12}{'%':>7}" for way in list(WAYS)[1:]
     )  # fmt: skip
     lines = [header, "-" * len(header)]
-    lines += [_line(row, row.fp32) for row in rows]
+    lines += [_line(row, row.fp32, width) for row in rows]
     whole = total(rows)
-    lines += ["-" * len(header), _line(whole, whole.fp32)]
+    lines += ["-" * len(header), _line(whole, whole.fp32, width)]
     if original_bytes:
         cells = "".join(
             f"{'':>12}{100 * getattr(whole, way) / original_bytes:>7.2f}" for way in list(WAYS)[1:]
         )
-        lines.append(f"{'% of the .h5':<14}{'':>7}{original_bytes:>10,}{'':>11}" + cells)
+        lines.append(f"{'% of the .h5':<{width}}{'':>7}{original_bytes:>10,}{'':>11}" + cells)
     return "\n".join(lines)
 
 
-def _line(row: SizeRow, base: float) -> str:
+def _line(row: SizeRow, base: float, width: int) -> str:
     cells = ""
     for way in list(WAYS)[1:]:
         value = getattr(row, way)
         share = f"{100 * value / base:.2f}" if base else ""
         cells += f"{round(value):>12,}{share:>7}"
     values = f"{row.num_values:,}" if row.num_values else ""
-    return f"{row.name:<14}{values:>7}{row.nonzero or '':>10}{round(row.fp32):>11,}" + cells
+    return f"{row.name:<{width}}{values:>7}{row.nonzero or '':>10}{round(row.fp32):>11,}" + cells
