@@ -13,7 +13,7 @@ from speech.training.request import DataOptions
 OPTIMIZERS = ("rprop", "adam")
 
 #: The paper's nets by what is trained, the one that is trained by default first.
-NETS = {"dae": tuple(dae.NETS), "expert": tuple(experts.NETS)}
+NETS = {"dae": tuple(dae.NETS), "expert": (*experts.NETS, *experts.LSTM_NETS)}
 
 #: Experts are made at this SNR unless another is asked for (section 4.2).
 EXPERT_SNRS_DB = (0.0,)

@@ -314,25 +314,35 @@ def _question(file: ModelFile) -> ValueError:
 
 
 def _spectral_expert(file: ModelFile, kind: str, name: str) -> Expert:
+    if "kind" in file.meta:
+        conventions = conventions_of(file.meta, kind, file.path)
+    else:
+        num_inputs = file.layers[0].config["batch_shape"][-1]
+        conventions = Conventions(num_inputs // DEFAULT.num_bins)
+    check_frames(file, conventions)
+    return Expert(name, kind, file.path, file.sha256, conventions, *_runs(file))
+
+
+def check_frames(file: ModelFile, conventions: Conventions) -> None:
+    """Checks that a network works on frames, each by itself or in order, of some conventions.
+
+    Raises:
+        ValueError: It takes or gives something else.
+    """
     *rest, num_inputs = file.layers[0].config["batch_shape"]
     with refusals(file.path):
         *axes, num_outputs = list(output_shapes(file.layers).values())[-1]
         keeps_time = len(rest) < 2 or not frames_more(file.layers)
     if len(rest) > 2 or axes != len(rest) * [None] or not keeps_time:
         raise ValueError(
-            f"{file.path}: is a {kind} model, but does not give a frame for each frame that it "
-            "takes; expected [batch, values], or [batch, frames, values] of equal length"
+            f"{file.path}: is a {file.kind} model, but does not give a frame for each frame that "
+            "it takes; expected [batch, values], or [batch, frames, values] of equal length"
         )
-    if "kind" in file.meta:
-        conventions = conventions_of(file.meta, kind, file.path)
-    else:
-        conventions = Conventions(num_inputs // DEFAULT.num_bins)
     if (num_inputs, num_outputs) != (conventions.num_inputs, conventions.stft.num_bins):
         raise ValueError(
             f"{file.path}: takes {num_inputs} values and gives {num_outputs}, but its speech_meta "
             f"calls for {conventions.num_inputs} and {conventions.stft.num_bins}"
         )
-    return Expert(name, kind, file.path, file.sha256, conventions, *_runs(file))
 
 
 def _runs(file: ModelFile) -> tuple[Callable[[np.ndarray], np.ndarray], Sequence | None]:

@@ -6,6 +6,7 @@
     python -m mnn.train dae --net 2048x2 --timit TIMIT --noise NOISES --out dae.h5
     python -m mnn.train expert --noise-types birds --out birds.h5
     python -m mnn.train expert --net 2048x2 --gender F --out female.h5
+    python -m mnn.train expert --net lstm --noise-types birds --optimizer adam --out lstm.h5
     python -m mnn.train expert --snr -5 --where speaker=MCS0,FCS0 --out two.h5
     python -m mnn.train expert --init birds.pruned.h5 --noise-types birds --out birds22.h5
 
@@ -27,14 +28,24 @@ from mnn import conditions
 from mnn.conditions import description, parse_conditions
 from mnn.config import EXPERT_SNRS_DB, NETS, OPTIMIZERS, FitConfig, TrainConfig
 from mnn.dae import build_dae
+from mnn.expert_files import check_frames
 from mnn.experts import build_expert
-from mnn.features import Conventions, Frames, fingerprint, mask_frames, speech_frames
+from mnn.features import (
+    Conventions,
+    Frames,
+    Pieces,
+    conventions_of,
+    fingerprint,
+    mask_frames,
+    speech_frames,
+)
 from mnn.layers import load_network
 from speech.base import cli
 from speech.base.cli import natural_number, positive_number
 from speech.base.device import select_devices
 from speech.data import corpus
 from speech.data.corpus import Pair, render
+from speech.modelfile.read import read_model_file
 from speech.sound.audio import read_audio
 from speech.training.common_options import add_data_options, check_data_options, data_options
 
@@ -124,10 +135,15 @@ def train(config: TrainConfig, say: Callable[[str], None] | None = None) -> Trai
     if done is not None:
         found = (done[key] for key in ("validation_error", "best_iteration", "iterations_done"))
         return TrainResult(config.out, True, *found)
+    training: Frames | Pieces
+    validation: Frames | Pieces
     training = _frames(parts.training, config, conventions, "training spectra")
     validation = _frames(parts.validation, config, conventions, "validation spectra")
+    if len(model.input_shape) > 2:
+        training, validation = Pieces.of(training), Pieces.of(validation)
+    counts = [len(own) * own.frames_each for own in (training, validation)]
     say(
-        f"frames      {len(training):,} to train on, {len(validation):,} to validate; "
+        f"frames      {counts[0]:,} to train on, {counts[1]:,} to validate; "
         f"{model.count_params():,} parameters"
     )
     trainer = FrameTrainer(
@@ -166,16 +182,22 @@ def _network(
         build = build_expert if config.what == "expert" else build_dae
         return *build(net, seed=config.fit.seed), {"net": net}
     from speech.net.constraints import HeldZeros
-    from speech.net.keras_models import build_model
+    from speech.net.keras_models import build_model, variables_of
 
-    file, conventions, _ = load_network(config.init, kind)
+    if kind == "mask":
+        file = read_model_file(config.init)
+        conventions = conventions_of(file.meta, kind, config.init)
+        check_frames(file, conventions)
+    else:
+        file, conventions, _ = load_network(config.init, kind)
     model = build_model(file.layers)
     num_zeros = 0
     for layer in file.layers:
-        if layer.class_name == "Dense" and not layer.weights["kernel"].all():
-            mask = layer.weights["kernel"] != 0
-            model.get_layer(layer.name).kernel.constraint = HeldZeros(mask)
-            num_zeros += mask.size - int(mask.sum())
+        for key, kernel in layer.kernels.items():
+            if not kernel.all():
+                mask = kernel != 0
+                variables_of(model.get_layer(layer.name))[key].constraint = HeldZeros(mask)
+                num_zeros += mask.size - int(mask.sum())
     say(f"init        {config.init}; {num_zeros:,} weights are zero and stay so")
     kept = {key: file.meta[key] for key in ("net", "pruning") if key in file.meta}
     return model, conventions, kept | {"init_sha256": file.sha256}
@@ -353,7 +375,7 @@ def _parser() -> argparse.ArgumentParser:
         add("-o", "--out", type=Path, required=True, metavar="FILE.h5",
             help="write this model file")  # fmt: skip
         add("--net", choices=NETS[what],
-            help=f"take so many hidden units (default {NETS[what][0]})")  # fmt: skip
+            help=f"take this network (default {NETS[what][0]})")  # fmt: skip
         add("--init", type=Path, metavar="FILE",
             help="start from the weights of this model, such as a pruned one; its zeros "
             "stay")  # fmt: skip

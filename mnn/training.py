@@ -1,10 +1,11 @@
 """Trains a network over frames; the same command takes an interrupted run up where it stood.
 
 An iteration is one update on a batch of frames; each pass shuffles all frames anew, and what stands
-in a batch follows from the seed and the number of the iteration alone. The error is the sum of
-squared errors over the bins, averaged over the frames of a batch (MNN, section 4.1; Rprop is blind
-to the factor). Every so often the whole validation set is run without dropout, and the weights
-with the smallest error are kept; if that stands for too long, training ends early.
+in a batch follows from the seed and the number of the iteration alone. A recurrent network learns
+from pieces of utterances, shuffled likewise, of which a batch has about as many frames. The error
+is the sum of squared errors over the bins, averaged over the frames of a batch (MNN, section 4.1;
+Rprop is blind to the factor). Every so often the whole validation set is run without dropout, and
+the weights with the smallest error are kept; if that stands for too long, training ends early.
 
 Beside ``NAME.h5`` lie ``NAME.history.csv`` and ``NAME.run.json``, and ``NAME.checkpoint.npz`` until
 the run is done. A run whose error is not finite any more leaves the best weights so far in
@@ -25,7 +26,7 @@ import keras
 import numpy as np
 
 from mnn.config import FitConfig
-from mnn.features import Frames
+from mnn.features import Frames, Pieces
 from mnn.rprop import Rprop
 from speech.base import cli
 from speech.base.checkpoint import read_checkpoint, write_checkpoint
@@ -80,7 +81,7 @@ class _Stored:
 
 
 def sum_of_squares(target: Any, output: Any) -> Any:
-    """Returns the squared error summed over bins: [batch]."""
+    """Returns the squared error summed over bins: [batch], of sequences [batch, frames]."""
     return keras.ops.sum(keras.ops.square(target - output), axis=-1)
 
 
@@ -89,8 +90,8 @@ class FrameTrainer:
 
     Args:
         model: A built Keras model, from `mnn.dae.build_dae` or `mnn.experts.build_expert`.
-        training: Its frames.
-        validation: Frames of other speakers or utterances.
+        training: Its frames, or pieces if it is recurrent.
+        validation: The same of other speakers or utterances.
         config: See :class:`FitConfig`.
         out: The model file to write, ending in '.h5'.
         meta: ``speech_meta`` of the file; what was trained is added.
@@ -101,8 +102,8 @@ class FrameTrainer:
     def __init__(
         self,
         model: keras.Model,
-        training: Frames,
-        validation: Frames,
+        training: Frames | Pieces,
+        validation: Frames | Pieces,
         config: FitConfig,
         out: Path,
         *,
@@ -187,7 +188,8 @@ class FrameTrainer:
 
     def _rows(self, iteration: int) -> np.ndarray:
         """Returns the rows of a batch; what is left of a pass when no whole batch is stays out."""
-        size = min(self.config.batch_size, len(self.training))
+        whole = max(self.config.batch_size // self.training.frames_each, 1)
+        size = min(whole, len(self.training))
         number_of_pass, place = divmod(iteration, len(self.training) // size)
         if self._order is None or self._order[0] != number_of_pass:
             rng = np.random.default_rng([self.config.seed, 3, number_of_pass])
@@ -197,8 +199,9 @@ class FrameTrainer:
 
     def _validate(self) -> dict[str, float]:
         state, total = self.state, 0.0
-        for start in range(0, len(self.validation), 1000):
-            rows = np.arange(start, min(start + 1000, len(self.validation)))
+        size = max(1000 // self.validation.frames_each, 1)
+        for start in range(0, len(self.validation), size):
+            rows = np.arange(start, min(start + size, len(self.validation)))
             inputs, targets = self.validation.batch(rows)
             self.model.reset_metrics()
             total += float(self.model.test_on_batch(inputs, targets)) * len(rows)
@@ -239,7 +242,7 @@ class FrameTrainer:
             "iterations_done": state.iteration,
             "best_iteration": best["iteration"],
             "validation_error": best["validation_error"],
-            "frames": [len(self.training), len(self.validation)],
+            "frames": [len(own) * own.frames_each for own in (self.training, self.validation)],
             **self.meta.get("training", {}),
             "fingerprint": self.fingerprint,
         }
