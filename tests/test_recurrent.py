@@ -29,6 +29,7 @@ from speech.modelfile.h5 import write_model_file
 from speech.modelfile.icse import inspect_compact
 from speech.modelfile.read import read_model_file
 from speech.modelfile.spec import LayerSpec, ModelFileError
+from speech.net.enhancer import Enhancer
 from speech.net.keras_models import build_model, layers_of, save_model
 from speech.sound import blocks
 from speech.sound.stft import istft, stft
@@ -230,7 +231,7 @@ def test_a_recurrent_expert_hears_all_frames(name, tmp_path, noisy, monkeypatch)
     joined = frames[places.clip(0, len(frames) - 1)].reshape(len(frames), -1)
     mask = run_numpy(read_model_file(path).layers, joined.astype("f4"))
     if name == "magnitude":
-        mask = mask / frames
+        mask = np.divide(mask, frames, out=np.zeros_like(mask), where=frames > 0)
     expected = istft((mask * spectra).astype(np.complex64), len(noisy))
     judged = []
     for size in (4096, 5):
@@ -368,6 +369,39 @@ def test_what_quantization_does_not_do_to_them_is_a_line(words, reason, tmp_path
     assert quantize([str(path), *words, "-o", str(tmp_path / "q")]) == 1
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1 and re.search(reason, lines[0])
+
+
+def over_samples(rng, make):
+    """Returns a network from samples to samples with a recurrent layer."""
+    front = {"filters": 3, "kernel_size": 1, "strides": 1, "padding": "same", "activation": "tanh",
+             "data_format": "channels_last", "dilation_rate": 1, "use_bias": False}  # fmt: skip
+    kernel = rng.standard_normal((1, 1, 3)).astype("f4")
+    middle = make("memory", "LSTM", 4, 3, rng)
+    width = 8 if make is bidirectional else 4
+    return [
+        frames_input(1),
+        LayerSpec("Conv1D", "front", front, {"kernel": kernel}),
+        middle,
+        dense("output", rng.standard_normal((width, 1)), np.zeros(1), "tanh"),
+    ]
+
+
+@pytest.mark.parametrize("make", [recurrent, bidirectional])
+def test_networks_over_samples_may_be_recurrent(make, rng, tmp_path):
+    layers = over_samples(rng, make)
+    path = write(tmp_path / "x.icse", layers, {"kind": "waveform"})
+    signal = make_speech(rng, 300).astype("f4")
+    front = dense("front", layers[1].weights["kernel"][0], np.zeros(3), "tanh")
+    expected = run_numpy([layers[0], front, *layers[2:]], signal[:, np.newaxis])[:, 0]
+    assert open_expert(path).kind == "waveform"
+    assert_allclose(Enhancer(path)(signal), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_network_that_reads_backwards_is_not_trained_on_batches(rng, tmp_path, capsys):
+    path = write(tmp_path / "x.h5", over_samples(rng, bidirectional), {"kind": "waveform"})
+    words = ["-k", "3", "--finetune-epochs", "1", "-o", str(tmp_path / "q")]
+    assert quantize([str(path), *words]) == 1
+    assert "'memory' (Bidirectional) would read the padding" in capsys.readouterr().err
 
 
 def test_fine_tuning_ties_recurrent_kernels(rng):

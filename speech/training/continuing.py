@@ -77,6 +77,12 @@ def check_trains(file: ModelFile) -> None:
     fix = f"work on it without training, and train the result on: {where}"
     if file.require_kind(WAVEFORM, COMPLEX_MASK, fix=fix) == COMPLEX_MASK:
         conventions_of(file)
+    for layer in file.layers:
+        if layer.class_name == "Bidirectional":
+            raise ValueError(
+                f"{file.path}: {layer.where} would read the padding behind an utterance of a batch "
+                "first; work on it without training"
+            )
 
 
 def conventions_of(file: ModelFile) -> TimeFrequencyConfig:
