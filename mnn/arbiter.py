@@ -174,7 +174,8 @@ class Arbiter:
                 run.synthesis, run.signal = Synthesis(num_samples, config), _room(num_samples)
             started = time.perf_counter()
             try:
-                run.course = expert.course(scene.noisy, scene.level)
+                with np.errstate(over="ignore", invalid="ignore"):  # `_judge` sees to it
+                    run.course = expert.course(scene.noisy, scene.level)
             except (ValueError, MemoryError) as error:
                 hearing.reason = one_line(error)
             hearing.seconds = time.perf_counter() - started

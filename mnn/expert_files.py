@@ -38,7 +38,7 @@ from speech.base.words import shown
 from speech.data.made import MadeFiles
 from speech.modelfile.exam import frames_more, output_shapes
 from speech.modelfile.read import read_model_file
-from speech.modelfile.spec import COMPLEX_MASK, LayerSpec, ModelFile, refusals
+from speech.modelfile.spec import COMPLEX_MASK, ModelFile, refusals
 from speech.net.enhancer import Enhancer
 from speech.net.memory import MAX_BYTES, keras_bytes, too_large
 from speech.sound.audio import SAMPLE_RATE_HZ, Audio, read_multichannel
@@ -154,12 +154,12 @@ class Sequence:
     """A network over the sequence of a signal's frames.
 
     Attributes:
-        layers: Its layers.
+        frame_bytes: What a frame takes of memory, on its way through the layers.
         is_causal: Whether frames may come block by block; else all of them come as one.
         start: Returns what takes inputs [num_frames, num_inputs] from a signal's first frame on.
     """
 
-    layers: tuple[LayerSpec, ...]
+    frame_bytes: int
     is_causal: bool
     start: Callable[[], Callable[[np.ndarray], np.ndarray]]
 
@@ -179,9 +179,8 @@ class Course:
     def __init__(self, expert: Expert, mixture_level: float) -> None:
         assert expert.conventions is not None, "a spectral expert"
         self._expert, self._conventions, self._level = expert, expert.conventions, mixture_level
-        sequence = expert._sequence
-        self._is_sequence = sequence is not None
-        self._run = expert._run if sequence is None else sequence.start()
+        self._sequence = expert._sequence
+        self._run = expert._run if self._sequence is None else self._sequence.start()
         # What a sequence has given of the frames from `_first` on that may be asked for again.
         self._given = np.zeros((0, expert.conventions.stft.num_bins), np.float32)
         self._first = 0
@@ -200,7 +199,7 @@ class Course:
         """
         frames = scaled_magnitudes(spectra, self._level, self._conventions.stft)
         inside = slice(own[0] - wide[0], own[1] - wide[0])
-        if self._is_sequence:
+        if self._sequence is not None:
             output = self._of_sequence(frames, wide[0], own)
         else:
             output = self._run(network_input(frames, self._conventions))[inside]
@@ -211,20 +210,20 @@ class Course:
 
     def run_whole(self, noisy: np.ndarray) -> None:
         """Runs a sequence over a whole signal, float32 [num_samples], at once."""
-        config, sequence = self._conventions.stft, self._expert._sequence
-        assert sequence is not None, "a sequence"
+        assert self._sequence is not None, "a sequence"
+        config = self._conventions.stft
         num_frames = config.num_frames(len(noisy))
-        num_bytes = keras_bytes(sequence.layers, num_frames)
+        num_bytes = num_frames * self._sequence.frame_bytes
         if num_bytes > MAX_BYTES:
             raise ValueError(
                 f"{self._expert.source}: the network needs all frames of a signal at once, and "
                 + too_large(num_bytes, f"{num_frames:,} frames")
             )
-        frames = [
-            scaled_magnitudes(stft_frames(noisy, *block, config), self._level, config)
-            for block in frame_blocks(num_frames)
-        ]
-        self._given = self._run(network_input(np.concatenate(frames), self._conventions))
+        frames = np.empty((num_frames, config.num_bins), np.float32)
+        for start, stop in frame_blocks(num_frames):
+            spectra = stft_frames(noisy, start, stop, config)
+            frames[start:stop] = scaled_magnitudes(spectra, self._level, config)
+        self._given = self._run(network_input(frames, self._conventions))
 
     def _of_sequence(self, frames: np.ndarray, first: int, own: tuple[int, int]) -> np.ndarray:
         """Returns the network's output, going on with frames that come for the first time.
@@ -236,9 +235,14 @@ class Course:
         """
         known = self._first + len(self._given)
         if own[1] > known:
+            assert self._sequence is not None, "a sequence"
             inputs = network_input(frames, self._conventions)[known - first : own[1] - first]
-            kept = self._given[own[0] - self._first :]
-            self._given, self._first = np.concatenate([kept, self._run(inputs)]), own[0]
+            size = max(MAX_BYTES // self._sequence.frame_bytes, 1)
+            if not self._sequence.is_causal:
+                size = len(inputs)
+            parts = [self._run(inputs[at : at + size]) for at in range(0, len(inputs), size)]
+            self._given = np.concatenate([self._given[own[0] - self._first :], *parts])
+            self._first = own[0]
         return self._given[own[0] - self._first : own[1] - self._first]
 
 
@@ -350,17 +354,18 @@ def _runs(file: ModelFile) -> tuple[Callable[[np.ndarray], np.ndarray], Sequence
     with contextlib.suppress(ValueError):
         return DenseNetwork(file.layers), None
     takes_frames = len(file.layers[0].config["batch_shape"]) == 2
+    frame_bytes = max(keras_bytes(file.layers, 1), 1)
     if not takes_frames:
         with contextlib.suppress(ValueError):
             network = SequenceNetwork(file.layers)
-            found = Sequence(file.layers, network.is_causal, network.start)
+            found = Sequence(frame_bytes, network.is_causal, network.start)
             return found.run, found
     from speech.net.keras_models import keras_function
 
     function = keras_function(file.layers)
     if takes_frames:
         return function, None
-    found = Sequence(file.layers, False, lambda: lambda inputs: function(inputs[np.newaxis])[0])
+    found = Sequence(frame_bytes, False, lambda: lambda inputs: function(inputs[np.newaxis])[0])
     return found.run, found
 
 
