@@ -547,7 +547,7 @@ class _Handler(BaseHTTPRequestHandler):
             key, what = query.get("key", ""), query.get("what", "")
             self._answer(lambda: self._send_file(demo.file(key, what)))
         elif path == "/live/offer" and (choice := self._chosen(query)):
-            self._answer(lambda: self._send_json({"is_live": bool(demo.stream_plan(choice))}))
+            self._send_json({"refused": _refusal(lambda: demo.stream_plan(choice))})
         else:
             self._send_json({"error": "there is no such page"}, HTTPStatus.NOT_FOUND)
 
@@ -666,6 +666,15 @@ class _Handler(BaseHTTPRequestHandler):
         """Keeps what is asked to itself."""
 
 
+def _refusal(work: Callable[[], Any]) -> str:
+    """Returns why something is refused, or nothing."""
+    try:
+        work()
+    except cli.EXPECTED_ERRORS as error:
+        return cli.one_line(error)
+    return ""
+
+
 def _natural(name: str, text: str) -> int:
     if not re.fullmatch("[0-9]{1,12}", text):
         raise ValueError(f"{name} is {shown(text, 40)!r}, expected a whole number")
@@ -729,10 +738,13 @@ def _stop(*_: Any) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m speech.demo",
-        description="Serve a page on this machine to try the networks on your own clips.",
+        description="Serve a page on this machine to try the networks on your own clips, or "
+        "live on your microphone.",
         **cli.examples(
             "python -m speech.demo",
             "python -m speech.demo --models mine.h5 small.icse --port 9000",
+            note="Live needs a network that can stream, such as models/denoise.icse, headphones, "
+            "and a browser on this machine: no other may use a microphone without https.",
         ),
     )
     add = parser.add_argument

@@ -41,7 +41,8 @@ async function checkLive() {
   const number = ++lastCheck;
   let reason = "";
   try {
-    await answerOf(await fetch(`/live/offer?choice=${get("choice").value}`));
+    const response = await answerOf(await fetch(`/live/offer?choice=${get("choice").value}`));
+    reason = (await response.json()).refused;
   } catch (error) {
     reason = words(error);
   }
