@@ -8,7 +8,6 @@ import json
 import math
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -27,6 +26,7 @@ from speech.enhance import main
 from speech.net.enhancer import Enhancer
 from tests import mnn_files
 from tests.builders import make_speech, write_mask_network
+from tests.pages import ask, needs_browser, opened, wait
 
 ROOT = Path(__file__).parent.parent
 
@@ -41,15 +41,6 @@ def server(tmp_path_factory):
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield server
         server.shutdown()
-
-
-def ask(server, method, path, body=None, **headers):
-    """Returns (status, headers, body)."""
-    connection = http.client.HTTPConnection(*server.server_address[:2], timeout=60)
-    with contextlib.closing(connection):
-        connection.request(method, path, body, headers)
-        answer = connection.getresponse()
-        return answer.status, answer.headers, answer.read()
 
 
 def enhance(server, content, name="clip.wav", choice=0, **headers):
@@ -367,45 +358,6 @@ def test_the_command_ends_clean(tmp_path, number):
 
 # --------------------------------------------------------------------------------------------
 # A real browser
-
-
-def browser_path():
-    found = (shutil.which(name) for name in ("chromium", "chromium-browser", "google-chrome"))
-    return next((path for path in found if path), None)
-
-
-needs_browser = pytest.mark.skipif(browser_path() is None, reason="no Chromium is here")
-
-
-@contextlib.contextmanager
-def opened(server, **options):
-    """Yields (browser page, what went wrong): requests to others are among that."""
-    from playwright.sync_api import sync_playwright
-
-    troubles = []
-    ours = ("data:", f"blob:{server.url}", server.url)
-    with sync_playwright() as player:
-        browser = player.chromium.launch(
-            executable_path=browser_path(),
-            args=["--no-sandbox", "--autoplay-policy=no-user-gesture-required",
-                  "--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"],
-        )  # fmt: skip
-        tab = browser.new_context(**options).new_page()
-        tab.on("console", lambda message: troubles.append(message.text))
-        tab.on("pageerror", lambda error: troubles.append(str(error)))
-        tab.on("request", lambda r: None if r.url.startswith(ours) else troubles.append(r.url))
-        tab.goto(server.url)
-        yield tab, troubles
-        browser.close()
-
-
-def wait(tab, expression):
-    """Waits for a condition; playwright's own way of it is what the page's policy forbids."""
-    for _ in range(600):
-        if tab.evaluate(expression):
-            return
-        tab.wait_for_timeout(50)
-    pytest.fail(f"never became true: {expression}")
 
 
 @needs_browser
