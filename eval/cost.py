@@ -41,14 +41,21 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from speech.base import cli
-from speech.modelfile.spec import COMPLEX_MASK, WAVEFORM, ModelFile, kind_of_shapes, refusals
+from speech.modelfile.spec import (
+    COMPLEX_MASK,
+    WAVEFORM,
+    ModelFile,
+    ModelFileError,
+    kind_of_shapes,
+    refusals,
+)
 
 if TYPE_CHECKING:
     from speech.modelfile.spec import LayerSpec
@@ -139,6 +146,13 @@ class ModelCost:
     centroid_bits: int = FLOAT_BITS
     window_ms: float = 0.0
     device: DeviceSizes | None = None
+
+    def __post_init__(self) -> None:
+        """Raises ValueError if there is nothing that sizes can be percents of."""
+        if self.baseline_parameters < 1:
+            raise ValueError(
+                f"baseline_parameters is {self.baseline_parameters!r}, expected at least 1"
+            )
 
     def total(self, field: str) -> Any:
         """Returns the sum of a field of ``LayerCost`` over the layers."""
@@ -252,8 +266,6 @@ def cost_of(
     meta = file.meta if file else {}
     if codebook_size is not None and codebook_size < 2:
         raise ValueError(f"codebook_size is {codebook_size!r}, expected at least 2")
-    if baseline_parameters is not None and baseline_parameters < 1:
-        raise ValueError(f"baseline_parameters is {baseline_parameters!r}, expected at least 1")
     uses = _uses(specs)
     layers = tuple(_layer_cost(spec, uses[spec.name]) for spec in specs if spec.weights)
     if not layers:
@@ -280,7 +292,11 @@ def cost_of(
         lookahead=lookahead,
         needs_whole_utterance=any(s.class_name == "GroupNormalization" for s in specs),
         file_bytes=file.path.stat().st_size if file else None,
-        baseline_parameters=baseline_parameters or sum(layer.parameters for layer in layers),
+        baseline_parameters=(
+            sum(layer.parameters for layer in layers)
+            if baseline_parameters is None
+            else baseline_parameters
+        ),
         codebook_size=(codebook_size or max(clustered)) if clustered else None,
         centroid_bits=centroid_bits,
         window_ms=window_ms,
@@ -288,9 +304,36 @@ def cost_of(
     )
 
 
+def costs_against(
+    paths: Sequence[Path],
+    codebook_sizes: Sequence[int | None],
+    *,
+    baseline: Path | None = None,
+    centroid_bits: int = FLOAT_BITS,
+) -> list[ModelCost]:
+    """Counts models, each once, with sizes in percent of the parameters of one of them.
+
+    Args:
+        paths: Model files.
+        codebook_sizes: For each, as in `cost_of`.
+        baseline: Model file, one of these or another; default: the first of these.
+        centroid_bits: As in `cost_of`.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: As `cost_of`.
+    """
+    first = None if baseline is None or baseline in paths else cost_of(baseline)
+    costs = [
+        cost_of(path, codebook_size=size, centroid_bits=centroid_bits)
+        for path, size in zip(paths, codebook_sizes, strict=True)
+    ]
+    first = first or costs[0 if baseline is None else paths.index(baseline)]
+    parameters = first.total("parameters")
+    return [replace(cost, baseline_parameters=parameters) for cost in costs]
+
+
 def _device(file: ModelFile | None) -> DeviceSizes | None:
-    from speech.modelfile.meta import COMPLEX_MASK
-    from speech.modelfile.spec import ModelFileError
     from speech.net.plain_c import sizes_of
 
     if file is None or file.kind != COMPLEX_MASK:
@@ -551,16 +594,12 @@ def costs_of(
         FileNotFoundError: There is no such file.
         ValueError: A file is refused, or can't be measured.
     """
-    baseline = cost_of(config.baseline or config.models[0]).total("parameters")
-    costs = [
-        cost_of(
-            path,
-            codebook_size=config.codebook_size,
-            centroid_bits=config.centroid_bits,
-            baseline_parameters=baseline,
-        )
-        for path in config.models
-    ]
+    costs = costs_against(
+        config.models,
+        [config.codebook_size] * len(config.models),
+        baseline=config.baseline,
+        centroid_bits=config.centroid_bits,
+    )
     for path, cost in zip(config.models, costs, strict=True):
         if on_cost is not None:
             on_cost(cost)
