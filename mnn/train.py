@@ -301,10 +301,6 @@ def _config(parser: argparse.ArgumentParser, options: argparse.Namespace) -> Tra
     """Returns what the options say; exits with code 2 if they make no sense."""
     if options.snr_range:
         parser.error("--snr-range draws anew each time; mixtures are fixed here: give --snr")
-    if not 0 < options.learning_rate < 1e6:
-        parser.error(f"--learning-rate is {options.learning_rate}; give a positive number")
-    if options.optimizer == "rprop" and not 1e-7 <= options.learning_rate <= 1e-1:
-        parser.error("--learning-rate is Rprop's first step: give 1e-7 to 1e-1")
     snrs_db = options.snr or EXPERT_SNRS_DB
     check_data_options(parser, options)
     is_expert = options.what == "expert"
