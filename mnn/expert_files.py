@@ -154,9 +154,7 @@ def open_expert(path: str | os.PathLike, name: str | None = None) -> Expert:
         return _spectral_expert(file, kind, name)
     if kind == "autoencoder":
         raise ValueError(f"{path}: is an autoencoder, which judges experts; give it as --dae")
-    # The file is read again: an Enhancer is made of a path.
-    enhancer = Enhancer(path)
-    return Expert(name, kind, path, file.sha256, None, _samples_of(enhancer))
+    return Expert(name, kind, path, file.sha256, None, _samples_of(Enhancer(file)))
 
 
 def folder_expert(name: str, folder: Path) -> Expert:

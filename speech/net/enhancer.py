@@ -49,7 +49,7 @@ class Enhancer:
     """A model ready to run: on the C kernels where they are, on Keras elsewhere.
 
     Args:
-        path: An .h5 or .icse model file, possibly from a stranger.
+        model: An .h5 or .icse model file, possibly from a stranger, or one that has been read.
 
     Attributes:
         file: The model file as it was read.
@@ -64,14 +64,14 @@ class Enhancer:
     #: Bytes that a waveform model takes for so many samples.
     _num_bytes: Callable[[int], int] = staticmethod(lambda num_samples: 0)
 
-    def __init__(self, path: str | os.PathLike = DEFAULT_MODEL) -> None:
+    def __init__(self, model: str | os.PathLike | ModelFile = DEFAULT_MODEL) -> None:
         from speech.modelfile.read import read_model_file
-        from speech.modelfile.spec import COMPLEX_MASK, WAVEFORM
+        from speech.modelfile.spec import COMPLEX_MASK, WAVEFORM, ModelFile
         from speech.net.memory import MAX_BYTES, too_large
         from speech.sound.audio import SAMPLE_RATE_HZ
 
-        self.path = Path(path)
-        self.file = read_model_file(path)
+        self.file = model if isinstance(model, ModelFile) else read_model_file(model)
+        self.path = self.file.path
         kind = self.file.require_kind(
             WAVEFORM, COMPLEX_MASK, fix="such a network cannot enhance a file by itself"
         )
@@ -84,7 +84,8 @@ class Enhancer:
             self.engine, self._run, self._num_bytes = _runner(self.file)
             num_bytes = self._num_bytes(round(LEAST_SECONDS * SAMPLE_RATE_HZ))
             if num_bytes > MAX_BYTES:
-                raise ValueError(f"{path}: {too_large(num_bytes, f'{LEAST_SECONDS:g} s of sound')}")
+                much = too_large(num_bytes, f"{LEAST_SECONDS:g} s of sound")
+                raise ValueError(f"{self.path}: {much}")
 
     def __call__(self, signal: np.ndarray, threads: int | None = None) -> np.ndarray:
         """Runs the network on a whole signal; a waveform model gets it divided by its maximum.
