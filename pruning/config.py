@@ -14,6 +14,7 @@ NUM_STAGES = 7
 RETRAIN_EPOCHS = 2
 RETRAIN_LEARNING_RATE = 3e-4
 
+#: What channels are ranked by: the paper's sparsity, small kernels, chance.
 CRITERIA = ("sparsity", "magnitude", "random")
 
 
