@@ -1,4 +1,4 @@
-"""What is asked of a pruning. The defaults are the paper's values (SPEC 2); no NumPy, no Keras."""
+"""What is asked of a pruning. Defaults are the paper's values (docs/papers.md). No Keras."""
 
 from __future__ import annotations
 

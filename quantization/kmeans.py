@@ -13,13 +13,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from quantization.config import FORMATS
 from speech.net.taps import has_kernel
 
 if TYPE_CHECKING:
     from speech.modelfile.spec import LayerSpec
 
-#: How centroids are stored; arithmetic stays FP32.
-FORMATS = ("fp32", "fp16", "int8")
 MAX_K = 128
 
 

@@ -46,13 +46,12 @@ import scipy.linalg
 
 from quantization import graphs
 from quantization.calibration import Stage, Statistics, sensitivities, stages_of, walk
+from quantization.config import WEIGHTINGS
 from quantization.kmeans import clustered_layers, round_centroids, with_kernel
 from speech.modelfile.icse import as_matrix, fitted_contexts, flat_contexts
 from speech.modelfile.spec import LayerSpec, is_chain
 from speech.net.taps import taps_of, with_taps
 
-#: How an error is weighed: by what it does to outputs, by its input's power, or not at all.
-WEIGHTINGS = ("correlation", "power", "plain")
 MAX_LAMBDA = 1.0
 
 #: Step of the first codebook: the one at which ``_STEP_COST`` step^2 = lambda.
@@ -76,7 +75,7 @@ class RateDistortion:
 
     Attributes:
         lam: Lambda, see the module.
-        centroids: One of ``quantization.kmeans.FORMATS``.
+        centroids: One of ``quantization.config.FORMATS``.
         weighting: One of `WEIGHTINGS`.
         channel_scaling: Whether channels are scaled.
         passes: Times to decide all weights and move the centroids.
@@ -88,7 +87,7 @@ class RateDistortion:
 
     lam: float = 0.003
     centroids: str = "fp16"
-    weighting: str = "correlation"
+    weighting: str = WEIGHTINGS[0]
     channel_scaling: bool = True
     passes: int = 3
     sweeps: int = 1

@@ -37,7 +37,14 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from quantization.config import FINETUNE_LEARNING_RATE, METHODS, K, QuantizationConfig
+from quantization.config import (
+    FINETUNE_LEARNING_RATE,
+    FORMATS,
+    METHODS,
+    WEIGHTINGS,
+    K,
+    QuantizationConfig,
+)
 from speech.base import cli
 from speech.base.cli import natural_number
 from speech.training.common_options import (
@@ -113,7 +120,7 @@ def parse(argv: Sequence[str] | None = None) -> Command:
             parser.error("--method tfmot and --per-sign are for k; leave out --lambda and targets")
         if not config.entropy:
             parser.error("--no-entropy has no meaning with --lambda: it is about code lengths")
-    elif config.weighting != "correlation":
+    elif config.weighting != WEIGHTINGS[0]:
         parser.error("--weighting goes with --lambda or a target")
     out = options.out or options.model.with_name(config.name(options.model.stem))
     return Command(options.model, out, config, options.json)
@@ -333,10 +340,10 @@ def _parser() -> argparse.ArgumentParser:
         help="give single layers another K, as conv1=32 conv2=8")  # fmt: skip
     add("--per-sign", action="store_true",
         help="take K centroids for each sign, as in the released model")  # fmt: skip
-    add("--centroids", choices=("fp32", "fp16", "int8"),
+    add("--centroids", choices=FORMATS,
         help="store centroids in this format (default fp32; fp16 with --lambda or a "
         "target)")  # fmt: skip
-    add("--method", choices=METHODS, default="kmeans",
+    add("--method", choices=METHODS, default=METHODS[0],
         help="fine-tune tied weights (kmeans, the default), or by TF-MOT")  # fmt: skip
     add("--rounds", type=natural_number, default=0, metavar="N",
         help="first train with free weights for an epoch and cluster again, N times")  # fmt: skip
@@ -350,7 +357,7 @@ def _parser() -> argparse.ArgumentParser:
         help="write at most P percent of the bytes of MODEL.h5")  # fmt: skip
     add("--target-snr", type=float, metavar="DB",
         help="write the smallest file whose output is this far above its error, as 25")  # fmt: skip
-    add("--weighting", choices=("correlation", "power", "plain"), default="correlation",
+    add("--weighting", choices=WEIGHTINGS, default=WEIGHTINGS[0],
         help="weight errors (with --lambda) by the correlation of a layer's inputs (default), by "
         "their power, or all alike")  # fmt: skip
     add = parser.add_argument_group("file").add_argument
