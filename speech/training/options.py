@@ -28,6 +28,7 @@ from speech.training.request import (
     Request,
     augmentation,
     mixing_config,
+    recipe_of,
     training_config,
 )
 
@@ -180,7 +181,7 @@ def request(options: argparse.Namespace) -> Request:
     """
     tf = options.network == "tf"
     data, asked = shared.data_options(options), shared.settings_of(options)
-    recipe = options.recipe or ("quick" if data.is_bundled else "best" if tf else "paper")
+    recipe = recipe_of(options.network, data, options.recipe)
     settings = dict((TF_RECIPES if tf else RECIPES)[recipe])
     # The way that is asked for takes the place of the recipe's.
     for way, other in (("hours", "epochs"), ("epochs", "hours")):

@@ -237,9 +237,15 @@ class Request:
     json: Path | None = None
 
 
-def recipe_of(data: DataOptions, recipe: str | None) -> str:
-    """Returns the recipe of the FCN that is asked for, or the one that the data imply."""
-    return recipe or ("quick" if data.is_bundled else "paper")
+def recipe_of(network: str, data: DataOptions, recipe: str | None) -> str:
+    """Returns the recipe that is asked for, or the one that a network and the data imply.
+
+    Args:
+        network: 'fcn' or 'tf', as in `Request`.
+        data: On which recordings it is trained.
+        recipe: Name of the recipe that is asked for; None for none.
+    """
+    return recipe or ("quick" if data.is_bundled else "best" if network == "tf" else "paper")
 
 
 def training_config(settings: Mapping[str, Any], **changes: Any) -> TrainingConfig:
