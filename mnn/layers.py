@@ -11,9 +11,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import scipy.special
 
 from mnn.features import Conventions, conventions_of
+from speech.base.lazy import scipy
 from speech.modelfile.read import read_model_file
 from speech.modelfile.spec import LayerSpec, ModelFile
 from speech.sound.stft import context_frames
@@ -41,7 +41,7 @@ def modified_relu(values: np.ndarray, epsilon: float = 1e-5) -> np.ndarray:
 _ACTIVATIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "linear": lambda values: values,
     "relu": lambda values: np.maximum(values, 0),
-    "sigmoid": scipy.special.expit,
+    "sigmoid": lambda x: scipy.special.expit(x),
     "tanh": np.tanh,
     "silu": lambda values: values * scipy.special.expit(values),
 }

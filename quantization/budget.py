@@ -137,6 +137,7 @@ def to_error(
     above: tuple[float, float] | None = None
     smallest = math.inf
     refused: ValueError | None = None
+    reach = 1.2  # of the next step down, in gaps between the error and the target
     place = min(max(math.log(start), low), high)
     for _ in range(_MAX_TRIES):
         try:
@@ -162,7 +163,9 @@ def to_error(
             following = min(below[0] + max(math.log(target) - below[1], 0.1), high)
         else:
             assert above is not None
-            following = max(above[0] - 1.2 * (above[1] - math.log(target)), low)
+            # Where errors fall slowly, steps as long as the gap would never pass the target.
+            step = reach * (above[1] - math.log(target))
+            following, reach = max(above[0] - max(step, 0.1), low), 1.5 * reach
         if abs(following - place) < 1e-3:
             break
         place = following

@@ -16,8 +16,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
-import scipy.fft
 
+from speech.base.lazy import scipy
 from speech.net.chain import ConvBlock, blocks_from_layers, parameters_of, split_parameters
 
 if TYPE_CHECKING:

@@ -42,12 +42,12 @@ from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-import scipy.linalg
 
 from quantization import graphs
 from quantization.calibration import Stage, Statistics, sensitivities, stages_of, walk
 from quantization.config import WEIGHTINGS
 from quantization.kmeans import clustered_layers, round_centroids, with_kernel
+from speech.base.lazy import scipy
 from speech.modelfile.icse import as_matrix, fitted_contexts, flat_contexts
 from speech.modelfile.spec import LayerSpec, is_chain
 from speech.net.taps import taps_of, with_taps

@@ -24,6 +24,7 @@ The ONNX graph is made from the layers themselves (opset 17, plain operators) an
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -78,7 +79,6 @@ class _OnnxGraph:
         self._nodes: list[Any] = []
         self._constants: list[Any] = []
         self._channels_first = False
-        self._num_channels = 0
         self.value = "input"
 
     def of(self, layers: Sequence[LayerSpec]) -> Any:
@@ -91,40 +91,36 @@ class _OnnxGraph:
         if len(shape) > 2:
             shape[1] = shape[1] or "time"
         self._rank = len(shape)
-        self._num_channels = shape[-1]
         layers = linked(layers)
-        self._shapes = output_shapes(layers) if len(shape) == 4 else {}
-        # Of each layer: name and order of its output, and channels.
-        found = {layers[0].name: ("input", False, self._num_channels)}
+        self._shapes = output_shapes(layers)
+        # Of each layer: name and order of its output.
+        found = {layers[0].name: ("input", False)}
         for layer in layers[1:]:
             method = getattr(self, "_add_" + layer.class_name.replace("icse>", ""), None)
             if method is None:
                 raise ValueError(f"layer {layer.name!r} is a {layer.class_name}: no ONNX for it")
             self._sources = []
             for source in layer.inputs:
-                self.value, self._channels_first, self._num_channels = found[source]
+                self.value, self._channels_first = found[source]
                 if len(layer.inputs) > 1:
                     self._order(channels_first=False)
-                    found[source] = self.value, False, self._num_channels
+                    found[source] = self.value, False
                 self._sources.append(self.value)
             method(layer)
-            if self._shapes:
-                self._num_channels = self._shapes[layer.name][-1] or 0
-            elif "kernel" in layer.weights:
-                self._num_channels = layer.weights["kernel"].shape[-1]
-            found[layer.name] = self.value, self._channels_first, self._num_channels
+            found[layer.name] = self.value, self._channels_first
         self._order(channels_first=False)
         self._node("Identity", self.value, output="output")
         # The length of a 'valid' convolution's output is another one.
         same = all(layer.config.get("padding", "same") == "same" for layer in layers)
         middle = shape[1:-1] if same else ["out_time"]
-        if self._shapes:
-            middle = ["out_time", self._shapes[layers[-1].name][2]]
+        last = self._shapes[layers[-1].name]
+        if self._rank == 4:
+            middle = ["out_time", last[2]]
         ends = [
             helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, dims)
             for name, dims in (
                 ("input", shape),
-                ("output", [shape[0], *middle, self._num_channels]),
+                ("output", [shape[0], *middle, last[-1]]),
             )
         ]
         graph = helper.make_graph(self._nodes, "network", ends[:1], ends[1:], self._constants)
@@ -230,7 +226,7 @@ class _OnnxGraph:
         self._order(channels_first=True)
         found, inputs = layer.weights, self.value
         groups = layer.config["groups"]
-        groups = self._num_channels if groups == -1 else groups
+        groups = self._shapes[layer.name][-1] if groups == -1 else groups
         shape = self._node("Shape", inputs)
         self._node("Reshape", inputs, self._constant([0, groups, -1], np.int64))
         ones, zeros = self._constant(np.ones(groups)), self._constant(np.zeros(groups))
@@ -420,6 +416,13 @@ def _write_c(file: ModelFile, folder: Path) -> int:
     from speech.net.plain_c import plain_c
 
     found = plain_c(file)
+    others = [name for name in sorted(found.files) if os.path.lexists(folder / name)]
+    # An export begins with denoise.h: where that is, the rest is of an export too.
+    if others and "denoise.h" not in others:
+        raise ValueError(
+            f"{folder}: would replace {', '.join(others)}, and holds no denoise.h, so it is no "
+            "earlier export; choose another folder"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in found.files.items():
         with atomic_path(folder / name) as temporary:

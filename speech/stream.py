@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import select
 import sys
 import threading
 import time
@@ -259,28 +260,44 @@ def _watched(live: Live, overruns: Sequence[int] = ()) -> Iterator[Callable[[], 
 
 @contextlib.contextmanager
 def _keys(obey: Callable[[str], None]) -> Iterator[None]:
-    """Hands each key that is pressed to ``obey``; standard input is not touched."""
-    try:
-        import termios
-        import tty
+    """Hands each key that is pressed to ``obey``; standard input is not touched.
 
-        terminal = os.open("/dev/tty", os.O_RDONLY)
-    except (ImportError, OSError):  # no such terminals here, or none
-        yield
-        return
-    before = termios.tcgetattr(terminal)
+    The keys are of the job in front: one in the background would be halted for asking.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            import termios
+            import tty
 
-    def read() -> None:
-        with contextlib.suppress(OSError):
-            while key := os.read(terminal, 1):
-                obey(key.decode("latin-1"))
+            terminal = os.open("/dev/tty", os.O_RDONLY)
+            stack.callback(os.close, terminal)
+            is_in_front = os.tcgetpgrp(terminal) == os.getpgrp()
+        except (ImportError, OSError):  # no such terminals here, or none
+            is_in_front = False
+        if not is_in_front:
+            yield
+            return
+        ended, end = os.pipe()
+        stack.callback(os.close, ended)
 
-    try:
-        tty.setcbreak(terminal)
-        threading.Thread(target=read, daemon=True).start()
-        yield
-    finally:
-        termios.tcsetattr(terminal, termios.TCSADRAIN, before)
+        def read() -> None:
+            with contextlib.suppress(OSError):
+                while ended not in select.select([terminal, ended], [], [])[0]:
+                    if not (key := os.read(terminal, 1)):
+                        break
+                    obey(key.decode("latin-1"))
+
+        reader = threading.Thread(target=read, daemon=True)
+        before = termios.tcgetattr(terminal)
+        try:
+            tty.setcbreak(terminal)
+            reader.start()
+            yield
+        finally:
+            os.close(end)
+            if reader.is_alive():
+                reader.join()
+            termios.tcsetattr(terminal, termios.TCSADRAIN, before)
 
 
 if __name__ == "__main__":

@@ -158,3 +158,19 @@ def test_each_room_says_what_it_holds():
 def test_importing_needs_no_tensorflow(module):
     code = f"import sys, {module}; assert not {{'tensorflow', 'keras'}} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+@pytest.mark.parametrize(
+    "door",
+    ["speech.enhance", "speech.prepare", "speech.train", "speech.stream", "speech.export",
+     "pruning.run", "quantization.run", "mnn.select", "mnn.train", "mnn.experiments", "eval.run",
+     "eval.sweep", "timit_fcn_mse"],
+)  # fmt: skip
+def test_a_door_opens_without_what_is_slow(door):
+    """What a command needs only to work is imported when it works (`speech.base.lazy`)."""
+    slow = {"tensorflow", "keras", "scipy", "matplotlib", "joblib", "soundfile", "soxr"}
+    code = f"import sys, {door}; print(*({slow} & set(sys.modules)))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], check=True, cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.stdout.split() == []

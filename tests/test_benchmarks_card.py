@@ -15,7 +15,9 @@ ROOT = Path(__file__).parent.parent
 @pytest.fixture
 def copy(tmp_path):
     """A repository of what the card takes."""
-    for path in (card.MODEL, card.CARD, card.README, Path("benchmarks/results/quality.json")):
+    baseline = [card.BASELINE, card.BASELINE.with_suffix(".md")]
+    quality = Path("benchmarks/results/quality.json")
+    for path in (card.MODEL, card.CARD, card.README, *baseline, quality):
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / path, tmp_path / path)
     shutil.copytree(ROOT / card.RAW, tmp_path / card.RAW)
@@ -40,29 +42,32 @@ def test_numbers_come_from_the_raw_files(copy):
     assert "| **all** | 190 | 1.248 | 4.500 |" not in texts[card.CARD]
 
 
-def run_of(folder, sha256):
+def run_of(folder, **hashes):
     folder.mkdir()
-    systems = [{"name": card.OURS, "sha256": sha256}]
+    systems = [{"name": name, "sha256": sha256} for name, sha256 in hashes.items()]
     (folder / "summary.json").write_text(json.dumps({"systems": systems}))
     shutil.copy(ROOT / card.RAW / "open.csv", folder / "scores.csv")
     return folder
 
 
 def test_what_was_scored_is_what_is_shipped(copy, tmp_path):
-    sha256 = json.loads((copy / card.RAW / "model.json").read_text())["sha256"]
+    found = json.loads((copy / card.RAW / "models.json").read_text())
+    right = {card.OURS: found["denoise.icse"], card.BESIDE: found["fcn.h5"]}
     history = copy / card.RAW / "history.csv"
     late = [*read_csv(history), read_csv(history)[-1] | {"steps": 1e6}]
     write_csv(tmp_path / "history.csv", late)
-    good, other = run_of(tmp_path / "good", sha256), run_of(tmp_path / "other", "0" * 64)
-    with pytest.raises(ValueError, match="other: scored no denoise that is models/denoise.icse"):
-        card.collect({"open": good, "bundled": other}, tmp_path / "history.csv", copy)
+    good = run_of(tmp_path / "good", **right)
+    for name, path in ((card.OURS, "models/denoise.icse"), (card.BESIDE, "models/fcn.h5")):
+        other = run_of(tmp_path / name, **right | {name: "0" * 64})
+        with pytest.raises(ValueError, match=f"{name}: scored no {name} that is {path}"):
+            card.collect({"open": good, "bundled": other}, tmp_path / "history.csv", copy)
     card.collect({"open": good, "bundled": good}, tmp_path / "history.csv", copy)
     assert read_csv(history) == late[:-1]
     assert (copy / card.RAW / "bundled.csv").read_text() == (
         copy / card.RAW / "open.csv"
     ).read_text()
-    (copy / card.RAW / "model.json").write_text('{"sha256": "0"}')
-    with pytest.raises(ValueError, match="of another file than models/denoise.icse"):
+    (copy / card.RAW / "models.json").write_text(json.dumps(found | {"fcn.h5": "0"}))
+    with pytest.raises(ValueError, match="of other files than models/denoise.icse and models/fcn"):
         card.render(copy)
 
 

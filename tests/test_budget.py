@@ -55,6 +55,18 @@ def test_a_lambda_that_leaves_nothing_is_passed_over():
 
     with pytest.raises(ValueError, match="no convolution"):
         budget.to_lambda(never, len, 2_000)
+    with pytest.raises(ValueError, match="no convolution"):
+        budget.to_error(never, float, 0.01)
+
+
+def test_an_error_is_met_as_closely_as_tries_allow():
+    tried = []
+    lam, found = budget.to_error(
+        lambda lam: lam, lambda lam: lam**0.5, 0.05, report=lambda *values: tried.append(values)
+    )
+    assert found == pytest.approx(lam) and 0.8 * 0.05 <= lam**0.5 <= 0.05 and len(tried) <= 9
+    with pytest.raises(ValueError, match="an error 30.0 dB down cannot be reached.*10.0 dB down"):
+        budget.to_error(lambda lam: lam, lambda lam: 0.1, 0.001)
 
 
 def test_numbers_of_bytes():

@@ -556,6 +556,26 @@ def test_strangers_who_drip_do_not_hold_the_meeting(monkeypatch, what):
             stranger.join()
 
 
+def test_a_stranger_that_had_to_leave_is_not_heard_any_more(monkeypatch):
+    """The server and a stranger are ready at once, and the one who comes takes its place."""
+    monkeypatch.setattr(distribution, "_MOST_STRANGERS", 1)
+    with (
+        socket.create_server(("127.0.0.1", 0)) as server,
+        distribution._Hall(server, tasks(2)[0]) as hall,
+    ):
+        strangers = [socket.create_connection(server.getsockname())]
+        assert hall.next(time.monotonic() + 0.2) is None
+        (first,) = hall._said
+        strangers[0].sendall(b"[")
+        strangers.append(socket.create_connection(server.getsockname()))
+        both = [hall._selector.get_key(one) for one in (server, first)]
+        monkeypatch.setattr(hall._selector, "select", lambda _: [(key, 1) for key in both])
+        assert hall.next(time.monotonic() + 0.2) is None
+        assert first not in hall._said and len(hall._said) == 1
+        for stranger in strangers:
+            stranger.close()
+
+
 def test_more_strangers_than_places_leave_one_for_the_machine(monkeypatch):
     monkeypatch.setattr(distribution, "_MOST_STRANGERS", 2)
     all_tasks = tasks(2)

@@ -19,9 +19,17 @@ ROOT = Path(__file__).parent.parent
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals and parents of POSIX")
 
 
+# Whoever starts the tests in the background may have made them ignore Ctrl-C, or with nohup SIGHUP.
+AS_IN_A_TERMINAL = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+"""
+
+
 def started(code, *arguments, **environment):
     return subprocess.Popen(
-        [sys.executable, "-c", code, *map(str, arguments)], cwd=ROOT, text=True,
+        [sys.executable, "-c", AS_IN_A_TERMINAL + code, *map(str, arguments)], cwd=ROOT, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         env=os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3", **environment},
     )  # fmt: skip
@@ -44,11 +52,8 @@ def wait_until(condition, seconds=30.0):
     return False
 
 
-# Whoever starts the tests in the background may have made them ignore Ctrl-C.
 HOLDS_RECORDINGS = """
-import signal, sys, tempfile, time
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+import sys, tempfile, time
 from pathlib import Path
 from speech.base import cli
 from speech.base.files import atomic_path

@@ -12,13 +12,15 @@ from numpy.testing import assert_allclose, assert_array_equal
 from speech.modelfile.meta import COMPLEX_MASK
 from speech.modelfile.read import read_model_file
 from speech.modelfile.spec import LayerSpec, ModelFileError
-from speech.net import blockconv
+from speech.net import blockconv, mask_enhancer
 from speech.net.mask_enhancer import MaskEnhancer
+from speech.net.plan import plan_of
 from speech.net.reach import Reach, reach_of, summary_of
 from speech.net.timefrequency import SIZES, TimeFrequencyConfig
 from tests.builders import TINY, conv2d, graph, make_speech, mask_layers, write_mask_network
+from tests.hostile import packed_files
 from tests.reference import timefrequency_oracle
-from tests.strange_networks import STRANGE, causal, model_of, padded
+from tests.strange_networks import STRANGE, model_of
 
 HOP, FRAME = 256, 512
 
@@ -212,6 +214,18 @@ def test_cores_share_a_signal(file, rng, threads):
         assert_allclose(found, expected, rtol=0, atol=1e-6)
 
 
+@pytest.mark.skipif(not blockconv.is_available(), reason="no C compiler here")
+@pytest.mark.parametrize("room, expected", [(0.5, 1), (2.5, 2), (100, 7)])
+def test_no_more_cores_work_than_have_room(file, rng, monkeypatch, room, expected):
+    enhancer = MaskEnhancer(file)
+    own = 4 * plan_of(file).tensor_floats
+    monkeypatch.setattr(mask_enhancer, "MAX_BYTES", int(room * own))
+    stream = enhancer.stream(threads=7)
+    stream.push(make_speech(rng, 60_000).astype(np.float32))
+    stream.finish()
+    assert len(stream._engines) == expected
+
+
 # --------------------------------------------------------------------------------------------
 # Level
 
@@ -282,19 +296,11 @@ def test_a_network_that_looks_ahead_is_refused():
         MaskEnhancer(model_of(layers))
 
 
-def test_a_network_that_would_fill_the_memory_is_refused():
-    parts, source = [], "input"
-    for place in range(3):
-        channels = 3 if source == "input" else 64
-        dilation = 1024
-        parts += [
-            padded(f"p{place}", source, 4 * dilation),
-            causal(f"c{place}", f"p{place}", channels, 64, 5, dilation),
-        ]
-        source = f"c{place}"
-    layers = graph(*parts, conv2d("mask", source, 64, 2))
-    with pytest.raises(ModelFileError, match=r"^tiny.h5: the network reaches 12,288 frames back"):
-        MaskEnhancer(model_of(layers))
+def test_a_network_that_would_fill_the_memory_is_refused(tmp_path, engine):
+    path = tmp_path / "far.icse"
+    path.write_bytes(packed_files.stream(16))
+    with pytest.raises(ModelFileError, match=r"far.icse: the network reaches 32,256 frames back"):
+        MaskEnhancer(read_model_file(path), engine=engine)
 
 
 def test_time_must_stay_where_it_is():

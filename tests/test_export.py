@@ -1,5 +1,6 @@
 """Exports: ONNX and LiteRT give what Keras gives; bad input is one line."""
 
+import dataclasses
 import importlib.util
 
 import numpy as np
@@ -138,7 +139,31 @@ def other_graph(rng):
     return layers_of(network)
 
 
-GRAPHS = pytest.mark.parametrize("make", [over_bands, other_graph])
+def over_time(rng):
+    """A graph without bands, whose Concatenate changes the channels before a normalisation."""
+    import keras
+
+    from speech.net.keras_models import layers_of
+
+    layers = keras.layers
+    inputs = keras.Input((None, 2))
+    x = layers.Conv1D(6, 3, padding="same", activation="relu")(inputs)
+    y = layers.Conv1D(4, 1, padding="same")(x)
+    z = layers.Concatenate()([x, y])
+    z = layers.Add()([layers.GroupNormalization(groups=-1)(z), z])
+    network = keras.Model(inputs, layers.Concatenate()([layers.Dense(3)(z), z]))
+    for variable in network.weights:
+        variable.assign(rng.uniform(0.1, 0.9, variable.shape))
+    # Keras writes the number of groups down; a file may leave it to the channels.
+    return tuple(
+        dataclasses.replace(layer, config={**layer.config, "groups": -1})
+        if layer.class_name == "GroupNormalization"
+        else layer
+        for layer in layers_of(network)
+    )
+
+
+GRAPHS = pytest.mark.parametrize("make", [over_bands, other_graph, over_time])
 
 
 def same_as_keras(layers, run, rng, batch):

@@ -120,6 +120,10 @@ def test_gradients_are_difference_quotients(folded, rng):
         assert_allclose(found[name].sum(dtype="f8"), quotient, rtol=0.02, atol=0.05)
 
 
+#: Errors of a kernel whose mean is predicted.
+NUM_ERRORS = 8
+
+
 def unchanged(layers, inputs):
     """Yields each layer with a kernel, with its statistics in the network as it is."""
     walking = graphs.walk(layers, inputs, graphs.sensitivities(layers, inputs))
@@ -136,27 +140,28 @@ def test_statistics_tell_the_error_that_errors_of_a_kernel_make(rng):
     inputs = spectra(rng)
     sensitivity = graphs.sensitivities(layers, inputs)
     assert set(sensitivity) == {layer.name for layer in layers if has_kernel(layer)}
-    largest_factor = {"mask": 1.1, "decoder2": 1.5, "encoder2": 2, "block1_time": 2,
-                      "block2_bands": 2, "block2_bands_dense": 2}  # fmt: skip
+    largest_factor = {"mask": 1.1, "decoder2": 1.3, "encoder2": 1.6, "block1_time": 1.6,
+                      "block2_bands": 1.6, "block2_bands_dense": 1.6}  # fmt: skip
     by_name = {layer.name: layer for layer in layers}
     for layer, found in unchanged(layers, inputs):
         if layer.name not in largest_factor:
             continue
         taps = taps_of(layer)
-        error = 0.01 * draw(rng, *taps.shape)
-        vectors = error.reshape(-1, taps.shape[2]).astype("f8")
-        predicted = np.einsum("rf,rf->", vectors, found.inputs @ vectors)
-        # The bias makes up for the mean of the error, as quantization lets it.
-        moved = with_taps(layer, taps + error)
-        bias = layer.weights["bias"] - (found.mean_input @ vectors).astype("f4")
-        moved = replace(moved, weights={**moved.weights, "bias": bias})
-        changed = [moved if one.name == layer.name else one for one in by_name.values()]
-        parts = []
-        for one in inputs:
-            wanted = graphs.estimate(layers, one)
-            change = graphs.estimate(changed, one) - wanted
-            parts.append(np.vdot(change, change).real / np.vdot(wanted, wanted).real)
-        measured = np.mean(parts)
+        predicted = measured = 0.0
+        for _ in range(NUM_ERRORS):  # the estimate is one of a mean
+            error = 0.01 * draw(rng, *taps.shape)
+            vectors = error.reshape(-1, taps.shape[2]).astype("f8")
+            predicted += np.einsum("rf,rf->", vectors, found.inputs @ vectors)
+            # The bias makes up for the mean of the error, as quantization lets it.
+            moved = with_taps(layer, taps + error)
+            bias = layer.weights["bias"] - (found.mean_input @ vectors).astype("f4")
+            moved = replace(moved, weights={**moved.weights, "bias": bias})
+            changed = [moved if one.name == layer.name else one for one in by_name.values()]
+            for one in inputs:
+                wanted = graphs.estimate(layers, one)
+                change = graphs.estimate(changed, one) - wanted
+                power = np.vdot(change, change).real / np.vdot(wanted, wanted).real
+                measured += power / len(inputs)
         factor = largest_factor[layer.name]
         assert 1 / factor < predicted / measured < factor, layer.name
         # The weights themselves give the outputs wanted.

@@ -1,6 +1,7 @@
 """Networks as plain C: compiled with all warnings and sanitizers, they give what Python gives."""
 
 import dataclasses
+import math
 import shutil
 import subprocess
 from pathlib import Path
@@ -183,13 +184,53 @@ def test_sizes_are_those_that_a_compiler_sees(tmp_path):
     assert state - 8 <= 12 + 128 + 8
 
 
-def test_a_kernel_comes_back_from_what_is_stored(rng):
-    kernel = rng.choice(np.array([-0.5, 0, 0.25, 1], "f4"), (3, 1, 5, 7))
+def decoded(stored, shape):
+    """Returns the kernel of what is stored, as denoise.c reads it: bits with the highest first."""
+    if not stored.book_size:
+        return np.frombuffer(stored.data, {0: "<f4", 1: "<f2"}[stored.format]).reshape(shape)
+    size = math.prod(shape)
+    kept = np.ones(size, bool)
+    if stored.mask:
+        columns = shape[-2] * shape[-1]
+        bits = np.unpackbits(np.frombuffer(stored.mask, np.uint8))[: stored.mask_rows * columns]
+        rows = np.broadcast_to(bits.reshape(-1, columns), (size // columns, columns))
+        kept = rows.ravel().astype(bool)
+    width = math.ceil(math.log2(stored.book_size))
+    text = "".join(f"{byte:08b}" for byte in stored.data)
+    indices = [int("0" + text[at * width :][:width], 2) for at in range(kept.sum())]
+    book = np.frombuffer(stored.book, {2: "<f4", 3: "<f2"}[stored.format])
+    assert len(book) == stored.book_size
+    assert len(stored.data) == math.ceil(kept.sum() * width / 8) + 2
+    kernel = np.zeros(size, np.float32)
+    kernel[kept] = book[indices]
+    return kernel.reshape(shape)
+
+
+@pytest.mark.parametrize("form", ["a few values", "exact in floats", "columns of zeros", "zeros",
+                                  "one value", "halves", "floats"])  # fmt: skip
+def test_a_kernel_comes_back_from_what_is_stored(rng, form):
+    shape = (3, 1, 5, 90)
+    kernel = rng.choice(np.array([-0.5, 0, 0.25, 1], "f4"), shape)
+    rows = {"columns of zeros": 1, "zeros": 3}.get(form, 0)
+    if form == "exact in floats":
+        kernel[kernel == 1] = 0.1
+    elif form == "columns of zeros":
+        kernel = rng.choice(np.array([-0.5, 0.125, 0.25, 1, 2], "f4"), shape)
+        kernel[..., rng.random(shape[2:]) < 0.7] = 0
+    elif form == "zeros":
+        kernel = rng.standard_normal(50).astype("f4")[rng.integers(50, size=shape)]
+        kernel[rng.random(shape) < 0.9] = 0
+    elif form == "one value":
+        kernel = np.full(shape, 0.25, "f4")
+    elif form in ("halves", "floats"):
+        kernel = rng.standard_normal(shape).astype({"halves": "f2", "floats": "f4"}[form])
+        kernel = kernel.astype("f4")
     stored = plain_c.stored(kernel)
-    assert stored.book_size in (3, 4) and len(stored.data) < kernel.size // 3
-    assert_array_equal(np.frombuffer(stored.book, "f2"), [-0.5, 0, 0.25, 1][: stored.book_size])
-    ragged = rng.standard_normal((3, 1, 5, 90)).astype("f4")
-    assert plain_c.stored(ragged).data == ragged.tobytes()
+    assert stored.format == {"exact in floats": 2, "zeros": 2, "halves": 1, "floats": 0}.get(
+        form, 3
+    )
+    assert stored.mask_rows == rows
+    assert_array_equal(decoded(stored, shape), kernel)
 
 
 def test_the_command(tmp_path, capsys):
@@ -204,6 +245,25 @@ def test_the_command(tmp_path, capsys):
     assert "bytes of weights (net.icse as .icse" in output and "RAM" in output
     readme = (tmp_path / "net_c" / "README.md").read_text()
     assert "$" not in readme.replace("$(", "") and "latency | 512 samples (32 ms)" in readme
+
+
+@pytest.mark.parametrize("name", ["README.md", "Makefile", "main.c", "weights.c"])
+def test_files_of_others_stay(name, tmp_path, capsys):
+    file = write_mask_network(tmp_path / "net.icse")
+    folder = tmp_path / "project"
+    folder.mkdir()
+    (folder / "notes.txt").write_text("mine")
+    (folder / name).write_text("mine")
+    words = [str(file.path), "--to", "c", "-o", str(folder)]
+    assert export.main(words) == 1
+    said = capsys.readouterr().err
+    assert len(said.splitlines()) == 1 and f"would replace {name}" in said
+    assert {path.name for path in folder.iterdir()} == {name, "notes.txt"}
+    assert (folder / name).read_text() == "mine"
+    (folder / name).unlink()
+    for _ in range(2):  # the second time over what is ours
+        assert export.main(words) == 0
+    assert (folder / "notes.txt").read_text() == "mine" and (folder / name).exists()
 
 
 def test_what_cannot_stream_is_refused(tmp_path, capsys):

@@ -542,6 +542,21 @@ def test_a_plan_does_not_change_but_returns_what_was_found(model, signals):
     assert by_k.settings["k"] == 4 and not by_k.is_missed(clustered)
 
 
+def test_an_error_counts_from_the_network_that_is_quantized(model, signals):
+    """Between rounds that is one that was trained on, not the one in the file."""
+    layers = read_model_file(model).layers
+    trained = tuple(
+        replace(layer, weights={key: 1.3 * array for key, array in layer.weights.items()})
+        for layer in layers
+    )
+    plan = ByLambda(
+        RateDistortion(), layers, signals, lambda *_: 1, target_snr_db=20, say=lambda line: None
+    )
+    quantized, _ = plan(trained)
+    error = budget.error_measure(trained, signals)(quantized)
+    assert error <= 0.01 < budget.error_measure(layers, signals)(trained)
+
+
 def test_the_model_itself_is_not_overwritten(model, tmp_path, capsys):
     for name in ("clustered.h5", "model.icse"):
         (tmp_path / name).write_bytes(model.read_bytes())

@@ -125,6 +125,51 @@ def test_bad_arguments_are_one_line(arguments, code, reason):
     assert "Traceback" not in said
 
 
+def in_a_terminal(code):
+    """Returns what Python code shows, run as the first process of a terminal of its own."""
+    pid, terminal = pty.fork()
+    if not pid:
+        os.chdir(ROOT)
+        os.execv(sys.executable, [sys.executable, "-c", code])
+    shown = b""
+    try:
+        while part := os.read(terminal, 4096):
+            shown += part
+    except OSError:  # the terminal of a process that ended
+        pass
+    os.close(terminal)
+    os.waitpid(pid, 0)
+    return shown.decode()
+
+
+def test_a_job_in_the_background_is_not_halted(path):
+    """Settings of the terminal, and its keys, are of the job in front."""
+    shown = in_a_terminal(
+        "import os, subprocess, sys\n"
+        f"words = [sys.executable, '-m', 'speech.stream', '--model', {str(path)!r}]\n"
+        "job = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL,\n"
+        "                       process_group=0)\n"
+        "job.stdin.write(bytes(32000)); job.stdin.close()\n"
+        "_, status = os.waitpid(job.pid, os.WUNTRACED)\n"
+        "print('halted' if os.WIFSTOPPED(status) else f'ended {status}')\n"
+        "os.WIFSTOPPED(status) and job.kill()"
+    )
+    assert "ended 0" in shown and "1.0 s of audio" in shown
+
+
+def test_nothing_of_the_terminal_stays_open():
+    shown = in_a_terminal(
+        "import os, threading\n"
+        "from speech.stream import _keys\n"
+        "def count(): return len(os.listdir('/proc/self/fd')), threading.active_count()\n"
+        "before = count()\n"
+        "for _ in range(3):\n"
+        "    with _keys(print): assert count() > before\n"
+        "print('left', count() == before)"
+    )
+    assert shown.split() == ["left", "True"]
+
+
 def test_the_meter_and_the_keys_in_a_terminal(path):
     """With a terminal of its own, the key b switches and q ends."""
     pid, terminal = pty.fork()

@@ -29,8 +29,8 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
-import scipy.fft
 
+from speech.base.lazy import scipy
 from speech.data.cache import AudioCache, expand
 from speech.data.corpus import Noise, Utterance, load_noise, split_utterances
 from speech.sound import augment

@@ -279,10 +279,16 @@ def pack_floats(array: np.ndarray) -> bytes:
     """Returns an array as zeros, FP16 if that is exact, or FP32: a byte for which, and values."""
     if not array.any():
         return bytes([ZEROS])
+    floats = exact_floats(array)
+    return bytes([FP16 if floats.itemsize == 2 else FP32]) + floats.tobytes()
+
+
+def exact_floats(array: np.ndarray) -> np.ndarray:
+    """Returns float32 as little-endian FP16 if that is exact, or FP32."""
     with np.errstate(over="ignore"):
         half = array.astype(_FLOATS[FP16])
-    coding = FP16 if np.array_equal(half.astype(np.float32), array) else FP32
-    return bytes([coding]) + array.astype(_FLOATS[coding]).tobytes()
+    is_exact = np.array_equal(half.astype(np.float32), array)
+    return half if is_exact else array.astype(_FLOATS[FP32])
 
 
 def _pack_kernel(kernel: np.ndarray, coder: _Coder) -> bytes:
@@ -299,7 +305,7 @@ def _pack_kernel(kernel: np.ndarray, coder: _Coder) -> bytes:
         bytes([PACKED, MASK_NONE if kept.all() else MASK_PACKED])
         + (b"" if kept.all() else np.packbits(kept).tobytes())
         + book
-        + _pack_bits(indices, index_bits(len(values)))
+        + pack_bits(indices, index_bits(len(values)))
     )
     shortest = min(plain, packed, key=len)
     if not coder.entropy or shortest is not packed:
@@ -323,7 +329,7 @@ def index_bits(num_values: int) -> int:
     return (num_values - 1).bit_length()
 
 
-def _pack_bits(indices: np.ndarray, num_bits: int) -> bytes:
+def pack_bits(indices: np.ndarray, num_bits: int) -> bytes:
     """Returns indices of ``num_bits`` each, high bits first, row by row."""
     bits = np.unpackbits(indices.reshape(-1, 1), axis=1)[:, 8 - num_bits :]
     return np.packbits(bits).tobytes()
@@ -335,11 +341,8 @@ def _pack_book(values: np.ndarray) -> bytes:
     if scale is not None:
         top = np.array(scale, "<f4").tobytes()[2:]
         return bytes([BOOK_INT8]) + top + np.rint(values / scale).astype(np.int8).tobytes()
-    with np.errstate(over="ignore"):
-        half = values.astype("<f2")
-    if np.array_equal(half.astype(np.float32), values):
-        return bytes([BOOK_FP16]) + half.tobytes()
-    return bytes([BOOK_FP32]) + values.astype("<f4").tobytes()
+    floats = exact_floats(values)
+    return bytes([BOOK_FP16 if floats.itemsize == 2 else BOOK_FP32]) + floats.tobytes()
 
 
 def _int8_scale(values: np.ndarray) -> np.float32 | None:

@@ -32,7 +32,8 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
-import scipy.fft
+
+from speech.base.lazy import scipy
 
 #: Power added to a sample's or a bin's: what is 70 dB below full scale counts as silence.
 POWER_FLOOR = 1e-7

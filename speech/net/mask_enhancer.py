@@ -27,7 +27,7 @@ from speech.modelfile.meta import COMPLEX_MASK, MaskConventions
 from speech.modelfile.spec import LayerSpec, ModelFile, ModelFileError, refusals
 from speech.net import blockconv
 from speech.net.folding import fold_batch_normalization
-from speech.net.memory import MAX_BYTES
+from speech.net.memory import MAX_BYTES, keras_bytes
 from speech.net.plan import Plan, plan_of
 from speech.net.reach import reach_of
 from speech.net.streaming import MAX_SAMPLE, CEngine
@@ -80,17 +80,16 @@ class MaskEnhancer:
             self.behind = reach.behind
             self._plan = _runnable(file) if engine == "fast" else None
             self.engine = "keras" if self._plan is None else "c"
-            if self._plan is not None:
-                least = 4 * self._plan.tensor_floats
-            else:
+            if self._plan is None:
                 layers = fold_batch_normalization(file.layers)
                 self._frame_bytes = _bytes_of(layers)
-                least = 2 * (self.behind + 1) * self._frame_bytes
-            if least > MAX_BYTES:
-                raise ModelFileError(
-                    f"the network reaches {self.behind:,} frames back and needs {least:,} bytes, "
-                    f"expected at most {MAX_BYTES:,}"
-                )
+                num_frames = 2 * (self.behind + 1)
+                least = max(num_frames * self._frame_bytes, keras_bytes(layers, num_frames))
+                if least > MAX_BYTES:
+                    raise ModelFileError(
+                        f"the network reaches {self.behind:,} frames back and needs {least:,} "
+                        f"bytes, expected at most {MAX_BYTES:,}"
+                    )
         if self._plan is None:
             from speech.net.keras_models import keras_function
 
@@ -185,11 +184,12 @@ class _CoresStream(MaskStream):
     """Runs in C, a chunk of hops at a time, which cores divide among themselves.
 
     The core with the first piece goes on from the state after the chunk before; the others begin
-    as many hops early as their output depends on.
+    as many hops early as their output depends on. There are no more cores than have room.
     """
 
     def __init__(self, enhancer: MaskEnhancer, plan: Plan, threads: int | None) -> None:
-        cores = blockconv.num_threads(threads)
+        at_once = max(1, MAX_BYTES // (4 * plan.tensor_floats))
+        cores = min(blockconv.num_threads(threads), at_once)
         self._path, self._engines = enhancer.path, [CEngine(plan)]
         self._more = lambda: CEngine(plan)
         stft = plan.conventions.stft

@@ -16,8 +16,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
-import scipy.fft
 
+from speech.base.lazy import scipy
 from speech.net import blockconv
 from speech.net.losses import MeanAbsoluteError, NegativeSISDR
 from speech.net.mask_loss import MaskLoss

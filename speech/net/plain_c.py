@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from speech.modelfile.icse import index_bits, pack
+from speech.modelfile.icse import exact_floats, index_bits, pack, pack_bits
 from speech.modelfile.spec import ModelFile
 from speech.net import plan as plans
 from speech.net import tape
@@ -101,14 +101,14 @@ def stored(array: np.ndarray) -> _Stored:
         if not 1 <= len(values) <= _MOST_VALUES:
             continue
         indices = np.searchsorted(values, chosen).astype(np.uint8)
-        bits = np.unpackbits(indices.reshape(-1, 1), axis=1)[:, 8 - index_bits(len(values)) :]
+        packed = pack_bits(indices, index_bits(len(values)))
         book = _plain(values)
         same = bool((kept == kept[0]).all())  # one row of the mask does for all
         mask = b"" if kept.all() else np.packbits(kept[0] if same else kept).tobytes()
         forms.append(
             _Stored(
                 _INDICES_TO_HALVES if book.format == _HALVES else _INDICES_TO_FLOATS,
-                np.packbits(bits).tobytes() + b"\0\0",  # what is read beyond the last index
+                packed + b"\0\0",  # what is read beyond the last index
                 book.data,
                 len(values),
                 mask,
@@ -123,11 +123,8 @@ def _shape(layer: Layer) -> tuple[int, ...]:
 
 
 def _plain(array: np.ndarray) -> _Stored:
-    with np.errstate(over="ignore"):
-        half = array.astype("<f2")
-    if np.array_equal(half.astype(np.float32), array):
-        return _Stored(_HALVES, half.tobytes())
-    return _Stored(_FLOATS, array.astype("<f4").tobytes())
+    floats = exact_floats(array)
+    return _Stored(_HALVES if floats.itemsize == 2 else _FLOATS, floats.tobytes())
 
 
 class _Encoded:

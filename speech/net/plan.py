@@ -17,6 +17,7 @@ from speech.modelfile.meta import COMPLEX_MASK, MaskConventions
 from speech.modelfile.spec import LayerSpec, ModelFile, ModelFileError, refusals
 from speech.net import tape
 from speech.net.folding import fold_batch_normalization
+from speech.net.memory import MAX_BYTES
 from speech.net.reach import reach_of
 
 CONVOLUTION, OVER_BANDS, POINTWISE = range(3)
@@ -149,8 +150,8 @@ def plan_of(file: ModelFile) -> Plan:
     """Writes the network of a model file down.
 
     Raises:
-        ModelFileError: It is of another kind, is not causal, or has a layer that has no place in
-            the table; the message says which.
+        ModelFileError: It is of another kind, is not causal, takes too much memory, or has a layer
+            that has no place in the table; the message says which.
     """
     with refusals(file.path):
         if file.kind != COMPLEX_MASK:
@@ -210,6 +211,11 @@ class _Writer:
             raise ModelFileError(
                 f"more than {MOST_RINGS} layers are read by convolutions over time, expected "
                 "fewer in a stream"
+            )
+        if 4 * total > MAX_BYTES:
+            raise ModelFileError(
+                f"the frames that are kept take {4 * total:,} bytes of memory, expected at most "
+                f"{MAX_BYTES:,} in a stream"
             )
         split = self._nodes[-1].split or 1
         return Plan(

@@ -13,8 +13,8 @@ import math
 from dataclasses import asdict, dataclass
 
 import numpy as np
-import scipy.fft
 
+from speech.base.lazy import scipy
 from speech.sound.audio import SAMPLE_RATE_HZ
 from speech.sound.mixing import mix_at_snr
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
-import scipy.fft
 
+from speech.base.lazy import scipy
 from speech.sound.stft import StftConfig, analysis_window
 
 #: Frames a block: 65 s at 16 kHz, 17 MB of spectra.

@@ -23,6 +23,8 @@ from typing import Any
 
 import numpy as np
 
+from speech.base.lazy import scipy
+
 #: Frames that must overlap for the squared windows to add up to a constant, and its mean.
 _WINDOWS = {"hann": (3, 0.375), "sqrt_hann": (2, 0.5)}
 
@@ -116,8 +118,6 @@ def whole_frames(samples: np.ndarray, config: StftConfig = DEFAULT) -> np.ndarra
     Returns:
         complex [1 + (num_samples - config.frame) // config.hop, num_bins].
     """
-    import scipy.fft  # takes 0.2 s, which those who ask for the settings alone do without
-
     frames = np.lib.stride_tricks.sliding_window_view(samples, config.frame)[:: config.hop]
     return scipy.fft.rfft(frames * analysis_window(config, samples.dtype), axis=-1)
 
@@ -142,8 +142,6 @@ def istft(spectra: np.ndarray, num_samples: int, config: StftConfig = DEFAULT) -
         raise ValueError(
             f"spectra have the shape {spectra.shape}; {num_samples} samples have {expected}"
         )
-    import scipy.fft
-
     frames = scipy.fft.irfft(spectra, config.frame, axis=-1)
     num_blocks = config.frame // config.hop
     # Each frame falls into blocks of a hop; block b of frame t is added to block t + b.

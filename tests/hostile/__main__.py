@@ -33,9 +33,12 @@ def read(path):
     import speech.sound.stft  # noqa: F401  what a reader imports on the way is no cost of an attack
     from speech.modelfile.read import read_model_file
     from speech.modelfile.spec import ModelFileError
+    from speech.net.streaming import Stream
     from speech.sound.audio import AudioError, read_audio
 
     reader = read_audio if path.suffix in SOUNDS else read_model_file
+    if path.stem.startswith("stream"):
+        reader = Stream
     logging.getLogger("speech").setLevel(logging.ERROR)  # what is said of a file that is read
     before, start = reset_peak(), time.process_time()
     result = {"file": str(path)}

@@ -9,7 +9,8 @@ import numpy as np
 from benchmarks.trials.mutation import deflated, sealed, sections_of
 from speech.modelfile import icse
 from tests import graph_files
-from tests.builders import WAVEFORM_META, clustered
+from tests.builders import TINY, WAVEFORM_META, clustered, conv2d, graph
+from tests.strange_networks import add, causal, dense, padded, permute
 
 SAMPLED = 300
 
@@ -140,6 +141,8 @@ def bombs(folder):
         ("3200 rows of 4096 symbols of 128 values", symbols(3200, 4096, 128)),
         ("9000 rows, each of few symbols of 256 values", symbols(9000, 300, 256)),
     ])  # fmt: skip
+    for channels in (1, 16):  # 32 bits count the floats of the first, not of the second
+        yield f"a stream of {channels} channels", f"stream{channels}.icse", stream(channels)
 
 
 def skips(folder):
@@ -214,6 +217,22 @@ def rows(count):
     kernel += struct.pack("<2b3H", 1, 1, 1, 2, 3) + np.random.default_rng(0).bytes(4000)
     text = json.dumps({"layers": layers, "meta": {}}).encode()
     return sealed([deflated(text), b"", kernel, kernel, kernel], struct.pack("<I", zlib.crc32(b"")))
+
+
+def stream(channels):
+    """Returns a file of a valid network that keeps many frames, each with many bands of zeros."""
+    layers = graph(
+        conv2d("kept", "input", 3, channels, strides=[1, 64]),
+        padded("pad", "kept", 63 * 512),
+        causal("time", "pad", channels, 1, 64, 512),
+        conv2d("bands", "kept", channels, 1, (1, 8191)),
+        add("sum", "time", "bands"),
+        permute("turned", "sum"),
+        dense("wide", "turned", 4, 256),
+        permute("back", "wide"),
+        conv2d("mask", "back", 1, 2),
+    )
+    return icse.pack(layers, TINY.meta())
 
 
 def symbols(num_rows, num_columns, num_values):
