@@ -27,13 +27,8 @@ from speech.net.keras_models import save_model
 from speech.net.mask_enhancer import MaskEnhancer
 from speech.sound import blocks
 from speech.sound.stft import StftConfig, istft, stft
-from tests.builders import make_speech, write_mask_network
+from tests.builders import write_mask_network
 from tests.mnn_files import dense, write, write_dae, write_fcn, write_mask
-
-
-@pytest.fixture
-def noisy(rng):
-    return make_speech(rng, 9000).astype(np.float32)
 
 
 def heard(tmp_path, experts, noisy, **options):

@@ -19,7 +19,7 @@ from speech.net.streaming import Stream
 from speech.net.timefrequency import SIZES, TimeFrequencyConfig
 from speech.sound.audio import read_audio
 from speech.sound.stft import StftConfig
-from tests.builders import conv2d, graph, make_speech, mask_layers, write_mask_network
+from tests.builders import assert_near, conv2d, graph, mask_layers, write_mask_network
 from tests.reference import timefrequency_oracle
 from tests.strange_networks import STRANGE, model_of
 
@@ -46,18 +46,9 @@ def stream(file, engine):
     return stream
 
 
-@pytest.fixture
-def noisy(rng):
-    return make_speech(rng, 9000).astype(np.float32)
-
-
 def in_blocks(stream, signal, size):
     parts = [stream.push(signal[at : at + size]) for at in range(0, len(signal), size)]
     return np.concatenate([*parts, stream.flush()])
-
-
-def assert_near(found, expected, tolerance=1e-5):
-    assert_allclose(found, expected, rtol=0, atol=tolerance * np.abs(expected).max())
 
 
 # --------------------------------------------------------------------------------------------
