@@ -17,13 +17,13 @@ from __future__ import annotations
 
 import argparse
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from speech import train
 from speech.base import cli
 from speech.base.cli import positive_number
 from speech.base.words import MOST, shown
@@ -74,44 +74,24 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(asked: Experiment) -> int:
-    from speech.base.device import select_devices
+    from speech.base.files import held
+    from speech.training.distribution import begin
 
     out = asked.training.out
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"{out}: is not a folder; choose another --out")
-    cli.check_out(out, asked.training.data.folders, [out / OUTPUT_FOLDER])
-    select_devices(asked.training.gpu, several=True)
-
-    from speech.base.files import held
-    from speech.training.distribution import read_task
-
-    task = read_task()
+    task = begin(asked.training, [out / OUTPUT_FOLDER])
     if task is not None and task.rank:
-        return _help(task, asked)
+        # The first machine alone writes, enhances and scores.
+        if asked.eval_only:
+            raise ValueError("--eval-only runs on the first machine of TF_CONFIG alone")
+        train.train(asked.training, task)
+        return 0
     # The trainer holds the folder itself, and only while it trains.
     with held(out / RESULTS):
         return _lead(task, asked)
 
 
-def _help(task: Task, asked: Experiment) -> int:
-    """Trains with the first machine, which alone writes, enhances and scores."""
-    if asked.eval_only:
-        raise ValueError("--eval-only runs on the first machine of TF_CONFIG alone")
-    few = replace(asked.training.data, num_test=1)
-    asked = replace(asked, training=replace(asked.training, data=few))
-    with tempfile.TemporaryDirectory() as folder:
-        data = _load_data(asked, Path(folder))
-    _train(task, data, asked.training)
-    print(f"done        the rest is done by {task.addresses[0]}")
-    return 0
-
-
 def _lead(task: Task | None, asked: Experiment) -> int:
-    out, tensorboard = asked.training.out, asked.training.tensorboard
-    if tensorboard is not None:
-        from speech.training.tensorboard import require_tensorboard
-
-        require_tensorboard(tensorboard)  # not after an hour of mixing
+    out = asked.training.out
     started = time.perf_counter()
     data = _load_data(asked, out / "test")
     if not data.test:
@@ -237,9 +217,7 @@ def _parser() -> argparse.ArgumentParser:
         help=f"give each hidden layer N filters (default {NUM_FILTERS}, the paper's)")  # fmt: skip
     run = parser.add_argument_group("run")
     add = run.add_argument
-    add("--gpu", default="0", metavar="LIST",
-        help="run on this GPU: 0 (default), several as 0,1 to share each step, or -1 for the "
-        "CPU")  # fmt: skip
+    add("--gpu", **cli.GPUS)
     add("-o", "--out", type=Path, default=DEFAULT_OUT, metavar="DIR",
         help="write to this folder (default %(default)s)")  # fmt: skip
     add("--eval-only", action="store_true", help="enhance and score with the model in --out")

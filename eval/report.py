@@ -101,8 +101,7 @@ def write_report(config: ReportConfig) -> Report:
     from eval.testsets import join_runs
     from speech.base.files import write_text
 
-    if config.out.exists() and not config.out.is_dir():
-        raise ValueError(f"{config.out}: is not a folder; choose another -o")
+    cli.check_folder(config.out)
     folders = [config.noisy, config.clean, *config.show]
     runs = read_runs(config.runs, [folder for folder in folders if folder is not None])
     page = build(

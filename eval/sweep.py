@@ -122,8 +122,7 @@ def sweep_models(config: SweepConfig) -> list[dict[str, Any]]:
         ValueError: Folders or models are not as they should be.
         OSError: A file can't be read or written.
     """
-    if config.out.exists() and not config.out.is_dir():
-        raise ValueError(f"{config.out}: is not a folder; choose another --out")
+    cli.check_folder(config.out)
     cli.check_out(config.out, [config.noisy, config.clean], [config.out / "enhanced"])
     with held(config.out), connected(config.dask, config.num_jobs) as cluster:
         points = config.models

@@ -360,8 +360,7 @@ def run(config: ExperimentConfig, say: Callable[[str], None] | None = None) -> d
         OSError: A file can't be read or written.
     """
     folder = config.folder
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"{folder}: is not a folder; choose another --out")
+    cli.check_folder(folder)
     with held(folder):
         return _run_alone(config, say or (lambda line: None))
 
@@ -646,8 +645,7 @@ def _parser() -> argparse.ArgumentParser:
         help="keep models in this folder (default OUT/models); experiments of one scale that share "
         "it train the autoencoders once")  # fmt: skip
     add("--seed", **cli.SEED)
-    add("--gpu", default="0", metavar="LIST",
-        help="run on this GPU: 0 (default), or -1 for the CPU")  # fmt: skip
+    add("--gpu", **cli.GPU)
     return parser
 
 

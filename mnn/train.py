@@ -356,8 +356,7 @@ def _parser() -> argparse.ArgumentParser:
         _add_training_options(command)
         _add_choices(command, what)
         add_data_options(command, test=False)
-        add("--gpu", default="0", metavar="LIST",
-            help="run on this GPU: 0 (default), or -1 for the CPU")  # fmt: skip
+        add("--gpu", **cli.GPU)
     return parser
 
 

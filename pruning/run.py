@@ -223,8 +223,7 @@ def _parser() -> argparse.ArgumentParser:
     add_data_options(parser)
     add_training_options(parser, epochs_flag="--retrain-epochs")
     add = parser.add_argument_group("run").add_argument
-    add("--gpu", default="0", metavar="LIST",
-        help="run on this GPU: 0 (default), several as 0,1, or -1 for the CPU")  # fmt: skip
+    add("--gpu", **cli.GPUS)
     add("--score", action=argparse.BooleanOptionalAction,
         help="score by PESQ and STOI before and after, on the test data given or the bundled ones; "
         "retraining implies it")  # fmt: skip

@@ -369,8 +369,7 @@ def _parser() -> argparse.ArgumentParser:
     add_data_options(parser)
     add_training_options(parser, epochs_flag="--finetune-epochs")
     add = parser.add_argument_group("run").add_argument
-    add("--gpu", default="0", metavar="LIST",
-        help="run on this GPU: 0 (default), several as 0,1, or -1 for the CPU")  # fmt: skip
+    add("--gpu", **cli.GPUS)
     add("--work", type=Path, metavar="DIR",
         help="keep checkpoints in this folder (default runs/quantization/MODEL-...)")  # fmt: skip
     add("--score", action=argparse.BooleanOptionalAction,

@@ -23,6 +23,7 @@ from speech.training.options import add_options, check_usage, request
 from speech.training.request import Request
 
 if TYPE_CHECKING:
+    from speech.training.distribution import Task
     from speech.training.trainer import Trainer
 
 
@@ -36,29 +37,26 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(asked: Request) -> int:
-    from speech.base.device import select_devices
+    from speech.training.distribution import begin
 
-    if asked.out.exists() and not asked.out.is_dir():
-        raise ValueError(f"{asked.out}: is not a folder; choose another --out")
-    cli.check_out(asked.out, asked.data.folders)
-    select_devices(asked.gpu, several=True)
-    if asked.tensorboard is not None:
-        from speech.training.tensorboard import require_tensorboard
+    task = begin(asked)
+    trainer = train(asked, task)
+    if trainer.writes:
+        _report(asked, trainer)
+    return 0
 
-        require_tensorboard(asked.tensorboard)
 
-    from speech.training.distribution import Machines, read_task
+def train(asked: Request, task: Task | None) -> Trainer:
+    """Trains what is asked for, after `speech.training.distribution.begin`."""
+    from speech.training.distribution import Machines
     from speech.training.run import train_request
 
-    task = read_task()
     machines = None if task is None else Machines(task)
     trainer = train_request(asked, machines=machines, say=cli.say)
     if not trainer.writes:
         assert task is not None
         print(f"done        the rest is done by {task.addresses[0]}")
-        return 0
-    _report(asked, trainer)
-    return 0
+    return trainer
 
 
 def _report(asked: Request, trainer: Trainer) -> None:

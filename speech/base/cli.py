@@ -413,6 +413,12 @@ def in_processes(tasks: Iterable[Any], num_jobs: int) -> Iterable[Any]:
             )(tasks)
 
 
+def check_folder(out: Path) -> None:
+    """Raises ValueError if a folder is to be written where a file stands."""
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"{out}: is not a folder; choose another --out")
+
+
 def check_out(out: Path, inputs: Iterable[Path | None], filled: Iterable[Path | None] = ()) -> None:
     """Raises ValueError if results would be found among the inputs, now or by the next run.
 
@@ -458,6 +464,16 @@ JSON: dict[str, Any] = {
     "type": json_file,
     "metavar": "FILE",
     "help": "also write the results to FILE as JSON",
+}
+GPU: dict[str, Any] = {
+    "default": "0",
+    "metavar": "N",
+    "help": "run on this GPU: 0 (default), or -1 for the CPU",
+}
+#: Of commands that share each training step among several.
+GPUS: dict[str, Any] = GPU | {
+    "metavar": "LIST",
+    "help": "run on this GPU: 0 (default), several as 0,1 to share each step, or -1 for the CPU",
 }
 JOBS: dict[str, Any] = {
     "type": num_jobs,

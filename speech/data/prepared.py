@@ -100,8 +100,7 @@ def prepare(
     clean_root, noise_root = clean_root.absolute(), noise_root.absolute()
     out = out.absolute() if cluster else out
     _check_apart(out, clean_root, noise_root)
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"{out}: is not a folder; choose another --out")
+    cli.check_folder(out)
     speech_split = split if split is None or corpus.has_splits(clean_root) else None
     utterances = corpus.find_speech(clean_root, speech_split, skip_sa)[:limit]
     report = Report()

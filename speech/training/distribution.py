@@ -27,11 +27,16 @@ from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from speech.base import cli
+from speech.base.device import select_devices
 from speech.data.pipeline import Batch, Batches, TrainingData, collate
+from speech.training.request import Request
+from speech.training.tensorboard import require_tensorboard
 
 _LOGGER = logging.getLogger("speech")
 
@@ -99,6 +104,30 @@ def read_task() -> Task | None:
             '{"cluster": {"worker": ["host:port", ...]}, "task": {"type": "worker", "index": 0}}'
         ) from None
     return task if len(task.addresses) > 1 else None
+
+
+def begin(asked: Request, filled: Sequence[Path] = ()) -> Task | None:
+    """Does what comes first in a command that trains, before anything of Keras is imported.
+
+    It checks the folder of the run, and chooses the devices.
+
+    Args:
+        asked: What is trained.
+        filled: Folders that the command fills, as `speech.base.cli.check_out` takes them.
+
+    Returns:
+        Of `read_task`.
+
+    Raises:
+        ValueError: The folder, a device or TF_CONFIG is unusable, or TensorBoard is missing.
+    """
+    cli.check_folder(asked.out)
+    cli.check_out(asked.out, asked.data.folders, filled)
+    select_devices(asked.gpu, several=True)
+    task = read_task()
+    if asked.tensorboard is not None and (task is None or not task.rank):
+        require_tensorboard(asked.tensorboard)  # not after an hour of mixing
+    return task
 
 
 class Machines:
