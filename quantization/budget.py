@@ -13,12 +13,10 @@ from typing import Any
 import numpy as np
 
 from quantization import graphs
-from quantization.ratedistortion import MAX_LAMBDA, RateDistortion
+from quantization.ratedistortion import MAX_LAMBDA, RateDistortion, Signals
 from speech.modelfile.spec import LayerSpec
 
 Layers = tuple[LayerSpec, ...]
-#: Inputs of a network: signals float32 [time, 1], or those of ``quantization.graphs``.
-Signals = Sequence[np.ndarray] | Sequence[graphs.Spectrum]
 
 MIN_LAMBDA = 1e-7
 #: The search for lambda ends within this share of the bytes, or after so many tries.

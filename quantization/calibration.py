@@ -255,7 +255,7 @@ def statistics(
 
 
 def sensitivities(
-    stages: Sequence[Stage], signals: Sequence[np.ndarray], *, probes: int = 1, seed: int = 0
+    stages: Sequence[Stage], signals: Sequence[np.ndarray], *, probes: int = 1
 ) -> list[np.ndarray]:
     """Returns how much noise in each filter's output adds to that of the network.
 
@@ -266,13 +266,12 @@ def sensitivities(
     Args:
         stages: The network.
         signals: Its inputs.
-        probes: Projections a signal.
-        seed: Of the projections.
+        probes: Projections per signal.
 
     Returns:
         float64 [filters] for each stage; the input's power of a stage counts as in `statistics`.
     """
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     totals = [np.zeros(stage.kernel.shape[2]) for stage in stages]
     for signal in signals:
         inputs, powers = [], []

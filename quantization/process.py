@@ -20,11 +20,12 @@ import numpy as np
 
 from quantization import calibration, graphs
 from quantization.accounting import SizeRow, account
-from quantization.budget import Signals, can_measure
+from quantization.budget import can_measure
 from quantization.config import FINETUNE_EPOCHS, FINETUNE_LEARNING_RATE, QuantizationConfig
 from quantization.kmeans import Codebooks, clustered_layers
 from quantization.plans import ByK, ByLambda, Plan
-from quantization.ratedistortion import RateDistortion
+from quantization.ratedistortion import RateDistortion, Signals
+from speech.base import cli
 from speech.base.device import select_devices
 from speech.base.files import held, sha256_of
 from speech.data.corpus import Pair
@@ -98,8 +99,7 @@ def quantize_file(
     """
     out = Path(out)
     file = read_model_file(path)
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"{out}: is not a folder; choose another -o")
+    cli.check_folder(out)
     if file.path.resolve() in ((out / name).resolve() for name in (CLUSTERED, PACKED)):
         raise ValueError(f"{out}: would overwrite the model; choose another -o")
     is_long = config.needs_training_data or config.score

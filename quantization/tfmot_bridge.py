@@ -69,7 +69,6 @@ def cluster(
     layers: Sequence[LayerSpec],
     codebooks: Mapping[str, np.ndarray],
     *,
-    masks: Mapping[str, np.ndarray] | None = None,
     data: Data | None = None,
     validation: Data | None = None,
     epochs: int = 0,
@@ -87,11 +86,9 @@ def cluster(
     are all trained, by Adam with a learning rate that falls along a cosine to a hundredth.
 
     Args:
-        layers: The network; it is not changed.
+        layers: The network; it is not changed. Channels that are all zero stay so.
         codebooks: Layer name -> centroids to start with, float [k], k >= 2. Layers without one
             keep a kernel of free values.
-        masks: Layer name -> bool [in, out], False where pruned. What is pruned is set to zero and
-            stays so. Layers without one, or None: pruned are the channels that are all zero.
         data: Training data, of which epoch 0 and so on are used. Needed if ``epochs`` > 0.
         validation: With it, the state with the smallest error after an epoch, or at the start, is
             the result; without, the last one.
@@ -112,15 +109,14 @@ def cluster(
         codebook. In float32, bit for bit what TF-MOT's ``strip_clustering`` gives.
 
     Raises:
-        ValueError: TF-MOT or tf_keras is missing or too old; a codebook, mask or setting makes no
+        ValueError: TF-MOT or tf_keras is missing or too old; a codebook or a setting makes no
             sense; the error is not finite any more; ``work`` holds another run.
         ChildProcessError: The process with TF-MOT died, such as for want of memory.
     """
     layers = tuple(layers)
     _check_settings(epochs, data, learning_rate, conv)
     codebooks = checked_codebooks(layers, codebooks)
-    masks = _masks_of(layers, codebooks, masks or {})
-    layers = tuple(_pruned(layer, masks.get(layer.name)) for layer in layers)
+    masks = _masks_of(layers, codebooks)
     _check_sizes(layers, codebooks, masks)
     require_tfmot()
     run = _Run(data, validation, epochs, learning_rate, progress)
@@ -220,36 +216,15 @@ def checked_codebooks(
     return checked
 
 
-def _masks_of(
-    layers: Layers, codebooks: Mapping[str, np.ndarray], masks: Mapping[str, np.ndarray]
-) -> dict[str, np.ndarray]:
-    """Returns the mask of each layer in which something is pruned, to multiply its kernel by."""
-    found: dict[str, np.ndarray] = {}
+def _masks_of(layers: Layers, codebooks: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Returns what is kept of each clustered layer that has channels of zeros."""
+    found = {}
     for layer in layers:
-        if layer.name not in codebooks and layer.name not in masks:
-            continue
-        shape = taps_of(layer).shape[1:] if "kernel" in layer.weights else None
-        mask = masks.get(layer.name)
-        if mask is None:
+        if layer.name in codebooks:
             mask = np.asarray(taps_of(layer).any(axis=0))
-        elif np.shape(mask) != shape or np.asarray(mask).dtype != bool:
-            raise ValueError(
-                f"the mask of layer {layer.name} is {np.asarray(mask).dtype} {np.shape(mask)}, "
-                f"expected bool {shape}, [in, out]"
-            )
-        if not np.all(mask):
-            found[layer.name] = np.array(for_kernel(layer.class_name, mask))
-    for name in masks:
-        if name not in [layer.name for layer in layers]:
-            raise ValueError(f"a mask is for layer {name!r}, which the network does not have")
+            if not mask.all():
+                found[layer.name] = np.array(for_kernel(layer.class_name, mask))
     return found
-
-
-def _pruned(layer: LayerSpec, mask: np.ndarray | None) -> LayerSpec:
-    if mask is None:
-        return layer
-    kernel = np.where(mask, layer.weights["kernel"], np.float32(0))
-    return replace(layer, weights={**layer.weights, "kernel": kernel})
 
 
 def _check_sizes(

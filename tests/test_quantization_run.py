@@ -9,7 +9,7 @@ from numpy.testing import assert_array_equal
 
 from mnn.experts import build_expert
 from pruning import sparsity
-from quantization import accounting, budget, graphs, process, run
+from quantization import accounting, budget, calibration, graphs, process, run
 from quantization.config import QuantizationConfig
 from quantization.kmeans import Codebooks, cluster_layers, clustered_layers
 from quantization.plans import ByK, ByLambda
@@ -540,6 +540,23 @@ def test_a_plan_does_not_change_but_returns_what_was_found(model, signals):
     assert said[0].startswith(f"lambda      {found.how.lam:.4g}: ")
     clustered, by_k = ByK(Codebooks(k=4))(layers)
     assert by_k.settings["k"] == 4 and not by_k.is_missed(clustered)
+
+
+@pytest.mark.parametrize("of_spectra", [False, True])
+def test_a_search_weighs_the_layers_of_a_network_once(of_spectra, signals, speech_like, tmp_path,
+                                                      model, monkeypatch):  # fmt: skip
+    path, inputs = (spectral(tmp_path), speech_like) if of_spectra else (model, signals)
+    where = graphs if of_spectra else calibration
+    weigh, weighed, said = where.sensitivities, [], []
+    monkeypatch.setattr(
+        where, "sensitivities", lambda *given: weighed.append(given) or weigh(*given)
+    )
+    plan = ByLambda(
+        RateDistortion(), read_model_file(path).layers, inputs, lambda *_: 1, target_snr_db=17,
+        say=said.append,
+    )  # fmt: skip
+    plan(plan.original)
+    assert len(said) > 1 and len(weighed) == 1
 
 
 def test_an_error_counts_from_the_network_that_is_quantized(model, signals):
