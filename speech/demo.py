@@ -592,13 +592,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
     options = _parser().parse_args(argv)
     cli.log_to_stderr()
-    return cli.run(lambda: _run(options))
+    return cli.run(lambda: _run(**vars(options)))
 
 
-def _run(options: argparse.Namespace) -> int:
+def _run(models: list[Path], experts: list[Path], host: str, port: int, max_mb: float) -> int:
     before = {number: signal.signal(number, _stop) for number in _ENDINGS}
     try:
-        return _serve(options)
+        return _serve(models, experts, host, port, max_mb)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -618,10 +618,10 @@ def _own_folder() -> Iterator[str]:
             time.sleep(0.1)
 
 
-def _serve(options: argparse.Namespace) -> int:
+def _serve(models: list[Path], experts: list[Path], host: str, port: int, max_mb: float) -> int:
     with _own_folder() as folder:
-        demo = Demo(Path(folder), options.models, options.experts)
-        with Server(demo, options.host, options.port, options.max_mb) as server:
+        demo = Demo(Path(folder), models, experts)
+        with Server(demo, host, port, max_mb) as server:
             print(f"page      {server.url}", flush=True)
             if not server.is_local:
                 print("whoever reaches this address can use the page", file=sys.stderr)

@@ -472,7 +472,7 @@ def check_network() -> str:
     return f"C kernels and Keras agree to {difference:.0e}"
 
 
-def checks_of(options: argparse.Namespace) -> list[tuple[str, Callable[[], str]]]:
+def checks_of(timit: Path | None, noise: Path | None) -> list[tuple[str, Callable[[], str]]]:
     """Returns all checks, cheap ones first."""
     checks: list[tuple[str, Callable[[], str]]] = [
         ("packages", check_packages),
@@ -481,10 +481,10 @@ def checks_of(options: argparse.Namespace) -> list[tuple[str, Callable[[], str]]
         ("models", check_models),
         ("corpus", check_bundled_corpus),
     ]
-    if options.timit is not None:
-        checks.append(("--timit", lambda: check_timit(options.timit)))
-    if options.noise is not None:
-        checks.append(("--noise", lambda: check_noise(options.noise)))
+    if timit is not None:
+        checks.append(("--timit", lambda: check_timit(timit)))
+    if noise is not None:
+        checks.append(("--noise", lambda: check_noise(noise)))
     return [
         *checks,
         ("C compiler", check_kernels),
@@ -497,12 +497,12 @@ def checks_of(options: argparse.Namespace) -> list[tuple[str, Callable[[], str]]
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
     options = _parser().parse_args(argv)
-    return cli.run(lambda: _run(options))
+    return cli.run(lambda: _run(checks_of(options.timit, options.noise)))
 
 
-def _run(options: argparse.Namespace) -> int:
+def _run(checks: list[tuple[str, Callable[[], str]]]) -> int:
     num_wrong = 0
-    for finding in examine(checks_of(options)):
+    for finding in examine(checks):
         print(f"{'WRONG' if finding.fix else 'ok':6s}{finding.name:13s}{finding.text}", flush=True)
         if finding.fix:
             num_wrong += 1

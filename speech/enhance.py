@@ -47,6 +47,26 @@ if TYPE_CHECKING:
 _LOUDEST = 10.0
 
 
+@dataclass(frozen=True)
+class EnhanceConfig:
+    """What to enhance, and how.
+
+    Attributes:
+        inputs: Audio files and folders.
+        out: Folder to write; for one file it may be the file.
+        model: Model file.
+        peak: Level of the outputs, max |x| in (0, 1]; None for the one that fits the input best, or
+            that a network over time and frequency gives.
+        whole: Whether a waveform model never cuts into blocks.
+    """
+
+    inputs: tuple[Path, ...]
+    out: Path
+    model: Path = DEFAULT_MODEL
+    peak: float | None = None
+    whole: bool = False
+
+
 @dataclass
 class Report:
     """What a run did.
@@ -202,26 +222,45 @@ def enhance_all(
     return report
 
 
+def enhance(config: EnhanceConfig) -> tuple[Enhancer, Report]:
+    """Enhances files and folders: what ``python -m speech.enhance`` does.
+
+    Returns:
+        What it was done with, and what was done.
+
+    Raises:
+        ValueError: The model is refused, two outputs would be one file, or the only input can't be
+            read.
+    """
+    from speech.base.files import remove_leftovers
+    from speech.sound.audiofiles import plan_outputs
+
+    jobs = plan_outputs(config.inputs, config.out)
+    for folder in {target.parent for _, target in jobs}:
+        remove_leftovers(folder)
+    enhancer = Enhancer(config.model)
+    strict = len(jobs) == 1 and all(item.is_file() for item in config.inputs)
+    return enhancer, enhance_all(
+        enhancer, jobs, peak=config.peak, whole=config.whole, strict=strict
+    )
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
     options = _parser().parse_args(argv)
-    cli.log_to_stderr()
-    return cli.run(lambda: _run(options))
-
-
-def _run(options: argparse.Namespace) -> int:
-    from speech.base.files import remove_leftovers, write_json
-    from speech.net.reach import summary_of
-    from speech.sound.audiofiles import plan_outputs, say_turned_down
-
-    jobs = plan_outputs(options.inputs, options.out)
-    for folder in {target.parent for _, target in jobs}:
-        remove_leftovers(folder)
-    enhancer = Enhancer(options.model)
-    named = all(item.is_file() for item in options.inputs)
-    report = enhance_all(
-        enhancer, jobs, peak=options.peak, whole=options.whole, strict=named and len(jobs) == 1
+    config = EnhanceConfig(
+        tuple(options.inputs), options.out, options.model, options.peak, options.whole
     )
+    cli.log_to_stderr()
+    return cli.run(lambda: _run(config, options.json))
+
+
+def _run(config: EnhanceConfig, json: Path | None) -> int:
+    from speech.base.files import write_json
+    from speech.net.reach import summary_of
+    from speech.sound.audiofiles import say_turned_down
+
+    enhancer, report = enhance(config)
     ways = [row["way"] for row in report.files]
     audio_seconds = report.audio_seconds
     print(f"model     {enhancer.file.path} (sha256 {enhancer.file.sha256[:12]}, {enhancer.engine})")
@@ -237,13 +276,14 @@ def _run(options: argparse.Namespace) -> int:
                   f"{BLOCK_SECONDS:g} s with cross-fades of {FADE_SECONDS:g} s")  # fmt: skip
         print(f"audio     {audio_seconds:.1f} s in {report.seconds:.1f} s, real-time factor "
               f"{report.seconds / max(audio_seconds, 1e-9):.4f}")  # fmt: skip
-        print(f"written   {report.files[0]['output'] if len(jobs) == 1 else options.out}")
+        is_one = len(report.files) + len(report.skipped) == 1
+        print(f"written   {report.files[0]['output'] if is_one else config.out}")
     say_turned_down(report.files)
     for _, reason in report.skipped:
         print(f"skipped: {reason}", file=sys.stderr)
-    if options.json:
+    if json:
         write_json(
-            options.json,
+            json,
             {
                 "model": str(enhancer.file.path),
                 "sha256": enhancer.file.sha256,
@@ -256,6 +296,7 @@ def _run(options: argparse.Namespace) -> int:
                 "skipped": [{"input": source, "reason": why} for source, why in report.skipped],
             },
         )
+    named = all(item.is_file() for item in config.inputs)
     return 0 if report.files and not (named and report.skipped) else 1
 
 

@@ -382,29 +382,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.int8 and options.to != "tflite":
         parser.error("--int8 is for --to tflite")
     cli.log_to_stderr()
-    return cli.run(lambda: _run(options))
+    return cli.run(lambda: _run(options.model, options.to, options.out, options.int8))
 
 
-def _run(options: argparse.Namespace) -> int:
+def _run(model: Path, to: str, out: Path | None, int8: bool) -> int:
     from speech.base.files import atomic_path
     from speech.modelfile.icse import pack
     from speech.modelfile.read import read_model_file
 
-    file = read_model_file(options.model)
-    if options.to == "c":
-        return _write_c(file, options.out or options.model.with_name(options.model.stem + "_c"))
-    ending = ".int8.tflite" if options.int8 else "." + options.to
-    out = options.out or options.model.with_suffix(ending)
-    if out.resolve() == options.model.resolve():
+    file = read_model_file(model)
+    if to == "c":
+        return _write_c(file, out or model.with_name(model.stem + "_c"))
+    out = out or model.with_suffix(".int8.tflite" if int8 else "." + to)
+    if out.resolve() == model.resolve():
         raise ValueError(f"{out}: would overwrite the model; choose another -o")
-    data = (
-        to_onnx(file.layers) if options.to == "onnx" else to_tflite(file.layers, int8=options.int8)
-    )
+    data = to_onnx(file.layers) if to == "onnx" else to_tflite(file.layers, int8=int8)
     with atomic_path(out) as temporary:
         temporary.write_bytes(data)
-    original = options.model.stat().st_size
+    original = model.stat().st_size
     packed = len(pack(file.layers, file.meta))
-    rows = [(str(options.model), original), ("the same as .icse", packed), (str(out), len(data))]
+    rows = [(str(model), original), ("the same as .icse", packed), (str(out), len(data))]
     width = max(len(name) for name, _ in rows)
     for name, size in rows:
         print(f"{name:<{width}}  {size:>12,} bytes  {100 * size / original:6.2f} %")

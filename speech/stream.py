@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     if options.device is not None and len(options.device) > 2:
         parser.error("--device takes at most two names or numbers: input and output")
-    return cli.run(lambda: _run(options))
+    return cli.run(lambda: _run(**vars(options)))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -76,24 +76,24 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _run(options: argparse.Namespace) -> int:
+def _run(
+    model: Path, format: str, rate: int | None, device: Sequence[str] | None, bypass: bool
+) -> int:
     from speech.net.live import Live
     from speech.net.streaming import Stream
 
-    stream = Stream(options.model)
-    rate_hz = options.rate or stream.sample_rate_hz
+    stream = Stream(model)
+    rate_hz = rate or stream.sample_rate_hz
     if not 1000 <= rate_hz <= 768_000:
         raise ValueError(f"--rate is {rate_hz}, expected 1,000 to 768,000 Hz")
-    live = Live(stream, rate_hz, bypass=options.bypass)
+    live = Live(stream, rate_hz, bypass=bypass)
     if rate_hz != stream.sample_rate_hz:
         print(f"{rate_hz} Hz resampled to {stream.sample_rate_hz} Hz and back, latency "
               f"{1000 * live.latency_s:.0f} ms; nothing is left above "
               f"{stream.sample_rate_hz / 2000:g} kHz", file=sys.stderr)  # fmt: skip
-    if options.device is not None:
-        return run_device(
-            live, options.device, stream.hop_samples * rate_hz // stream.sample_rate_hz
-        )
-    return run_pipe(live, options.format, sys.stdin.fileno(), sys.stdout.fileno())
+    if device is not None:
+        return run_device(live, device, stream.hop_samples * rate_hz // stream.sample_rate_hz)
+    return run_pipe(live, format, sys.stdin.fileno(), sys.stdout.fileno())
 
 
 # --------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """The rooms of the house: who may import whom, no arrow upward, no circle; imports do no work."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -73,14 +74,34 @@ def test_rooms_import_only_what_they_may(name):
 
 
 #: Below the doors, where options become frozen values.
-PARSE = {"speech.base.cli", "speech.training.common_options", "speech.training.options"}
+PARSE = {"speech.training.common_options", "speech.training.options"}
+
+
+def takers_of_options(path):
+    """Returns the functions of a file that are given parsed options, and the names of arguments."""
+    return {
+        node.name: [argument.arg for argument in node.args.args]
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.FunctionDef)
+        and any(
+            argument.annotation is not None and "Namespace" in ast.unparse(argument.annotation)
+            for argument in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)
+        )
+    }
 
 
 def test_options_end_at_the_door():
-    for name, path in MODULES.items():
-        rooms = tuple(f"speech.{room}." for room in FLOORS) + ("pruning.", "quantization.")
-        if name.startswith(rooms) and not name.endswith(".run") and name not in PARSE:
-            assert "argparse" not in imported(path), f"{path} knows of options"
+    """Only what checks or converts them beside the parser is given them; measurements are doors."""
+    texts = {name: path.read_text() for name, path in MODULES.items()}
+    for name in sorted(MODULES.keys() - PARSE):
+        for function, arguments in takers_of_options(MODULES[name]).items():
+            if not name.startswith("benchmarks."):
+                assert arguments[:2] == ["parser", "options"], f"{name}.{function} is given options"
+                continue
+            own = name.split(".")[-1]
+            use = re.compile(rf"\b{own}\.{function}\(|from {name} import.*\b{function}\b")
+            for other in MODULES.keys() - {name}:
+                assert not use.search(texts[other]), f"{other} gives {name}.{function} options"
 
 
 def circle(arrows):
