@@ -117,9 +117,9 @@ def _load_data(asked: Experiment, test_folder: Path) -> Data:
 
 def _train(task: Task | None, data: Data, how: Request) -> None:
     from speech.training.distribution import Machines
-    from speech.training.run import train_fcn
+    from speech.training.run import train_waveform
 
-    train_fcn(
+    train_waveform(
         data, how, created_by="timit_fcn_mse.py", machines=None if task is None else Machines(task),
         clips=data.test, say=cli.say,
     )  # fmt: skip
@@ -227,7 +227,7 @@ def _parser() -> argparse.ArgumentParser:
         "OUT/tensorboard); needs pip install tensorboard")  # fmt: skip
     add("--jobs", **cli.JOBS)
     # What `request` asks of the options of speech.train, and this command has no option for.
-    parser.set_defaults(network="fcn", normalization=None, workers=None, json=None)
+    parser.set_defaults(network="fcn", size=None, normalization=None, workers=None, json=None)
     return parser
 
 

@@ -34,7 +34,7 @@ import numpy as np
 
 from speech.base import cli
 from speech.modelfile.spec import LayerSpec, is_chain, linked
-from speech.net import blockconv, mask_gradient, tape
+from speech.net import blockconv, mask_loss, tape
 from speech.net.chain import Network, blocks_from_layers
 from speech.net.losses import find_loss
 from speech.net.mask_loss import MaskLoss
@@ -447,13 +447,13 @@ class _Masks:
         self._tapes: dict[tuple[int, int, bool], tape.Tape] = {}
         self._latest: tape.Tape | None = None
 
-    def prepare(self, noisy: np.ndarray, clean: np.ndarray) -> mask_gradient.Prepared:
+    def prepare(self, noisy: np.ndarray, clean: np.ndarray) -> mask_loss.Prepared:
         """Returns the spectra of a batch [batch, num_samples]."""
-        return mask_gradient.prepare(noisy, clean, self._conventions, self._threads)
+        return mask_loss.prepare(noisy, clean, self._conventions, self._threads)
 
     def forward(
         self,
-        batch: mask_gradient.Prepared,
+        batch: mask_loss.Prepared,
         weights: Mapping[str, Mapping[str, np.ndarray]],
         training: bool = False,
     ) -> np.ndarray | None:
@@ -466,9 +466,9 @@ class _Masks:
         self._latest = self._tapes[key]
         return self._latest.forward(batch.features, weights)
 
-    def loss(self, mask: np.ndarray, batch: mask_gradient.Prepared) -> tuple[float, np.ndarray]:
+    def loss(self, mask: np.ndarray, batch: mask_loss.Prepared) -> tuple[float, np.ndarray]:
         """Returns the loss of a batch, and its gradient with respect to the masks."""
-        return mask_gradient.value_and_gradient(
+        return mask_loss.value_and_gradient(
             mask, batch, self._loss, self._conventions, self._threads
         )
 

@@ -471,11 +471,11 @@ def test_only_the_first_machine_makes_a_test_set(monkeypatch, timit, noises, tmp
     monkeypatch.setenv("TF_CONFIG", config_of({"worker": ["a:1", "b:2"]}, index=1))
     monkeypatch.setattr(distribution, "Machines", lambda task: task)
 
-    def train_fcn(data, asked, **settings):
+    def train_waveform(data, asked, **settings):
         trained.append(data)
         return types.SimpleNamespace(writes=False)
 
-    monkeypatch.setattr("speech.training.run.train_fcn", train_fcn)
+    monkeypatch.setattr("speech.training.run.train_waveform", train_waveform)
     monkeypatch.setattr(
         "speech.training.datasets._write_test_set", lambda *_: pytest.fail("mixed a test set")
     )

@@ -113,7 +113,7 @@ def continuation(
     check_trains(file)
     if file.kind == COMPLEX_MASK:
         return _of_pieces(file, asked, learning_rate, test_folder)
-    settings = RECIPES[recipe_of("fcn", asked.data, asked.recipe)] | {
+    settings = RECIPES[recipe_of(RECIPES, asked.data, asked.recipe)] | {
         "learning_rate": learning_rate
     }
     loss = _stored_loss(file)
@@ -139,7 +139,7 @@ def _of_pieces(
                 "and frequency; leave it out"
             )
     data = asked.data
-    recipe = recipe_of("tf", data, asked.recipe)
+    recipe = recipe_of(TF_RECIPES, data, asked.recipe)
     if recipe not in TF_RECIPES:
         raise ValueError(
             f"--recipe {recipe} is for networks from waveform to waveform, {file.path} is one over "

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +12,12 @@ import keras
 from speech.base.files import write_text
 from speech.data.pipeline import TrainingData
 from speech.modelfile.read import read_model_file
-from speech.modelfile.spec import WAVEFORM
+from speech.modelfile.spec import COMPLEX_MASK, WAVEFORM
 from speech.net.blockconv import default_threads
 from speech.net.chain_training import uses_c_kernels
-from speech.net.fcn import FCNConfig, build_fcn
 from speech.net.keras_models import build_model
 from speech.net.losses import DESCRIPTIONS
 from speech.net.mask_loss import MaskLoss
-from speech.net.timefrequency import SIZES, build_time_frequency
 from speech.net.training_model import MaskTrainingModel
 from speech.sound.audio import SAMPLE_RATE_HZ
 from speech.sound.pictures import learning_curve
@@ -29,7 +26,7 @@ from speech.training.continuing import conventions_of
 from speech.training.datasets import Data, load_pieces, load_training, training_parts
 from speech.training.distribution import Machines
 from speech.training.pieces import PieceData
-from speech.training.request import Request
+from speech.training.request import NETWORKS, Request
 from speech.training.trainer import MakeModel, Trainer
 
 #: Waiting for data that is worth a line.
@@ -60,29 +57,31 @@ def train_request(
         ValueError: No data are found, ``asked.init`` is of another kind, or the folder holds
             another run.
     """
-    if asked.network == "tf":
-        return _train_tf(asked, machines, say)
+    if NETWORKS[asked.network].kind == COMPLEX_MASK:
+        return _train_mask(asked, machines, say)
     data = load_training(asked.data, asked.augmentation, asked.snr_range_db)
     say(f"data        {data.description}")
     if data.left_out:
         say(f"left out    {data.left_out}")
-    return train_fcn(data, asked, created_by="python -m speech.train", machines=machines, say=say)
+    return train_waveform(
+        data, asked, created_by="python -m speech.train", machines=machines, say=say
+    )
 
 
-def _train_tf(asked: Request, machines: Machines | None, say: Callable[[str], None]) -> Trainer:
+def _train_mask(asked: Request, machines: Machines | None, say: Callable[[str], None]) -> Trainer:
     config = asked.training
     training, validation, description = load_pieces(
         asked.data, asked.mixing, config, _workers(asked)
     )
     say(f"data        {description}; pieces of {config.crop_seconds:g} s")
     if asked.init is None:
-        assert asked.size is not None
-        form = replace(SIZES[asked.size], normalization=asked.normalization)
-        network = build_time_frequency(form, seed=config.seed)
+        network, form = NETWORKS[asked.network].build(asked)
+        assert form is not None
+        words = asked.size or asked.network
     else:
         file = read_model_file(asked.init)
         network, form = build_model(file.layers), conventions_of(file)
-    words = asked.size or f"as in {asked.init}"
+        words = f"as in {asked.init}"
     say(f"network     over time and frequency, {words}, {network.count_params():,} weights")
     loss = config.loss
     assert isinstance(loss, MaskLoss)
@@ -97,7 +96,7 @@ def _train_tf(asked: Request, machines: Machines | None, say: Callable[[str], No
     return train(
         network, training, validation, config, asked.out,
         make_model=lambda network, engine: MaskTrainingModel(network, form, loss, engine),
-        title="Network over time and frequency", meta=meta, machines=machines,
+        title=NETWORKS[asked.network].title, meta=meta, machines=machines,
         tensorboard=asked.tensorboard, say=say,
     )  # fmt: skip
 
@@ -109,8 +108,8 @@ def _workers(asked: Request) -> int:
     return 1 if uses_c_kernels() else max(1, min(8, default_threads() // 2))
 
 
-def train_fcn(data: Data, asked: Request, *, created_by: str, **settings: Any) -> Trainer:
-    """Trains the FCN.
+def train_waveform(data: Data, asked: Request, *, created_by: str, **settings: Any) -> Trainer:
+    """Trains a network from waveform to waveform, such as the FCN.
 
     Args:
         data: Of `speech.training.datasets.load_data` or `load_training`, with the augmentation
@@ -127,7 +126,7 @@ def train_fcn(data: Data, asked: Request, *, created_by: str, **settings: Any) -
     """
     config = asked.training
     if asked.init is None:
-        network = build_fcn(FCNConfig(num_filters=asked.num_filters), seed=config.seed)
+        network, _ = NETWORKS[asked.network].build(asked)
     else:
         file = read_model_file(asked.init)
         file.require_waveform()
@@ -142,7 +141,7 @@ def train_fcn(data: Data, asked: Request, *, created_by: str, **settings: Any) -
     }
     return train(
         network, training, validation, config, asked.out,
-        title="FCN", meta=meta, tensorboard=asked.tensorboard, **settings,
+        title=NETWORKS[asked.network].title, meta=meta, tensorboard=asked.tensorboard, **settings,
     )  # fmt: skip
 
 
