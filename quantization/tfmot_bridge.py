@@ -24,7 +24,6 @@ from __future__ import annotations
 import atexit
 import contextlib
 import hashlib
-import importlib.metadata
 import json
 import logging
 import math
@@ -44,6 +43,7 @@ import numpy as np
 
 from speech.base import cli
 from speech.base.checkpoint import CheckpointError, read_checkpoint, write_checkpoint
+from speech.base.runinfo import version_of
 from speech.modelfile.spec import LayerSpec
 from speech.net.taps import for_kernel, has_kernel, taps_of
 
@@ -145,7 +145,8 @@ def cluster(
 def require_tfmot() -> None:
     """Raises ValueError, with what to do, if TF-MOT can't run here."""
     found = {
-        name: _version(name) for name in ("tensorflow", "tensorflow-model-optimization", "tf_keras")
+        name: version_of(name)
+        for name in ("tensorflow", "tensorflow-model-optimization", "tf_keras")
     }
     tensorflow, tfmot, tf_keras = found.values()
     minor = ".".join(map(str, _numbers(tensorflow or "")[:2])) or "2.21"
@@ -162,13 +163,6 @@ def require_tfmot() -> None:
         raise ValueError(f"{wanted}; tensorflow-model-optimization is {tfmot}: {advice}")
     if _numbers(tf_keras)[:2] != _numbers(tensorflow)[:2]:
         raise ValueError(f"{wanted}; tf_keras is {tf_keras}: {advice}")
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def _numbers(version: str) -> tuple[int, ...]:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import importlib.metadata
 import logging
 import os
 import platform
@@ -29,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from speech.base import cli
+from speech.base.runinfo import version_of
 
 _ROOT = Path(__file__).resolve().parent.parent
 
@@ -127,13 +127,12 @@ def check_packages() -> str:
         )
     found, wrong = {}, []
     for name, least in PACKAGES.items():
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
+        version = version_of(name)
+        if version is None:
             wrong.append(f"{name} is missing")
-            continue
-        if _numbers(found[name]) < _numbers(least):
-            wrong.append(f"{name} {found[name]} is older than {least}")
+        elif _numbers(version) < _numbers(least):
+            wrong.append(f"{name} {version} is older than {least}")
+        found[name] = version
     if wrong:
         raise Trouble(", ".join(wrong), _INSTALL)
     named = ", ".join(f"{name} {found[name]}" for name in _NAMED)
@@ -178,7 +177,7 @@ def check_gpu() -> str:
     if len(devices) < len(cards):
         names = ", ".join(name for name, _ in cards)
         old = any(capability < (7, 5) for _, capability in cards)
-        pin = f"=={version}" if (version := _version("tensorflow")) else ""
+        pin = f"=={version}" if (version := version_of("tensorflow")) else ""
         fix = (
             "pip install -r requirements-pascal.txt"
             if old
@@ -188,7 +187,7 @@ def check_gpu() -> str:
     if not devices:
         return "none, the CPU does the work"
     found = [str(details.get("device_name", "GPU")) for details in devices]
-    cudnn = _version("nvidia-cudnn-cu12") or "of the system"
+    cudnn = version_of("nvidia-cudnn-cu12") or "of the system"
     return f"{', '.join(found)}; cuDNN {cudnn}"
 
 
@@ -512,13 +511,6 @@ def _run(checks: list[tuple[str, Callable[[], str]]]) -> int:
     else:
         print("\nAll is well. Next: python timit_fcn_mse.py --gpu 0 --out runs/demo")
     return 1 if num_wrong else 0
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def _numbers(version: str) -> tuple[int, ...]:

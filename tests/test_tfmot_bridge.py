@@ -449,11 +449,11 @@ def test_packages_that_are_missing_or_do_not_fit(monkeypatch, changes, message):
     found = {
         "tensorflow": "2.21.0", "tensorflow-model-optimization": "0.8.1", "tf_keras": "2.21.0"
     }  # fmt: skip
-    monkeypatch.setattr(tfmot_bridge, "_version", (found | changes).get)
+    monkeypatch.setattr(tfmot_bridge, "version_of", (found | changes).get)
     with pytest.raises(ValueError, match=message) as refused:
         cluster(network(FCN), {"conv1": [-0.1, 0.1]})
     assert "\n" not in str(refused.value)
-    monkeypatch.setattr(tfmot_bridge, "_version", found.get)
+    monkeypatch.setattr(tfmot_bridge, "version_of", found.get)
     require_tfmot()
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
 import logging
 import os
 import sys
 from collections.abc import Iterator
+
+from speech.base.runinfo import version_of
 
 _LOGGER = logging.getLogger("speech")
 
@@ -95,9 +96,8 @@ def require_cudnn_for(details: dict) -> None:
     capability = details.get("compute_capability")
     if capability is None or tuple(capability) >= (7, 5):
         return
-    try:
-        version = importlib.metadata.version("nvidia-cudnn-cu12")
-    except importlib.metadata.PackageNotFoundError:
+    version = version_of("nvidia-cudnn-cu12")
+    if version is None:
         return
     if tuple(int(part) for part in version.split(".")[:2]) >= _CUDNN_WITHOUT_PASCAL:
         raise ValueError(
