@@ -543,9 +543,9 @@ def test_a_plan_does_not_change_but_returns_what_was_found(model, signals):
 
 
 @pytest.mark.parametrize("of_spectra", [False, True])
-def test_a_search_weighs_the_layers_of_a_network_once(of_spectra, signals, speech_like, tmp_path,
-                                                      model, monkeypatch):  # fmt: skip
-    path, inputs = (spectral(tmp_path), speech_like) if of_spectra else (model, signals)
+def test_a_search_weighs_the_layers_of_a_network_once(of_spectra, request, monkeypatch):
+    names = ("spectral", "speech_like") if of_spectra else ("model", "signals")
+    path, inputs = map(request.getfixturevalue, names)
     where = graphs if of_spectra else calibration
     weigh, weighed, said = where.sensitivities, [], []
     monkeypatch.setattr(
