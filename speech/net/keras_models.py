@@ -12,9 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from speech.modelfile.exam import plan_layers
-from speech.modelfile.h5 import (
-    write_model_file,
-)
+from speech.modelfile.h5 import write_model_file
 from speech.modelfile.read import read_model_file
 from speech.modelfile.rules import LAYER_RULES
 from speech.modelfile.spec import LayerSpec, ModelFileError, is_chain, linked, refusals
@@ -41,13 +39,7 @@ def load_model(path: str | os.PathLike) -> keras.Model:
         FileNotFoundError: There is no such file.
         ModelFileError: The file is refused (see ``speech.modelfile``).
     """
-    return load_model_and_meta(path)[0]
-
-
-def load_model_and_meta(path: str | os.PathLike) -> tuple[keras.Model, dict[str, Any]]:
-    """Loads a model file as a plain Keras model and its ``speech_meta``; see ``load_model``."""
-    file = read_model_file(path)
-    return build_model(file.layers), file.meta
+    return build_model(read_model_file(path).layers)
 
 
 def build_model(layers: Iterable[LayerSpec]) -> keras.Model:
@@ -159,8 +151,6 @@ def keras_function(layers: Iterable[LayerSpec]) -> Callable[[np.ndarray], np.nda
 
     with quiet_start():
         import keras
-
-    from speech.net.keras_models import build_model
 
     layers = tuple(layers)
     model = build_model(layers)
