@@ -23,13 +23,13 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from speech.modelfile.exam import output_shapes
-from speech.modelfile.meta import COMPLEX_MASK, MaskConventions
+from speech.modelfile.meta import MaskConventions
 from speech.modelfile.spec import LayerSpec, ModelFile, ModelFileError, refusals
 from speech.net import blockconv
 from speech.net.folding import fold_batch_normalization
 from speech.net.memory import MAX_BYTES, keras_bytes
 from speech.net.plan import Plan, plan_of
-from speech.net.reach import reach_of
+from speech.net.reach import causal_reach
 from speech.net.streaming import MAX_SAMPLE, CEngine
 from speech.net.timefrequency import compress, expand, features
 from speech.sound.audio import valid_signal
@@ -71,13 +71,7 @@ class MaskEnhancer:
         self.new_frames = new_frames
         with refusals(file.path):
             self.conventions = MaskConventions.of(file.meta)
-            reach = reach_of(file.layers)
-            if reach.ahead:
-                raise ModelFileError(
-                    f"the {COMPLEX_MASK!r} network reads {reach.ahead:,} frames ahead, expected a "
-                    "causal one: pad in front (ZeroPadding2D), with padding 'valid' over time"
-                )
-            self.behind = reach.behind
+            self.behind = causal_reach(file.layers)
             self._plan = _runnable(file) if engine == "fast" else None
             self.engine = "keras" if self._plan is None else "c"
             if self._plan is None:

@@ -18,7 +18,7 @@ from speech.modelfile.spec import LayerSpec, ModelFile, ModelFileError, refusals
 from speech.net import tape
 from speech.net.folding import fold_batch_normalization
 from speech.net.memory import MAX_BYTES
-from speech.net.reach import reach_of
+from speech.net.reach import causal_reach
 
 CONVOLUTION, OVER_BANDS, POINTWISE = range(3)
 ACTIVATIONS = ("linear", "silu")
@@ -160,12 +160,7 @@ def plan_of(file: ModelFile) -> Plan:
                 "over time and frequency can stream, such as models/denoise.icse"
             )
         conventions = MaskConventions.of(file.meta)
-        reach = reach_of(file.layers)
-        if reach.ahead:
-            raise ModelFileError(
-                f"the {COMPLEX_MASK!r} network reads {reach.ahead:,} frames ahead, expected a "
-                "causal one: pad in front (ZeroPadding2D), with padding 'valid' over time"
-            )
+        causal_reach(file.layers)
         frame = conventions.stft.frame
         if frame & (frame - 1) or frame > 1 << 14:
             raise ModelFileError(
