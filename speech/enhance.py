@@ -137,6 +137,7 @@ def _enhanced(
     import numpy as np
 
     from speech.sound.audio import SAMPLE_RATE_HZ, StreamResampler
+    from speech.sound.audiofiles import peak_of
 
     num_channels = reader.num_channels
     down = StreamResampler(reader.sample_rate_hz, SAMPLE_RATE_HZ, num_channels)
@@ -152,7 +153,7 @@ def _enhanced(
 
     highest = 0.0
     for block in reader.blocks():
-        highest = max(highest, float(np.max(np.abs(block), initial=0.0)))
+        highest = max(highest, peak_of(block))
         yield pushed(down.push(block))
     if highest > _LOUDEST:
         row["over_full_scale_db"] = round(20 * math.log10(highest), 3)

@@ -100,16 +100,22 @@ class Enhancer:
             ValueError: The signal is of another shape or kind, or it or the network's output holds
                 a NaN or an infinity.
         """
-        import numpy as np
-
-        from speech.sound.audio import is_silent, peak_normalize, valid_signal
-
-        signal = valid_signal(signal)
         if self.mask is not None:
             return self.mask(signal, threads)
-        if is_silent(signal):
+        from speech.sound.audio import valid_signal
+
+        return self._waveform(valid_signal(signal), threads)
+
+    def _waveform(self, signal: np.ndarray, threads: int | None) -> np.ndarray:
+        """Runs a waveform model on a whole signal that passed the gate; see `__call__`."""
+        import numpy as np
+
+        from speech.sound.audiofiles import peak_of
+
+        highest = peak_of(signal)
+        if not highest:
             return np.zeros(len(signal), np.float32)
-        output = self._run(peak_normalize(signal).astype(np.float32), threads)
+        output = self._run((signal / highest).astype(np.float32), threads)
         if not np.isfinite(output).all():
             raise ValueError(f"{self.path}: the network's output holds a NaN or an infinity")
         return output
@@ -140,15 +146,18 @@ class Enhancer:
         from speech.sound.audio import valid_signal
         from speech.sound.audiofiles import gain_to_peak, peak_of
 
-        signal = valid_signal(signal)
         if peak is not None and not 0 < peak < math.inf:
             raise ValueError(f"peak is {peak}; give a positive number, such as 1")
-        if self.mask is not None or whole or self.takes_whole(len(signal)):
-            output = self(signal, threads)
-            if peak is None and self.mask is None:
-                output = fit_level(output, signal)
+        if self.mask is not None:
+            output = self.mask(signal, threads)
         else:
-            output = self._in_blocks(signal, threads)
+            signal = valid_signal(signal)
+            if whole or self.takes_whole(len(signal)):
+                output = self._waveform(signal, threads)
+                if peak is None:
+                    output = fit_level(output, signal)
+            else:
+                output = self._in_blocks(signal, threads)
         return output if peak is None else output * gain_to_peak(peak, peak_of(output))
 
     def takes_whole(self, num_samples: int) -> bool:
@@ -181,7 +190,7 @@ class Enhancer:
         output = np.zeros(len(signal), np.float32)
         for start, stop in blocks(len(signal), self._block_samples(), fade):
             noisy = signal[start:stop]
-            part = fit_level(self(noisy, threads), noisy)
+            part = fit_level(self._waveform(noisy, threads), noisy)
             if start:
                 part[:fade] *= ramp
             if stop < len(signal):

@@ -33,6 +33,7 @@ from speech.net.reach import causal_reach
 from speech.net.streaming import MAX_SAMPLE, CEngine
 from speech.net.timefrequency import compress, expand, features
 from speech.sound.audio import valid_signal
+from speech.sound.audiofiles import peak_of
 from speech.sound.stft import Synthesis, whole_frames
 
 #: Frames of a chunk besides those that it only starts earlier with: 10 s.
@@ -166,7 +167,7 @@ class MaskStream:
 def _checked(samples: np.ndarray) -> np.ndarray:
     """Returns samples as float32; raises ValueError for what has no measure."""
     samples = valid_signal(samples)
-    highest = float(np.max(np.abs(samples), initial=0.0))
+    highest = peak_of(samples)
     if highest > MAX_SAMPLE:
         raise ValueError(
             f"signal reaches {highest:.3g}, expected full scale at 1, at most {MAX_SAMPLE:g}"

@@ -273,7 +273,7 @@ def _levelled(
     with tempfile.TemporaryFile(dir=folder) as file:
         highest = 0.0
         for block in blocks:
-            highest = max(highest, float(np.max(np.abs(block), initial=0.0)))
+            highest = max(highest, peak_of(block))
             file.write(np.ascontiguousarray(block).data)
         gain = level_for(subtype, highest, row, peak)
         file.seek(0)
