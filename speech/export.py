@@ -359,7 +359,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m speech.export",
-        description="Write a model file as ONNX or LiteRT (TensorFlow Lite).",
+        description="Write a model file as ONNX, as LiteRT (TensorFlow Lite) or as plain C.",
         **cli.examples(
             "python -m speech.export models/fcn.h5 --to onnx",
             "python -m speech.export models/fcn_small.icse --int8 -o small.tflite",

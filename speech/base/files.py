@@ -267,8 +267,5 @@ def strict_json(value: Any) -> Any:
 
 def sha256_of(path: str | os.PathLike) -> str:
     """Returns the SHA-256 of a file's bytes as 64 hexadecimal digits."""
-    digest = hashlib.sha256()
     with open(path, "rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -78,7 +78,7 @@ class ModelFile:
 
     @property
     def kind(self) -> str:
-        """What goes in and comes out (see the module): what ``speech_meta`` says.
+        """What goes in and comes out (``speech.modelfile.meta``): what ``speech_meta`` says.
 
         A file that says nothing is known by the shapes of its kernels, if they are those of a
         'waveform' or a 'mask' network; else ''.

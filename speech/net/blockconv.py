@@ -29,6 +29,8 @@ from pathlib import Path
 
 import numpy as np
 
+from speech.base.files import sha256_of
+
 _LOGGER = logging.getLogger("speech")
 _KERNELS = Path(__file__).parent / "kernels"
 _SOURCES = (
@@ -159,7 +161,7 @@ def _built(folder: Path, stem: str, compiler: list[str], variant: tuple[str, ...
 def _name_of_built(stem: str, path: Path) -> str:
     if path.is_symlink() or not path.is_file():
         return ""
-    return f"{stem}-{hashlib.sha256(path.read_bytes()).hexdigest()[:32]}.so"
+    return f"{stem}-{sha256_of(path)[:32]}.so"
 
 
 def _compile(compiler: list[str], variant: tuple[str, ...], cache: Path, stem: str) -> Path:
