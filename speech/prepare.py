@@ -26,6 +26,10 @@ from pathlib import Path
 from speech.base import cli
 from speech.base.cli import decibels, positive_number
 from speech.base.cluster import add_option, connected
+from speech.base.files import write_json
+from speech.data import corpus
+from speech.data.prepared import prepare
+from speech.sound.audio import SAMPLE_RATE_HZ, describe_conversion
 
 SUBTYPES = {"float": "FLOAT", "pcm16": "PCM_16"}
 
@@ -40,11 +44,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from speech.base.files import write_json
-    from speech.data import corpus
-    from speech.data.prepared import prepare
-    from speech.sound.audio import SAMPLE_RATE_HZ, describe_conversion
-
     with connected(options.dask, options.jobs) as cluster:
         report = prepare(
             options.clean,

@@ -43,6 +43,7 @@ from speech.modelfile.read import read_model_file
 from speech.modelfile.rules import a_number
 from speech.modelfile.spec import LayerSpec, ModelFile, ModelFileError, refusals
 from speech.net.fcn import FCNConfig
+from speech.net.reach import summary_of
 
 # --------------------------------------------------------------------------------------------
 # The old files (docs/papers.md, "ICSE: the old model files")
@@ -360,8 +361,6 @@ def describe(file: ModelFile) -> dict[str, Any]:
 
     A network of the kind 'complex_mask' has a 'summary' too (`speech.net.reach.MaskSummary`).
     """
-    from speech.net.reach import summary_of
-
     summary = summary_of(file)
     return {
         "path": str(file.path),

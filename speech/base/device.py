@@ -9,6 +9,9 @@ import os
 import sys
 from collections.abc import Iterator
 
+from speech.base.lazy import keras, load
+from speech.base.lazy import tensorflow as tf
+
 _LOGGER = logging.getLogger("speech")
 
 #: cuDNN from this version on has no code for compute capability below 7.5 (GTX 10 series).
@@ -57,7 +60,7 @@ def select_devices(gpu: str, *, several: bool = False) -> list[str]:
     if os.environ.get("KERAS_BACKEND", "tensorflow") != "tensorflow":
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu
         try:
-            import keras  # noqa: F401
+            load(keras)
         except ImportError as error:
             raise ValueError(
                 f"KERAS_BACKEND is {os.environ['KERAS_BACKEND']!r}: {error}; install it, or unset "
@@ -65,8 +68,6 @@ def select_devices(gpu: str, *, several: bool = False) -> list[str]:
             ) from None
         return []
     with quiet_start():
-        import tensorflow as tf
-
         found = tf.config.list_physical_devices("GPU")
     chosen = [found[index] for index in indices if 0 <= index < len(found)]
     tf.config.set_visible_devices(chosen, "GPU")

@@ -24,6 +24,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -511,8 +512,6 @@ def _workspaces() -> dict[int, np.ndarray]:
 
 def _workspace(num_floats: int) -> np.ndarray:
     """Returns memory that is kept between calls: fresh pages would cost more than the sums."""
-    import threading
-
     spaces = _workspaces()
     key = threading.get_ident()
     if key not in spaces or spaces[key].size < num_floats:

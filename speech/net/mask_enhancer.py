@@ -27,6 +27,7 @@ from speech.modelfile.meta import MaskConventions
 from speech.modelfile.spec import LayerSpec, ModelFile, ModelFileError, refusals
 from speech.net import blockconv
 from speech.net.folding import fold_batch_normalization
+from speech.net.keras_models import keras_function
 from speech.net.memory import MAX_BYTES, keras_bytes
 from speech.net.plan import Plan, plan_of
 from speech.net.reach import causal_reach
@@ -86,8 +87,6 @@ class MaskEnhancer:
                         f"bytes, expected at most {MAX_BYTES:,}"
                     )
         if self._plan is None:
-            from speech.net.keras_models import keras_function
-
             self._function = keras_function(layers)
 
     def __call__(self, signal: np.ndarray, threads: int | None = None) -> np.ndarray:

@@ -12,13 +12,11 @@ import sys
 from pathlib import Path
 
 from speech.base import cli
-from speech.opencorpus import recipe
+from speech.opencorpus import build, recipe, report
 
 
 def run(options: argparse.Namespace) -> int:
     """Builds the corpus, or only reads it for ``--stats``; prints its tables."""
-    from speech.opencorpus import build, report
-
     if options.packages and not options.packages.is_dir():
         raise ValueError(f"{options.packages}: not a folder of .deb files")
     book = recipe.read_recipe(options.corpus_recipe)

@@ -31,6 +31,8 @@ from typing import Any
 
 import numpy as np
 
+from speech.base.lazy import keras
+from speech.base.lazy import tensorflow as tf
 from speech.data.pipeline import Batch, Batches, TrainingData, collate
 
 _LOGGER = logging.getLogger("speech")
@@ -114,8 +116,6 @@ class Machines:
     """
 
     def __init__(self, task: Task, wait_seconds: float = WAIT_SECONDS) -> None:
-        import keras
-
         if keras.backend.backend() != "tensorflow":
             raise ValueError("training on several machines needs KERAS_BACKEND=tensorflow")
         self.task = task
@@ -127,8 +127,6 @@ class Machines:
 
     def _connected(self) -> Any:
         """Returns the tf.function that adds up a vector over all machines."""
-        import tensorflow as tf
-
         distribute, task = tf.distribute, self.task
         resolver = distribute.cluster_resolver.SimpleClusterResolver(
             tf.train.ClusterSpec(task.cluster),
@@ -164,8 +162,6 @@ class Machines:
         Raises:
             MachineLostError: One has ended, or has not come here in time.
         """
-        import tensorflow as tf
-
         try:
             with tf.device("CPU:0"):
                 return self._total(tf.convert_to_tensor(values)).numpy()
@@ -373,12 +369,8 @@ def _host_and_port(address: str) -> tuple[str, int]:
 
 def local_devices() -> list[str]:
     """Returns the GPUs of this machine that training is to be split among; empty below two."""
-    import keras
-
     if keras.backend.backend() != "tensorflow":
         return []
-    import tensorflow as tf
-
     gpus = tf.config.get_visible_devices("GPU")
     return [f"GPU:{place}" for place in range(len(gpus))] if len(gpus) > 1 else []
 
@@ -463,8 +455,6 @@ class Replicas:
     def __init__(
         self, model: Any, devices: Sequence[str], machines: Machines | None, batch_size: int
     ) -> None:
-        import tensorflow as tf
-
         self._model = model
         self._machines = machines
         self._devices: list[str | None] = list(devices) or [None]
@@ -498,8 +488,6 @@ class Replicas:
         Raises:
             MachineLostError: See `Machines.sum`.
         """
-        import tensorflow as tf
-
         given = tuple(b and (b.noisy, b.lengths, b.clean) for b in share.batches)
         if any(given):
             vector = self._gradient(given, tf.constant(share.num_items, tf.float32))
@@ -512,8 +500,6 @@ class Replicas:
 
     def _local_gradient(self, given: Sequence[tuple | None], num_items: Any) -> Any:
         """Returns the gradient of this machine's part of the loss, flat, and the part itself."""
-        import tensorflow as tf
-
         variables = [variable.value for variable in self._model.trainable_variables]
         vectors = []
         for device, batch in zip(self._devices, given, strict=True):
@@ -533,8 +519,6 @@ class Replicas:
 
     def _apply(self, vector: Any) -> None:
         """Takes the optimizer's step with the gradient of all."""
-        import tensorflow as tf
-
         variables = self._model.trainable_variables
         parts = tf.split(vector[:-1], [_size(variable) for variable in variables])
         gradients = [

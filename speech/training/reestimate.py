@@ -11,8 +11,9 @@ import contextlib
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-import keras
 import numpy as np
+
+from speech.base.lazy import keras, torch
 
 
 def has_statistics(network: keras.Model) -> bool:
@@ -66,8 +67,6 @@ def _normalizations(network: keras.Model) -> list[Any]:
 @contextlib.contextmanager
 def _without_gradients() -> Iterator[None]:
     if keras.backend.backend() == "torch":
-        import torch
-
         with torch.no_grad():
             yield
     else:
