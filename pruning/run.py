@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -110,7 +110,7 @@ def _run(asked: Command) -> int:
 
 
 def _print_result(asked: Command, found: process.PruningResult) -> None:
-    print_report(found.before.layers, found.layers, report)
+    print_report(found.before.layers, found.layers)
     before, after = found.num_bytes
     print(f"file        {before:,} -> {after:,} bytes ({100 * after / before:.1f} %)")
     result = {"model": str(asked.model), "pruned": str(asked.out), "settings": found.settings,
@@ -123,7 +123,7 @@ def _print_result(asked: Command, found: process.PruningResult) -> None:
     print(f"written     {asked.out}")
 
 
-def print_report(before: Sequence[LayerSpec], after: Sequence[LayerSpec], report: Callable) -> None:
+def print_report(before: Sequence[LayerSpec], after: Sequence[LayerSpec]) -> None:
     """Prints channels, parameters and operations per layer, before and after."""
     old, new = report(before), report(after)
     print(
@@ -149,7 +149,7 @@ def print_report(before: Sequence[LayerSpec], after: Sequence[LayerSpec], report
     print(f"\noperations  {flop:,} -> {flop_left:,} FLOP {unit} (zero kernels skipped)")
 
 
-def _score(asked: Command, found: process.PruningResult) -> Any:
+def _score(asked: Command, found: process.PruningResult) -> list[dict[str, Any]]:
     points = [Point("before", asked.model), Point("after", asked.out)]
     num_jobs = asked.config.train_on.num_jobs
     table = sweep.sweep(points, found.test, found.work / "scores", num_jobs=num_jobs)

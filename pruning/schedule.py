@@ -17,6 +17,7 @@ import numpy as np
 
 from pruning.sparsity import Masks, apply_masks, report
 from speech.base import lazy
+from speech.base.lazy import keras
 from speech.modelfile.spec import LayerSpec, sha256_of_weights
 from speech.net.keras_models import build_model, layers_of
 from speech.net.taps import for_kernel
@@ -81,7 +82,7 @@ class Retraining:
         return layers_of(network)
 
 
-def hold_at_zero(network: Any, masks: Mapping[str, np.ndarray]) -> None:
+def hold_at_zero(network: keras.Model, masks: Mapping[str, np.ndarray]) -> None:
     """Lets the optimizer put the pruned channels back to zero after every step.
 
     Args:

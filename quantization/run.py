@@ -159,7 +159,7 @@ def _print_result(asked: Command, found: process.QuantizationResult) -> None:
     print(f"written     {found.clustered}, {found.packed}")
 
 
-def _score(asked: Command, found: process.QuantizationResult) -> Any:
+def _score(asked: Command, found: process.QuantizationResult) -> list[dict[str, Any]]:
     labels = {key: found.settings.get(key) for key in ("k", "lambda", "centroids", "method")}
     labels = {key: value for key, value in labels.items() if value is not None}
     points = [Point("before", asked.model), Point("after", found.packed, labels)]

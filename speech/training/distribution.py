@@ -453,7 +453,7 @@ class Replicas:
     """
 
     def __init__(
-        self, model: Any, devices: Sequence[str], machines: Machines | None, batch_size: int
+        self, model: keras.Model, devices: Sequence[str], machines: Machines | None, batch_size: int
     ) -> None:
         self._model = model
         self._machines = machines

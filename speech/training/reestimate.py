@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from speech.base.lazy import keras, torch
+from speech.data.pipeline import Batch
 
 
 def has_statistics(network: keras.Model) -> bool:
@@ -21,7 +22,7 @@ def has_statistics(network: keras.Model) -> bool:
     return bool(_normalizations(network))
 
 
-def reestimate(model: Any, batches: Iterable[Any]) -> None:
+def reestimate(model: keras.Model, batches: Iterable[Batch]) -> None:
     """Replaces the moving statistics of a network by those of some batches.
 
     The network runs in training mode, so that each layer sees what the layers before it give when
@@ -31,7 +32,7 @@ def reestimate(model: Any, batches: Iterable[Any]) -> None:
     Args:
         model: A training model with ``network`` and ``network_inputs``, such as
             ``speech.net.training_model.MaskTrainingModel``.
-        batches: ``speech.data.pipeline.Batch`` objects, at least one.
+        batches: At least one.
     """
     layers = _normalizations(model.network)
     momenta = [layer.momentum for layer in layers]
