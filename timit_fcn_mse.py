@@ -23,10 +23,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from eval import scoring
 from speech import train
-from speech.base import cli
+from speech.base import cli, lazy
 from speech.base.cli import positive_number
+from speech.base.files import held, write_json, write_text
+from speech.base.runinfo import run_info
 from speech.base.words import MOST, shown
+from speech.data.corpus import Pair
+from speech.net.enhancer import Enhancer
+from speech.sound.audio import SAMPLE_RATE_HZ, peak_normalize, read_audio, write_audio
 from speech.training.common_options import (
     add_data_options,
     add_training_options,
@@ -36,9 +42,11 @@ from speech.training.options import request
 from speech.training.request import NUM_FILTERS, Request
 
 if TYPE_CHECKING:
-    from speech.data.corpus import Pair
-    from speech.training.datasets import Data
-    from speech.training.distribution import Task
+    from speech.training import datasets, distribution, run
+else:
+    datasets = lazy.module("speech.training.datasets")
+    distribution = lazy.module("speech.training.distribution")
+    run = lazy.module("speech.training.run")
 
 OUTPUT_FOLDER = "FCN_TIMIT_MSE_wav"
 RESULTS = "results.json"
@@ -74,11 +82,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(asked: Experiment) -> int:
-    from speech.base.files import held
-    from speech.training.distribution import begin
-
     out = asked.training.out
-    task = begin(asked.training, [out / OUTPUT_FOLDER])
+    task = distribution.begin(asked.training, [out / OUTPUT_FOLDER])
     if task is not None and task.rank:
         # The first machine alone writes, enhances and scores.
         if asked.eval_only:
@@ -90,7 +95,7 @@ def _run(asked: Experiment) -> int:
         return _lead(task, asked)
 
 
-def _lead(task: Task | None, asked: Experiment) -> int:
+def _lead(task: distribution.Task | None, asked: Experiment) -> int:
     out = asked.training.out
     started = time.perf_counter()
     data = _load_data(asked, out / "test")
@@ -104,23 +109,21 @@ def _lead(task: Task | None, asked: Experiment) -> int:
     return 0 if summary else 1
 
 
-def _load_data(asked: Experiment, test_folder: Path) -> Data:
-    from speech.training.datasets import load_data
-
+def _load_data(asked: Experiment, test_folder: Path) -> datasets.Data:
     how = asked.training
-    data = load_data(how.data, test_folder, how.augmentation, how.snr_range_db, asked.num_jobs)
+    data = datasets.load_data(
+        how.data, test_folder, how.augmentation, how.snr_range_db, asked.num_jobs
+    )
     print(f"data        {data.description}")
     if data.left_out and not asked.eval_only:
         print(f"left out    {data.left_out}")
     return data
 
 
-def _train(task: Task | None, data: Data, how: Request) -> None:
-    from speech.training.distribution import Machines
-    from speech.training.run import train_waveform
-
-    train_waveform(
-        data, how, created_by="timit_fcn_mse.py", machines=None if task is None else Machines(task),
+def _train(task: distribution.Task | None, data: datasets.Data, how: Request) -> None:
+    run.train_waveform(
+        data, how, created_by="timit_fcn_mse.py",
+        machines=None if task is None else distribution.Machines(task),
         clips=data.test, say=cli.say,
     )  # fmt: skip
 
@@ -128,12 +131,6 @@ def _train(task: Task | None, data: Data, how: Request) -> None:
 def _enhance_and_score(
     model_path: Path, pairs: Sequence[Pair], out: Path, num_jobs: int
 ) -> list[dict[str, Any]]:
-    from eval import scoring
-    from speech.base.files import write_json, write_text
-    from speech.base.runinfo import run_info
-    from speech.net.enhancer import Enhancer
-    from speech.sound.audio import SAMPLE_RATE_HZ, peak_normalize, read_audio, write_audio
-
     enhancer = Enhancer(model_path)
     folder = out / OUTPUT_FOLDER
     seconds_of_audio = seconds_of_network = 0.0

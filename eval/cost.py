@@ -43,23 +43,28 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from speech.base import cli
+from speech.base.files import write_json
+from speech.modelfile.exam import output_shapes
+from speech.modelfile.meta import MaskConventions
+from speech.modelfile.read import read_model_file
 from speech.modelfile.spec import (
     COMPLEX_MASK,
     WAVEFORM,
+    LayerSpec,
     ModelFile,
     ModelFileError,
     kind_of_shapes,
+    linked,
     refusals,
 )
-
-if TYPE_CHECKING:
-    from speech.modelfile.spec import LayerSpec
-    from speech.net.plain_c import DeviceSizes
+from speech.net.enhancer import Enhancer
+from speech.net.plain_c import DeviceSizes, sizes_of
+from speech.net.reach import reach_of
 
 SAMPLE_RATE_HZ = 16000
 #: Of the models of spectra that name none (docs/papers.md, "MNN: set-up").
@@ -255,10 +260,6 @@ def cost_of(
         FileNotFoundError: There is no such file.
         ValueError: The file is refused, nothing in it has weights, or an argument makes no sense.
     """
-    from speech.modelfile.meta import MaskConventions
-    from speech.modelfile.read import read_model_file
-    from speech.net.reach import reach_of
-
     if isinstance(source, str | os.PathLike):
         source = read_model_file(source)
     file = source if isinstance(source, ModelFile) else None
@@ -334,8 +335,6 @@ def costs_against(
 
 
 def _device(file: ModelFile | None) -> DeviceSizes | None:
-    from speech.net.plain_c import sizes_of
-
     if file is None or file.kind != COMPLEX_MASK:
         return None
     try:
@@ -397,9 +396,6 @@ def zero_kernels(kernel: np.ndarray) -> np.ndarray:
 
 def _uses(specs: Sequence[LayerSpec]) -> dict[str, int]:
     """Returns by layer how often a weight is used for one output step: 1 without bands."""
-    from speech.modelfile.exam import output_shapes
-    from speech.modelfile.spec import linked
-
     if len(specs[0].config.get("batch_shape", ())) != 4:
         return {spec.name: 1 for spec in specs}
     shapes = output_shapes(specs)
@@ -532,8 +528,6 @@ def peak_bytes() -> int:
 
 
 def _measured(path: Path) -> int:
-    from speech.net.enhancer import Enhancer
-
     enhancer = Enhancer(path)
     rng = np.random.default_rng(0)
     noise = 0.1 * rng.standard_normal(_MEASURED_SECONDS * SAMPLE_RATE_HZ).astype(np.float32)
@@ -730,8 +724,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(config: CostConfig, json: Path | None) -> int:
-    from speech.base.files import write_json
-
     results: list[dict[str, Any]] = []
 
     def show(cost: ModelCost) -> None:

@@ -33,12 +33,15 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import numpy as np
+
+from eval.cost import zero_kernels
 from speech.base import cli
-
-if TYPE_CHECKING:
-    from speech.modelfile.spec import LayerSpec
+from speech.base.files import write_json
+from speech.modelfile.read import read_model_file
+from speech.modelfile.spec import LayerSpec
 
 #: The published run, found from its figures (docs/papers.md, "ICSE: published figures").
 PUBLISHED_SAMPLES = 76_800
@@ -139,10 +142,6 @@ def products(
     Raises:
         ValueError: The signal is shorter than the receptive field, or padding is another word.
     """
-    import numpy as np
-
-    from eval.cost import zero_kernels
-
     if padding not in ("valid", "same"):
         raise ValueError(f"padding is {padding!r}, expected 'valid' or 'same'")
     result, length = [], num_samples
@@ -212,8 +211,6 @@ def count(config: CyclesConfig) -> Iterator[ModelCycles]:
         ValueError: A file is refused or no chain of layers, the signal is too short, or
             ``scalesim`` is asked for and missing.
     """
-    from speech.modelfile.read import read_model_file
-
     for path in config.models:
         layers = read_model_file(path).require_chain("the count of cycles")
         dense, sparse = (
@@ -241,8 +238,6 @@ def simulate(product: Product, array: Array) -> int:
     Raises:
         ValueError: ``scalesim`` is not installed, or the product is too big for it.
     """
-    import numpy as np
-
     try:
         from scalesim.compute.systolic_compute_is import systolic_compute_is
         from scalesim.compute.systolic_compute_os import systolic_compute_os
@@ -330,8 +325,6 @@ def _array_size(text: str) -> tuple[int, int]:
 
 
 def _run(config: CyclesConfig, json: Path | None) -> int:
-    from speech.base.files import write_json
-
     reports, all_equal = [], True
     for found in count(config):
         model = str(found.path)

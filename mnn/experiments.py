@@ -58,6 +58,7 @@ from mnn.tables import METRICS, confusion, report_markdown, tabulate
 from mnn.train import lines_of, train
 from speech.base import cli, schema
 from speech.base.files import append_text, atomic_path, held, sha256_of, write_json, write_text
+from speech.base.lazy import matplotlib
 from speech.base.runinfo import run_info
 from speech.base.words import csv_text
 from speech.data import corpus
@@ -539,16 +540,12 @@ def _read_rows(path: Path, models: str) -> dict[str, dict[str, Any]]:
 
 def draw(result: dict[str, Any], path: Path) -> None:
     """Draws SDR by test condition: experts, chance, selections, oracle; the published beside."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     names, default = result["experts"], result["default"]
     lines = [ln for ln in result["table"] if ln["metric"] == "sdr" and ln["condition"] != "all"]
     columns = [*names, "chance", "snr paper 128", "ae paper 128", default, "oracle"]
     num_experts = len(names)
     own = result["published"]["sdr"]
-    figure = Figure(figsize=(11, 4.2), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = matplotlib.figure.Figure(figsize=(11, 4.2), layout="constrained")
     axes = figure.subplots(1, 2, sharey=True)
     ours = {line["condition"]: [line[c] for c in columns] for line in lines if line["n"]}
     places = [*range(num_experts + 1), num_experts + 1, num_experts + 3, num_experts + 5]

@@ -30,11 +30,13 @@ from mnn.features import Conventions, conventions_of, network_input, scaled_magn
 from mnn.layers import DenseNetwork
 from speech.base import schema
 from speech.base.files import sha256_of
+from speech.base.lazy import load, onnxruntime
 from speech.base.words import shown
 from speech.data.made import MadeFiles
 from speech.modelfile.read import read_model_file
 from speech.modelfile.spec import COMPLEX_MASK, ModelFile
 from speech.net.enhancer import Enhancer
+from speech.net.keras_models import keras_function
 from speech.sound.audio import SAMPLE_RATE_HZ, Audio, read_multichannel
 from speech.sound.audiofiles import at_16k
 from speech.sound.blocks import frame_blocks, stft_frames
@@ -224,8 +226,6 @@ def _spectral_expert(file: ModelFile, kind: str, name: str) -> Expert:
 
 def _keras_frames(file: ModelFile) -> Callable[[np.ndarray], np.ndarray]:
     """Runs a network over frames, [num_frames, num_inputs], of layers that `mnn.layers` lacks."""
-    from speech.net.keras_models import keras_function
-
     return keras_function(file.layers)
 
 
@@ -238,7 +238,7 @@ class _OnnxEnhancer(Enhancer):
 
     def __init__(self, path: Path) -> None:
         try:
-            import onnxruntime
+            load(onnxruntime)
         except ImportError:
             raise ValueError(
                 f"{path}: needs onnxruntime; run: pip install 'small-speech-enhancement[onnx]'"

@@ -11,13 +11,9 @@ mixture.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from mnn.dae import build_dense
 from mnn.features import Conventions
-
-if TYPE_CHECKING:
-    import keras
+from speech.base.lazy import keras
 
 #: Hidden units of the paper's two networks (sections 4.2 to 4.4).
 NETS: dict[str, tuple[int, ...]] = {"512x2": (512, 512), "2048x2": (2048, 2048)}

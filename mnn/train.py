@@ -23,6 +23,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from mnn import conditions
 from mnn.conditions import description, parse_conditions
 from mnn.config import EXPERT_SNRS_DB, NETS, OPTIMIZERS, FitConfig, TrainConfig
@@ -30,18 +32,22 @@ from mnn.dae import build_dae
 from mnn.experts import build_expert
 from mnn.features import Conventions, Frames, fingerprint, mask_frames, speech_frames
 from mnn.layers import load_network
-from speech.base import cli
+from speech.base import cli, lazy
 from speech.base.cli import natural_number, positive_number
 from speech.base.device import select_devices
+from speech.base.lazy import keras
 from speech.data import corpus
 from speech.data.corpus import Pair, render
+from speech.net.keras_models import build_model
 from speech.sound.audio import read_audio
 from speech.training.common_options import add_data_options, check_data_options, data_options
 
 if TYPE_CHECKING:
-    import keras
-    import numpy as np
-
+    from mnn import training as network_training
+    from speech.net import constraints
+else:
+    constraints = lazy.module("speech.net.constraints")
+    network_training = lazy.module("mnn.training")
 
 _logger = logging.getLogger("speech")
 
@@ -96,8 +102,6 @@ def train(config: TrainConfig, say: Callable[[str], None] | None = None) -> Trai
         f"{len(parts.validation)} to validate"
     )
     select_devices(config.gpu)
-    from mnn.training import FrameTrainer, fingerprint_of, finished
-
     is_expert = config.what == "expert"
     kind = "mask" if is_expert else "autoencoder"
     model, conventions, start = _network(config, kind, say)
@@ -120,7 +124,9 @@ def train(config: TrainConfig, say: Callable[[str], None] | None = None) -> Trai
             "data_sha256": data_sha256,
         },
     }
-    done = finished(config.out, fingerprint_of(config.fit, meta, data_sha256))
+    done = network_training.finished(
+        config.out, network_training.fingerprint_of(config.fit, meta, data_sha256)
+    )
     if done is not None:
         found = (done[key] for key in ("validation_error", "best_iteration", "iterations_done"))
         return TrainResult(config.out, True, *found)
@@ -130,7 +136,7 @@ def train(config: TrainConfig, say: Callable[[str], None] | None = None) -> Trai
         f"frames      {len(training):,} to train on, {len(validation):,} to validate; "
         f"{model.count_params():,} parameters"
     )
-    trainer = FrameTrainer(
+    trainer = network_training.FrameTrainer(
         model, training, validation, config.fit, config.out, meta=meta, data_sha256=data_sha256
     )
     state = trainer.run(_saying(config.fit, say))
@@ -165,16 +171,13 @@ def _network(
         net = config.net or NETS[config.what][0]
         build = build_expert if config.what == "expert" else build_dae
         return *build(net, seed=config.fit.seed), {"net": net}
-    from speech.net.constraints import HeldZeros
-    from speech.net.keras_models import build_model
-
     file, conventions, _ = load_network(config.init, kind)
     model = build_model(file.layers)
     num_zeros = 0
     for layer in file.layers:
         if layer.class_name == "Dense" and not layer.weights["kernel"].all():
             mask = layer.weights["kernel"] != 0
-            model.get_layer(layer.name).kernel.constraint = HeldZeros(mask)
+            model.get_layer(layer.name).kernel.constraint = constraints.HeldZeros(mask)
             num_zeros += mask.size - int(mask.sum())
     say(f"init        {config.init}; {num_zeros:,} weights are zero and stay so")
     kept = {key: file.meta[key] for key in ("net", "pruning") if key in file.meta}

@@ -13,17 +13,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from pruning.config import CRITERIA
 from speech.modelfile.exam import output_shapes
-from speech.modelfile.spec import linked
+from speech.modelfile.spec import LayerSpec, linked
 from speech.net.taps import as_taps, for_kernel, has_kernel, taps_of
-
-if TYPE_CHECKING:
-    from speech.modelfile.spec import LayerSpec
 
 Masks = dict[str, np.ndarray]
 

@@ -37,6 +37,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from eval.points import Point
+from eval.scoring import json_ready
+from quantization.accounting import CENTROID_BYTES, account, format_sizes, to_dict
 from quantization.config import (
     FINETUNE_LEARNING_RATE,
     FORMATS,
@@ -45,8 +48,13 @@ from quantization.config import (
     K,
     QuantizationConfig,
 )
-from speech.base import cli
+from speech.base import cli, lazy
 from speech.base.cli import natural_number
+from speech.base.files import write_json
+from speech.base.runinfo import run_info
+from speech.modelfile.h5 import write_model_file
+from speech.modelfile.icse import inspect_compact, write_compact
+from speech.modelfile.read import read_model_file
 from speech.training.common_options import (
     add_data_options,
     add_training_options,
@@ -55,7 +63,11 @@ from speech.training.common_options import (
 )
 
 if TYPE_CHECKING:
-    from quantization.process import QuantizationResult
+    from eval import sweep
+    from quantization import process
+else:
+    process = lazy.module("quantization.process")
+    sweep = lazy.module("eval.sweep")
 
 CONTAINER_COMMANDS = ("pack", "unpack", "info")
 
@@ -127,19 +139,13 @@ def parse(argv: Sequence[str] | None = None) -> Command:
 
 
 def _run(asked: Command) -> int:
-    from quantization.process import quantize_file
-
-    quantize_file(
+    process.quantize_file(
         asked.model, asked.out, asked.config, say=cli.say, finish=partial(_print_result, asked)
     )
     return 0
 
 
-def _print_result(asked: Command, found: QuantizationResult) -> None:
-    from quantization.accounting import format_sizes, to_dict
-    from speech.base.files import write_json
-    from speech.base.runinfo import run_info
-
+def _print_result(asked: Command, found: process.QuantizationResult) -> None:
     original = found.original_bytes
     print("\n" + format_sizes(found.rows, original))
     print(
@@ -160,17 +166,13 @@ def _print_result(asked: Command, found: QuantizationResult) -> None:
     print(f"written     {found.clustered}, {found.packed}")
 
 
-def _score(asked: Command, found: QuantizationResult) -> Any:
-    from eval.points import Point
-    from eval.scoring import json_ready
-    from eval.sweep import format_points, sweep
-
+def _score(asked: Command, found: process.QuantizationResult) -> list[dict[str, Any]]:
     labels = {key: found.settings.get(key) for key in ("k", "lambda", "centroids", "method")}
     labels = {key: value for key, value in labels.items() if value is not None}
     points = [Point("before", asked.model), Point("after", found.packed, labels)]
     num_jobs = asked.config.train_on.num_jobs
-    table = sweep(points, found.test, asked.out / "scores", num_jobs=num_jobs)
-    print("\n" + format_points(table))
+    table = sweep.sweep(points, found.test, asked.out / "scores", num_jobs=num_jobs)
+    print("\n" + sweep.format_points(table))
     return json_ready(table)
 
 
@@ -211,9 +213,6 @@ def _container(argv: Sequence[str]) -> Callable[[], int]:
 
 
 def _pack(path: Path, out: Path, *, entropy: bool) -> int:
-    from speech.modelfile.icse import write_compact
-    from speech.modelfile.read import read_model_file
-
     file = read_model_file(path)
     write_compact(out, file.layers, file.meta, entropy=entropy)
     _print_sizes(path, out)
@@ -221,9 +220,6 @@ def _pack(path: Path, out: Path, *, entropy: bool) -> int:
 
 
 def _unpack(path: Path, out: Path) -> int:
-    from speech.modelfile.h5 import write_model_file
-    from speech.modelfile.icse import inspect_compact
-
     file = inspect_compact(path).model
     write_model_file(out, file.layers, file.meta)
     _print_sizes(path, out)
@@ -236,10 +232,6 @@ def _print_sizes(source: Path, target: Path) -> None:
 
 
 def _info(path: Path, json_path: Path | None) -> int:
-    from quantization.accounting import CENTROID_BYTES, account, format_sizes, to_dict
-    from speech.base.files import write_json
-    from speech.modelfile.icse import inspect_compact
-
     found = inspect_compact(path)
     stored = found.model.meta.get("quantization")
     stored = stored if isinstance(stored, dict) else {}

@@ -37,23 +37,21 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any
 
 import numpy as np
 
 from speech.base import cli
 from speech.base.checkpoint import CheckpointError, read_checkpoint, write_checkpoint
+from speech.base.lazy import tensorflow as tf
+from speech.base.lazy import tqdm
 from speech.base.runinfo import version_of
+from speech.data.pipeline import Batch, TrainingData, data_fingerprint, prefetched
 from speech.modelfile.spec import LayerSpec
+from speech.net.mask_loss import MaskLoss
 from speech.net.taps import for_kernel, has_kernel, taps_of
-
-if TYPE_CHECKING:
-    from speech.data.pipeline import Batch, TrainingData
-    from speech.net.mask_loss import MaskLoss
-    from speech.net.timefrequency import TimeFrequencyConfig
-    from speech.training.pieces import PieceData
-
-    Data = TrainingData | PieceData
+from speech.net.timefrequency import TimeFrequencyConfig
+from speech.training.pieces import PieceData
 
 _LOGGER = logging.getLogger("speech")
 
@@ -63,6 +61,7 @@ MIN_TFMOT = (0, 8)
 CHECKPOINT = "tfmot.npz"
 
 Layers = tuple[LayerSpec, ...]
+Data = TrainingData | PieceData
 
 
 def cluster(
@@ -408,12 +407,8 @@ class _Stored:
 
 def _shown(data: Data, text: str) -> Iterator[Batch]:
     """Yields the batches of an epoch under a progress bar, if stderr is a terminal."""
-    from tqdm import tqdm
-
-    from speech.data.pipeline import prefetched
-
     return iter(
-        tqdm(
+        tqdm.tqdm(
             prefetched(data), total=len(data), desc=text,
             file=cli.terminal(), disable=None, leave=False, unit="step",
         )
@@ -430,8 +425,6 @@ def _fingerprint(
     conventions: TimeFrequencyConfig | None,
 ) -> str:
     """Returns a SHA-256 over all that decides what a run gives."""
-    from speech.data.pipeline import data_fingerprint
-
     digest = hashlib.sha256()
     settings: list[Any] = [run.epochs, run.learning_rate, loss, seed]
     for part in (run.data, run.validation):
@@ -552,8 +545,6 @@ def _environment() -> dict[str, str]:
     }
     environment.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     if "tensorflow" in sys.modules:
-        import tensorflow as tf
-
         if not tf.config.get_visible_devices("GPU"):
             environment["CUDA_VISIBLE_DEVICES"] = "-1"
     return environment

@@ -33,6 +33,7 @@ from typing import Any
 import numpy as np
 
 from speech.base import cli
+from speech.base.lazy import tensorflow as tf
 from speech.modelfile.spec import LayerSpec, is_chain, linked
 from speech.net import blockconv, mask_loss, tape
 from speech.net.chain import Network, blocks_from_layers
@@ -51,7 +52,6 @@ def tfmot_classes() -> dict[str, Any]:
     Raises:
         ImportError: A part is not where TF-MOT 0.8 has it.
     """
-    import tensorflow as tf
     import tensorflow_model_optimization as tfmot
     from tensorflow_model_optimization.python.core.clustering.keras import clustering_centroids
     from tensorflow_model_optimization.python.core.keras.compat import keras
@@ -220,8 +220,6 @@ class Clusterer:
         seed: int = 0,
         conventions: TimeFrequencyConfig | None = None,
     ) -> None:
-        import tensorflow as tf
-
         self._tf = tf
         self._parts = tfmot_classes()
         keras = self._parts["keras"]
@@ -435,8 +433,6 @@ class _Masks:
         conventions: TimeFrequencyConfig,
         fast: bool,
     ) -> None:
-        import tensorflow as tf
-
         self._loss, self._conventions = loss, conventions
         self._threads = blockconv.default_threads()
         self.nodes = None
@@ -502,8 +498,6 @@ class _Masks:
 
 def _chain(layers: Sequence[LayerSpec]) -> Network | None:
     """Returns the network as a chain of C kernels; None where those do not do."""
-    import tensorflow as tf
-
     found = blocks_from_layers([(spec.class_name, spec.config) for spec in layers])
     drops = any(spec.config.get("rate") for spec in layers)
     if found is None or drops or tf.config.get_visible_devices("GPU"):

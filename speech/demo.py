@@ -40,16 +40,21 @@ from functools import cached_property
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
+
+import numpy as np
 
 from speech.base import cli
 from speech.base.cli import natural_number
+from speech.base.lazy import soundfile
 from speech.base.words import shown
+from speech.data import corpus
 from speech.net.enhancer import BASELINE_MODEL, DEFAULT_MODEL, Enhancer
-
-if TYPE_CHECKING:
-    import numpy as np
+from speech.sound.audio import SAMPLE_RATE_HZ, is_silent, read_multichannel, resample, write_audio
+from speech.sound.audiofiles import level_for
+from speech.sound.pictures import level_png
+from speech.sound.stft import StftConfig, magnitudes, stft
 
 _ROOT = Path(__file__).resolve().parent.parent
 _TEMPLATES = Path(__file__).parent / "templates"
@@ -153,8 +158,6 @@ class Demo:
 
     @cached_property
     def _plans(self) -> dict[str, Any]:
-        from speech.data import corpus
-
         speech, noise = corpus.bundled_speech("TEST"), corpus.bundled_noise("TEST")
         return {p.noise.name: p for p in corpus.spread_mixtures(speech, noise, [SNR_DB], 1)}
 
@@ -172,11 +175,6 @@ class Demo:
         Raises:
             ValueError: There is no such clip.
         """
-        import soundfile
-
-        from speech.data import corpus
-        from speech.sound.audio import SAMPLE_RATE_HZ
-
         if noise not in self._plans:
             raise ValueError(f"{noise}: no such clip; there are {', '.join(self._plans)}")
         stream = io.BytesIO()
@@ -358,16 +356,6 @@ def _shown(paths: dict[str, Path], folder: Path) -> tuple[dict[str, Any], dict[s
     Returns:
         Rate and silence of the first, an image of each as a data: URI; and the files by name.
     """
-    from speech.sound.audio import (
-        SAMPLE_RATE_HZ,
-        is_silent,
-        read_multichannel,
-        resample,
-        write_audio,
-    )
-    from speech.sound.audiofiles import level_for
-    from speech.sound.pictures import level_png
-
     facts: dict[str, Any] = {}
     files, levels = {}, {}
     for name, path in paths.items():
@@ -397,10 +385,6 @@ def spectrogram_db(signal: np.ndarray, max_columns: int = MAX_COLUMNS) -> np.nda
     Returns:
         float32 [num_columns, 257]; silence has -120 dB.
     """
-    import numpy as np
-
-    from speech.sound.stft import StftConfig, magnitudes, stft
-
     config = StftConfig(512, 128)
     together = max(1, math.ceil(len(signal) / config.hop / max_columns))
     num_frames = 256 * together

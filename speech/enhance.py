@@ -24,11 +24,16 @@ import math
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
 
 from speech.base import cli
+from speech.base.files import remove_leftovers, write_json
+from speech.net.blockconv import default_threads
 from speech.net.enhancer import (
     BLOCK_SECONDS,
     DEFAULT_MODEL,
@@ -36,12 +41,27 @@ from speech.net.enhancer import (
     Enhancer,
     fit_level,
 )
-
-if TYPE_CHECKING:
-    import numpy as np
-
-    from speech.net.mask_enhancer import MaskEnhancer
-    from speech.sound.audio import AudioReader
+from speech.net.mask_enhancer import MaskEnhancer
+from speech.net.reach import summary_of
+from speech.sound.audio import (
+    SAMPLE_RATE_HZ,
+    AudioReader,
+    StreamResampler,
+    open_audio,
+    read_multichannel,
+    resampled_length,
+)
+from speech.sound.audiofiles import (
+    at_16k,
+    file_row,
+    peak_of,
+    plan_outputs,
+    put_channel,
+    say_turned_down,
+    too_short,
+    write_like,
+    write_stream,
+)
 
 #: Samples above it (full scale at 1) are no recording's: a float file of 16-bit numbers has them.
 _LOUDEST = 10.0
@@ -106,9 +126,6 @@ def enhance_file(
     Raises:
         ValueError: The source can't be read, or the target can't be written.
     """
-    from speech.sound.audio import SAMPLE_RATE_HZ, read_multichannel
-    from speech.sound.audiofiles import at_16k, file_row, put_channel, write_like
-
     if enhancer.mask is not None:
         return _stream_file(enhancer.mask, source, target, peak, threads)
     audio = read_multichannel(source)
@@ -134,9 +151,6 @@ def _stream_file(
     mask: MaskEnhancer, source: Path, target: Path, peak: float | None, threads: int | None
 ) -> dict[str, Any]:
     """Enhances a file of any length in constant memory; see `enhance_file`."""
-    from speech.sound.audio import SAMPLE_RATE_HZ, open_audio, resampled_length
-    from speech.sound.audiofiles import file_row, too_short, write_stream
-
     with open_audio(source) as reader:
         rate_hz, shape = reader.sample_rate_hz, (reader.num_samples, reader.num_channels)
         # Of a file without samples the reader says so.
@@ -154,10 +168,6 @@ def _enhanced(
 
     At the end ``row`` gets ``over_full_scale_db`` if samples were beyond `_LOUDEST`.
     """
-    import numpy as np
-
-    from speech.sound.audio import SAMPLE_RATE_HZ, StreamResampler
-
     num_channels = reader.num_channels
     down = StreamResampler(reader.sample_rate_hz, SAMPLE_RATE_HZ, num_channels)
     up = StreamResampler(SAMPLE_RATE_HZ, reader.sample_rate_hz, num_channels)
@@ -172,7 +182,7 @@ def _enhanced(
 
     highest = 0.0
     for block in reader.blocks():
-        highest = max(highest, float(np.max(np.abs(block), initial=0.0)))
+        highest = max(highest, peak_of(block))
         yield pushed(down.push(block))
     if highest > _LOUDEST:
         row["over_full_scale_db"] = round(20 * math.log10(highest), 3)
@@ -194,10 +204,6 @@ def enhance_all(
     One file has all cores to itself; several are enhanced side by side, a core each, which saves
     the waiting for each other and lets reading and resampling run beside the network.
     """
-    from concurrent.futures import ThreadPoolExecutor
-
-    from speech.net.blockconv import default_threads
-
     num_workers = min(default_threads(), len(jobs)) if enhancer.engine == "c" else 1
     threads = 1 if num_workers > 1 else None
 
@@ -232,9 +238,6 @@ def enhance(config: EnhanceConfig) -> tuple[Enhancer, Report]:
         ValueError: The model is refused, two outputs would be one file, or the only input can't be
             read.
     """
-    from speech.base.files import remove_leftovers
-    from speech.sound.audiofiles import plan_outputs
-
     jobs = plan_outputs(config.inputs, config.out)
     for folder in {target.parent for _, target in jobs}:
         remove_leftovers(folder)
@@ -256,9 +259,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(config: EnhanceConfig, json: Path | None) -> int:
-    from speech.base.files import write_json
-    from speech.net.reach import summary_of
-    from speech.sound.audiofiles import say_turned_down
 
     enhancer, report = enhance(config)
     ways = [row["way"] for row in report.files]

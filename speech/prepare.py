@@ -27,6 +27,10 @@ from typing import Any
 from speech.base import cli
 from speech.base.cli import decibels, positive_number
 from speech.base.cluster import add_option, connected
+from speech.base.files import write_json
+from speech.data import corpus
+from speech.data.prepared import prepare
+from speech.sound.audio import SAMPLE_RATE_HZ, describe_conversion
 
 SUBTYPES = {"float": "FLOAT", "pcm16": "PCM_16"}
 
@@ -45,11 +49,6 @@ def _run(
     split: str | None, seed: int, rooms: float, format: str, jobs: int, dask: str | None,
     json: Path | None, **more: Any,
 ) -> int:  # fmt: skip
-    from speech.base.files import write_json
-    from speech.data import corpus
-    from speech.data.prepared import prepare
-    from speech.sound.audio import SAMPLE_RATE_HZ, describe_conversion
-
     with connected(dask, jobs) as cluster:
         report = prepare(
             clean, noise, snr, out, split=split, seed=seed, rooms=rooms, num_jobs=jobs,

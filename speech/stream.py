@@ -23,13 +23,15 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
 
 from speech.base import cli
+from speech.base.lazy import load, sounddevice
 from speech.net.enhancer import DEFAULT_MODEL
-
-if TYPE_CHECKING:
-    from speech.net.live import Live
+from speech.net.live import Live, decoded, encoded
+from speech.net.streaming import Stream
 
 FORMATS = {"s16": 2, "f32": 4}
 _READ_BYTES = 1 << 15
@@ -79,9 +81,6 @@ def _parser() -> argparse.ArgumentParser:
 def _run(
     model: Path, format: str, rate: int | None, device: Sequence[str] | None, bypass: bool
 ) -> int:
-    from speech.net.live import Live
-    from speech.net.streaming import Stream
-
     stream = Stream(model)
     rate_hz = rate or stream.sample_rate_hz
     if not 1000 <= rate_hz <= 768_000:
@@ -115,8 +114,6 @@ def run_pipe(live: Live, sample_format: str, source: int, target: int) -> int:
     Raises:
         BrokenPipeError: The reader is gone; all that was finished before has been written.
     """
-    from speech.net.live import decoded, encoded
-
     size, rest = FORMATS[sample_format], b""
     with _watched(live) as is_wanted:
         while is_wanted() and (data := os.read(source, _READ_BYTES)):
@@ -156,10 +153,8 @@ def run_device(live: Live, devices: Sequence[str], block_samples: int) -> int:
     Raises:
         ValueError: There is no such device, or it goes away.
     """
-    import numpy as np
-
     try:
-        import sounddevice
+        load(sounddevice)
     except ImportError:
         raise ValueError("--device needs sounddevice: pip install '.[live]'") from None
     except OSError as error:  # the package is there, the library below it is not

@@ -230,7 +230,7 @@ def test_tfmot_gets_the_network_as_it_is_and_the_centroids_of_kmeans(model, tmp_
         seen.update(layers=layers, codebooks=codebooks)
         return cluster_layers(layers, Codebooks(k=4))
 
-    monkeypatch.setattr("quantization.tfmot_bridge.cluster", cluster)
+    monkeypatch.setattr(process, "cluster", cluster)
     config = TrainingConfig(epochs=2, learning_rate=1e-3)
     how = Continuation(None, None, config, [], "none", {"kind": "waveform"})
     monkeypatch.setattr(process, "continuation", lambda *arguments: how)

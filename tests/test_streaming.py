@@ -14,7 +14,7 @@ from speech.modelfile.read import read_model_file
 from speech.modelfile.spec import ModelFileError
 from speech.net import blockconv
 from speech.net.enhancer import BASELINE_MODEL, DEFAULT_MODEL, Enhancer
-from speech.net.plan import plan_of
+from speech.net.plan import array_floats, plan_of
 from speech.net.streaming import Stream
 from speech.net.timefrequency import SIZES, TimeFrequencyConfig
 from speech.sound.audio import read_audio
@@ -139,6 +139,20 @@ def test_streams_of_one_plan_do_not_meddle(file, engine, noisy):
     for own, sign in zip(parts, (1, -1), strict=True):
         alone.reset()
         assert_array_equal(np.concatenate(own), alone.push(sign * noisy[:6000]))
+
+
+@pytest.mark.skipif(not blockconv.is_available(), reason="needs a C compiler")
+def test_streams_of_one_plan_share_its_kernels():
+    one = Stream(DEFAULT_MODEL)
+    own = 4 * (one.plan.tensor_floats + array_floats(one.plan.conventions))
+    tracemalloc.start()
+    try:
+        other = Stream(one.plan)
+        taken = tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+    kernels = sum(layer.kernel.nbytes for layer in other.plan.layers if layer.kernel is not None)
+    assert own <= taken < own + kernels / 4
 
 
 def test_memory_does_not_grow_with_the_signal(stream, noisy):

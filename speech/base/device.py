@@ -8,6 +8,8 @@ import os
 import sys
 from collections.abc import Iterator
 
+from speech.base.lazy import keras, load
+from speech.base.lazy import tensorflow as tf
 from speech.base.runinfo import version_of
 
 _LOGGER = logging.getLogger("speech")
@@ -58,7 +60,7 @@ def select_devices(gpu: str, *, several: bool = False) -> list[str]:
     if os.environ.get("KERAS_BACKEND", "tensorflow") != "tensorflow":
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu
         try:
-            import keras  # noqa: F401
+            load(keras)
         except ImportError as error:
             raise ValueError(
                 f"KERAS_BACKEND is {os.environ['KERAS_BACKEND']!r}: {error}; install it, or unset "
@@ -66,8 +68,6 @@ def select_devices(gpu: str, *, several: bool = False) -> list[str]:
             ) from None
         return []
     with quiet_start():
-        import tensorflow as tf
-
         found = tf.config.list_physical_devices("GPU")
     chosen = [found[index] for index in indices if 0 <= index < len(found)]
     tf.config.set_visible_devices(chosen, "GPU")

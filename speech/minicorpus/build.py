@@ -18,7 +18,8 @@ import json
 import sys
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import numpy as np
 
 from speech.base import cli, debian, files
 from speech.sound.conditioning import (
@@ -33,9 +34,6 @@ from speech.sound.conditioning import (
     to_int16,
     write_flac,
 )
-
-if TYPE_CHECKING:
-    import numpy as np
 
 CORPUS = Path(__file__).parent
 MANIFEST = "MANIFEST.sha256"

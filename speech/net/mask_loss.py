@@ -35,7 +35,7 @@ import numpy as np
 from speech.base.lazy import scipy
 from speech.net import blockconv
 from speech.net.losses import MeanAbsoluteError, NegativeSISDR
-from speech.net.timefrequency import NUM_BINS, POWER_FLOOR, TimeFrequencyConfig, compress
+from speech.net.timefrequency import NUM_BINS, POWER_FLOOR, TimeFrequencyConfig, compress, features
 from speech.sound.stft import StftConfig, analysis_window, istft, stft
 
 _TINY = np.float32(1e-12)
@@ -170,10 +170,7 @@ def prepare(
 
     both = list(_pool(threads).map(spectra, [*noisy, *clean]))
     mixed = np.stack(both[: len(noisy)])
-    features = np.empty((*mixed.shape, 3), np.float32)
-    features[..., 0], features[..., 1] = mixed.real, mixed.imag
-    np.abs(mixed, out=features[..., 2])
-    return Prepared(mixed, np.stack(both[len(noisy) :]), clean, features)
+    return Prepared(mixed, np.stack(both[len(noisy) :]), clean, features(mixed))
 
 
 def _prepare_in_c(
@@ -183,15 +180,15 @@ def _prepare_in_c(
     conventions = _conventions(config, noisy.shape[1])
     shape = (len(noisy), conventions.frames, NUM_BINS)
     spectra = [np.empty(shape, np.complex64) for _ in range(2)]
-    features = np.empty((*shape, 3), np.float32)
-    for signals, out, more in ((noisy, spectra[0], _address(features)), (clean, spectra[1], None)):
+    values = np.empty((*shape, 3), np.float32)
+    for signals, out, more in ((noisy, spectra[0], _address(values)), (clean, spectra[1], None)):
         _check(
             blockconv.kernels().compressed_spectra(
                 ctypes.byref(conventions), _address(signals), ctypes.c_int64(len(signals)),
                 _address(out), more, threads,
             )
         )  # fmt: skip
-    return Prepared(spectra[0], spectra[1], clean, features)
+    return Prepared(spectra[0], spectra[1], clean, values)
 
 
 def value_and_gradient(

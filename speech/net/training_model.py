@@ -15,6 +15,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from speech.base.lazy import tensorflow as tf
 from speech.net import mask_loss, tape
 from speech.net.blockconv import default_threads
 from speech.net.chain_training import uses_c_kernels
@@ -207,8 +208,6 @@ class _Kernels:
 
     def loss(self, noisy: Any, clean: Any, training: bool) -> Any:
         """Returns the loss as a tensor; in training, moves the moving statistics on."""
-        import tensorflow as tf
-
         # TensorFlow keeps the functions of every graph for good: they must not hold the memory.
         kernels = weakref.ref(self)
         num_trained = sum(self._trained) if training else 0

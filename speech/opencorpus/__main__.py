@@ -12,13 +12,11 @@ import sys
 from pathlib import Path
 
 from speech.base import cli
-from speech.opencorpus import recipe
+from speech.opencorpus import build, recipe, report
 
 
 def run(out: Path, packages: Path | None, jobs: int, stats: bool, corpus_recipe: Path) -> int:
     """Builds the corpus, or only reads it for ``--stats``; prints its tables."""
-    from speech.opencorpus import build, report
-
     if packages and not packages.is_dir():
         raise ValueError(f"{packages}: not a folder of .deb files")
     book = recipe.read_recipe(corpus_recipe)

@@ -5,20 +5,19 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import keras
-
+from speech.base import lazy
 from speech.base.files import write_text
+from speech.base.lazy import keras
+from speech.data.corpus import Pair
 from speech.data.pipeline import TrainingData
 from speech.modelfile.read import read_model_file
 from speech.modelfile.spec import COMPLEX_MASK, WAVEFORM
 from speech.net.blockconv import default_threads
-from speech.net.chain_training import uses_c_kernels
 from speech.net.keras_models import build_model
 from speech.net.losses import DESCRIPTIONS
 from speech.net.mask_loss import MaskLoss
-from speech.net.training_model import MaskTrainingModel
 from speech.sound.audio import SAMPLE_RATE_HZ
 from speech.sound.pictures import learning_curve
 from speech.training.config import TrainingConfig
@@ -27,7 +26,14 @@ from speech.training.datasets import Data, load_pieces, load_training, training_
 from speech.training.distribution import Machines
 from speech.training.pieces import PieceData
 from speech.training.request import NETWORKS, Request
+from speech.training.tensorboard import TensorBoardLog
 from speech.training.trainer import MakeModel, Trainer
+
+if TYPE_CHECKING:
+    from speech.net import chain_training, training_model
+else:
+    chain_training = lazy.module("speech.net.chain_training")
+    training_model = lazy.module("speech.net.training_model")
 
 #: Waiting for data that is worth a line.
 _WAITING_SHARE = 0.1
@@ -95,7 +101,9 @@ def _train_mask(asked: Request, machines: Machines | None, say: Callable[[str], 
     }
     return train(
         network, training, validation, config, asked.out,
-        make_model=lambda network, engine: MaskTrainingModel(network, form, loss, engine),
+        make_model=lambda network, engine: training_model.MaskTrainingModel(
+            network, form, loss, engine
+        ),
         title=NETWORKS[asked.network].title, meta=meta, machines=machines,
         tensorboard=asked.tensorboard, say=say,
     )  # fmt: skip
@@ -105,7 +113,7 @@ def _workers(asked: Request) -> int:
     """Returns how many processes mix; one keeps up with a CPU, but not with a GPU."""
     if asked.workers is not None:
         return asked.workers
-    return 1 if uses_c_kernels() else max(1, min(8, default_threads() // 2))
+    return 1 if chain_training.uses_c_kernels() else max(1, min(8, default_threads() // 2))
 
 
 def train_waveform(data: Data, asked: Request, *, created_by: str, **settings: Any) -> Trainer:
@@ -157,7 +165,7 @@ def train(
     make_model: MakeModel | None = None,
     machines: Machines | None = None,
     tensorboard: Path | None = None,
-    clips: Sequence[Any] = (),
+    clips: Sequence[Pair] = (),
     say: Callable[[str], None] = lambda line: None,
 ) -> Trainer:
     """Trains a network to the end, tells how far it is, and draws the learning curve.
@@ -173,7 +181,7 @@ def train(
         make_model: Likewise.
         machines: Likewise.
         tensorboard: Folder for TensorBoard; None for none.
-        clips: ``speech.data.corpus.Pair`` objects that may be heard there.
+        clips: What may be heard there.
         say: Called with lines for people.
 
     Returns:
@@ -195,8 +203,6 @@ def train(
         return trainer
     log = None
     if tensorboard is not None:
-        from speech.training.tensorboard import TensorBoardLog
-
         say(f"tensorboard {tensorboard}")
         newest = out / ("last.h5" if config.hours is None else "model.h5")
         log = TensorBoardLog(tensorboard, clips, newest, config.epochs or 0)
