@@ -467,12 +467,11 @@ JSON: dict[str, Any] = {
 }
 GPU: dict[str, Any] = {
     "default": "0",
-    "metavar": "N",
+    "metavar": "LIST",
     "help": "run on this GPU: 0 (default), or -1 for the CPU",
 }
 #: Of commands that share each training step among several.
 GPUS: dict[str, Any] = GPU | {
-    "metavar": "LIST",
     "help": "run on this GPU: 0 (default), several as 0,1 to share each step, or -1 for the CPU",
 }
 JOBS: dict[str, Any] = {
