@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -49,8 +48,14 @@ class FitConfig:
                 raise ValueError(f"{name} is {getattr(self, name)}; give 1 to {10**9:,}")
         if self.optimizer not in OPTIMIZERS:
             raise ValueError(f"optimizer is {self.optimizer!r}; give one of {OPTIMIZERS}")
-        if not 0 < self.learning_rate < math.inf:
-            raise ValueError(f"learning_rate is {self.learning_rate}; give a positive number")
+        if not 0 < self.learning_rate < 1e6:
+            raise ValueError(
+                f"learning_rate is {self.learning_rate}; give a positive number below 1e6"
+            )
+        if self.optimizer == "rprop" and not 1e-7 <= self.learning_rate <= 1e-1:
+            raise ValueError(
+                f"learning_rate is {self.learning_rate}, Rprop's first step; give 1e-7 to 1e-1"
+            )
         if self.patience < 0:
             raise ValueError(f"patience is {self.patience}; give 0 or more iterations")
 

@@ -34,12 +34,14 @@ from mnn.layers import DenseNetwork
 from mnn.sequences import SequenceNetwork
 from speech.base import schema
 from speech.base.files import sha256_of
+from speech.base.lazy import load, onnxruntime
 from speech.base.words import shown
 from speech.data.made import MadeFiles
 from speech.modelfile.exam import frames_more, output_shapes
 from speech.modelfile.read import read_model_file
 from speech.modelfile.spec import COMPLEX_MASK, ModelFile, refusals
 from speech.net.enhancer import Enhancer
+from speech.net.keras_models import keras_function
 from speech.net.memory import MAX_BYTES, keras_bytes, too_large
 from speech.sound.audio import SAMPLE_RATE_HZ, Audio, read_multichannel
 from speech.sound.audiofiles import at_16k
@@ -269,9 +271,7 @@ def open_expert(path: str | os.PathLike, name: str | None = None) -> Expert:
         return _spectral_expert(file, kind, name)
     if kind == "autoencoder":
         raise ValueError(f"{path}: is an autoencoder, which judges experts; give it as --dae")
-    # The file is read again: an Enhancer is made of a path.
-    enhancer = Enhancer(path)
-    return Expert(name, kind, path, file.sha256, None, _samples_of(enhancer))
+    return Expert(name, kind, path, file.sha256, None, _samples_of(Enhancer(file)))
 
 
 def folder_expert(name: str, folder: Path) -> Expert:
@@ -360,8 +360,6 @@ def _runs(file: ModelFile) -> tuple[Callable[[np.ndarray], np.ndarray], Sequence
             network = SequenceNetwork(file.layers)
             found = Sequence(frame_bytes, network.is_causal, network.start)
             return found.run, found
-    from speech.net.keras_models import keras_function
-
     function = keras_function(file.layers)
     if takes_frames:
         return function, None
@@ -378,7 +376,7 @@ class _OnnxEnhancer(Enhancer):
 
     def __init__(self, path: Path) -> None:
         try:
-            import onnxruntime
+            load(onnxruntime)
         except ImportError:
             raise ValueError(
                 f"{path}: needs onnxruntime; run: pip install 'small-speech-enhancement[onnx]'"

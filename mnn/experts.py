@@ -12,15 +12,11 @@ mixture.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 
 from mnn.dae import KEEP, build_dense
 from mnn.features import Conventions
-
-if TYPE_CHECKING:
-    import keras
+from speech.base.lazy import keras
 
 #: Hidden units of the paper's two networks (sections 4.2 to 4.4).
 NETS: dict[str, tuple[int, ...]] = {"512x2": (512, 512), "2048x2": (2048, 2048)}
@@ -51,8 +47,6 @@ def build_expert(net: str = "512x2", *, seed: int = 0) -> tuple[keras.Model, Con
 
 def _build_lstm(name: str, conventions: Conventions, units: int, seed: int) -> keras.Model:
     """Builds an LSTM and a Dense layer, with dropout in front of each."""
-    import keras
-
     seeds = (int(s) for s in np.random.SeedSequence(seed).generate_state(5))
     start, turn, end = (
         keras.initializers.GlorotUniform(next(seeds)),

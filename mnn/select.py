@@ -30,14 +30,20 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from mnn.arbiter import Arbiter
+from mnn.dae import Autoencoder
+from mnn.expert_files import Expert
+from mnn.pool import open_pool
 from mnn.scoring import DEFAULT_SCORING, METRICS, SCORINGS, needs_of
+from mnn.selector import Selector
 from speech.base import cli
 from speech.base.cli import natural_number
 from speech.base.files import remove_leftovers, write_json
 from speech.base.words import shown
 from speech.data import corpus
+from speech.data.prepared import write_mixtures
 from speech.sound.audio import SAMPLE_RATE_HZ, is_audio_name, read_multichannel
 from speech.sound.audiofiles import (
     at_16k,
@@ -47,10 +53,6 @@ from speech.sound.audiofiles import (
     say_turned_down,
     write_like,
 )
-
-if TYPE_CHECKING:
-    from mnn.expert_files import Expert
-    from mnn.selector import Selector
 
 _logger = logging.getLogger("speech")
 
@@ -302,11 +304,6 @@ def open_selector(config: SelectConfig) -> tuple[Selector, list[str]]:
     Raises:
         ValueError: The autoencoder is refused or missing, or no expert is left.
     """
-    from mnn.arbiter import Arbiter
-    from mnn.dae import Autoencoder
-    from mnn.pool import open_pool
-    from mnn.selector import Selector
-
     _check_shipped(config.dae, config.experts)
     dae = Autoencoder(config.dae)
     opened, refused = open_pool(config.experts, config.candidates, strict=config.strict)
@@ -349,8 +346,6 @@ def _check_shipped(dae: Path, experts: Sequence[Path]) -> None:
 
 def _bundled_clips(out: Path) -> Path:
     """Writes noisy test clips of the bundled corpus, the same each time; returns their folder."""
-    from speech.data.prepared import write_mixtures
-
     plans = corpus.spread_mixtures(
         corpus.bundled_speech("TEST"), corpus.bundled_noise("TEST"), [CLIPS_SNR_DB], NUM_CLIPS_EACH
     )

@@ -24,6 +24,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from mnn import conditions
 from mnn.conditions import description, parse_conditions
 from mnn.config import EXPERT_SNRS_DB, NETS, OPTIMIZERS, FitConfig, TrainConfig
@@ -40,19 +42,23 @@ from mnn.features import (
     speech_frames,
 )
 from mnn.layers import load_network
-from speech.base import cli
+from speech.base import cli, lazy
 from speech.base.cli import natural_number, positive_number
 from speech.base.device import select_devices
+from speech.base.lazy import keras
 from speech.data import corpus
 from speech.data.corpus import Pair, render
 from speech.modelfile.read import read_model_file
+from speech.net.keras_models import build_model, variables_of
 from speech.sound.audio import read_audio
 from speech.training.common_options import add_data_options, check_data_options, data_options
 
 if TYPE_CHECKING:
-    import keras
-    import numpy as np
-
+    from mnn import training as network_training
+    from speech.net import constraints
+else:
+    constraints = lazy.module("speech.net.constraints")
+    network_training = lazy.module("mnn.training")
 
 _logger = logging.getLogger("speech")
 
@@ -107,8 +113,6 @@ def train(config: TrainConfig, say: Callable[[str], None] | None = None) -> Trai
         f"{len(parts.validation)} to validate"
     )
     select_devices(config.gpu)
-    from mnn.training import FrameTrainer, fingerprint_of, finished
-
     is_expert = config.what == "expert"
     kind = "mask" if is_expert else "autoencoder"
     model, conventions, start = _network(config, kind, say)
@@ -131,7 +135,9 @@ def train(config: TrainConfig, say: Callable[[str], None] | None = None) -> Trai
             "data_sha256": data_sha256,
         },
     }
-    done = finished(config.out, fingerprint_of(config.fit, meta, data_sha256))
+    done = network_training.finished(
+        config.out, network_training.fingerprint_of(config.fit, meta, data_sha256)
+    )
     if done is not None:
         found = (done[key] for key in ("validation_error", "best_iteration", "iterations_done"))
         return TrainResult(config.out, True, *found)
@@ -146,7 +152,7 @@ def train(config: TrainConfig, say: Callable[[str], None] | None = None) -> Trai
         f"frames      {counts[0]:,} to train on, {counts[1]:,} to validate; "
         f"{model.count_params():,} parameters"
     )
-    trainer = FrameTrainer(
+    trainer = network_training.FrameTrainer(
         model, training, validation, config.fit, config.out, meta=meta, data_sha256=data_sha256
     )
     state = trainer.run(_saying(config.fit, say))
@@ -181,9 +187,6 @@ def _network(
         net = config.net or NETS[config.what][0]
         build = build_expert if config.what == "expert" else build_dae
         return *build(net, seed=config.fit.seed), {"net": net}
-    from speech.net.constraints import HeldZeros
-    from speech.net.keras_models import build_model, variables_of
-
     if kind == "mask":
         file = read_model_file(config.init)
         conventions = conventions_of(file.meta, kind, config.init)
@@ -195,8 +198,8 @@ def _network(
     for layer in file.layers:
         for key, kernel in layer.kernels.items():
             if not kernel.all():
-                mask = kernel != 0
-                variables_of(model.get_layer(layer.name))[key].constraint = HeldZeros(mask)
+                mask, held = kernel != 0, variables_of(model.get_layer(layer.name))[key]
+                held.constraint = constraints.HeldZeros(mask)
                 num_zeros += mask.size - int(mask.sum())
     say(f"init        {config.init}; {num_zeros:,} weights are zero and stay so")
     kept = {key: file.meta[key] for key in ("net", "pruning") if key in file.meta}
@@ -323,10 +326,6 @@ def _config(parser: argparse.ArgumentParser, options: argparse.Namespace) -> Tra
     """Returns what the options say; exits with code 2 if they make no sense."""
     if options.snr_range:
         parser.error("--snr-range draws anew each time; mixtures are fixed here: give --snr")
-    if not 0 < options.learning_rate < 1e6:
-        parser.error(f"--learning-rate is {options.learning_rate}; give a positive number")
-    if options.optimizer == "rprop" and not 1e-7 <= options.learning_rate <= 1e-1:
-        parser.error("--learning-rate is Rprop's first step: give 1e-7 to 1e-1")
     snrs_db = options.snr or EXPERT_SNRS_DB
     check_data_options(parser, options)
     is_expert = options.what == "expert"
@@ -382,8 +381,7 @@ def _parser() -> argparse.ArgumentParser:
         _add_training_options(command)
         _add_choices(command, what)
         add_data_options(command, test=False)
-        add("--gpu", default="0", metavar="LIST",
-            help="run on this GPU: 0 (default), or -1 for the CPU")  # fmt: skip
+        add("--gpu", **cli.GPU)
     return parser
 
 

@@ -20,23 +20,27 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
-import keras
 import numpy as np
 
 from mnn.config import FitConfig
 from mnn.features import Frames, Pieces
-from mnn.rprop import Rprop
-from speech.base import cli
+from speech.base import cli, lazy
 from speech.base.checkpoint import read_checkpoint, write_checkpoint
 from speech.base.files import held, write_json
+from speech.base.lazy import keras, tqdm
 from speech.base.runinfo import run_info
 from speech.modelfile.read import read_model_file
 from speech.modelfile.spec import ModelFileError
 from speech.net.keras_models import save_model
 from speech.training.config import TrainingError
 from speech.training.trainer import write_history
+
+if TYPE_CHECKING:
+    from mnn import rprop
+else:
+    rprop = lazy.module("mnn.rprop")
 
 _LOGGER = logging.getLogger("speech")
 
@@ -118,7 +122,7 @@ class FrameTrainer:
         self.state = _State()
         self.fingerprint = fingerprint_of(config, meta, data_sha256)
         if config.optimizer == "rprop":
-            self.optimizer = Rprop(config.learning_rate)
+            self.optimizer = rprop.Rprop(config.learning_rate)
         else:
             self.optimizer = keras.optimizers.Adam(config.learning_rate)
         model.compile(self.optimizer, loss=sum_of_squares, jit_compile=False)
@@ -327,9 +331,7 @@ def _require_same_run(path: Path, stored: dict[str, Any], fingerprint: dict[str,
 
 
 def _progress(done: int, total: int) -> Any:
-    from tqdm import tqdm
-
-    return tqdm(
+    return tqdm.tqdm(
         total=total, initial=done, desc="training", file=cli.terminal(), disable=None, leave=False,
         unit="it",
     )  # fmt: skip

@@ -13,19 +13,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pruning.config import CRITERIA
 from speech.modelfile.exam import output_shapes
-from speech.modelfile.spec import linked
+from speech.modelfile.spec import LayerSpec, linked
 from speech.net.taps import as_taps, for_kernel, has_kernel, taps_of
-
-if TYPE_CHECKING:
-    from speech.modelfile.spec import LayerSpec
-
-#: What channels are ranked by: the paper's sparsity, small kernels, chance.
-CRITERIA = ("sparsity", "magnitude", "random")
 
 Masks = dict[str, np.ndarray]
 
@@ -99,7 +93,7 @@ def masks_for_share(
     layers: Sequence[LayerSpec],
     share: float,
     *,
-    criterion: str = "sparsity",
+    criterion: str = CRITERIA[0],
     per_layer: bool = False,
     keep_last: bool = True,
     seed: int = 0,

@@ -30,6 +30,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from pruning.config import THETA
 from pruning.sparsity import channel_sparsity, kept_channels, prunable_layers
 from speech.modelfile.exam import output_shapes
 from speech.modelfile.spec import LayerSpec, linked
@@ -207,7 +208,7 @@ def _obstacle(layer: LayerSpec, read: Sequence[_Output], size: int) -> str:
 # Choosing
 
 
-def filter_redundancy(layers: Sequence[LayerSpec], theta: float = 0.65) -> dict[str, np.ndarray]:
+def filter_redundancy(layers: Sequence[LayerSpec], theta: float = THETA) -> dict[str, np.ndarray]:
     """Returns for each filter how redundant it is, by the channels of the paper.
 
     The share of redundant channels, S_j(k) > theta, among the filter's own and those that read
@@ -233,7 +234,7 @@ def _sparsity_with_zeros(kernel: np.ndarray) -> np.ndarray:
 
 
 def choose_down_to(
-    layers: Sequence[LayerSpec], goal: Mapping[str, int], theta: float = 0.65
+    layers: Sequence[LayerSpec], goal: Mapping[str, int], theta: float = THETA
 ) -> dict[str, np.ndarray]:
     """Chooses the most redundant filters, so many that each set is left with its goal."""
     chosen = {}

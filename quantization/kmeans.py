@@ -9,18 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from speech.modelfile.spec import kernel_name
+from quantization.config import FORMATS
+from speech.base.lazy import kmeans1d
+from speech.modelfile.spec import LayerSpec, kernel_name
 from speech.net.taps import has_kernel
 
-if TYPE_CHECKING:
-    from speech.modelfile.spec import LayerSpec
-
-#: How centroids are stored; arithmetic stays FP32.
-FORMATS = ("fp32", "fp16", "int8")
 MAX_K = 128
 
 
@@ -83,8 +79,6 @@ def best_centroids(values: np.ndarray, k: int) -> np.ndarray:
     Raises:
         ValueError: ``k`` is out of range, or a value is not finite.
     """
-    import kmeans1d
-
     check_k(k)
     values = np.sort(np.asarray(values, np.float64), axis=None)
     if not np.isfinite(values).all():

@@ -13,8 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from quantization import budget, graphs, ratedistortion
-from quantization.budget import Signals
+from quantization import budget, ratedistortion
 from quantization.kmeans import (
     Codebooks,
     cluster_layers,
@@ -23,7 +22,7 @@ from quantization.kmeans import (
     round_kernel,
     with_kernels,
 )
-from quantization.ratedistortion import RateDistortion
+from quantization.ratedistortion import RateDistortion, Signals
 from speech.modelfile.spec import LayerSpec, is_chain
 
 Layers = tuple[LayerSpec, ...]
@@ -78,7 +77,7 @@ class ByK:
         found = self.codebooks
         return {
             "k": found.k, "k_last": found.k_last, "k_of": dict(found.k_of or {}),
-            "per_sign": found.per_sign, "centroids": found.centroids, "algorithm": "exact",
+            "per_sign": found.per_sign, "centroids": found.centroids,
         }  # fmt: skip
 
 
@@ -109,14 +108,12 @@ class ByLambda:
 
     def __call__(self, layers: Layers, *, final: bool = False) -> tuple[Layers, ByLambda]:
         """Returns the quantized network; ``final`` or not, centroids are as they are stored."""
-        known = None
-        if graphs.are_spectra(self.signals):
-            known = graphs.sensitivities(layers, self.signals)
+        known = ratedistortion.sensitivities(layers, self.signals)
 
         def quantize(lam: float) -> Layers:
             return ratedistortion.quantize(
                 layers, replace(self.how, lam=lam), self.signals,
-                original=self.original, sensitivities_of=known,
+                original=self.original, known=known,
             )  # fmt: skip
 
         lam = self.how.lam

@@ -46,19 +46,24 @@ from functools import cached_property
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
+
+import numpy as np
 
 from speech.base import cli
 from speech.base.cli import natural_number
+from speech.base.lazy import soundfile
 from speech.base.words import shown
+from speech.data import corpus
 from speech.modelfile.read import read_model_file
 from speech.net.enhancer import BASELINE_MODEL, DEFAULT_MODEL, Enhancer
 from speech.net.plan import Plan, plan_of
 from speech.net.sessions import MAX_BLOCK_BYTES, Sessions
-
-if TYPE_CHECKING:
-    import numpy as np
+from speech.sound.audio import SAMPLE_RATE_HZ, is_silent, read_multichannel, resample, write_audio
+from speech.sound.audiofiles import level_for
+from speech.sound.pictures import level_png
+from speech.sound.stft import StftConfig, magnitudes, stft
 
 _ROOT = Path(__file__).resolve().parent.parent
 _TEMPLATES = Path(__file__).parent / "templates"
@@ -167,8 +172,6 @@ class Demo:
 
     @cached_property
     def _plans(self) -> dict[str, Any]:
-        from speech.data import corpus
-
         speech, noise = corpus.bundled_speech("TEST"), corpus.bundled_noise("TEST")
         return {p.noise.name: p for p in corpus.spread_mixtures(speech, noise, [SNR_DB], 1)}
 
@@ -186,11 +189,6 @@ class Demo:
         Raises:
             ValueError: There is no such clip.
         """
-        import soundfile
-
-        from speech.data import corpus
-        from speech.sound.audio import SAMPLE_RATE_HZ
-
         if noise not in self._plans:
             raise ValueError(f"{noise}: no such clip; there are {', '.join(self._plans)}")
         stream = io.BytesIO()
@@ -391,16 +389,6 @@ def _shown(paths: dict[str, Path], folder: Path) -> tuple[dict[str, Any], dict[s
     Returns:
         Rate and silence of the first, an image of each as a data: URI; and the files by name.
     """
-    from speech.sound.audio import (
-        SAMPLE_RATE_HZ,
-        is_silent,
-        read_multichannel,
-        resample,
-        write_audio,
-    )
-    from speech.sound.audiofiles import level_for
-    from speech.sound.pictures import level_png
-
     facts: dict[str, Any] = {}
     files, levels = {}, {}
     for name, path in paths.items():
@@ -430,10 +418,6 @@ def spectrogram_db(signal: np.ndarray, max_columns: int = MAX_COLUMNS) -> np.nda
     Returns:
         float32 [num_columns, 257]; silence has -120 dB.
     """
-    import numpy as np
-
-    from speech.sound.stft import StftConfig, magnitudes, stft
-
     config = StftConfig(512, 128)
     together = max(1, math.ceil(len(signal) / config.hop / max_columns))
     num_frames = 256 * together
@@ -685,13 +669,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
     options = _parser().parse_args(argv)
     cli.log_to_stderr()
-    return cli.run(lambda: _run(options))
+    return cli.run(lambda: _run(**vars(options)))
 
 
-def _run(options: argparse.Namespace) -> int:
+def _run(models: list[Path], experts: list[Path], host: str, port: int, max_mb: float) -> int:
     before = {number: signal.signal(number, _stop) for number in _ENDINGS}
     try:
-        return _serve(options)
+        return _serve(models, experts, host, port, max_mb)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -711,10 +695,10 @@ def _own_folder() -> Iterator[str]:
             time.sleep(0.1)
 
 
-def _serve(options: argparse.Namespace) -> int:
+def _serve(models: list[Path], experts: list[Path], host: str, port: int, max_mb: float) -> int:
     with _own_folder() as folder:
-        demo = Demo(Path(folder), options.models, options.experts)
-        with Server(demo, options.host, options.port, options.max_mb) as server:
+        demo = Demo(Path(folder), models, experts)
+        with Server(demo, host, port, max_mb) as server:
             print(f"page      {server.url}", flush=True)
             if not server.is_local:
                 print("whoever reaches this address can use the page", file=sys.stderr)

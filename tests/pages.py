@@ -2,9 +2,8 @@
 
 import contextlib
 import http.client
-import shutil
 
-import pytest
+from tests.builders import BROWSER
 
 
 def ask(server, method, path, body=None, **headers):
@@ -14,14 +13,6 @@ def ask(server, method, path, body=None, **headers):
         connection.request(method, path, body, headers)
         answer = connection.getresponse()
         return answer.status, answer.headers, answer.read()
-
-
-def browser_path():
-    found = (shutil.which(name) for name in ("chromium", "chromium-browser", "google-chrome"))
-    return next((path for path in found if path), None)
-
-
-needs_browser = pytest.mark.skipif(browser_path() is None, reason="no Chromium is here")
 
 
 @contextlib.contextmanager
@@ -40,7 +31,7 @@ def opened(server, microphone=None, before="", **options):
     ours = ("data:", f"blob:{server.url}", server.url)
     with sync_playwright() as player:
         browser = player.chromium.launch(
-            executable_path=browser_path(),
+            executable_path=BROWSER,
             args=["--no-sandbox", "--autoplay-policy=no-user-gesture-required",
                   "--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream",
                   *([f"--use-file-for-fake-audio-capture={microphone}"] if microphone else [])],
@@ -53,12 +44,3 @@ def opened(server, microphone=None, before="", **options):
         tab.goto(server.url)
         yield tab, troubles
         browser.close()
-
-
-def wait(tab, expression):
-    """Waits for a condition; playwright's own way of it is what the page's policy forbids."""
-    for _ in range(600):
-        if tab.evaluate(expression):
-            return
-        tab.wait_for_timeout(50)
-    pytest.fail(f"never became true: {expression}")

@@ -25,8 +25,8 @@ from speech.demo import Demo, Server, spectrogram_db
 from speech.enhance import main
 from speech.net.enhancer import Enhancer
 from tests import mnn_files
-from tests.builders import make_speech, write_mask_network
-from tests.pages import ask, needs_browser, opened, wait
+from tests.builders import make_speech, needs_browser, wait_in, write_mask_network
+from tests.pages import ask, opened
 
 ROOT = Path(__file__).parent.parent
 
@@ -368,15 +368,15 @@ def test_in_a_browser(server, width, tmp_path, rng):
     clip.write_bytes(server.demo.clip("typing"))
     seconds = soundfile.info(clip).duration
     with opened(server, viewport={"width": width, "height": 800}) as (tab, troubles):
-        wait(tab, "document.querySelectorAll('#choice option').length > 3")
+        wait_in(tab, "document.querySelectorAll('#choice option').length > 3")
         assert tab.locator("#go").is_disabled()
         tab.set_input_files("#file", clip)
         assert tab.inner_text("#chosen") == "real clip.wav"
         for choice in (1, pool_of(server)) if width == 1280 else (pool_of(server),):
             tab.select_option("#choice", str(choice))
             tab.click("#go")
-            wait(tab, "!document.querySelector('#result').hidden")
-            wait(tab, "[...document.querySelectorAll('audio')].every(a => a.duration > 0)")
+            wait_in(tab, "!document.querySelector('#result').hidden")
+            wait_in(tab, "[...document.querySelectorAll('audio')].every(a => a.duration > 0)")
             durations = tab.evaluate("[...document.querySelectorAll('audio')].map(a => a.duration)")
             assert durations == pytest.approx([seconds] * 2, abs=1e-3)
             assert tab.evaluate(
@@ -396,7 +396,7 @@ def test_in_a_browser(server, width, tmp_path, rng):
             "() => { const [a, b] = document.querySelectorAll('audio');"
             "a.currentTime = 0.5; return a.play().then(() => b.play()); }"
         )
-        wait(
+        wait_in(
             tab,
             "(() => { const [a, b] = document.querySelectorAll('audio');"
             "return a.paused && b.currentTime > 0.5; })()",
@@ -409,7 +409,7 @@ def test_in_a_browser(server, width, tmp_path, rng):
 def test_dropped_recorded_and_refused_in_a_browser(server, tmp_path):
     pytest.importorskip("playwright")
     with opened(server, permissions=["microphone"]) as (tab, troubles):
-        wait(tab, "document.querySelectorAll('#choice option').length > 3")
+        wait_in(tab, "document.querySelectorAll('#choice option').length > 3")
         tab.evaluate(
             "() => { const held = new DataTransfer();"
             "held.items.add(new File(['no audio'], 'note.txt'));"
@@ -418,7 +418,7 @@ def test_dropped_recorded_and_refused_in_a_browser(server, tmp_path):
         )
         assert tab.inner_text("#chosen") == "note.txt"
         tab.click("#go")
-        wait(tab, "!document.querySelector('#error').hidden")
+        wait_in(tab, "!document.querySelector('#error').hidden")
         assert tab.inner_text("#error").startswith("note.txt: cannot be decoded as audio")
         # The browser writes down that an answer was an error; nothing else went wrong.
         assert all("400 (Bad Request)" in trouble for trouble in troubles)
@@ -430,11 +430,11 @@ def test_dropped_recorded_and_refused_in_a_browser(server, tmp_path):
         assert tab.locator("#go").is_disabled()
 
         tab.click("#record")
-        wait(tab, "document.querySelector('#record').textContent === 'Stop (1 s)'")
+        wait_in(tab, "document.querySelector('#record').textContent === 'Stop (1 s)'")
         tab.click("#record")
-        wait(tab, "document.querySelector('#chosen').textContent === 'recording.wav'")
+        wait_in(tab, "document.querySelector('#chosen').textContent === 'recording.wav'")
         tab.click("#go")
-        wait(tab, "document.querySelector('#after audio').duration > 0.9")
+        wait_in(tab, "document.querySelector('#after audio').duration > 0.9")
         samples, _ = soundfile.read(next(server.demo._folder.glob("*/given/recording.wav")))
         assert np.abs(samples).max() > 0.01  # the beeps of the browser's own test device
         assert not troubles

@@ -18,8 +18,8 @@ from speech.net import sessions
 from speech.net.enhancer import DEFAULT_MODEL
 from speech.net.sessions import MAX_SESSIONS, SAMPLE_TYPE, Session
 from speech.net.streaming import Stream
-from tests.builders import make_speech
-from tests.pages import ask, needs_browser, opened, wait
+from tests.builders import make_speech, needs_browser, wait_in
+from tests.pages import ask, opened
 
 
 @pytest.fixture(scope="module")
@@ -250,11 +250,11 @@ def hears(tab, which):
 def test_a_microphone_goes_through_the_network_and_back(server, microphone, heard_by_server):
     pytest.importorskip("playwright")
     with opened(server, microphone, permissions=["microphone"]) as (tab, troubles):
-        wait(tab, "document.querySelectorAll('#choice option').length > 3")
+        wait_in(tab, "document.querySelectorAll('#choice option').length > 3")
         assert not tab.is_visible("#live-view")
         tab.focus("#live-go")
         tab.keyboard.press("Enter")
-        wait(tab, "live && live.facts && live.facts.played > 8000")
+        wait_in(tab, "live && live.facts && live.facts.played > 8000")
         assert tab.inner_text("#live-note").startswith("Live. To hear it, put on headphones")
         assert tab.evaluate("live.gain.gain.value") == 0
         tab.check("#live-heard")
@@ -275,7 +275,7 @@ def test_a_microphone_goes_through_the_network_and_back(server, microphone, hear
         assert float(tab.inner_text("#live-trip").removesuffix(" ms")) > 0
         assert int(tab.inner_text("#live-underruns")) <= tab.evaluate("live.facts.underruns")
         for name in ("before", "after"):
-            wait(tab, f"document.querySelector('#live-{name} meter').value > -60")
+            wait_in(tab, f"document.querySelector('#live-{name} meter').value > -60")
         drawn = [
             tab.evaluate(
                 f"(() => {{ const c = document.querySelector('#live-{name} canvas');"
@@ -305,27 +305,27 @@ def test_a_microphone_goes_through_the_network_and_back(server, microphone, hear
 def test_a_model_that_cannot_stream_is_told_in_the_page(server, microphone):
     pytest.importorskip("playwright")
     with opened(server, microphone, permissions=["microphone"]) as (tab, troubles):
-        wait(tab, "document.querySelectorAll('#choice option').length > 3")
+        wait_in(tab, "document.querySelectorAll('#choice option').length > 3")
         tab.click("#live-go")
-        wait(tab, "live && live.facts && live.facts.played > 4000")
+        wait_in(tab, "live && live.facts && live.facts.played > 4000")
         tab.select_option("#choice", str(choice_of(server, "fcn.h5")))
-        wait(tab, "!document.querySelector('#live-error').hidden")
+        wait_in(tab, "!document.querySelector('#live-error').hidden")
         assert tab.inner_text("#live-error").startswith("fcn.h5: is of the kind 'waveform'")
         assert tab.is_disabled("#live-go") and tab.evaluate("live") is None
         until(lambda: server.demo.sessions.num_open == 0)
         assert not troubles
         tab.select_option("#choice", "0")
-        wait(tab, "!document.querySelector('#live-go').disabled")
+        wait_in(tab, "!document.querySelector('#live-go').disabled")
         assert not tab.is_visible("#live-error")
 
         # A session that the server has forgotten ends with its reason, and starts anew.
         tab.click("#live-go")
-        wait(tab, "live && live.facts && live.facts.played > 4000")
+        wait_in(tab, "live && live.facts && live.facts.played > 4000")
         server.demo.sessions.stop(next(iter(server.demo.sessions._open)))
-        wait(tab, "live === null")
+        wait_in(tab, "live === null")
         assert "no such live session" in tab.inner_text("#live-error")
         tab.click("#live-go")
-        wait(tab, "live && live.facts && live.facts.played > 4000")
+        wait_in(tab, "live && live.facts && live.facts.played > 4000")
         assert not tab.is_visible("#live-error")
         tab.click("#live-go")
         until(lambda: server.demo.sessions.num_open == 0)
@@ -349,12 +349,14 @@ def test_a_browser_with_a_rate_of_its_own_is_resampled(server, microphone, heard
     pytest.importorskip("playwright")
     options = {"permissions": ["microphone"], "viewport": {"width": 390, "height": 800}}
     with opened(server, microphone, ONLY_OWN_RATE, **options) as (tab, troubles):
-        wait(tab, "document.querySelectorAll('#choice option').length > 3")
+        wait_in(tab, "document.querySelectorAll('#choice option').length > 3")
         tab.click("#live-go")
-        wait(tab, "live && live.facts && live.facts.played > live.context.sampleRate")
+        wait_in(tab, "live && live.facts && live.facts.played > live.context.sampleRate")
         rate_hz = tab.evaluate("live.context.sampleRate")
         assert rate_hz > 16000
-        wait(tab, "document.querySelector('#live-network').textContent.includes('with resampling')")
+        wait_in(
+            tab, "document.querySelector('#live-network').textContent.includes('with resampling')"
+        )
         assert tab.inner_text("#live-network").endswith(f"with resampling from {rate_hz} Hz")
         assert tab.evaluate("document.documentElement.scrollWidth") <= 390
         assert not troubles
@@ -367,9 +369,9 @@ def test_a_microphone_that_is_refused_is_told(server):
     pytest.importorskip("playwright")
     script = "navigator.mediaDevices.getUserMedia = async () => { throw new Error('not today'); }"
     with opened(server, before=script) as (tab, troubles):
-        wait(tab, "document.querySelectorAll('#choice option').length > 3")
+        wait_in(tab, "document.querySelectorAll('#choice option').length > 3")
         tab.click("#live-go")
-        wait(tab, "!document.querySelector('#live-error').hidden")
+        wait_in(tab, "!document.querySelector('#live-error').hidden")
         assert tab.inner_text("#live-error") == "no microphone: not today"
         assert tab.inner_text("#live-go") == "Start live"
         assert server.demo.sessions.num_open == 0 and not troubles

@@ -40,7 +40,7 @@ def chain(*widths, taps=1, **changes):
 def test_a_layer_too_wide_for_any_signal_is_refused(engine, widths, tmp_path, monkeypatch):
     if engine == "keras":
         monkeypatch.setattr(blockconv, "is_available", lambda: False)
-        monkeypatch.setattr(keras_models, "keras_function", lambda layers: None)  # slow to start
+        monkeypatch.setattr(net_enhancer, "keras_function", lambda layers: None)  # slow to start
     write_model_file(tmp_path / "x.h5", chain(*widths), META)
     start = time.process_time()
     with pytest.raises(ValueError, match=r"x\.h5: the layers take .* bytes of memory for 4 s"):
@@ -81,7 +81,7 @@ def test_a_wide_network_gets_short_blocks(tmp_path, monkeypatch, rng):
     run = enhancer._run
     monkeypatch.setattr(enhancer, "_run", lambda x, threads: seen.append(len(x)) or run(x, threads))
     monkeypatch.setattr(enhancer, "_num_bytes", lambda count: count * 4000)
-    monkeypatch.setattr(memory, "MAX_BYTES", 4000 * 30_000)
+    monkeypatch.setattr(net_enhancer, "MAX_BYTES", 4000 * 30_000)
     assert not enhancer.takes_whole(len(signal))
     assert_allclose(enhancer.enhance(signal), whole, atol=1e-5)  # pointwise, and no normalisation
     assert len(seen) > 1 and max(seen) <= 30_000
@@ -112,5 +112,5 @@ def test_spectra_that_take_far_more_than_the_kernels_go_to_keras(tmp_path, monke
     assert spectra_bytes(parameters) == 8 * (size // 2 + 1) * (8 + 64 + 8 + 1)
     write_model_file(tmp_path / "x.h5", layers, META)
     assert Enhancer(tmp_path / "x.h5").engine == ("c" if blockconv.is_available() else "keras")
-    monkeypatch.setattr("speech.net.inference.spectra_bytes", lambda parameters: memory.MAX_BYTES)
+    monkeypatch.setattr(net_enhancer, "spectra_bytes", lambda parameters: memory.MAX_BYTES)
     assert Enhancer(tmp_path / "x.h5").engine == "keras"

@@ -301,6 +301,10 @@ def test_an_error_that_is_not_finite_ends_the_run(make_frame_trainer):
         {"batch_size": 10**10},
         {"optimizer": "sgd"},
         {"learning_rate": 0.0},
+        {"learning_rate": float("nan")},
+        {"learning_rate": 1e6, "optimizer": "adam"},
+        {"learning_rate": 0.2},
+        {"learning_rate": 1e-8, "optimizer": "rprop"},
         {"patience": -1},
     ],
 )

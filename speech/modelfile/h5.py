@@ -40,6 +40,7 @@ from typing import Any
 import numpy as np
 
 from speech.base.files import atomic_path, sha256_of
+from speech.base.lazy import h5py
 from speech.modelfile import hdf5
 from speech.modelfile.exam import MAX_LAYERS, model_config_of, plan_layers
 from speech.modelfile.meta import (
@@ -204,8 +205,6 @@ def _hdf5_image(
         arrays: Layer name -> its weights by name.
         lean: Whether to save these bytes.
     """
-    import h5py
-
     options: dict[str, Any] = {"driver": "core", "backing_store": False}
     if lean:
         arrays = {name: weights for name, weights in arrays.items() if weights}

@@ -34,6 +34,7 @@ from typing import Any
 import numpy as np
 
 from speech.base.files import atomic_path, sha256_of
+from speech.base.lazy import constriction
 from speech.modelfile.exam import MAX_WEIGHT_BYTES, model_config_of, plan_layers
 from speech.modelfile.meta import MAX_META_BYTES, check_conventions, meta_text, parse_json
 from speech.modelfile.rules import Shapes
@@ -609,8 +610,6 @@ def _pack_coded(
     coder: _Coder,
 ) -> bytes:
     """Returns mask and indices through the range coder."""
-    import constriction
-
     family = constriction.stream.model.Categorical(perfect=False)
     encoder = constriction.stream.queue.RangeEncoder()
 
@@ -866,8 +865,6 @@ def _read_coded(
     coder: _Coder,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns mask [columns] and indices [rows, kept columns] out of the range coder."""
-    import constriction
-
     contexts: _Contexts | None = None
     if len(values) > 1 and coding == CODED_FLAT:
         contexts = _Flat(_levels(values))

@@ -14,6 +14,9 @@ from typing import Any
 
 import numpy as np
 
+from speech.sound.audio import SAMPLE_RATE_HZ
+from speech.sound.stft import DEFAULT
+
 #: Kinds of networks that enhance by themselves: from samples to samples, and over time and
 #: frequency, from spectra to complex masks of them.
 WAVEFORM = "waveform"
@@ -95,7 +98,7 @@ class ModelFile:
 
     @property
     def kind(self) -> str:
-        """What goes in and comes out (see the module): what ``speech_meta`` says.
+        """What goes in and comes out (``speech.modelfile.meta``): what ``speech_meta`` says.
 
         A file that says nothing is known by the shapes of its kernels, if they are those of a
         'waveform' or a 'mask' network; else ''.
@@ -116,8 +119,6 @@ class ModelFile:
             ModelFileError: The network is of another kind or sample rate, or is not of the kind
                 that its file states; the message names the file.
         """
-        from speech.sound.audio import SAMPLE_RATE_HZ
-
         kind = self.kind
         if kind not in kinds:
             what = f"kind {show(self.meta.get('kind', kind))}"
@@ -164,8 +165,6 @@ def kind_of_shapes(layers: Sequence[LayerSpec]) -> str:
     Dense and recurrent layers from an odd number of frames of 513 bins to the 513 bins of a Dense
     layer, a logistic function last. '': anything else.
     """
-    from speech.sound.stft import DEFAULT
-
     kernels = [next(iter(layer.kernels.values())) for layer in layers if layer.kernels]
     if not kernels or len([layer for layer in layers if layer.kernels][-1].kernels) > 1:
         return ""

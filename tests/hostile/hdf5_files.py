@@ -10,7 +10,6 @@ import numpy as np
 
 from speech.modelfile.exam import model_config_of
 from speech.modelfile.h5 import write_model_file
-from speech.modelfile.read import read_model_file
 from speech.modelfile.spec import LayerSpec
 from tests import graph_files, recurrent_files
 from tests import model_files as exam
@@ -573,8 +572,3 @@ FAMILIES = {
     for family in (known_from_the_exam, code, graph, skips, recurrent, links, storage, types, texts,
                    truncated, structures, steps)
 }  # fmt: skip
-
-
-def original_content(folder):
-    """Returns what the valid file holds."""
-    return read_model_file(good(folder))
