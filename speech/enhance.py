@@ -27,7 +27,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -41,7 +41,6 @@ from speech.net.enhancer import (
     Enhancer,
     fit_level,
 )
-from speech.net.mask_enhancer import MaskEnhancer
 from speech.net.reach import summary_of
 from speech.sound.audio import (
     SAMPLE_RATE_HZ,
@@ -62,6 +61,9 @@ from speech.sound.audiofiles import (
     write_like,
     write_stream,
 )
+
+if TYPE_CHECKING:
+    from speech.net.mask_enhancer import MaskEnhancer
 
 #: Samples above it (full scale at 1) are no recording's: a float file of 16-bit numbers has them.
 _LOUDEST = 10.0

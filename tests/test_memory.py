@@ -40,7 +40,7 @@ def chain(*widths, taps=1, **changes):
 def test_a_layer_too_wide_for_any_signal_is_refused(engine, widths, tmp_path, monkeypatch):
     if engine == "keras":
         monkeypatch.setattr(blockconv, "is_available", lambda: False)
-        monkeypatch.setattr(net_enhancer, "keras_function", lambda layers: None)  # slow to start
+        monkeypatch.setattr(keras_models, "keras_function", lambda layers: None)  # slow to start
     write_model_file(tmp_path / "x.h5", chain(*widths), META)
     start = time.process_time()
     with pytest.raises(ValueError, match=r"x\.h5: the layers take .* bytes of memory for 4 s"):
@@ -112,5 +112,5 @@ def test_spectra_that_take_far_more_than_the_kernels_go_to_keras(tmp_path, monke
     assert spectra_bytes(parameters) == 8 * (size // 2 + 1) * (8 + 64 + 8 + 1)
     write_model_file(tmp_path / "x.h5", layers, META)
     assert Enhancer(tmp_path / "x.h5").engine == ("c" if blockconv.is_available() else "keras")
-    monkeypatch.setattr(net_enhancer, "spectra_bytes", lambda parameters: memory.MAX_BYTES)
+    monkeypatch.setattr("speech.net.inference.spectra_bytes", lambda parameters: memory.MAX_BYTES)
     assert Enhancer(tmp_path / "x.h5").engine == "keras"

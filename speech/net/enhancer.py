@@ -23,20 +23,26 @@ import math
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from speech.base import lazy
 from speech.modelfile.exam import frames_more
 from speech.modelfile.read import read_model_file
 from speech.modelfile.spec import COMPLEX_MASK, WAVEFORM, ModelFile, refusals
 from speech.net import blockconv
-from speech.net.chain import blocks_from_layers, parameters_of
-from speech.net.inference import InferenceNetwork, spectra_bytes
-from speech.net.keras_models import keras_function
-from speech.net.mask_enhancer import MaskEnhancer
 from speech.net.memory import MAX_BYTES, keras_bytes, too_large
 from speech.sound.audio import SAMPLE_RATE_HZ, valid_signal
 from speech.sound.audiofiles import gain_to_peak, peak_of
+
+if TYPE_CHECKING:
+    from speech.net import chain, inference, keras_models, mask_enhancer
+else:
+    chain = lazy.module("speech.net.chain")
+    inference = lazy.module("speech.net.inference")
+    keras_models = lazy.module("speech.net.keras_models")
+    mask_enhancer = lazy.module("speech.net.mask_enhancer")
 
 _MODELS = Path(__file__).resolve().parents[2] / "models"
 #: The model that is used when none is named.
@@ -66,7 +72,7 @@ class Enhancer:
         ValueError: The file is refused, or no network of these kinds at 16 kHz.
     """
 
-    mask: MaskEnhancer | None = None
+    mask: mask_enhancer.MaskEnhancer | None = None
     #: Bytes that a waveform model takes for so many samples.
     _num_bytes: Callable[[int], int] = staticmethod(lambda num_samples: 0)
 
@@ -77,7 +83,7 @@ class Enhancer:
             WAVEFORM, COMPLEX_MASK, fix="such a network cannot enhance a file by itself"
         )
         if kind == COMPLEX_MASK:
-            self.mask = MaskEnhancer(self.file)
+            self.mask = mask_enhancer.MaskEnhancer(self.file)
             self.engine = self.mask.engine
         else:
             self.engine, self._run, self._num_bytes = _runner(self.file)
@@ -201,14 +207,14 @@ def _runner(
     file: ModelFile,
 ) -> tuple[str, Callable[[np.ndarray, int | None], np.ndarray], Callable[[int], int]]:
     """Returns the engine, what runs float32 [num_samples] with some threads, and its memory."""
-    found = blocks_from_layers([(layer.class_name, layer.config) for layer in file.layers])
-    parameters = parameters_of(file.layers)
+    found = chain.blocks_from_layers([(layer.class_name, layer.config) for layer in file.layers])
+    parameters = chain.parameters_of(file.layers)
     # The spectra of short kernels beside one long one may take far more than the file.
-    fits = found is not None and spectra_bytes(parameters) <= MAX_BYTES // 4
+    fits = found is not None and inference.spectra_bytes(parameters) <= MAX_BYTES // 4
     if found is not None and fits and blockconv.is_available():
-        network = InferenceNetwork(found[0], parameters, tanh=found[1])
+        network = inference.InferenceNetwork(found[0], parameters, tanh=found[1])
         return "c", lambda signal, threads: network(signal, threads)[:, 0], network.num_bytes
-    function = keras_function(file.layers)
+    function = keras_models.keras_function(file.layers)
     with refusals(file.path):
         lost = -frames_more(file.layers)
 
