@@ -17,16 +17,22 @@ from __future__ import annotations
 
 import argparse
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from speech.base import cli
+from eval import scoring
+from speech import train
+from speech.base import cli, lazy
 from speech.base.cli import positive_number
+from speech.base.files import held, write_json, write_text
+from speech.base.runinfo import run_info
 from speech.base.words import MOST, shown
+from speech.data.corpus import Pair
+from speech.net.enhancer import Enhancer
+from speech.sound.audio import SAMPLE_RATE_HZ, peak_normalize, read_audio, write_audio
 from speech.training.common_options import (
     add_data_options,
     add_training_options,
@@ -36,9 +42,11 @@ from speech.training.options import request
 from speech.training.request import NUM_FILTERS, Request
 
 if TYPE_CHECKING:
-    from speech.data.corpus import Pair
-    from speech.training.datasets import Data
-    from speech.training.distribution import Task
+    from speech.training import datasets, distribution, run
+else:
+    datasets = lazy.module("speech.training.datasets")
+    distribution = lazy.module("speech.training.distribution")
+    run = lazy.module("speech.training.run")
 
 OUTPUT_FOLDER = "FCN_TIMIT_MSE_wav"
 RESULTS = "results.json"
@@ -74,44 +82,21 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(asked: Experiment) -> int:
-    from speech.base.device import select_devices
-
     out = asked.training.out
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"{out}: is not a folder; choose another --out")
-    cli.check_out(out, asked.training.data.folders, [out / OUTPUT_FOLDER])
-    select_devices(asked.training.gpu, several=True)
-
-    from speech.base.files import held
-    from speech.training.distribution import read_task
-
-    task = read_task()
+    task = distribution.begin(asked.training, [out / OUTPUT_FOLDER])
     if task is not None and task.rank:
-        return _help(task, asked)
+        # The first machine alone writes, enhances and scores.
+        if asked.eval_only:
+            raise ValueError("--eval-only runs on the first machine of TF_CONFIG alone")
+        train.train(asked.training, task)
+        return 0
     # The trainer holds the folder itself, and only while it trains.
     with held(out / RESULTS):
         return _lead(task, asked)
 
 
-def _help(task: Task, asked: Experiment) -> int:
-    """Trains with the first machine, which alone writes, enhances and scores."""
-    if asked.eval_only:
-        raise ValueError("--eval-only runs on the first machine of TF_CONFIG alone")
-    few = replace(asked.training.data, num_test=1)
-    asked = replace(asked, training=replace(asked.training, data=few))
-    with tempfile.TemporaryDirectory() as folder:
-        data = _load_data(asked, Path(folder))
-    _train(task, data, asked.training)
-    print(f"done        the rest is done by {task.addresses[0]}")
-    return 0
-
-
-def _lead(task: Task | None, asked: Experiment) -> int:
-    out, tensorboard = asked.training.out, asked.training.tensorboard
-    if tensorboard is not None:
-        from speech.training.tensorboard import require_tensorboard
-
-        require_tensorboard(tensorboard)  # not after an hour of mixing
+def _lead(task: distribution.Task | None, asked: Experiment) -> int:
+    out = asked.training.out
     started = time.perf_counter()
     data = _load_data(asked, out / "test")
     if not data.test:
@@ -124,23 +109,21 @@ def _lead(task: Task | None, asked: Experiment) -> int:
     return 0 if summary else 1
 
 
-def _load_data(asked: Experiment, test_folder: Path) -> Data:
-    from speech.training.datasets import load_data
-
+def _load_data(asked: Experiment, test_folder: Path) -> datasets.Data:
     how = asked.training
-    data = load_data(how.data, test_folder, how.augmentation, how.snr_range_db, asked.num_jobs)
+    data = datasets.load_data(
+        how.data, test_folder, how.augmentation, how.snr_range_db, asked.num_jobs
+    )
     print(f"data        {data.description}")
     if data.left_out and not asked.eval_only:
         print(f"left out    {data.left_out}")
     return data
 
 
-def _train(task: Task | None, data: Data, how: Request) -> None:
-    from speech.training.distribution import Machines
-    from speech.training.run import train_fcn
-
-    train_fcn(
-        data, how, created_by="timit_fcn_mse.py", machines=None if task is None else Machines(task),
+def _train(task: distribution.Task | None, data: datasets.Data, how: Request) -> None:
+    run.train_waveform(
+        data, how, created_by="timit_fcn_mse.py",
+        machines=None if task is None else distribution.Machines(task),
         clips=data.test, say=cli.say,
     )  # fmt: skip
 
@@ -148,12 +131,6 @@ def _train(task: Task | None, data: Data, how: Request) -> None:
 def _enhance_and_score(
     model_path: Path, pairs: Sequence[Pair], out: Path, num_jobs: int
 ) -> list[dict[str, Any]]:
-    from eval import scoring
-    from speech.base.files import write_json, write_text
-    from speech.base.runinfo import run_info
-    from speech.net.enhancer import Enhancer
-    from speech.sound.audio import SAMPLE_RATE_HZ, peak_normalize, read_audio, write_audio
-
     enhancer = Enhancer(model_path)
     folder = out / OUTPUT_FOLDER
     seconds_of_audio = seconds_of_network = 0.0
@@ -237,9 +214,7 @@ def _parser() -> argparse.ArgumentParser:
         help=f"give each hidden layer N filters (default {NUM_FILTERS}, the paper's)")  # fmt: skip
     run = parser.add_argument_group("run")
     add = run.add_argument
-    add("--gpu", default="0", metavar="LIST",
-        help="run on this GPU: 0 (default), several as 0,1 to share each step, or -1 for the "
-        "CPU")  # fmt: skip
+    add("--gpu", **cli.GPUS)
     add("-o", "--out", type=Path, default=DEFAULT_OUT, metavar="DIR",
         help="write to this folder (default %(default)s)")  # fmt: skip
     add("--eval-only", action="store_true", help="enhance and score with the model in --out")
@@ -249,7 +224,7 @@ def _parser() -> argparse.ArgumentParser:
         "OUT/tensorboard); needs pip install tensorboard")  # fmt: skip
     add("--jobs", **cli.JOBS)
     # What `request` asks of the options of speech.train, and this command has no option for.
-    parser.set_defaults(network="fcn", normalization=None, workers=None, json=None)
+    parser.set_defaults(network="fcn", size=None, normalization=None, workers=None, json=None)
     return parser
 
 

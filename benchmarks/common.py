@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import gc
 import os
 import statistics
@@ -12,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from speech.base import cli
 from speech.base.files import write_json
 from speech.base.runinfo import run_info
 
@@ -104,6 +106,18 @@ def write_result(path: Path | None, result: dict[str, Any]) -> None:
     if path is not None:
         write_json(path, result | {"cores": len(os.sched_getaffinity(0)), **run_info()})
         print(f"\nwritten {path}", file=sys.stderr)
+
+
+def add_test_options(parser: argparse.ArgumentParser, num_test: int) -> None:
+    """Adds the options that say on which mixtures networks are compared."""
+    add = parser.add_argument
+    add("--timit", type=Path, metavar="DIR", help="take speech of its TEST part (default: bundled)")
+    add("--noise", type=Path, metavar="DIR", help="mix noise of its TEST part (with --timit)")
+    add("--num-test", type=cli.positive_number, default=num_test, metavar="N",
+        help="take N files per noise and SNR (default %(default)s)")  # fmt: skip
+    add("--seed", **cli.SEED)
+    add("--jobs", **cli.JOBS)
+    add("--json", **cli.JSON)
 
 
 def random_speech(seconds: float, seed: int = 0, batch: int = 1) -> Any:

@@ -2,7 +2,7 @@
 
 ::
 
-    python -m benchmarks.inference --json benchmarks/results/inference.json
+    python -m benchmarks.inference --json results/cost/inference.json
 
 Then ours on a pruned and on a smaller network, and with ``--growth`` time and peak memory against
 length (1 s to 1 h) and against the number of files.

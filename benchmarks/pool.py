@@ -79,19 +79,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.pool", description=__doc__.split("\n")[0]
     )
+    common.add_test_options(parser, NUM_TEST)
     add = parser.add_argument
-    add("--timit", type=Path, metavar="DIR", help="speech; its TEST part (default: bundled)")
-    add("--noise", type=Path, metavar="DIR", help="noise; its TEST part (with --timit)")
     add("--snr", type=cli.decibels, nargs="+", metavar="DB", help="default -5 0 5 10 15")
-    add("--num-test", type=cli.positive_number, default=NUM_TEST, metavar="N",
-        help="files per noise and SNR (default %(default)s)")  # fmt: skip
-    add("--seed", type=cli.natural_number, default=0, metavar="N", help="of the noise segments")
     add("--experts", type=Path, nargs="+", default=[models / name for name in _MODELS],
         metavar="FILE", help="our members (default: the shipped FCN and mask experts)")  # fmt: skip
     add("--dae", type=Path, default=DEFAULT_DAE, metavar="FILE", help="default: the shipped one")
-    add("--jobs", type=cli.positive_number, default=-1, metavar="N",
-        help="processes for mixing and scoring (default: one per core)")  # fmt: skip
-    add("--json", type=Path, metavar="FILE", help="also write the result to FILE")
     options = parser.parse_args(argv)
     check_corpus(parser, options)
     return cli.run(lambda: _run(options))
@@ -102,7 +95,10 @@ def _run(options: argparse.Namespace) -> int:
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        pairs, _, description = quality.test_set(options, folder)
+        pairs, _, description = quality.test_set(
+            folder, options.timit, options.noise, options.snr, options.num_test, options.seed,
+            options.jobs,
+        )  # fmt: skip
         print(description)
         folders, tools, skipped = enhance_all(pairs, folder)
         opened, refused = open_pool(options.experts, list(folders.items()))

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks import common
+from pruning.config import CRITERIA
 from speech.base import cli
 from speech.base.cli import natural_number, positive_number
 from speech.base.recorded import run_once
@@ -39,7 +40,6 @@ LEARNING_RATE = 5e-4
 LONG, LONG_LEARNING_RATE, LONG_EPOCHS = "filters-long", 2e-3, 8
 SPARSITY = 0.22
 FILTER_SHARE = 0.25
-CRITERIA = ("sparsity", "magnitude", "random")
 #: Shares of channels that are pruned without retraining.
 ONE_SHOT = (0.1, 0.22, 0.4)
 #: Seconds of the signal that is timed.

@@ -99,18 +99,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="python -m benchmarks.quality",
         description=__doc__.split("\n")[0],
     )
+    common.add_test_options(parser, NUM_TEST)
     add = parser.add_argument
-    add("--timit", type=Path, metavar="DIR", help="speech; its TEST part (default: bundled)")
-    add("--noise", type=Path, metavar="DIR", help="noise; its TEST part (with --timit)")
     add("--snr", type=cli.decibels, nargs="+", metavar="DB", help="default -5 0 5 10 15")
-    add("--num-test", type=cli.positive_number, default=NUM_TEST, metavar="N",
-        help="files per noise and SNR (default %(default)s)")  # fmt: skip
-    add("--seed", type=cli.natural_number, default=0, metavar="N", help="of the noise segments")
     add("--model", nargs="+", action="extend", metavar="NAME=FILE",
         help="our models (default fcn=models/fcn.h5)")  # fmt: skip
-    add("--jobs", type=cli.positive_number, default=-1, metavar="N",
-        help="processes for mixing and scoring (default: one per core)")  # fmt: skip
-    add("--json", type=Path, metavar="FILE", help="also write the result to FILE")
     add("--figure", type=Path, metavar="FILE", help="also draw gains against bytes (PNG, SVG, PDF)")
     options = parser.parse_args(argv)
     check_corpus(parser, options)
@@ -123,7 +116,10 @@ def _run(options: argparse.Namespace) -> int:
         raise ValueError(f"{options.figure}: give a figure that ends in .png, .svg or .pdf")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        pairs, unseen, description = test_set(options, folder)
+        pairs, unseen, description = test_set(
+            folder, options.timit, options.noise, options.snr, options.num_test, options.seed,
+            options.jobs,
+        )  # fmt: skip
         print(description)
         with contextlib.ExitStack() as stack:
             contenders, skipped = _start(models, stack, pairs[0].clean_path)
@@ -178,31 +174,34 @@ def named_models(arguments: Sequence[str] | None) -> dict[str, str]:
     return models
 
 
-def test_set(options: argparse.Namespace, folder: Path) -> tuple[list[Any], set[str], str]:
+def test_set(
+    folder: Path, timit: Path | None, noises: Path | None, snrs_db: Sequence[float] | None,
+    num_test: int, seed: int, num_jobs: int,
+) -> tuple[list[Any], set[str], str]:  # fmt: skip
     """Writes the mixtures; returns the pairs, the noises without a training part, and a line."""
     from speech.data import corpus
     from speech.data.prepared import write_mixtures
     from speech.training.request import SNRS_DB
 
-    if options.timit is None:
+    if timit is None or noises is None:
         speech = corpus.bundled_speech("TEST")
         noise = {split: corpus.bundled_noise(split) for split in corpus.SPLITS}
     else:
-        speech = corpus.find_speech(options.timit, "TEST")
-        noise = {split: corpus.find_noise(options.noise, split) for split in corpus.SPLITS}
-    snrs_db = options.snr or SNRS_DB
-    plans = corpus.spread_mixtures(speech, noise["TEST"], snrs_db, options.num_test, options.seed)
-    report = write_mixtures(plans, folder, num_jobs=options.jobs)
+        speech = corpus.find_speech(timit, "TEST")
+        noise = {split: corpus.find_noise(noises, split) for split in corpus.SPLITS}
+    snrs_db = snrs_db or SNRS_DB
+    plans = corpus.spread_mixtures(speech, noise["TEST"], snrs_db, num_test, seed)
+    report = write_mixtures(plans, folder, num_jobs=num_jobs)
     for _, reason in report.skipped:
         print(f"skipped in the test set: {reason}", file=sys.stderr)
     pairs = corpus.find_pairs(folder / "noisy", folder / "clean")
     unseen = {item.name for item in noise["TEST"]} - {item.name for item in noise["TRAIN"]}
-    source = "bundled corpus" if options.timit is None else "/".join(options.timit.parts[-2:])
+    source = "bundled corpus" if timit is None else "/".join(timit.parts[-2:])
     speakers = {pair.speaker for pair in pairs}
-    noises = {pair.noise for pair in pairs}
+    heard = {pair.noise for pair in pairs}
     description = (
-        f"{source}, TEST: {len(pairs)} files, {len(speakers)} speakers, {len(noises)} noises "
-        f"({len(noises & unseen)} without a training part), "
+        f"{source}, TEST: {len(pairs)} files, {len(speakers)} speakers, {len(heard)} noises "
+        f"({len(heard & unseen)} without a training part), "
         f"{', '.join(f'{snr_db:g}' for snr_db in sorted(snrs_db))} dB"
     )
     return pairs, unseen, description

@@ -262,19 +262,11 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m benchmarks.rooms",
         description="Denoising and dereverberation by SNR, beside the published table.",
     )
+    common.add_test_options(parser, NUM_TEST)
     add = parser.add_argument
-    add("--timit", type=Path, metavar="DIR", help="speech; its TEST part (default: bundled)")
-    add("--noise", type=Path, metavar="DIR", help="noise; its TEST part (with --timit)")
     add("--model", nargs="+", action="extend", metavar="NAME=FILE",
         help="what enhances (default fcn=models/fcn.h5)")  # fmt: skip
-    add("--num-test", type=cli.positive_number, default=NUM_TEST, metavar="N",
-        help="files per noise and SNR in each of the two sets (default %(default)s)")  # fmt: skip
-    add("--seed", type=cli.natural_number, default=0, metavar="N",
-        help="of noise segments and rooms (default 0)")  # fmt: skip
-    add("--jobs", type=cli.positive_number, default=-1, metavar="N",
-        help="processes (default: one per core)")  # fmt: skip
     add("--out", type=Path, default=Path("runs/rooms"), metavar="DIR", help="default %(default)s")
-    add("--json", type=Path, metavar="FILE", help="also write the result to FILE")
     add("--markdown", type=Path, metavar="FILE", help="also write the tables to FILE")
     return parser
 

@@ -43,6 +43,7 @@ SECONDS = (3.0, 10.0)
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the benchmark; returns its exit code."""
+    from mnn.scoring import DEFAULT_SCORING
     from mnn.select import DEFAULT_DAE
 
     parser = argparse.ArgumentParser(
@@ -58,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--dae", type=Path, default=DEFAULT_DAE, metavar="FILE", help="default: the shipped one")
     # Not told by choices: what knows them imports NumPy.
     add("--metric", default="ae", help="as in mnn.select (default %(default)s)")
-    add("--scoring", default="voiced", help="as in mnn.select (default %(default)s)")
+    add("--scoring", default=DEFAULT_SCORING, help="as in mnn.select (default %(default)s)")
     add("--json", type=Path, metavar="FILE", help="also write the result to FILE")
     options = parser.parse_args(argv)
     if not all(0.1 <= seconds <= 60 for seconds in options.seconds):

@@ -84,11 +84,8 @@ class Stage:
 
 
 def _mix(folder: Path, num_items: int) -> Iterator[Callable[[int], None]]:
-    from speech.base.device import quiet_start
     from speech.data import corpus
-
-    with quiet_start():
-        from speech.data.pipeline import MixtureSource, TrainingData
+    from speech.data.pipeline import MixtureSource, TrainingData
 
     speech = corpus.find_speech(_write_speech(folder, min(num_items, 100)))
     source = MixtureSource(speech, corpus.bundled_noise("TRAIN"), [-5, 0, 5, 10, 15])

@@ -15,6 +15,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from speech.base.lazy import scipy
+
 NUM_TAPS = 512
 
 #: cos of the angle between fit and rest, above which Levinson's solution was too inexact.
@@ -38,8 +40,6 @@ def sdr_db(reference: np.ndarray, estimate: np.ndarray, num_taps: int = NUM_TAPS
     Raises:
         ValueError: The signals are not longer than the filter.
     """
-    from scipy import linalg
-
     if len(reference) <= num_taps:
         raise ValueError(f"{len(reference)} samples are not more than its {num_taps} taps")
     # Levels have no influence; alike they keep the arithmetic far from its limits.
@@ -49,12 +49,12 @@ def sdr_db(reference: np.ndarray, estimate: np.ndarray, num_taps: int = NUM_TAPS
     )
     autocorrelation, correlation = _correlate(reference, estimate, num_taps)
     try:
-        taps = linalg.solve_toeplitz(autocorrelation, correlation)
-    except linalg.LinAlgError:
+        taps = scipy.linalg.solve_toeplitz(autocorrelation, correlation)
+    except scipy.linalg.LinAlgError:
         taps = None
     if taps is None or not _is_solution(autocorrelation, correlation, taps):
         # The reference has empty bands: the system is singular, though the fit is not.
-        taps = linalg.lstsq(linalg.toeplitz(autocorrelation), correlation)[0]
+        taps = scipy.linalg.lstsq(scipy.linalg.toeplitz(autocorrelation), correlation)[0]
     fit, rest = _energies(autocorrelation, correlation, taps)
     if rest < _MIN_REST:
         fit, rest = _exact_energies(reference, estimate, taps)
@@ -66,9 +66,7 @@ def _correlate(
     reference: np.ndarray, estimate: np.ndarray, num_lags: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns sum_n r[n] r[n + k] and sum_n r[n] e[n + k] for k from 0: two float64 [num_lags]."""
-    from scipy import fft
-
-    size = fft.next_fast_len(4 * max(num_lags, NUM_TAPS), real=True)
+    size = scipy.fft.next_fast_len(4 * max(num_lags, NUM_TAPS), real=True)
     block = size - num_lags + 1  # no lag reaches round the end of a block
     num_blocks = -(-len(reference) // block)
     windows = []
@@ -76,9 +74,9 @@ def _correlate(
         padded = np.zeros((num_blocks - 1) * block + size)
         padded[: len(signal)] = signal
         windows.append(np.lib.stride_tricks.sliding_window_view(padded, size)[::block])
-    heads = fft.rfft(windows[0][:, :block], size).conj()
-    spectra = [np.einsum("bf,bf->f", heads, fft.rfft(window)) for window in windows]
-    autocorrelation, correlation = fft.irfft(spectra, size)[:, :num_lags]
+    heads = scipy.fft.rfft(windows[0][:, :block], size).conj()
+    spectra = [np.einsum("bf,bf->f", heads, scipy.fft.rfft(window)) for window in windows]
+    autocorrelation, correlation = scipy.fft.irfft(spectra, size)[:, :num_lags]
     return autocorrelation, correlation
 
 
@@ -89,9 +87,7 @@ def _energies(
 
     Any taps give the true energies of what they fit, so that an error of theirs counts squared.
     """
-    from scipy import linalg
-
-    fit = taps @ linalg.matmul_toeplitz(autocorrelation, taps)
+    fit = taps @ scipy.linalg.matmul_toeplitz(autocorrelation, taps)
     return fit, 1.0 - 2.0 * (taps @ correlation) + fit
 
 
@@ -109,9 +105,7 @@ def _exact_energies(
     reference: np.ndarray, estimate: np.ndarray, taps: np.ndarray
 ) -> tuple[float, float]:
     """Returns the energies of fit and rest, computed sample by sample."""
-    from scipy import signal
-
-    fit = signal.oaconvolve(reference, taps)  # the filter rings on after the end
+    fit = scipy.signal.oaconvolve(reference, taps)  # the filter rings on after the end
     rest = -fit
     rest[: len(estimate)] += estimate
     return float(np.sum(fit**2)), float(np.sum(rest**2))

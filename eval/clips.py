@@ -17,6 +17,7 @@ import numpy as np
 from eval.metrics import METRICS, SAMPLE_RATE_HZ
 from eval.plots import FRAME_SAMPLES, spectrogram_db
 from eval.scoring import NOISY
+from speech.base.lazy import soundfile
 from speech.sound.pictures import level_png
 
 #: Highest sample of all versions of a clip.
@@ -103,8 +104,6 @@ def levelled(signals: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 def flac(signal: np.ndarray) -> bytes:
     """Returns a signal as a FLAC file: 16 bit, one channel, 16 kHz."""
-    import soundfile
-
     stream = io.BytesIO()
     soundfile.write(stream, signal, SAMPLE_RATE_HZ, format="FLAC", subtype="PCM_16")
     return stream.getvalue()

@@ -41,23 +41,38 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from speech.base import cli
-from speech.modelfile.spec import COMPLEX_MASK, WAVEFORM, ModelFile, kind_of_shapes, refusals
-
-if TYPE_CHECKING:
-    from speech.modelfile.spec import LayerSpec
-    from speech.net.plain_c import DeviceSizes
+from speech.base.files import write_json
+from speech.modelfile.exam import output_shapes
+from speech.modelfile.meta import MaskConventions
+from speech.modelfile.read import read_model_file
+from speech.modelfile.spec import (
+    COMPLEX_MASK,
+    WAVEFORM,
+    LayerSpec,
+    ModelFile,
+    ModelFileError,
+    kernel_name,
+    kind_of_shapes,
+    linked,
+    refusals,
+)
+from speech.net.enhancer import Enhancer
+from speech.net.plain_c import DeviceSizes, sizes_of
+from speech.net.reach import reach_of
 
 SAMPLE_RATE_HZ = 16000
 #: Of the models of spectra that name none (docs/papers.md, "MNN: set-up").
 HOP_SAMPLES = 256
 FLOAT_BITS = 32
+#: Layers that need the whole utterance.
+_WHOLE = ("GroupNormalization", "Bidirectional")
 
 
 @dataclass(frozen=True)
@@ -139,6 +154,13 @@ class ModelCost:
     centroid_bits: int = FLOAT_BITS
     window_ms: float = 0.0
     device: DeviceSizes | None = None
+
+    def __post_init__(self) -> None:
+        """Raises ValueError if there is nothing that sizes can be percents of."""
+        if self.baseline_parameters < 1:
+            raise ValueError(
+                f"baseline_parameters is {self.baseline_parameters!r}, expected at least 1"
+            )
 
     def total(self, field: str) -> Any:
         """Returns the sum of a field of ``LayerCost`` over the layers."""
@@ -241,10 +263,6 @@ def cost_of(
         FileNotFoundError: There is no such file.
         ValueError: The file is refused, nothing in it has weights, or an argument makes no sense.
     """
-    from speech.modelfile.meta import MaskConventions
-    from speech.modelfile.read import read_model_file
-    from speech.net.reach import reach_of
-
     if isinstance(source, str | os.PathLike):
         source = read_model_file(source)
     file = source if isinstance(source, ModelFile) else None
@@ -252,10 +270,10 @@ def cost_of(
     meta = file.meta if file else {}
     if codebook_size is not None and codebook_size < 2:
         raise ValueError(f"codebook_size is {codebook_size!r}, expected at least 2")
-    if baseline_parameters is not None and baseline_parameters < 1:
-        raise ValueError(f"baseline_parameters is {baseline_parameters!r}, expected at least 1")
     uses = _uses(specs)
-    layers = tuple(_layer_cost(spec, uses[spec.name]) for spec in specs if spec.weights)
+    layers = tuple(
+        _layer_cost(part, uses[spec.name]) for spec in specs for part in _one_kernel_each(spec)
+    )
     if not layers:
         raise ValueError(f"{file.path if file else 'the model'}: no layer has weights")
     kind = file.kind if file else kind_of_shapes(specs)
@@ -278,9 +296,13 @@ def cost_of(
         steps_per_second=steps_per_second,
         receptive_field=receptive_field,
         lookahead=lookahead,
-        needs_whole_utterance=any(s.class_name == "GroupNormalization" for s in specs),
+        needs_whole_utterance=any(s.class_name in _WHOLE for s in specs),
         file_bytes=file.path.stat().st_size if file else None,
-        baseline_parameters=baseline_parameters or sum(layer.parameters for layer in layers),
+        baseline_parameters=(
+            sum(layer.parameters for layer in layers)
+            if baseline_parameters is None
+            else baseline_parameters
+        ),
         codebook_size=(codebook_size or max(clustered)) if clustered else None,
         centroid_bits=centroid_bits,
         window_ms=window_ms,
@@ -288,11 +310,36 @@ def cost_of(
     )
 
 
-def _device(file: ModelFile | None) -> DeviceSizes | None:
-    from speech.modelfile.meta import COMPLEX_MASK
-    from speech.modelfile.spec import ModelFileError
-    from speech.net.plain_c import sizes_of
+def costs_against(
+    paths: Sequence[Path],
+    codebook_sizes: Sequence[int | None],
+    *,
+    baseline: Path | None = None,
+    centroid_bits: int = FLOAT_BITS,
+) -> list[ModelCost]:
+    """Counts models, each once, with sizes in percent of the parameters of one of them.
 
+    Args:
+        paths: Model files.
+        codebook_sizes: For each, as in `cost_of`.
+        baseline: Model file, one of these or another; default: the first of these.
+        centroid_bits: As in `cost_of`.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: As `cost_of`.
+    """
+    first = None if baseline is None or baseline in paths else cost_of(baseline)
+    costs = [
+        cost_of(path, codebook_size=size, centroid_bits=centroid_bits)
+        for path, size in zip(paths, codebook_sizes, strict=True)
+    ]
+    first = first or costs[0 if baseline is None else paths.index(baseline)]
+    parameters = first.total("parameters")
+    return [replace(cost, baseline_parameters=parameters) for cost in costs]
+
+
+def _device(file: ModelFile | None) -> DeviceSizes | None:
     if file is None or file.kind != COMPLEX_MASK:
         return None
     try:
@@ -354,9 +401,6 @@ def zero_kernels(kernel: np.ndarray) -> np.ndarray:
 
 def _uses(specs: Sequence[LayerSpec]) -> dict[str, int]:
     """Returns by layer how often a weight is used for one output step: 1 without bands."""
-    from speech.modelfile.exam import output_shapes
-    from speech.modelfile.spec import linked
-
     if len(specs[0].config.get("batch_shape", ())) != 4:
         return {spec.name: 1 for spec in specs}
     shapes = output_shapes(specs)
@@ -367,6 +411,19 @@ def _uses(specs: Sequence[LayerSpec]) -> dict[str, int]:
         shape = shapes[spec.inputs[0] if turned else spec.name]
         found[spec.name] = math.prod(axis or 1 for axis in shape[2:-1])
     return found
+
+
+def _one_kernel_each(spec: LayerSpec) -> list[LayerSpec]:
+    """Returns a layer as parts of one kernel each, as a recurrent one has several; [] if none."""
+    if len(spec.kernels) < 2:
+        return [spec] if spec.weights else []
+    others = {key: array for key, array in spec.weights.items() if key not in spec.kernels}
+    parts = []
+    for key, kernel in spec.kernels.items():
+        name = kernel_name(spec.name, key)
+        parts.append(replace(spec, name=name, weights={"kernel": kernel, **others}))
+        others = {}
+    return parts
 
 
 def _layer_cost(spec: LayerSpec, uses: int) -> LayerCost:
@@ -489,8 +546,6 @@ def peak_bytes() -> int:
 
 
 def _measured(path: Path) -> int:
-    from speech.net.enhancer import Enhancer
-
     enhancer = Enhancer(path)
     rng = np.random.default_rng(0)
     noise = 0.1 * rng.standard_normal(_MEASURED_SECONDS * SAMPLE_RATE_HZ).astype(np.float32)
@@ -551,16 +606,12 @@ def costs_of(
         FileNotFoundError: There is no such file.
         ValueError: A file is refused, or can't be measured.
     """
-    baseline = cost_of(config.baseline or config.models[0]).total("parameters")
-    costs = [
-        cost_of(
-            path,
-            codebook_size=config.codebook_size,
-            centroid_bits=config.centroid_bits,
-            baseline_parameters=baseline,
-        )
-        for path in config.models
-    ]
+    costs = costs_against(
+        config.models,
+        [config.codebook_size] * len(config.models),
+        baseline=config.baseline,
+        centroid_bits=config.centroid_bits,
+    )
     for path, cost in zip(config.models, costs, strict=True):
         if on_cost is not None:
             on_cost(cost)
@@ -691,8 +742,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(config: CostConfig, json: Path | None) -> int:
-    from speech.base.files import write_json
-
     results: list[dict[str, Any]] = []
 
     def show(cost: ModelCost) -> None:

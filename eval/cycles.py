@@ -30,15 +30,18 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import numpy as np
+
+from eval.cost import zero_kernels
 from speech.base import cli
-
-if TYPE_CHECKING:
-    from speech.modelfile.spec import LayerSpec
+from speech.base.files import write_json
+from speech.modelfile.read import read_model_file
+from speech.modelfile.spec import LayerSpec
 
 #: The published run, found from its figures (docs/papers.md, "ICSE: published figures").
 PUBLISHED_SAMPLES = 76_800
@@ -76,6 +79,25 @@ class Array:
             )
         if self.folding == "overlapped" and self.dataflow != "os":
             raise ValueError(f"dataflow {self.dataflow!r} is counted 'serial' only")
+
+
+@dataclass(frozen=True)
+class CyclesConfig:
+    """What to count, and how.
+
+    Attributes:
+        models: Model files, chains of layers.
+        num_samples: Input steps.
+        array: The systolic array.
+        padding: Of `products`.
+        check: Whether to compare with ``scalesim``, layer by layer, each cut to 3 folds.
+    """
+
+    models: tuple[Path, ...]
+    num_samples: int = PUBLISHED_SAMPLES
+    array: Array = Array()
+    padding: str = "valid"
+    check: bool = False
 
 
 @dataclass(frozen=True)
@@ -120,10 +142,6 @@ def products(
     Raises:
         ValueError: The signal is shorter than the receptive field, or padding is another word.
     """
-    import numpy as np
-
-    from eval.cost import zero_kernels
-
     if padding not in ("valid", "same"):
         raise ValueError(f"padding is {padding!r}, expected 'valid' or 'same'")
     result, length = [], num_samples
@@ -171,6 +189,46 @@ def cycles(product: Product, array: Array) -> int:
     return max(ends)
 
 
+@dataclass(frozen=True)
+class ModelCycles:
+    """The cycles of a model.
+
+    Attributes:
+        path: Of its file.
+        layers: A row per layer: `Product`, cycles, and sparse_cycles without zero kernels.
+        checks: If asked: layer, cycles of ``scalesim``, and by the equation.
+    """
+
+    path: Path
+    layers: list[dict[str, Any]]
+    checks: list[tuple[str, int, int]]
+
+
+def count(config: CyclesConfig) -> Iterator[ModelCycles]:
+    """Counts the cycles of models: what ``python -m eval.cycles`` does.
+
+    Raises:
+        ValueError: A file is refused or no chain of layers, the signal is too short, or
+            ``scalesim`` is asked for and missing.
+    """
+    for path in config.models:
+        layers = read_model_file(path).require_chain("the count of cycles")
+        dense, sparse = (
+            products(layers, config.num_samples, padding=config.padding, skip_zero_kernels=skip)
+            for skip in (False, True)
+        )
+        rows = [
+            {
+                **asdict(product),
+                "cycles": cycles(product, config.array),
+                "sparse_cycles": cycles(less, config.array),
+            }
+            for product, less in zip(dense, sparse, strict=True)
+        ]
+        checks = [_checked(product, config.array) for product in dense] if config.check else []
+        yield ModelCycles(path, rows, checks)
+
+
 def simulate(product: Product, array: Array) -> int:
     """Returns the cycles that ``scalesim`` counts; slow, and memory grows with the cycles.
 
@@ -180,8 +238,6 @@ def simulate(product: Product, array: Array) -> int:
     Raises:
         ValueError: ``scalesim`` is not installed, or the product is too big for it.
     """
-    import numpy as np
-
     try:
         from scalesim.compute.systolic_compute_is import systolic_compute_is
         from scalesim.compute.systolic_compute_os import systolic_compute_os
@@ -254,7 +310,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     if options.folding == "overlapped" and options.dataflow != "os":
         parser.error("--folding overlapped is for --dataflow os")
-    return cli.run(lambda: _run(options))
+    folding = options.folding or ("overlapped" if options.dataflow == "os" else "serial")
+    rows, cols = options.array
+    array = Array(rows, cols, options.dataflow, folding)
+    config = CyclesConfig(
+        tuple(options.models), options.samples, array, options.padding, options.check
+    )
+    return cli.run(lambda: _run(config, options.json))
 
 
 def _array_size(text: str) -> tuple[int, int]:
@@ -262,37 +324,18 @@ def _array_size(text: str) -> tuple[int, int]:
     return cli.positive_number(rows), cli.positive_number(cols)
 
 
-def _run(options: argparse.Namespace) -> int:
-    from speech.base.files import write_json
-    from speech.modelfile.read import read_model_file
-
-    folding = options.folding or ("overlapped" if options.dataflow == "os" else "serial")
-    rows, cols = options.array
-    array = Array(rows, cols, options.dataflow, folding)
+def _run(config: CyclesConfig, json: Path | None) -> int:
     reports, all_equal = [], True
-    for path in options.models:
-        layers = read_model_file(path).require_chain("the count of cycles")
-        dense, sparse = (
-            products(layers, options.samples, padding=options.padding, skip_zero_kernels=skip)
-            for skip in (False, True)
-        )
-        rows = [
-            {
-                **asdict(product),
-                "cycles": cycles(product, array),
-                "sparse_cycles": cycles(less, array),
-            }
-            for product, less in zip(dense, sparse, strict=True)
-        ]
-        reports.append({"model": str(path), "array": asdict(array), "layers": rows})
-        print(format_cycles(str(path), rows))
-        if options.check:
-            for product in dense:
-                equal, line = _check(product, array)
-                print(line)
-                all_equal = all_equal and equal
-    if options.json:
-        write_json(options.json, reports)
+    for found in count(config):
+        model = str(found.path)
+        print(format_cycles(model, found.layers))
+        for name, simulated, counted in found.checks:
+            verdict = "equal" if simulated == counted else "DIFFERENT"
+            print(f"scalesim {name}: {simulated:,} cycles, equation {counted:,}: {verdict}")
+            all_equal = all_equal and simulated == counted
+        reports.append({"model": model, "array": asdict(config.array), "layers": found.layers})
+    if json:
+        write_json(json, reports)
     return 0 if all_equal else 1
 
 
@@ -314,7 +357,7 @@ def format_cycles(title: str, rows: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def _check(product: Product, array: Array) -> tuple[bool, str]:
+def _checked(product: Product, array: Array) -> tuple[str, int, int]:
     serial = Array(array.rows, array.cols, array.dataflow, "serial")
     less = Product(
         product.name,
@@ -322,10 +365,7 @@ def _check(product: Product, array: Array) -> tuple[bool, str]:
         min(product.window, 3 * array.rows) if array.dataflow != "os" else product.window,
         product.filters,
     )
-    simulated, counted = simulate(less, serial), cycles(less, serial)
-    verdict = "equal" if simulated == counted else "DIFFERENT"
-    line = f"scalesim {less.name}: {simulated:,} cycles, equation {counted:,}: {verdict}"
-    return simulated == counted, line
+    return less.name, simulate(less, serial), cycles(less, serial)
 
 
 if __name__ == "__main__":

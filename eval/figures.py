@@ -6,10 +6,9 @@ import base64
 import io
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from speech.base.lazy import matplotlib
 
 _SIZES = {"wide": (7.2, 4.4), "narrow": (4.4, 4.4)}
 _INKS = {"light": ("#1c2430", "#c9d1db", "#ffffff"), "dark": ("#e4e9f0", "#465060", "#171c24")}
@@ -38,7 +37,7 @@ class Picture:
         return sum(map(len, self.sources.values()))
 
 
-def picture(draw: Callable[[], Figure], alt: str, caption: str) -> Picture:
+def picture(draw: Callable[[], matplotlib.figure.Figure], alt: str, caption: str) -> Picture:
     """Draws four times.
 
     Args:
@@ -70,9 +69,9 @@ def plain(text: str) -> str:
     return " " + text if text.startswith("_") else text
 
 
-def _svg(draw: Callable[[], Figure], size: tuple[float, float], theme: str) -> bytes:
-    import matplotlib
-
+def _svg(
+    draw: Callable[[], matplotlib.figure.Figure], size: tuple[float, float], theme: str
+) -> bytes:
     ink, grid, ground = _INKS[theme]
     names = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
     settings: dict[Any, Any] = dict.fromkeys(names, ink) | {

@@ -19,6 +19,7 @@ from eval.metrics import METRICS, SAMPLE_RATE_HZ
 from eval.scoring import NOISY
 from eval.testsets import CHOICE, MAIN_METRICS, TestSet, local_output
 from eval.views import Cell, error_cell, error_words, metric_label, minus, number, pick_text
+from speech.sound.audio import read_audio
 
 CLEAN = "clean"
 
@@ -196,8 +197,6 @@ def _encode(clip: Clip, clip_seconds: float) -> None:
     Raises:
         ValueError: The noisy file can't be read.
     """
-    from speech.sound.audio import read_audio
-
     limit = round(clip_seconds * SAMPLE_RATE_HZ)
     signals: dict[str, np.ndarray] = {}
     for version in list(clip.versions):

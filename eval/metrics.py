@@ -32,6 +32,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from eval.bsseval import sdr_db
+from eval.ssnr import fit_gain, si_ssnr_db, ssnr_db
+from speech.base.lazy import load, pesq, pystoi
+
 SAMPLE_RATE_HZ = 16000
 OK = "ok"
 
@@ -157,8 +161,6 @@ def estoi(reference: np.ndarray, estimate: np.ndarray) -> Score:
 
 def sdr(reference: np.ndarray, estimate: np.ndarray) -> Score:
     """Returns the signal-to-distortion ratio of BSS Eval v3 (Vincent et al. 2006), in dB."""
-    from eval.bsseval import sdr_db
-
     return _score("sdr", sdr_db, reference, estimate)
 
 
@@ -172,8 +174,6 @@ def si_sdr(reference: np.ndarray, estimate: np.ndarray) -> Score:
 
 def ssnr(reference: np.ndarray, estimate: np.ndarray) -> Score:
     """Returns the segmental SNR as published, in dB; the level of the estimate matters."""
-    from eval.ssnr import ssnr_db
-
     return _score("ssnr", ssnr_db, reference, estimate)
 
 
@@ -184,8 +184,6 @@ def ssnri(reference: np.ndarray, estimate: np.ndarray, noisy: np.ndarray) -> Sco
 
 def si_ssnr(reference: np.ndarray, estimate: np.ndarray) -> Score:
     """Returns the gain-independent segmental SNR, in dB."""
-    from eval.ssnr import si_ssnr_db
-
     return _score("si_ssnr", si_ssnr_db, reference, estimate)
 
 
@@ -266,8 +264,6 @@ def _minus(one: Score, other: Score) -> Score:
 
 
 def _pesq(reference: np.ndarray, estimate: np.ndarray, band: str) -> float:
-    import pesq
-
     if len(reference) > MAX_PESQ_SECONDS * SAMPLE_RATE_HZ:
         raise ValueError(f"longer than {MAX_PESQ_SECONDS} s; score shorter pieces")
     if most_utterances(reference) >= MAX_PESQ_UTTERANCES:
@@ -305,8 +301,7 @@ def most_utterances(reference: np.ndarray) -> int:
 
 
 def _stoi(reference: np.ndarray, estimate: np.ndarray, extended: bool) -> float:
-    import pystoi
-
+    load(pystoi)
     with warnings.catch_warnings():
         # Too little speech gives 1e-5 and a warning: that is no score.
         warnings.simplefilter("error", RuntimeWarning)
@@ -326,8 +321,6 @@ def _si_sdr(reference: np.ndarray, estimate: np.ndarray) -> float:
 
 
 def _lsd(reference: np.ndarray, estimate: np.ndarray) -> float:
-    from eval.ssnr import fit_gain
-
     if len(reference) < LSD_FRAME:
         raise ValueError(f"shorter than a frame of {LSD_FRAME} samples")
     spectra = [_magnitudes(signal) for signal in (reference, fit_gain(reference, estimate))]

@@ -18,6 +18,7 @@ from eval.runfiles import Run
 from eval.scoring import NOISY, OVERALL, format_snr
 from eval.testsets import TestSet
 from eval.views import Table
+from speech.base.lazy import jinja2
 from speech.base.words import MOST, shown
 from speech.sound.pictures import learning_curve
 
@@ -173,8 +174,6 @@ def _priority(clip: Clip) -> int:
 
 
 def _html(page: Page, with_clips: bool = True) -> str:
-    import jinja2
-
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_TEMPLATES),
         autoescape=True,

@@ -13,17 +13,14 @@ import math
 from collections.abc import Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from eval.metrics import METRICS
 from eval.statistics import bootstrap_interval
+from speech.base.lazy import matplotlib
 from speech.sound.pictures import COLORS, new_figure, written
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 
@@ -52,7 +49,7 @@ HOP_SAMPLES = 128
 
 def score_by_snr(
     rows: Sequence[Mapping[str, Any]], metric: str, path: Path | None = None, title: str = ""
-) -> Figure:
+) -> matplotlib.figure.Figure:
     """Draws a metric's mean against the SNR, a line per system.
 
     Bars are 95 % bootstrap intervals of the mean (``eval.statistics``), a little apart so that they
@@ -114,7 +111,7 @@ def score_against_size(
     size: str = "file_percent",
     size_label: str = "file size (% of the first model's file)",
     published: bool = False,
-) -> Figure:
+) -> matplotlib.figure.Figure:
     """Draws a metric against size, log axis: the figure of Wu et al. 2019.
 
     Points of one ``series`` are joined. Beside each stands its ``text``, or its theta and k, of
@@ -134,8 +131,6 @@ def score_against_size(
     Raises:
         ValueError: A size is not above 0, or no point has a size and a score.
     """
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
     points = [p for p in points if math.isfinite(p[metric]) and math.isfinite(p[size])]
     if not points:
         raise ValueError(f"no point has both {metric!r} and {size!r}; nothing to draw")
@@ -160,9 +155,9 @@ def score_against_size(
     if published:
         _draw_published(axes)
     axes.set_xscale("log")
-    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.xaxis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.xaxis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
     axes.margins(x=0.08, y=0.1)
     axes.grid(True, which="both", alpha=0.3)
     if len(_names(points, "series")) > 1 or published:
@@ -180,7 +175,7 @@ def spectrogram_triptych(
     *,
     sample_rate_hz: int = 16000,
     range_db: float = 70.0,
-) -> Figure:
+) -> matplotlib.figure.Figure:
     """Draws the spectrograms of noisy, enhanced and clean side by side.
 
     All three share one colour scale, whose top is the loudest point of the three: levels can be
@@ -241,7 +236,7 @@ def spectrogram_db(signal: np.ndarray) -> np.ndarray:
     return 20 * np.log10(np.maximum(2 * np.abs(spectra) / window.sum(), 1e-10))
 
 
-def _draw_published(axes: Axes) -> None:
+def _draw_published(axes: matplotlib.axes.Axes) -> None:
     """Adds the published points on an axis at the right: another corpus, another level of PESQ."""
     right = axes.twinx()
     for theta, marker in ((0.65, "x"), (0.70, "+")):
@@ -258,7 +253,9 @@ def _draw_published(axes: Axes) -> None:
     right.margins(y=0.1)
 
 
-def _annotate(axes: Axes, text: str, place: tuple[float, float], color: str) -> None:
+def _annotate(
+    axes: matplotlib.axes.Axes, text: str, place: tuple[float, float], color: str
+) -> None:
     if text:
         axes.annotate(
             text, place, xytext=(4, 5), textcoords="offset points", fontsize=7, color=color

@@ -22,8 +22,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from eval.metrics import METRICS
+from eval.page import build, render
+from eval.runfiles import read_runs
+from eval.testsets import join_runs
 from speech.base import cli
 from speech.base.cli import positive_number
+from speech.base.files import write_text
+from speech.base.lazy import jinja2, load
 
 DEFAULT_OUT = Path("report")
 MAX_MB = 15.0
@@ -96,13 +102,7 @@ def write_report(config: ReportConfig) -> Report:
         OSError: A file can't be read or written.
     """
     _require_jinja()
-    from eval.page import build, render
-    from eval.runfiles import read_runs
-    from eval.testsets import join_runs
-    from speech.base.files import write_text
-
-    if config.out.exists() and not config.out.is_dir():
-        raise ValueError(f"{config.out}: is not a folder; choose another -o")
+    cli.check_folder(config.out)
     folders = [config.noisy, config.clean, *config.show]
     runs = read_runs(config.runs, [folder for folder in folders if folder is not None])
     page = build(
@@ -148,14 +148,12 @@ def _run(config: ReportConfig) -> int:
 
 def _require_jinja() -> None:
     try:
-        import jinja2  # noqa: F401
+        load(jinja2)
     except ImportError:
         raise ValueError("Jinja2 is not installed; run: pip install jinja2") from None
 
 
 def _parser() -> argparse.ArgumentParser:
-    from eval.metrics import METRICS
-
     parser = argparse.ArgumentParser(
         prog="python -m eval.report",
         description="Write one self-contained page about runs, with tables, figures and clips to "

@@ -216,8 +216,7 @@ def evaluate(config: EvalConfig) -> EvalResult:
         ValueError: Folders, models or metrics are not as they should be.
         OSError: A file can't be read or written.
     """
-    if config.out.exists() and not config.out.is_dir():
-        raise ValueError(f"{config.out}: is not a folder; choose another --out")
+    cli.check_folder(config.out)
     metrics = _usable_metrics(config)
     inputs = [config.noisy, config.clean, *(folder for _, folder in config.enhanced)]
     made = [config.out / "enhanced" / name for name, _ in config.applied]

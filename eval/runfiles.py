@@ -18,6 +18,7 @@ from typing import Any
 
 from eval.metrics import METRICS
 from eval.scoring import NOISY
+from eval.systems import folder_system
 from speech.base import cli, schema
 from speech.base.words import MOST, from_cell, shown
 from speech.data import corpus
@@ -377,8 +378,6 @@ def audio_files(system: System, run: Run, pairs: Mapping[str, corpus.Pair]) -> d
     Raises:
         ValueError: Its folder is missing, or belongs to other files.
     """
-    from eval.systems import folder_system
-
     if system.folder is None:
         return {}
     if not run.may_show(system.folder):

@@ -18,11 +18,16 @@ from typing import Any
 
 import numpy as np
 
+from eval.isolation import ProcessDied, close_idle, run_isolated
 from eval.metrics import METRICS, OK, SAMPLE_RATE_HZ, Score, cut_alike
 from eval.statistics import mean_and_std, paired_differences
 from speech.base import schema
+from speech.base.cli import EXPECTED_ERRORS, one_line, progress
 from speech.base.cluster import Cluster, Failed
+from speech.base.files import append_text, end_line, sha256_of, strict_json
+from speech.base.lazy import joblib
 from speech.base.words import csv_text, shown
+from speech.sound.audio import describe_conversion, peak_normalize, read_audio
 
 OVERALL = "all"
 NOISY = "noisy"
@@ -77,9 +82,6 @@ def score(
         convert: Resample to 16 kHz and average channels where needed; otherwise such a file is
             not scored.
     """
-    from speech.base.cli import EXPECTED_ERRORS, one_line
-    from speech.sound.audio import peak_normalize
-
     needs_noisy = any(METRICS[name].needs_noisy for name in metrics)
     try:
         if task.problem:
@@ -109,8 +111,6 @@ def read_at_16k(path: Path, convert: bool) -> np.ndarray:
     Raises:
         ValueError: It cannot be read, or has another rate or more channels and ``convert`` is off.
     """
-    from speech.sound.audio import describe_conversion, read_audio
-
     audio = read_audio(path)
     conversion = describe_conversion(audio.source_rate_hz, audio.source_channels)
     if conversion and not convert:
@@ -146,11 +146,6 @@ def score_all(
     Raises:
         ValueError: The cluster can't do the work.
     """
-    import joblib
-
-    from eval.isolation import close_idle
-    from speech.base.cli import progress
-
     cache = cache or ScoreCache(None)
     known = [cache.get(task, metrics, convert) for task in tasks]
     missing = [[name for name in metrics if name not in scores] for scores in known]
@@ -200,8 +195,6 @@ def _limit_s(task: Task) -> float:
 
 
 def _score_isolated(task: Task, metrics: Sequence[str], convert: bool) -> dict[str, Score]:
-    from eval.isolation import ProcessDied, run_isolated
-
     try:
         return run_isolated(score, task, metrics, convert, limit_s=_limit_s(task))
     except ProcessDied as error:
@@ -239,8 +232,6 @@ class ScoreCache:
     """
 
     def __init__(self, path: Path | None) -> None:
-        from speech.base.files import end_line
-
         self._path = path
         self._known: dict[str, dict[str, tuple[int | float | None, str]]] = {}
         if path is not None and path.exists():
@@ -262,8 +253,6 @@ class ScoreCache:
 
     def put(self, task: Task, scores: dict[str, Score], convert: bool) -> None:
         """Keeps the scores of a task."""
-        from speech.base.files import append_text
-
         if self._path is None or not any(score.status == OK for score in scores.values()):
             return
         key = _key(task, convert)
@@ -297,8 +286,6 @@ def _key(task: Task, convert: bool) -> str | None:
 
 @functools.lru_cache(maxsize=1 << 16)
 def _hash_of(path: Path, _modified_ns: int, _num_bytes: int) -> str:
-    from speech.base.files import sha256_of
-
     return sha256_of(path)
 
 
@@ -465,8 +452,6 @@ def to_csv(rows: Sequence[dict[str, Any]]) -> str:
 
 def json_ready(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Returns rows with NaN as None, as strict JSON needs."""
-    from speech.base.files import strict_json
-
     return strict_json(list(rows))
 
 

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from speech.base.lazy import scipy
+
 NUM_RESAMPLES = 10_000
 CONFIDENCE = 0.95
 
@@ -93,8 +95,6 @@ def bootstrap_interval(values: np.ndarray, seed: int = 0) -> tuple[np.ndarray, n
 
 def wilcoxon_p(differences: np.ndarray) -> float:
     """Returns the two-sided p-value of Wilcoxon's signed-rank test; NaN if all are zero."""
-    from scipy import stats
-
     if not np.any(differences):
         return math.nan
-    return float(stats.wilcoxon(differences).pvalue)
+    return float(scipy.stats.wilcoxon(differences).pvalue)

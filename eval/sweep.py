@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import Any
 
 from eval import run, scoring
-from eval.cost import ModelCost, cost_of
+from eval.cost import ModelCost, costs_against
 from eval.grid import Grid
 from eval.plots import SYMBOLS, score_against_size
 from eval.points import NOISY, Point, parse_point
@@ -122,8 +122,7 @@ def sweep_models(config: SweepConfig) -> list[dict[str, Any]]:
         ValueError: Folders or models are not as they should be.
         OSError: A file can't be read or written.
     """
-    if config.out.exists() and not config.out.is_dir():
-        raise ValueError(f"{config.out}: is not a folder; choose another --out")
+    cli.check_folder(config.out)
     cli.check_out(config.out, [config.noisy, config.clean], [config.out / "enhanced"])
     with held(config.out), connected(config.dask, config.num_jobs) as cluster:
         points = config.models
@@ -175,13 +174,8 @@ def sweep(
     if not pairs:
         raise ValueError("there are no test files to score")
     # All files are read before anything is scored: a bad one is not found after an hour.
-    baseline = cost_of(points[0].path).total("parameters")
-    costs = {
-        point.name: cost_of(
-            point.path, codebook_size=_codebook_size(point), baseline_parameters=baseline
-        )
-        for point in points
-    }
+    counted = costs_against([p.path for p in points], [_codebook_size(p) for p in points])
+    costs = dict(zip(names, counted, strict=True))
     systems = [noisy_system(pairs)]
     for point in points:
         folder = out / "enhanced" / point.name

@@ -17,13 +17,17 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from eval.scoring import NOISY, Task
+from eval.scoring import NOISY, Task, read_at_16k
 from speech.base import cli, schema
+from speech.base.files import append_text, sha256_of, write_text
+from speech.base.lazy import joblib
 from speech.base.written import Written
 from speech.data import corpus
 from speech.data.made import MadeFiles
 from speech.data.pairing import key_of
+from speech.data.prepared import write_mixtures
 from speech.net.enhancer import Enhancer
+from speech.sound.audio import write_audio
 
 _logger = logging.getLogger("speech")
 
@@ -56,8 +60,6 @@ def bundled_pairs(
         snrs_db: SNRs in dB.
         jobs: Processes.
     """
-    from speech.data.prepared import write_mixtures
-
     plans = corpus.spread_mixtures(
         corpus.bundled_speech("TEST"), corpus.bundled_noise("TEST"), snrs_db, num_each
     )
@@ -139,8 +141,6 @@ def model_system(
         ValueError: The model is refused.
         OSError: The disk is full.
     """
-    import joblib
-
     enhancer = Enhancer(model)
     made = _Made(folder / "made.jsonl", enhancer.file.sha256)
     num_workers = joblib.cpu_count() if num_jobs < 1 else num_jobs
@@ -271,9 +271,6 @@ def pair_name(pair: corpus.Pair) -> str:
 
 
 def _enhance(enhancer: Enhancer, pair: corpus.Pair, target: Path, convert: bool) -> None:
-    from eval.scoring import read_at_16k
-    from speech.sound.audio import write_audio
-
     noisy = read_at_16k(pair.noisy_path, convert)
     write_audio(target, enhancer.enhance(noisy, peak=1.0, threads=1))
 
@@ -305,8 +302,6 @@ class _Made:
 
     def __enter__(self) -> _Made:
         """Reads what is known; lines of other models, and one that was cut, are dropped."""
-        from speech.base.files import write_text
-
         with contextlib.suppress(FileNotFoundError):
             for entry in schema.lines(self._path, _Line):
                 if entry.model_sha256 == self._model:
@@ -326,16 +321,12 @@ class _Made:
         return json.dumps(asdict(entry)) + "\n"
 
     def _note(self, name: str, known: tuple[str, Written] | None) -> None:
-        from speech.base.files import append_text
-
         with self._lock:
             self._made[name] = known
             append_text(self._path, self._line(name))
 
     def once(self, source: Path, target: Path, make: Callable[[], object]) -> None:
         """Calls ``make`` unless ``target`` is what was made from the same ``source``."""
-        from speech.base.files import sha256_of
-
         name = target.relative_to(self._path.parent).as_posix()
         digest = sha256_of(source)
         known = self._made.get(name)

@@ -6,11 +6,14 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from eval.metrics import METRICS
 from eval.scoring import NOISY, OVERALL, format_snr, metrics_of
 from eval.statistics import mean_and_std
 from speech.base.words import markdown as markdown_cell
 from speech.base.words import shown
+from speech.data.corpus import snr_folder
 
 #: Columns of the published result files, and the metric in each.
 PUBLISHED_COLUMNS = {"PESQ": "pesq_wb", "STOI": "stoi", "SSNRI": "ssnri"}
@@ -129,8 +132,6 @@ def published_files(rows: Sequence[dict[str, Any]]) -> dict[str, str]:
     Returns:
         ``<system>/<noise>_<dB>.txt`` -> text.
     """
-    from speech.data.corpus import snr_folder
-
     files: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
         name = f"{row['system']}/{row['noise'].lower()}_{snr_folder(row['snr_db'])}.txt"
@@ -139,8 +140,6 @@ def published_files(rows: Sequence[dict[str, Any]]) -> dict[str, str]:
 
 
 def _published_text(rows: Sequence[dict[str, Any]]) -> str:
-    import numpy as np
-
     lines = ["{:>20}:\t{:>7}\t{:>8}\t{:>8}".format("EVALUATED METHODS", *PUBLISHED_COLUMNS)]
     columns = []
     for metric in PUBLISHED_COLUMNS.values():

@@ -14,7 +14,7 @@ from typing import Any
 from eval.metrics import METRICS
 from eval.runfiles import Run
 from eval.scoring import NOISY, OVERALL, format_snr
-from eval.testsets import MAIN_METRICS, TestSet
+from eval.testsets import MAIN_METRICS, TestSet, name_of
 
 #: Digits after the point, by unit.
 _DIGITS = {"MOS": 3, "dB": 2, "": 3}
@@ -180,8 +180,6 @@ def picks_table(run: Run) -> Table:
 
 def selection_table(run: Run, max_rows: int) -> Table:
     """Returns every expert's error for every file, and the pick."""
-    from eval.testsets import name_of
-
     files = run.info["files"]
     names = list(dict.fromkeys(name for row in files for name in row["scores"]))
     columns = [("file", "", False), *((str(name), error_words(run), True) for name in names)]

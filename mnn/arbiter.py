@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from mnn.dae import Autoencoder
-from mnn.expert_files import Expert, Place
+from mnn.expert_files import Course, Expert, Place
 from mnn.features import inner_product, level, scaled_magnitudes
 from mnn.scoring import (
     DIFFERENCE,
@@ -172,6 +172,13 @@ class Arbiter:
         if shared:
             if scene.keep or run.differences:
                 run.synthesis, run.signal = Synthesis(num_samples, config), _room(num_samples)
+            started = time.perf_counter()
+            try:
+                with np.errstate(over="ignore", invalid="ignore"):  # `_judge` sees to it
+                    run.course = expert.course(scene.noisy, scene.level)
+            except (ValueError, MemoryError) as error:
+                hearing.reason = one_line(error)
+            hearing.seconds = time.perf_counter() - started
             return run
         started = time.perf_counter()
         try:
@@ -207,9 +214,8 @@ class Arbiter:
         hearing, config = run.hearing, self.dae.conventions.stft
         started = time.perf_counter()
         if run.shared:
-            assert spectra is not None
-            estimate = hearing.expert.estimate(spectra, scene.level)
-            estimate = estimate[_slice(block.wide, block.inner)]
+            assert spectra is not None and run.course is not None
+            estimate = run.course.estimate(spectra, block.wide, block.inner)
             if not np.isfinite(estimate).all():
                 hearing.reason = f"{hearing.expert.source}: gave a NaN or an infinity"
                 return
@@ -316,6 +322,7 @@ class _Run:
     hearing: Hearing
     shared: bool
     halo: int
+    course: Course | None = None
     signal: np.ndarray | None = None
     synthesis: Synthesis | None = None
     differences: list[Synthesis] = field(default_factory=list)

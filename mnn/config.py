@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +13,11 @@ OPTIMIZERS = ("rprop", "adam")
 SCHEDULES = ("constant", "cosine")
 
 #: The paper's nets by what is trained, the one that is trained by default first.
-NETS = {"dae": tuple(dae.NETS), "expert": tuple(experts.NETS), "ranker": ("48",)}
+NETS = {
+    "dae": tuple(dae.NETS),
+    "expert": (*experts.NETS, *experts.LSTM_NETS),
+    "ranker": ("48",),
+}
 
 #: Experts are made at this SNR unless another is asked for (section 4.2).
 EXPERT_SNRS_DB = (0.0,)
@@ -56,8 +59,14 @@ class FitConfig:
             raise ValueError(f"schedule is {self.schedule!r}; give one of {SCHEDULES}")
         if self.schedule != "constant" and self.optimizer == "rprop":
             raise ValueError("Rprop has a step for each weight and no schedule; take Adam")
-        if not 0 < self.learning_rate < math.inf:
-            raise ValueError(f"learning_rate is {self.learning_rate}; give a positive number")
+        if not 0 < self.learning_rate < 1e6:
+            raise ValueError(
+                f"learning_rate is {self.learning_rate}; give a positive number below 1e6"
+            )
+        if self.optimizer == "rprop" and not 1e-7 <= self.learning_rate <= 1e-1:
+            raise ValueError(
+                f"learning_rate is {self.learning_rate}, Rprop's first step; give 1e-7 to 1e-1"
+            )
         if self.patience < 0:
             raise ValueError(f"patience is {self.patience}; give 0 or more iterations")
 
@@ -79,7 +88,6 @@ class TrainConfig:
             bundled corpus.
         per_speaker: Utterances of each speaker at most; None likewise.
         num_draws: Mixtures of each utterance, noise and SNR.
-        dae: Model file of the autoencoder that a ranker hears.
         num_scenes: Scenes that a ranker is trained on; a twentieth as many validate.
         num_jobs: Processes that make scenes.
         gpu: As ``--gpu``.
@@ -95,7 +103,6 @@ class TrainConfig:
     num_speakers: int | None = None
     per_speaker: int | None = None
     num_draws: int = 1
-    dae: Path | None = None
     num_scenes: int = 12000
     num_jobs: int = 1
     gpu: str = "0"
@@ -104,8 +111,6 @@ class TrainConfig:
         """Raises ValueError for values that make no sense or do not go together."""
         if self.what not in NETS:
             raise ValueError(f"what is {self.what!r}; give one of {', '.join(NETS)}")
-        if (self.dae is None) == (self.what == "ranker"):
-            raise ValueError("--dae names the autoencoder of a ranker, which needs one")
         if self.num_scenes < 1:
             raise ValueError(f"num_scenes is {self.num_scenes}; give at least 1")
         if self.net and self.init:

@@ -21,9 +21,13 @@ import numpy as np
 
 from mnn.features import Conventions
 from mnn.layers import load_network
+from speech.base import lazy
+from speech.base.lazy import keras
 
 if TYPE_CHECKING:
-    import keras
+    from speech.net import layers as own_layers
+else:
+    own_layers = lazy.module("speech.net.layers")
 
 #: Hidden units and frames of context of the paper's two networks (section 4.1).
 NETS: dict[str, tuple[tuple[int, ...], int]] = {"128": ((128,), 3), "2048x2": ((2048, 2048), 1)}
@@ -58,10 +62,6 @@ def build_dense(
         output: 'modified_relu' or an activation of Keras.
         seed: Of weights and dropout.
     """
-    import keras
-
-    from speech.net.layers import ModifiedReLU
-
     # A seed each: layers of one shape would otherwise start alike and drop alike.
     seeds = (int(s) for s in np.random.SeedSequence(seed).generate_state(2 * len(hidden) + 2))
 
@@ -74,13 +74,16 @@ def build_dense(
         layers += [
             keras.layers.Dropout(1 - KEEP, seed=next(seeds), name=f"dropout{index}"),
             dense(units, f"dense{index}"),
-            ModifiedReLU(name=f"act{index}"),
+            own_layers.ModifiedReLU(name=f"act{index}"),
         ]
     layers.append(
         keras.layers.Dropout(1 - KEEP, seed=next(seeds), name=f"dropout{len(hidden) + 1}")
     )
     if output == "modified_relu":
-        layers += [dense(conventions.stft.num_bins, "dense_out"), ModifiedReLU(name="output")]
+        layers += [
+            dense(conventions.stft.num_bins, "dense_out"),
+            own_layers.ModifiedReLU(name="output"),
+        ]
     else:
         layers.append(dense(conventions.stft.num_bins, "output", output))
     return keras.Sequential(layers, name=name)

@@ -58,6 +58,7 @@ from mnn.tables import METRICS, confusion, report_markdown, tabulate
 from mnn.train import lines_of, train
 from speech.base import cli, schema
 from speech.base.files import append_text, atomic_path, held, sha256_of, write_json, write_text
+from speech.base.lazy import matplotlib
 from speech.base.runinfo import run_info
 from speech.base.words import csv_text
 from speech.data import corpus
@@ -360,8 +361,7 @@ def run(config: ExperimentConfig, say: Callable[[str], None] | None = None) -> d
         OSError: A file can't be read or written.
     """
     folder = config.folder
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"{folder}: is not a folder; choose another --out")
+    cli.check_folder(folder)
     with held(folder):
         return _run_alone(config, say or (lambda line: None))
 
@@ -540,16 +540,12 @@ def _read_rows(path: Path, models: str) -> dict[str, dict[str, Any]]:
 
 def draw(result: dict[str, Any], path: Path) -> None:
     """Draws SDR by test condition: experts, chance, selections, oracle; the published beside."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     names, default = result["experts"], result["default"]
     lines = [ln for ln in result["table"] if ln["metric"] == "sdr" and ln["condition"] != "all"]
     columns = [*names, "chance", "snr paper 128", "ae paper 128", default, "oracle"]
     num_experts = len(names)
     own = result["published"]["sdr"]
-    figure = Figure(figsize=(11, 4.2), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = matplotlib.figure.Figure(figsize=(11, 4.2), layout="constrained")
     axes = figure.subplots(1, 2, sharey=True)
     ours = {line["condition"]: [line[c] for c in columns] for line in lines if line["n"]}
     places = [*range(num_experts + 1), num_experts + 1, num_experts + 3, num_experts + 5]
@@ -646,8 +642,7 @@ def _parser() -> argparse.ArgumentParser:
         help="keep models in this folder (default OUT/models); experiments of one scale that share "
         "it train the autoencoders once")  # fmt: skip
     add("--seed", **cli.SEED)
-    add("--gpu", default="0", metavar="LIST",
-        help="run on this GPU: 0 (default), or -1 for the CPU")  # fmt: skip
+    add("--gpu", **cli.GPU)
     return parser
 
 

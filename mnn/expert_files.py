@@ -3,7 +3,7 @@
 ============ ============================================== ====================================
 kind         what it is                                     what it gives
 ============ ============================================== ====================================
-mask         Dense network over spectra, .h5 or .icse       a mask, times the mixture's spectrum
+mask         network over frames of spectra, .h5 or .icse   a mask, times the mixture's spectrum
 magnitude    likewise                                       |speech|, with the mixture's phase
 waveform     network over samples, .h5 or .icse             samples
 complex_mask network over time and frequency, .h5 or .icse  samples, at the level of the mixture
@@ -13,12 +13,15 @@ folder       files that any other tool has made             samples
 
 The ``kind`` in the ``speech_meta`` of a model file says which it is, or else the shapes of its
 kernels do (`speech.modelfile.spec.ModelFile.kind`); where they leave it open, the user is asked.
+A network over frames takes each by itself, [batch, values], or their sequence, [batch, frames,
+values]: recurrent layers see all frames of a signal, in order, wherever its blocks end (`Course`).
 Samples are at 16 kHz. A network over samples is given the signal divided by its maximum, as
 `speech.enhance` does. A complex mask has an STFT of its own, so the pool only meets its samples.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -28,13 +31,18 @@ import numpy as np
 
 from mnn.features import Conventions, conventions_of, network_input, scaled_magnitudes
 from mnn.layers import DenseNetwork
+from mnn.sequences import SequenceNetwork
 from speech.base import schema
 from speech.base.files import sha256_of
+from speech.base.lazy import load, onnxruntime
 from speech.base.words import shown
 from speech.data.made import MadeFiles
+from speech.modelfile.exam import frames_more, output_shapes
 from speech.modelfile.read import read_model_file
-from speech.modelfile.spec import COMPLEX_MASK, ModelFile
+from speech.modelfile.spec import COMPLEX_MASK, ModelFile, refusals
 from speech.net.enhancer import Enhancer
+from speech.net.keras_models import keras_function
+from speech.net.memory import MAX_BYTES, keras_bytes, too_large
 from speech.sound.audio import SAMPLE_RATE_HZ, Audio, read_multichannel
 from speech.sound.audiofiles import at_16k
 from speech.sound.blocks import frame_blocks, stft_frames
@@ -77,6 +85,7 @@ class Expert:
     sha256: str
     conventions: Conventions | None
     _run: Callable[..., np.ndarray] = field(repr=False)
+    _sequence: Sequence | None = field(default=None, repr=False)
 
     @property
     def is_spectral(self) -> bool:
@@ -97,16 +106,26 @@ class Expert:
         """Returns the spectra of the speech: complex64 [num_frames, num_bins], spectral kinds only.
 
         Args:
-            spectra: Of the mixture, complex64 [num_frames, num_bins].
+            spectra: Of the mixture, complex64 [num_frames, num_bins], all frames of a signal.
             mixture_level: `mnn.features.level` of the mixture.
         """
-        assert self.conventions is not None, "a spectral expert"
-        config = self.conventions.stft
-        frames = scaled_magnitudes(spectra, mixture_level, config)
-        output = self._run(network_input(frames, self.conventions))
-        if self.kind == "magnitude":
-            output = np.divide(output, frames, out=np.zeros_like(frames), where=frames > 0)
-        return output * spectra
+        whole = 0, len(spectra)
+        return Course(self, mixture_level).estimate(spectra, whole, whole)
+
+    def course(self, noisy: np.ndarray, mixture_level: float) -> Course:
+        """Starts on a signal whose spectra come block by block, spectral kinds only.
+
+        Args:
+            noisy: float32 [num_samples] at 16 kHz.
+            mixture_level: `mnn.features.level` of it.
+
+        Raises:
+            ValueError: The network reads backwards, and the signal is too long for that.
+        """
+        course = Course(self, mixture_level)
+        if self._sequence is not None and not self._sequence.is_causal:
+            course.run_whole(noisy)
+        return course
 
     def signal(self, noisy: np.ndarray, mixture_level: float, place: Place) -> np.ndarray:
         """Returns the speech: float32 [num_samples], for every kind.
@@ -124,11 +143,109 @@ class Expert:
         config = self.conventions.stft
         num_frames = config.num_frames(len(noisy))
         synthesis, parts = Synthesis(len(noisy), config), []
+        course = self.course(noisy, mixture_level)
         for start, stop in frame_blocks(num_frames):
-            first, last = max(0, start - self.halo), min(num_frames, stop + self.halo)
-            estimate = self.estimate(stft_frames(noisy, first, last, config), mixture_level)
-            parts.append(synthesis.add(estimate[start - first : stop - first]))
+            wide = max(0, start - self.halo), min(num_frames, stop + self.halo)
+            spectra = stft_frames(noisy, *wide, config)
+            parts.append(synthesis.add(course.estimate(spectra, wide, (start, stop))))
         return np.concatenate(parts)
+
+
+@dataclass(frozen=True, eq=False)
+class Sequence:
+    """A network over the sequence of a signal's frames.
+
+    Attributes:
+        frame_bytes: What a frame takes of memory, on its way through the layers.
+        is_causal: Whether frames may come block by block; else all of them come as one.
+        start: Returns what takes inputs [num_frames, num_inputs] from a signal's first frame on.
+    """
+
+    frame_bytes: int
+    is_causal: bool
+    start: Callable[[], Callable[[np.ndarray], np.ndarray]]
+
+    def run(self, inputs: np.ndarray) -> np.ndarray:
+        """Returns the outputs of a whole signal, given its inputs [num_frames, num_inputs]."""
+        return self.start()(inputs)
+
+
+class Course:
+    """One signal on its way through an expert over spectra, block by block.
+
+    Args:
+        expert: The expert.
+        mixture_level: `mnn.features.level` of the mixture.
+    """
+
+    def __init__(self, expert: Expert, mixture_level: float) -> None:
+        assert expert.conventions is not None, "a spectral expert"
+        self._expert, self._conventions, self._level = expert, expert.conventions, mixture_level
+        self._sequence = expert._sequence
+        self._run = expert._run if self._sequence is None else self._sequence.start()
+        # What a sequence has given of the frames from `_first` on that may be asked for again.
+        self._given = np.zeros((0, expert.conventions.stft.num_bins), np.float32)
+        self._first = 0
+
+    def estimate(
+        self, spectra: np.ndarray, wide: tuple[int, int], own: tuple[int, int]
+    ) -> np.ndarray:
+        """Returns the spectra of the speech, complex64 [frames of ``own``, num_bins].
+
+        Args:
+            spectra: Of the mixture, complex64 [frames of ``wide``, num_bins].
+            wide: First frame and the frame after the last; `Expert.halo` more than ``own`` on
+                either side, as far as the signal goes.
+            own: Likewise; it may begin before the end of the block before, but not before that
+                block, and leaves no gap to it.
+        """
+        frames = scaled_magnitudes(spectra, self._level, self._conventions.stft)
+        inside = slice(own[0] - wide[0], own[1] - wide[0])
+        if self._sequence is not None:
+            output = self._of_sequence(frames, wide[0], own)
+        else:
+            output = self._run(network_input(frames, self._conventions))[inside]
+        frames = frames[inside]
+        if self._expert.kind == "magnitude":
+            output = np.divide(output, frames, out=np.zeros_like(frames), where=frames > 0)
+        return output * spectra[inside]
+
+    def run_whole(self, noisy: np.ndarray) -> None:
+        """Runs a sequence over a whole signal, float32 [num_samples], at once."""
+        assert self._sequence is not None, "a sequence"
+        config = self._conventions.stft
+        num_frames = config.num_frames(len(noisy))
+        num_bytes = num_frames * self._sequence.frame_bytes
+        if num_bytes > MAX_BYTES:
+            raise ValueError(
+                f"{self._expert.source}: the network needs all frames of a signal at once, and "
+                + too_large(num_bytes, f"{num_frames:,} frames")
+            )
+        frames = np.empty((num_frames, config.num_bins), np.float32)
+        for start, stop in frame_blocks(num_frames):
+            spectra = stft_frames(noisy, start, stop, config)
+            frames[start:stop] = scaled_magnitudes(spectra, self._level, config)
+        self._given = self._run(network_input(frames, self._conventions))
+
+    def _of_sequence(self, frames: np.ndarray, first: int, own: tuple[int, int]) -> np.ndarray:
+        """Returns the network's output, going on with frames that come for the first time.
+
+        Args:
+            frames: float32 [num_frames, num_bins], scaled magnitudes.
+            first: Number of the first of them.
+            own: As in `estimate`.
+        """
+        known = self._first + len(self._given)
+        if own[1] > known:
+            assert self._sequence is not None, "a sequence"
+            inputs = network_input(frames, self._conventions)[known - first : own[1] - first]
+            size = max(MAX_BYTES // self._sequence.frame_bytes, 1)
+            if not self._sequence.is_causal:
+                size = len(inputs)
+            parts = [self._run(inputs[at : at + size]) for at in range(0, len(inputs), size)]
+            self._given = np.concatenate([self._given[own[0] - self._first :], *parts])
+            self._first = own[0]
+        return self._given[own[0] - self._first : own[1] - self._first]
 
 
 def open_expert(path: str | os.PathLike, name: str | None = None) -> Expert:
@@ -154,9 +271,7 @@ def open_expert(path: str | os.PathLike, name: str | None = None) -> Expert:
         return _spectral_expert(file, kind, name)
     if kind == "autoencoder":
         raise ValueError(f"{path}: is an autoencoder, which judges experts; give it as --dae")
-    # The file is read again: an Enhancer is made of a path.
-    enhancer = Enhancer(path)
-    return Expert(name, kind, path, file.sha256, None, _samples_of(enhancer))
+    return Expert(name, kind, path, file.sha256, None, _samples_of(Enhancer(file)))
 
 
 def folder_expert(name: str, folder: Path) -> Expert:
@@ -206,29 +321,50 @@ def _spectral_expert(file: ModelFile, kind: str, name: str) -> Expert:
     if "kind" in file.meta:
         conventions = conventions_of(file.meta, kind, file.path)
     else:
-        first = next(layer for layer in file.layers if "kernel" in layer.weights)
-        conventions = Conventions(first.weights["kernel"].shape[0] // DEFAULT.num_bins)
-    kernels = [layer.weights["kernel"] for layer in file.layers if "kernel" in layer.weights]
-    if not kernels or any(kernel.ndim != 2 for kernel in kernels):
-        raise ValueError(f"{file.path}: is a {kind} model, but not of Dense layers, frame by frame")
-    sizes = kernels[0].shape[0], kernels[-1].shape[1]
-    if sizes != (conventions.num_inputs, conventions.stft.num_bins):
+        num_inputs = file.layers[0].config["batch_shape"][-1]
+        conventions = Conventions(num_inputs // DEFAULT.num_bins)
+    check_frames(file, conventions)
+    return Expert(name, kind, file.path, file.sha256, conventions, *_runs(file))
+
+
+def check_frames(file: ModelFile, conventions: Conventions) -> None:
+    """Checks that a network works on frames, each by itself or in order, of some conventions.
+
+    Raises:
+        ValueError: It takes or gives something else.
+    """
+    *rest, num_inputs = file.layers[0].config["batch_shape"]
+    with refusals(file.path):
+        *axes, num_outputs = list(output_shapes(file.layers).values())[-1]
+        keeps_time = len(rest) < 2 or not frames_more(file.layers)
+    if len(rest) > 2 or axes != len(rest) * [None] or not keeps_time:
         raise ValueError(
-            f"{file.path}: takes {sizes[0]} values and gives {sizes[1]}, but its speech_meta calls "
-            f"for {conventions.num_inputs} and {conventions.stft.num_bins}"
+            f"{file.path}: is a {file.kind} model, but does not give a frame for each frame that "
+            "it takes; expected [batch, values], or [batch, frames, values] of equal length"
         )
-    try:
-        run: Callable[..., np.ndarray] = DenseNetwork(file.layers)
-    except ValueError:
-        run = _keras_frames(file)
-    return Expert(name, kind, file.path, file.sha256, conventions, run)
+    if (num_inputs, num_outputs) != (conventions.num_inputs, conventions.stft.num_bins):
+        raise ValueError(
+            f"{file.path}: takes {num_inputs} values and gives {num_outputs}, but its speech_meta "
+            f"calls for {conventions.num_inputs} and {conventions.stft.num_bins}"
+        )
 
 
-def _keras_frames(file: ModelFile) -> Callable[[np.ndarray], np.ndarray]:
-    """Runs a network over frames, [num_frames, num_inputs], of layers that `mnn.layers` lacks."""
-    from speech.net.keras_models import keras_function
-
-    return keras_function(file.layers)
+def _runs(file: ModelFile) -> tuple[Callable[[np.ndarray], np.ndarray], Sequence | None]:
+    """Returns what runs inputs [num_frames, num_inputs], and the network if it is a sequence's."""
+    with contextlib.suppress(ValueError):
+        return DenseNetwork(file.layers), None
+    takes_frames = len(file.layers[0].config["batch_shape"]) == 2
+    frame_bytes = max(keras_bytes(file.layers, 1), 1)
+    if not takes_frames:
+        with contextlib.suppress(ValueError):
+            network = SequenceNetwork(file.layers)
+            found = Sequence(frame_bytes, network.is_causal, network.start)
+            return found.run, found
+    function = keras_function(file.layers)
+    if takes_frames:
+        return function, None
+    found = Sequence(frame_bytes, False, lambda: lambda inputs: function(inputs[np.newaxis])[0])
+    return found.run, found
 
 
 def _samples_of(enhancer: Enhancer) -> Callable[[np.ndarray, Place], np.ndarray]:
@@ -240,7 +376,7 @@ class _OnnxEnhancer(Enhancer):
 
     def __init__(self, path: Path) -> None:
         try:
-            import onnxruntime
+            load(onnxruntime)
         except ImportError:
             raise ValueError(
                 f"{path}: needs onnxruntime; run: pip install 'small-speech-enhancement[onnx]'"

@@ -39,6 +39,9 @@ INPUT_SCALE = "utterance_rms"
 #: Frames are kept in memory up to this size, beyond it in a file mapped into memory.
 MAX_MEMORY_BYTES = 1 << 30
 
+#: Frames of a piece that recurrent networks are trained on: 1.6 s.
+PIECE_FRAMES = 100
+
 _PIECE_SAMPLES = 1024
 
 
@@ -170,13 +173,16 @@ class Frames:
         inputs: float32 [num_frames, num_bins], scaled magnitudes.
         targets: float32 [num_frames, num_bins]; for an autoencoder the inputs themselves.
         neighbours: int [num_frames, context], rows that make the input of each frame.
-        block: Frames that are validated at a time.
+        lengths: int [num_utterances], frames of each, in their order.
     """
 
     inputs: np.ndarray
     targets: np.ndarray
     neighbours: np.ndarray
-    block: int = 1000
+    lengths: np.ndarray
+
+    #: Frames of an example.
+    frames_each = 1
 
     def __len__(self) -> int:
         """Returns the number of frames."""
@@ -186,6 +192,58 @@ class Frames:
         """Returns inputs [len(rows), context * num_bins] and targets [len(rows), num_bins]."""
         joined = self.inputs[self.neighbours[rows]]
         return joined.reshape(len(rows), -1), self.targets[rows]
+
+
+@dataclass(frozen=True, eq=False)
+class Pieces:
+    """Training examples for networks over sequences: pieces of utterances, all of one length.
+
+    Attributes:
+        frames: The frames of the utterances.
+        starts: int [num_pieces], the first row of each.
+        frames_each: Frames of a piece.
+    """
+
+    frames: Frames
+    starts: np.ndarray
+    frames_each: int
+
+    @classmethod
+    def of(cls, frames: Frames, frames_each: int | None = None) -> Pieces:
+        """Cuts utterances into pieces; the last of each overlaps the one before it.
+
+        Args:
+            frames: Of the utterances; those shorter than a piece are left out.
+            frames_each: Of a piece; default: `PIECE_FRAMES`.
+
+        Raises:
+            ValueError: No utterance is that long.
+        """
+        frames_each = frames_each or PIECE_FRAMES
+        ends = np.cumsum(frames.lengths)
+        starts = [
+            min(place, end - frames_each)
+            for end, length in zip(ends, frames.lengths, strict=True)
+            if length >= frames_each
+            for place in range(end - length, end, frames_each)
+        ]
+        if not starts:
+            raise ValueError(
+                f"no utterance has {frames_each} frames, of which a recurrent network learns; the "
+                f"longest has {max(frames.lengths)}"
+            )
+        return cls(frames, np.array(starts), frames_each)
+
+    def __len__(self) -> int:
+        """Returns the number of pieces."""
+        return len(self.starts)
+
+    def batch(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Returns inputs [len(rows), frames_each, context * num_bins] and targets likewise."""
+        own = self.starts[rows][:, np.newaxis] + np.arange(self.frames_each)
+        inputs, targets = self.frames.batch(own.ravel())
+        shape = (len(rows), self.frames_each, -1)
+        return inputs.reshape(shape), targets.reshape(shape)
 
 
 def speech_frames(
@@ -213,7 +271,7 @@ def speech_frames(
                 yield (_scaled(signal, conventions)[0],)
 
     (inputs,), lengths = _stack(spectra(), 1, conventions, max_bytes, folder)
-    return Frames(inputs, inputs, neighbour_indices(lengths, conventions.context))
+    return Frames(inputs, inputs, neighbour_indices(lengths, conventions.context), lengths)
 
 
 def mask_frames(
@@ -240,7 +298,7 @@ def mask_frames(
                 yield inputs, mask_target(stft(clean, conventions.stft), spectra)
 
     (inputs, targets), lengths = _stack(examples(), 2, conventions, max_bytes, folder)
-    return Frames(inputs, targets, neighbour_indices(lengths, conventions.context))
+    return Frames(inputs, targets, neighbour_indices(lengths, conventions.context), lengths)
 
 
 def _scaled(signal: np.ndarray, conventions: Conventions) -> tuple[np.ndarray, np.ndarray]:

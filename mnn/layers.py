@@ -38,7 +38,8 @@ def modified_relu(values: np.ndarray, epsilon: float = 1e-5) -> np.ndarray:
     return np.maximum(values, below, out=below)
 
 
-_ACTIVATIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+#: By the names of `speech.modelfile.rules.ACTIVATIONS`.
+ACTIVATIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "linear": lambda values: values,
     "relu": lambda values: np.maximum(values, 0),
     "sigmoid": lambda x: scipy.special.expit(x),
@@ -66,7 +67,7 @@ class DenseNetwork:
         if not kernels:
             raise ValueError("the network has no Dense layer")
         self.num_inputs, self.num_outputs = kernels[0].shape[0], kernels[-1].shape[1]
-        self._steps = [step for layer in layers if (step := _step(layer)) is not None]
+        self._steps = [step for layer in layers if (step := step_of(layer)) is not None]
         named = [layer for layer in layers if layer.class_name != "InputLayer"]
         first = next(place for place, layer in enumerate(named) if layer.class_name == "Dense")
         # Dropout, which does nothing in use, may stand before the first product.
@@ -176,7 +177,7 @@ class _Dense:
     @classmethod
     def of(cls, layer: LayerSpec) -> _Dense:
         bias = layer.weights.get("bias", np.zeros((), np.float32))
-        return cls(layer.weights["kernel"], bias, _ACTIVATIONS[layer.config["activation"]])
+        return cls(layer.weights["kernel"], bias, ACTIVATIONS[layer.config["activation"]])
 
     def finish(self, product: np.ndarray) -> np.ndarray:
         """Returns the output, given inputs times kernel, which is overwritten."""
@@ -222,7 +223,12 @@ def _joined_product(
     return total
 
 
-def _step(layer: LayerSpec) -> Step | None:
+def step_of(layer: LayerSpec) -> Step | None:
+    """Returns what a layer does to frames, each by itself; None for the InputLayer.
+
+    Raises:
+        ValueError: The layer is of another class.
+    """
     config = layer.config
     match layer.class_name:
         case "InputLayer":
@@ -231,7 +237,7 @@ def _step(layer: LayerSpec) -> Step | None:
             dense = _Dense.of(layer)
             return lambda values, _: dense.finish(values @ dense.kernel)
         case "Activation":
-            activation = _ACTIVATIONS[config["activation"]]
+            activation = ACTIVATIONS[config["activation"]]
             return lambda values, _: activation(values)
         case "icse>ModifiedReLU":
             return lambda values, _: modified_relu(values, config["epsilon"])

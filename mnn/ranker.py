@@ -14,7 +14,6 @@ root Hann. Their energies are added up in 48 bands, the lowest of one bin each, 
     removed     |x - s|^2
     mean        |m|^2, where m is the mean of all estimates
     apart       |s - m|^2
-    doubt       (|s| - D(s))^2, what the autoencoder D gives back badly
 
 It gives, for each frame and each of 16 bands of 3 of those, the log of the energy of s minus the
 speech that it expects. The sum over a tile, 16 frames (a quarter of a second) of one band, is that
@@ -27,20 +26,17 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from mnn.dae import Autoencoder
-from mnn.features import level, scaled_magnitudes
+from mnn.features import level
+from speech.base.lazy import keras
 from speech.modelfile.read import read_model_file
 from speech.modelfile.spec import ModelFile
 from speech.sound.audio import SAMPLE_RATE_HZ
 from speech.sound.blocks import frame_blocks, stft_frames
 from speech.sound.stft import StftConfig, Synthesis
-
-if TYPE_CHECKING:
-    import keras
 
 KIND = "ranker"
 STFT = StftConfig(512, 256, "sqrt_hann")
@@ -48,7 +44,7 @@ STFT = StftConfig(512, 256, "sqrt_hann")
 #: First bin of each band, and the end: 24 of one bin, from 31 Hz, then 24 that grow wider.
 BAND_EDGES = np.concatenate([np.arange(1, 25), np.round(np.geomspace(25, 257, 25)).astype(int)])
 NUM_BANDS = len(BAND_EDGES) - 1
-HEARD = ("mixture", "estimate", "removed", "mean", "apart", "doubt")
+HEARD = ("mixture", "estimate", "removed", "mean", "apart")
 
 #: A tile: so many frames, and so many of the bands.
 TILE_FRAMES, TILE_BANDS = 16, 3
@@ -71,7 +67,6 @@ WIDTH = 48
 def heard(
     noisy: np.ndarray,
     estimates: Sequence[np.ndarray],
-    dae: Autoencoder,
     mixture_level: float,
     frames: tuple[int, int] | None = None,
 ) -> np.ndarray:
@@ -80,12 +75,11 @@ def heard(
     Args:
         noisy: The mixture, float32 [num_samples].
         estimates: Likewise, at least one.
-        dae: The autoencoder.
         mixture_level: `mnn.features.level` of the mixture.
         frames: First frame, and the one after the last; None for all.
 
     Returns:
-        float32 [num_estimates, num_frames, 6 * 48].
+        float32 [num_estimates, num_frames, 5 * 48].
     """
     start, stop = frames or (0, STFT.num_frames(len(noisy)))
     unit = mixture_level**2 * STFT.window_energy * (STFT.num_bins - 1) / NUM_BANDS
@@ -94,12 +88,11 @@ def heard(
     mean = np.asarray(np.mean(spectra, axis=0, dtype=np.complex64))
     shared = {"mixture": _heights(mixture, unit), "mean": _heights(mean, unit)}
     rows = []
-    for estimate, own in zip(estimates, spectra, strict=True):
+    for own in spectra:
         parts = shared | {
             "estimate": _heights(own, unit),
             "removed": _heights(mixture - own, unit),
             "apart": _heights(own - mean, unit),
-            "doubt": _doubt(estimate, dae, mixture_level, start, stop),
         }
         rows.append(np.concatenate([parts[name] for name in HEARD], axis=1))
     return np.stack(rows) * np.float32(_SCALE) + np.float32(_OFFSET)
@@ -115,30 +108,13 @@ def band_sums(values: np.ndarray, edges: np.ndarray = BAND_EDGES) -> np.ndarray:
     return np.add.reduceat(values[:, edges[0] : edges[-1]], edges[:-1] - edges[0], axis=1)
 
 
-def _doubt(
-    estimate: np.ndarray, dae: Autoencoder, mixture_level: float, start: int, stop: int
-) -> np.ndarray:
-    """Returns log10 of band energies of what the autoencoder gives back badly.
-
-    Its frames are twice as long: the one with the same centre is the next one.
-    """
-    config, margin = dae.conventions.stft, dae.conventions.context // 2
-    num_frames = config.num_frames(len(estimate))
-    first, last = max(start + 1 - margin, 0), min(stop + 1 + margin, num_frames)
-    frames = scaled_magnitudes(stft_frames(estimate, first, last, config), mixture_level, config)
-    error = np.square(frames - dae.reconstruct(frames))[start + 1 - first :][: stop - start]
-    unit = 2 * (STFT.num_bins - 1) / NUM_BANDS
-    return np.log10(band_sums(error / np.float32(unit), 2 * BAND_EDGES - 1) + np.float32(_FLOOR))
-
-
-def ranker_conventions(dae: Autoencoder) -> dict[str, Any]:
-    """Returns what the ``speech_meta`` of a ranker must say if it hears this autoencoder."""
+def ranker_conventions() -> dict[str, Any]:
+    """Returns what the ``speech_meta`` of a ranker must say."""
     return {
         "kind": KIND,
         "sample_rate_hz": SAMPLE_RATE_HZ,
         "stft": STFT.to_json(),
         "heard": list(HEARD),
-        "autoencoder_sha256": dae.file.sha256,
     }
 
 
@@ -150,11 +126,9 @@ def build_ranker(*, width: int = WIDTH, seed: int = 0) -> keras.Model:
         seed: Of weights and dropout.
 
     Returns:
-        A Sequential model of convolutions over time: [batch, num_frames, 288] to
+        A Sequential model of convolutions over time: [batch, num_frames, 240] to
         [batch, num_frames, 16], natural logs of expected errors.
     """
-    import keras
-
     seeds = (int(s) for s in np.random.SeedSequence(seed).generate_state(len(DILATIONS) + 3))
 
     def conv(channels: int, name: str, taps: int = 1, dilation: int = 1, bias: float = 0.0) -> Any:
@@ -183,24 +157,22 @@ class Ranker:
 
     Args:
         path: A model file, possibly from a stranger.
-        dae: The autoencoder that it was trained with.
 
     Attributes:
         file: The model file as it was read.
         halo: Frames on either side that the judgement of a frame depends on.
 
     Raises:
-        ValueError: The file is refused or is no ranker, or goes with another autoencoder.
+        ValueError: The file is refused or is no ranker.
     """
 
-    def __init__(self, path: str | os.PathLike, dae: Autoencoder) -> None:
-        self.file, self._dae = read_model_file(path), dae
-        for key, expected in ranker_conventions(dae).items():
+    def __init__(self, path: str | os.PathLike) -> None:
+        self.file = read_model_file(path)
+        for key, expected in ranker_conventions().items():
             if (found := self.file.meta.get(key)) != expected:
                 raise ValueError(
                     f"{path}: speech_meta says {key} {found!r:.80}, expected {expected!r:.80}; "
-                    "choose a model made by python -m mnn.train ranker, and with --dae the "
-                    "autoencoder that it was trained with"
+                    "choose a model made by python -m mnn.train ranker"
                 )
         self._steps = convolutions(self.file)
         self.halo = sum(step.reach for step in self._steps)
@@ -220,7 +192,7 @@ class Ranker:
         tiles = np.zeros((len(estimates), -(-num_frames // TILE_FRAMES), NUM_TILE_BANDS))
         for start, stop in frame_blocks(num_frames, TILE_FRAMES * 64):
             first, last = max(start - self.halo, 0), min(stop + self.halo, num_frames)
-            inputs = heard(noisy, estimates, self._dae, mixture_level, (first, last))
+            inputs = heard(noisy, estimates, mixture_level, (first, last))
             place = slice(start // TILE_FRAMES, -(-stop // TILE_FRAMES))
             for number, values in enumerate(inputs):
                 energies = np.exp(self._run(values)[start - first :][: stop - start])

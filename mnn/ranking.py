@@ -20,10 +20,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import joblib
 import numpy as np
 
-from mnn.dae import Autoencoder
 from mnn.degradations import Scene, Signals, draw_scene, fit_pupil
 from mnn.features import level
 from mnn.ranker import (
@@ -36,6 +34,7 @@ from mnn.ranker import (
     band_sums,
     heard,
 )
+from speech.base.lazy import joblib, ops
 from speech.sound.stft import stft
 
 SCENE_SAMPLES = 48000
@@ -57,20 +56,18 @@ class Scenes:
 
     Args:
         speakers: Utterances of each speaker, float32 [num_samples].
-        dae: The autoencoder that the ranker will hear.
         count: How many scenes.
         seed: Of everything.
         num_jobs: Processes; the scenes are the same for any number.
         folder: Where the nameless file lies, 0.4 MB a scene; None for the system's.
     """
 
-    #: Rows that are validated at a time.
-    block = 25
+    #: A scene is one example.
+    frames_each = 1
 
     def __init__(
         self,
         speakers: Sequence[Signals],
-        dae: Autoencoder,
         count: int,
         seed: Sequence[int],
         *,
@@ -83,7 +80,7 @@ class Scenes:
         self._targets = _room(np.float32, (count, MOST_ESTIMATES, num_targets()), folder)
         sizes = [min(CHUNK, count - start) for start in range(0, count, CHUNK)]
         made = joblib.Parallel(num_jobs, return_as="generator")(
-            joblib.delayed(_examples)(speakers, str(dae.file.path), size, [*seed, number])
+            joblib.delayed(_examples)(speakers, size, [*seed, number])
             for number, size in enumerate(sizes)
         )
         for number, (inputs, targets) in enumerate(made):
@@ -95,7 +92,7 @@ class Scenes:
         return len(self._inputs)
 
     def batch(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Returns inputs [4 * len(rows), 176, 288] and targets [4 * len(rows), num_targets]."""
+        """Returns inputs [4 * len(rows), 176, 240] and targets [4 * len(rows), num_targets]."""
         inputs, targets = self._inputs[rows], self._targets[rows]
         return (
             inputs.reshape(-1, *inputs.shape[2:]).astype(np.float32),
@@ -115,34 +112,33 @@ def _room(dtype: Any, shape: tuple[int, ...], folder: Path | None) -> np.ndarray
 
 
 def _examples(
-    speakers: Sequence[Signals], dae_path: str, count: int, seed: Sequence[int]
+    speakers: Sequence[Signals], count: int, seed: Sequence[int]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns inputs float16 [count, 4, 176, 288] and targets float32 [count, 4, num_targets]."""
-    rng, dae = np.random.default_rng(seed), Autoencoder(dae_path)
+    """Returns inputs float16 [count, 4, 176, 240] and targets float32 [count, 4, num_targets]."""
+    rng = np.random.default_rng(seed)
     pupils = [fit_pupil(rng, speakers, SCENE_SAMPLES) for _ in range(NUM_PUPILS)]
     pairs = [
-        example(draw_scene(rng, speakers, pupils, SCENE_SAMPLES, MOST_ESTIMATES), dae)
+        example(draw_scene(rng, speakers, pupils, SCENE_SAMPLES, MOST_ESTIMATES))
         for _ in range(count)
     ]
     inputs, targets = zip(*pairs, strict=True)
     return np.stack(inputs).astype(np.float16), np.stack(targets)
 
 
-def example(scene: Scene, dae: Autoencoder) -> tuple[np.ndarray, np.ndarray]:
+def example(scene: Scene) -> tuple[np.ndarray, np.ndarray]:
     """Returns what the ranker hears of a scene, and what it should have said.
 
     Args:
         scene: Of `SCENE_SAMPLES` samples. With fewer estimates than `MOST_ESTIMATES`, they are
             repeated.
-        dae: The autoencoder.
 
     Returns:
-        float32 [4, 176, 288], and [4, num_targets]: each row has the SDR in dB, and then the
+        float32 [4, 176, 240], and [4, num_targets]: each row has the SDR in dB, and then the
         products [4, num_tiles, 16] of its error with those of all.
     """
     mixture_level = level(scene.noisy)
     again = np.arange(MOST_ESTIMATES) % len(scene.estimates)
-    inputs = heard(scene.noisy, list(scene.estimates), dae, mixture_level, (0, NUM_FRAMES))[again]
+    inputs = heard(scene.noisy, list(scene.estimates), mixture_level, (0, NUM_FRAMES))[again]
     clean = stft(scene.clean, STFT)[:NUM_FRAMES]
     errors = [stft(estimate, STFT)[:NUM_FRAMES] - clean for estimate in scene.estimates]
     unit = mixture_level**2 * STFT.window_energy * (STFT.num_bins - 1) / NUM_BANDS
@@ -179,8 +175,6 @@ def rank_loss(target: Any, output: Any) -> Any:
     Returns:
         [], the mean over scenes.
     """
-    from keras import ops
-
     tiny = 1e-5
     shape = (-1, MOST_ESTIMATES, NUM_TILES, TILE_FRAMES, NUM_TILE_BANDS)
     expected = ops.logsumexp(ops.reshape(output, shape), axis=3)

@@ -25,8 +25,9 @@ forgives noise that an expert has left. The scorings of the metric ae, all to be
               speech has its energy and the autoencoder knows it best, what is removed over all
               bins, quiet estimates raised as in balanced
 
-Numbers and default were chosen on mixtures of held-back speech of the bundled corpus' training part
-(`python -m mnn.experiments` compares them). All but ``paper`` also pass over an estimate that has
+The numbers of voiced were chosen on mixtures of the open corpus' training voices that no model had
+heard, the others in the same way on the bundled corpus (`python -m mnn.experiments` compares them;
+docs/mnn.md, "Scorings"). All but ``paper`` also pass over an estimate that has
 less than a thousandth of the energy of the mixture in the whole file, unless there is no other.
 """
 

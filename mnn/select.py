@@ -30,14 +30,21 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from mnn.arbiter import Arbiter
+from mnn.dae import Autoencoder
+from mnn.expert_files import Expert
+from mnn.pool import open_pool
+from mnn.ranker import Ranker
 from mnn.scoring import DEFAULT_SCORING, JUDGES, METRICS, SCORINGS, needs_of
+from mnn.selector import Selector
 from speech.base import cli
 from speech.base.cli import natural_number
 from speech.base.files import remove_leftovers, write_json
 from speech.base.words import shown
 from speech.data import corpus
+from speech.data.prepared import write_mixtures
 from speech.sound.audio import SAMPLE_RATE_HZ, is_audio_name, read_multichannel
 from speech.sound.audiofiles import (
     at_16k,
@@ -47,11 +54,6 @@ from speech.sound.audiofiles import (
     say_turned_down,
     write_like,
 )
-
-if TYPE_CHECKING:
-    from mnn.expert_files import Expert
-    from mnn.ranker import Ranker
-    from mnn.selector import Selector
 
 _logger = logging.getLogger("speech")
 
@@ -334,15 +336,9 @@ def open_selector(config: SelectConfig) -> tuple[Selector, list[str]]:
     Raises:
         ValueError: The autoencoder is refused or missing, or no expert is left.
     """
-    from mnn.arbiter import Arbiter
-    from mnn.dae import Autoencoder
-    from mnn.pool import open_pool
-    from mnn.ranker import Ranker
-    from mnn.selector import Selector
-
     _check_shipped(config)
     dae = Autoencoder(config.dae)
-    ranker = None if config.judged_by == "autoencoder" else Ranker(config.ranker, dae)
+    ranker = None if config.judged_by == "autoencoder" else Ranker(config.ranker)
     opened, refused = open_pool(config.experts, config.candidates, strict=config.strict)
     selectors: list[Expert] = []
     if config.selector_experts:
@@ -386,8 +382,6 @@ def _check_shipped(config: SelectConfig) -> None:
 
 def _bundled_clips(out: Path) -> Path:
     """Writes noisy test clips of the bundled corpus, the same each time; returns their folder."""
-    from speech.data.prepared import write_mixtures
-
     plans = corpus.spread_mixtures(
         corpus.bundled_speech("TEST"), corpus.bundled_noise("TEST"), [CLIPS_SNR_DB], NUM_CLIPS_EACH
     )

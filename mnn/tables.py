@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from eval.statistics import bootstrap_interval
 from mnn import published
 from speech.base.words import markdown
 
@@ -36,8 +37,6 @@ def tabulate(
         mixtures (`eval.statistics`). A mixture without a score of some expert or pick is counted
         and left out.
     """
-    from eval.statistics import bootstrap_interval
-
     table = []
     for condition in [*dict.fromkeys(row["condition"] for row in rows), "all"]:
         own = [row for row in rows if condition in (row["condition"], "all")]

@@ -6,9 +6,10 @@
     python -m mnn.train dae --net 2048x2 --timit TIMIT --noise NOISES --out dae.h5
     python -m mnn.train expert --noise-types birds --out birds.h5
     python -m mnn.train expert --net 2048x2 --gender F --out female.h5
+    python -m mnn.train expert --net lstm --noise-types birds --optimizer adam --out lstm.h5
     python -m mnn.train expert --snr -5 --where speaker=MCS0,FCS0 --out two.h5
     python -m mnn.train expert --init birds.pruned.h5 --noise-types birds --out birds22.h5
-    python -m mnn.train ranker --dae dae.h5 --out ranker.h5             # see mnn.ranker
+    python -m mnn.train ranker --out ranker.h5             # see mnn.ranker
 
 Spectra are computed once and kept; training runs on them. The same command goes on with an
 interrupted run where it stood, and does nothing once it is done.
@@ -25,34 +26,52 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from mnn import conditions
 from mnn.conditions import description, parse_conditions
 from mnn.config import EXPERT_SNRS_DB, NETS, OPTIMIZERS, SCHEDULES, FitConfig, TrainConfig
-from mnn.dae import Autoencoder, build_dae
+from mnn.dae import build_dae
+from mnn.expert_files import check_frames
 from mnn.experts import build_expert
-from mnn.features import Conventions, Frames, fingerprint, mask_frames, speech_frames
+from mnn.features import (
+    Conventions,
+    Frames,
+    Pieces,
+    conventions_of,
+    fingerprint,
+    mask_frames,
+    speech_frames,
+)
 from mnn.layers import load_network
 from mnn.ranker import KIND, build_ranker, convolutions, ranker_conventions
-from speech.base import cli
+from mnn.ranking import Scenes, rank_loss
+from speech.base import cli, lazy
 from speech.base.cli import natural_number, positive_number
 from speech.base.device import select_devices
+from speech.base.lazy import keras
 from speech.data import corpus
 from speech.data.corpus import Pair, Utterance, render
 from speech.modelfile.read import read_model_file
+from speech.net.keras_models import build_model, variables_of
 from speech.sound.audio import is_silent, read_audio
 from speech.training.common_options import add_data_options, check_data_options, data_options
 
 if TYPE_CHECKING:
-    import keras
-    import numpy as np
-
-    from mnn.training import Examples
-
+    from mnn import training as network_training
+    from speech.net import constraints
+else:
+    constraints = lazy.module("speech.net.constraints")
+    network_training = lazy.module("mnn.training")
 
 _logger = logging.getLogger("speech")
 
 #: Speakers, and utterances of each: sections 4.1 and 4.2. Of the bundled corpus, all.
 PAPER_SPEAKERS = {"dae": (40, 10), "expert": (12, 5), "ranker": (None, 20)}
+
+
+#: Scenes that validate at most: they are in memory at once.
+MAX_VALIDATION_SCENES = 500
 
 
 @dataclass(frozen=True)
@@ -102,10 +121,9 @@ def train(config: TrainConfig, say: Callable[[str], None] | None = None) -> Trai
         f"{len(parts.validation)} to validate"
     )
     select_devices(config.gpu)
-    from mnn.training import FrameTrainer, fingerprint_of, finished
-
     is_expert = config.what == "expert"
-    model, conventions, start = _network(config, say)
+    kind = _KINDS[config.what]
+    model, conventions, start = _network(config, kind, say)
     lines = [description(items) for items in (parts.training, parts.validation)]
     data_sha256 = fingerprint(
         f"{name} {line}"
@@ -113,8 +131,8 @@ def train(config: TrainConfig, say: Callable[[str], None] | None = None) -> Trai
         for line in part
     )
     meta = {
-        "kind": _KINDS[config.what],
-        **(conventions.to_json() if conventions else {}),
+        "kind": kind,
+        **(conventions.to_json() if conventions else ranker_conventions()),
         **start,
         "created_by": "python -m mnn.train",
         "training": {
@@ -125,17 +143,19 @@ def train(config: TrainConfig, say: Callable[[str], None] | None = None) -> Trai
             "data_sha256": data_sha256,
         },
     }
-    done = finished(config.out, fingerprint_of(config.fit, meta, data_sha256))
+    done = network_training.finished(
+        config.out, network_training.fingerprint_of(config.fit, meta, data_sha256)
+    )
     if done is not None:
         found = (done[key] for key in ("validation_error", "best_iteration", "iterations_done"))
         return TrainResult(config.out, True, *found)
-    training, validation, told = _examples(config, parts, conventions)
-    what = "frames" if conventions else "scenes"
+    training, validation, told = _examples(config, parts, conventions, len(model.input_shape) > 2)
+    counts = [len(own) * own.frames_each for own in (training, validation)]
     say(
-        f"{what}      {len(training):,} to train on, {len(validation):,} to validate; "
-        f"{model.count_params():,} parameters"
+        f"{'frames' if conventions else 'scenes'}      {counts[0]:,} to train on, {counts[1]:,} to "
+        f"validate; {model.count_params():,} parameters"
     )
-    trainer = FrameTrainer(
+    trainer = network_training.FrameTrainer(
         model, training, validation, config.fit, config.out, meta=meta, data_sha256=data_sha256,
         **told,
     )  # fmt: skip
@@ -168,66 +188,57 @@ _KINDS = {"dae": "autoencoder", "expert": "mask", "ranker": KIND}
 
 
 def _network(
-    config: TrainConfig, say: Callable[[str], None]
+    config: TrainConfig, kind: str, say: Callable[[str], None]
 ) -> tuple[keras.Model, Conventions | None, dict[str, Any]]:
     """Returns a network, what it takes, and how it started, for the meta of its file.
 
-    What a ranker takes is fixed, but for its autoencoder.
+    What a ranker takes is always the same.
     """
-    heard_by = {} if config.dae is None else ranker_conventions(Autoencoder(config.dae))
-    if config.init is not None:
-        model, conventions, start = _started(config.init, _KINDS[config.what], say)
-        return model, conventions, heard_by | start
-    net = config.net or NETS[config.what][0]
-    if config.what == "ranker":
-        return build_ranker(width=int(net), seed=config.fit.seed), None, heard_by | {"net": net}
-    build = build_expert if config.what == "expert" else build_dae
-    return *build(net, seed=config.fit.seed), {"net": net}
-
-
-def _started(
-    init: Path, kind: str, say: Callable[[str], None]
-) -> tuple[keras.Model, Conventions | None, dict[str, Any]]:
-    from speech.net.constraints import HeldZeros
-    from speech.net.keras_models import build_model
-
-    conventions = None
+    conventions: Conventions | None = None
+    if config.init is None:
+        net = config.net or NETS[config.what][0]
+        if kind == KIND:
+            model = build_ranker(width=int(net), seed=config.fit.seed)
+        else:
+            build = build_expert if config.what == "expert" else build_dae
+            model, conventions = build(net, seed=config.fit.seed)
+        return model, conventions, {"net": net}
     if kind == KIND:
-        file = read_model_file(init)
+        file = read_model_file(config.init)
         convolutions(file)
+    elif kind == "mask":
+        file = read_model_file(config.init)
+        conventions = conventions_of(file.meta, kind, config.init)
+        check_frames(file, conventions)
     else:
-        file, conventions, _ = load_network(init, kind)
+        file, conventions, _ = load_network(config.init, kind)
     model = build_model(file.layers)
     num_zeros = 0
     for layer in file.layers:
-        if "kernel" in layer.weights and not layer.weights["kernel"].all():
-            mask = layer.weights["kernel"] != 0
-            model.get_layer(layer.name).kernel.constraint = HeldZeros(mask)
-            num_zeros += mask.size - int(mask.sum())
-    say(f"init        {init}; {num_zeros:,} weights are zero and stay so")
+        for key, kernel in layer.kernels.items():
+            if not kernel.all():
+                mask, held = kernel != 0, variables_of(model.get_layer(layer.name))[key]
+                held.constraint = constraints.HeldZeros(mask)
+                num_zeros += mask.size - int(mask.sum())
+    say(f"init        {config.init}; {num_zeros:,} weights are zero and stay so")
     kept = {key: file.meta[key] for key in ("net", "pruning") if key in file.meta}
     return model, conventions, kept | {"init_sha256": file.sha256}
 
 
 def _examples(
-    config: TrainConfig, parts: _Parts, conventions: Conventions | None
-) -> tuple[Examples, Examples, dict[str, Any]]:
+    config: TrainConfig, parts: _Parts, conventions: Conventions | None, are_pieces: bool
+) -> tuple[network_training.Examples, network_training.Examples, dict[str, Any]]:
     """Returns what trains, what validates, and what a trainer of it is told."""
     if conventions is not None:
-        names = ("training spectra", "validation spectra")
-        training, validation = (
-            _frames(part, config, conventions, name)
-            for part, name in zip((parts.training, parts.validation), names, strict=True)
-        )
+        training = _frames(parts.training, config, conventions, "training spectra")
+        validation = _frames(parts.validation, config, conventions, "validation spectra")
+        if are_pieces:
+            return Pieces.of(training), Pieces.of(validation), {}
         return training, validation, {}
-    from mnn.ranking import Scenes, rank_loss
-
-    assert config.dae is not None, "a ranker"
-    dae, seed = Autoencoder(config.dae), config.fit.seed
-    counts = config.num_scenes, -(-config.num_scenes // 20)
+    counts = config.num_scenes, min(-(-config.num_scenes // 20), MAX_VALIDATION_SCENES)
     scenes = [
         Scenes(
-            _by_speaker(part), dae, count, [seed, number], num_jobs=config.num_jobs,
+            _by_speaker(part), count, [config.fit.seed, number], num_jobs=config.num_jobs,
             folder=config.out.parent,
         )
         for number, (part, count) in enumerate(
@@ -368,16 +379,12 @@ def _config(parser: argparse.ArgumentParser, options: argparse.Namespace) -> Tra
     """Returns what the options say; exits with code 2 if they make no sense."""
     if options.snr_range:
         parser.error("--snr-range draws anew each time; mixtures are fixed here: give --snr")
-    if not 0 < options.learning_rate < 1e6:
-        parser.error(f"--learning-rate is {options.learning_rate}; give a positive number")
-    if options.optimizer == "rprop" and not 1e-7 <= options.learning_rate <= 1e-1:
-        parser.error("--learning-rate is Rprop's first step: give 1e-7 to 1e-1")
     snrs_db = options.snr or EXPERT_SNRS_DB
     check_data_options(parser, options)
     is_expert = options.what == "expert"
     ranking: dict[str, Any] = {}
     if options.what == "ranker":
-        ranking = {"dae": options.dae, "num_scenes": options.scenes, "num_jobs": options.jobs}
+        ranking = {"num_scenes": options.scenes, "num_jobs": options.jobs}
     try:
         conditions = parse_conditions(options.where)
         if options.gender:
@@ -416,7 +423,7 @@ def _parser() -> argparse.ArgumentParser:
             "python -m mnn.train dae -o dae.h5",
             "python -m mnn.train expert --noise-types birds -o birds.h5",
             "python -m mnn.train expert --snr 0 --timit TIMIT --noise noises -o low.h5",
-            "python -m mnn.train ranker --dae dae.h5 -o ranker.h5",
+            "python -m mnn.train ranker -o ranker.h5",
         ),
     )
     commands = parser.add_subparsers(dest="what", required=True, metavar="dae|expert|ranker")
@@ -430,15 +437,14 @@ def _parser() -> argparse.ArgumentParser:
         add("-o", "--out", type=Path, required=True, metavar="FILE.h5",
             help="write this model file")  # fmt: skip
         add("--net", choices=NETS[what],
-            help=f"take so many hidden units (default {NETS[what][0]})")  # fmt: skip
+            help=f"take this network (default {NETS[what][0]})")  # fmt: skip
         add("--init", type=Path, metavar="FILE",
             help="start from the weights of this model, such as a pruned one; its zeros "
             "stay")  # fmt: skip
         _add_training_options(command, what)
         _add_choices(command, what)
         add_data_options(command, test=False)
-        add("--gpu", default="0", metavar="LIST",
-            help="run on this GPU: 0 (default), or -1 for the CPU")  # fmt: skip
+        add("--gpu", **cli.GPU)
     return parser
 
 
@@ -477,8 +483,6 @@ def _add_training_options(parser: argparse.ArgumentParser, what: str) -> None:
     if not ranks:
         return
     add = parser.add_argument_group("scenes").add_argument
-    add("--dae", type=Path, required=True, metavar="FILE",
-        help="let the ranker hear what this autoencoder of speech gives back badly")  # fmt: skip
     add("--scenes", type=positive_number, default=TrainConfig.num_scenes, metavar="N",
         help="make N scenes of noisy speech and estimates of it, 0.4 MB each (default "
         "%(default)s)")  # fmt: skip

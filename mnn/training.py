@@ -1,10 +1,11 @@
 """Trains a network over frames; the same command takes an interrupted run up where it stood.
 
 An iteration is one update on a batch of frames; each pass shuffles all frames anew, and what stands
-in a batch follows from the seed and the number of the iteration alone. The error is the sum of
-squared errors over the bins, averaged over the frames of a batch (MNN, section 4.1; Rprop is blind
-to the factor). Every so often the whole validation set is run without dropout, and the weights
-with the smallest error are kept; if that stands for too long, training ends early.
+in a batch follows from the seed and the number of the iteration alone. A recurrent network learns
+from pieces of utterances, shuffled likewise, of which a batch has about as many frames. The error
+is the sum of squared errors over the bins, averaged over the frames of a batch (MNN, section 4.1;
+Rprop is blind to the factor). Every so often the whole validation set is run without dropout, and
+the weights with the smallest error are kept; if that stands for too long, training ends early.
 
 Beside ``NAME.h5`` lie ``NAME.history.csv`` and ``NAME.run.json``, and ``NAME.checkpoint.npz`` until
 the run is done. A run whose error is not finite any more leaves the best weights so far in
@@ -19,22 +20,26 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn, Protocol
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
-import keras
 import numpy as np
 
 from mnn.config import FitConfig
-from mnn.rprop import Rprop
-from speech.base import cli
+from speech.base import cli, lazy
 from speech.base.checkpoint import read_checkpoint, write_checkpoint
 from speech.base.files import held, write_json
+from speech.base.lazy import keras, tqdm
 from speech.base.runinfo import run_info
 from speech.modelfile.read import read_model_file
 from speech.modelfile.spec import ModelFileError
 from speech.net.keras_models import save_model
 from speech.training.config import TrainingError
 from speech.training.trainer import write_history
+
+if TYPE_CHECKING:
+    from mnn import rprop
+else:
+    rprop = lazy.module("mnn.rprop")
 
 _LOGGER = logging.getLogger("speech")
 
@@ -79,7 +84,7 @@ class _Stored:
 
 
 def sum_of_squares(target: Any, output: Any) -> Any:
-    """Returns the squared error summed over bins: [batch]."""
+    """Returns the squared error summed over bins: [batch], of sequences [batch, frames]."""
     return keras.ops.sum(keras.ops.square(target - output), axis=-1)
 
 
@@ -87,8 +92,8 @@ class Examples(Protocol):
     """What a network is trained on, in rows that can be asked for."""
 
     @property
-    def block(self) -> int:
-        """Rows that are validated at a time."""
+    def frames_each(self) -> int:
+        """Frames of a row, or 1 if rows are no sequences of them."""
 
     def __len__(self) -> int:
         """Returns the number of rows."""
@@ -102,8 +107,8 @@ class FrameTrainer:
 
     Args:
         model: A built Keras model, from `mnn.dae.build_dae` or `mnn.experts.build_expert`.
-        training: Its examples: `mnn.features.Frames`, or `mnn.ranking.Scenes`.
-        validation: Those of other speakers or utterances.
+        training: Its frames, pieces if it is recurrent, or scenes (`mnn.ranking.Scenes`).
+        validation: The same of other speakers or utterances.
         config: See :class:`FitConfig`.
         out: The model file to write, ending in '.h5'.
         meta: ``speech_meta`` of the file; what was trained is added.
@@ -137,7 +142,7 @@ class FrameTrainer:
         self.state = _State()
         self.fingerprint = fingerprint_of(config, meta, data_sha256)
         if config.optimizer == "rprop":
-            self.optimizer = Rprop(config.learning_rate)
+            self.optimizer = rprop.Rprop(config.learning_rate)
         else:
             rate = config.learning_rate
             if config.schedule == "cosine":
@@ -210,7 +215,8 @@ class FrameTrainer:
 
     def _rows(self, iteration: int) -> np.ndarray:
         """Returns the rows of a batch; what is left of a pass when no whole batch is stays out."""
-        size = min(self.config.batch_size, len(self.training))
+        whole = max(self.config.batch_size // self.training.frames_each, 1)
+        size = min(whole, len(self.training))
         number_of_pass, place = divmod(iteration, len(self.training) // size)
         if self._order is None or self._order[0] != number_of_pass:
             rng = np.random.default_rng([self.config.seed, 3, number_of_pass])
@@ -220,9 +226,9 @@ class FrameTrainer:
 
     def _validate(self) -> dict[str, float]:
         state, total = self.state, 0.0
-        block = self.validation.block
-        for start in range(0, len(self.validation), block):
-            rows = np.arange(start, min(start + block, len(self.validation)))
+        size = max(1000 // self.validation.frames_each, 1)
+        for start in range(0, len(self.validation), size):
+            rows = np.arange(start, min(start + size, len(self.validation)))
             inputs, targets = self.validation.batch(rows)
             self.model.reset_metrics()
             total += float(self.model.test_on_batch(inputs, targets)) * len(rows)
@@ -263,7 +269,7 @@ class FrameTrainer:
             "iterations_done": state.iteration,
             "best_iteration": best["iteration"],
             "validation_error": best["validation_error"],
-            "frames": [len(self.training), len(self.validation)],
+            "frames": [len(own) * own.frames_each for own in (self.training, self.validation)],
             **self.meta.get("training", {}),
             "fingerprint": self.fingerprint,
         }
@@ -313,7 +319,7 @@ class FrameTrainer:
 
 def fingerprint_of(config: FitConfig, meta: dict[str, Any], data_sha256: str) -> dict[str, Any]:
     """Returns what tells one run from another, as JSON values."""
-    keys = ("kind", "net", "init_sha256", "context", "stft", "input_scale", "autoencoder_sha256")
+    keys = ("kind", "net", "init_sha256", "context", "stft", "input_scale")
     settings = asdict(config)
     if config.schedule == "constant":  # so that models from before there was a choice are known
         del settings["schedule"]
@@ -351,9 +357,7 @@ def _require_same_run(path: Path, stored: dict[str, Any], fingerprint: dict[str,
 
 
 def _progress(done: int, total: int) -> Any:
-    from tqdm import tqdm
-
-    return tqdm(
+    return tqdm.tqdm(
         total=total, initial=done, desc="training", file=cli.terminal(), disable=None, leave=False,
         unit="it",
     )  # fmt: skip

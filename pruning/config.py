@@ -1,4 +1,4 @@
-"""What is asked of a pruning. The defaults are the paper's values (SPEC 2); no NumPy, no Keras."""
+"""What is asked of a pruning. Defaults are the paper's values (docs/papers.md). No Keras."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ NUM_STAGES = 7
 RETRAIN_EPOCHS = 2
 RETRAIN_LEARNING_RATE = 3e-4
 
+#: What channels are ranked by: the paper's sparsity, small kernels, chance.
 CRITERIA = ("sparsity", "magnitude", "random")
 
 

@@ -129,6 +129,9 @@ def _tell_what_it_was(file: ModelFile, say: Say) -> None:
     zeros = num_pruned(file.layers)
     if zeros:
         say(f"note        the model comes with {zeros:,} channels at zero; they count as pruned")
+    recurrent = [layer.name for layer in file.layers if len(layer.kernels) > 1]
+    if recurrent:
+        say(f"note        recurrent layers stay as they are: {', '.join(recurrent)}")
     if "quantization" in file.meta:
         say("note        the model is clustered; retraining undoes that, quantize it again")
 

@@ -14,12 +14,14 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from eval.points import Point
+from eval.scoring import json_ready
 from pruning.config import (
     BY_THETA,
     CRITERIA,
@@ -28,8 +30,12 @@ from pruning.config import (
     THETA,
     PruningConfig,
 )
-from speech.base import cli
+from pruning.sparsity import report, works_on_spectra
+from speech.base import cli, lazy
 from speech.base.cli import natural_number, positive_number
+from speech.base.files import write_json
+from speech.base.runinfo import run_info
+from speech.modelfile.spec import LayerSpec
 from speech.training.common_options import (
     add_data_options,
     add_training_options,
@@ -38,8 +44,11 @@ from speech.training.common_options import (
 )
 
 if TYPE_CHECKING:
-    from pruning.process import PruningResult
-    from pruning.schedule import Layers
+    from eval import sweep
+    from pruning import process
+else:
+    process = lazy.module("pruning.process")
+    sweep = lazy.module("eval.sweep")
 
 
 @dataclass(frozen=True)
@@ -94,20 +103,14 @@ def parse(argv: Sequence[str] | None = None) -> Command:
 
 
 def _run(asked: Command) -> int:
-    from pruning.process import prune_file
-
-    prune_file(
+    process.prune_file(
         asked.model, asked.out, asked.config, say=cli.say, finish=partial(_print_result, asked)
     )
     return 0
 
 
-def _print_result(asked: Command, found: PruningResult) -> None:
-    from pruning.sparsity import report
-    from speech.base.files import write_json
-    from speech.base.runinfo import run_info
-
-    print_report(found.before.layers, found.layers, report)
+def _print_result(asked: Command, found: process.PruningResult) -> None:
+    print_report(found.before.layers, found.layers)
     before, after = found.num_bytes
     print(f"file        {before:,} -> {after:,} bytes ({100 * after / before:.1f} %)")
     result = {"model": str(asked.model), "pruned": str(asked.out), "settings": found.settings,
@@ -120,10 +123,8 @@ def _print_result(asked: Command, found: PruningResult) -> None:
     print(f"written     {asked.out}")
 
 
-def print_report(before: Layers, after: Layers, report: Callable) -> None:
+def print_report(before: Sequence[LayerSpec], after: Sequence[LayerSpec]) -> None:
     """Prints channels, parameters and operations per layer, before and after."""
-    from pruning.sparsity import works_on_spectra
-
     old, new = report(before), report(after)
     print(
         f"\n{'layer':<18}{'channels':>11}{'now':>11}{'zero':>11}{'%':>7}{'weights':>12}{'left':>12}"
@@ -148,15 +149,11 @@ def print_report(before: Layers, after: Layers, report: Callable) -> None:
     print(f"\noperations  {flop:,} -> {flop_left:,} FLOP {unit} (zero kernels skipped)")
 
 
-def _score(asked: Command, found: PruningResult) -> Any:
-    from eval.points import Point
-    from eval.scoring import json_ready
-    from eval.sweep import format_points, sweep
-
+def _score(asked: Command, found: process.PruningResult) -> list[dict[str, Any]]:
     points = [Point("before", asked.model), Point("after", asked.out)]
     num_jobs = asked.config.train_on.num_jobs
-    table = sweep(points, found.test, found.work / "scores", num_jobs=num_jobs)
-    print("\n" + format_points(table))
+    table = sweep.sweep(points, found.test, found.work / "scores", num_jobs=num_jobs)
+    print("\n" + sweep.format_points(table))
     return json_ready(table)
 
 
@@ -223,8 +220,7 @@ def _parser() -> argparse.ArgumentParser:
     add_data_options(parser)
     add_training_options(parser, epochs_flag="--retrain-epochs")
     add = parser.add_argument_group("run").add_argument
-    add("--gpu", default="0", metavar="LIST",
-        help="run on this GPU: 0 (default), several as 0,1, or -1 for the CPU")  # fmt: skip
+    add("--gpu", **cli.GPUS)
     add("--score", action=argparse.BooleanOptionalAction,
         help="score by PESQ and STOI before and after, on the test data given or the bundled ones; "
         "retraining implies it")  # fmt: skip

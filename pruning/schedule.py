@@ -16,11 +16,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pruning.sparsity import Masks, apply_masks, report
+from speech.base import lazy
+from speech.base.lazy import keras
 from speech.modelfile.spec import LayerSpec, sha256_of_weights
+from speech.net.keras_models import build_model, layers_of
 from speech.net.taps import for_kernel
+from speech.training.continuing import Continuation
+from speech.training.trainer import Trainer
 
 if TYPE_CHECKING:
-    from speech.training.continuing import Continuation
+    from speech.net import constraints
+else:
+    constraints = lazy.module("speech.net.constraints")
 
 #: (layers) -> masks: which channels to prune now.
 Choice = Callable[[Sequence[LayerSpec]], Masks]
@@ -56,9 +63,6 @@ class Retraining:
         Returns:
             The network with the smallest validation error.
         """
-        from speech.net.keras_models import build_model, layers_of
-        from speech.training.trainer import Trainer
-
         network = build_model(layers)
         if masks is not None:
             hold_at_zero(network, masks)
@@ -78,19 +82,17 @@ class Retraining:
         return layers_of(network)
 
 
-def hold_at_zero(network: Any, masks: Mapping[str, np.ndarray]) -> None:
+def hold_at_zero(network: keras.Model, masks: Mapping[str, np.ndarray]) -> None:
     """Lets the optimizer put the pruned channels back to zero after every step.
 
     Args:
         network: A Keras model.
         masks: Layer name -> bool [in, out], False where pruned.
     """
-    from speech.net.constraints import HeldZeros
-
     for layer in network.layers:
         if layer.name in masks:
             mask = for_kernel(type(layer).__name__, masks[layer.name])
-            layer.kernel.constraint = HeldZeros(mask)
+            layer.kernel.constraint = constraints.HeldZeros(mask)
 
 
 def soft_prune(

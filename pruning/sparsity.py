@@ -13,19 +13,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pruning.config import CRITERIA
 from speech.modelfile.exam import output_shapes
-from speech.modelfile.spec import linked
+from speech.modelfile.spec import LayerSpec, linked
 from speech.net.taps import as_taps, for_kernel, has_kernel, taps_of
-
-if TYPE_CHECKING:
-    from speech.modelfile.spec import LayerSpec
-
-#: What channels are ranked by: the paper's sparsity, small kernels, chance.
-CRITERIA = ("sparsity", "magnitude", "random")
 
 Masks = dict[str, np.ndarray]
 
@@ -80,8 +74,11 @@ def masks_for_theta(layers: Sequence[LayerSpec], theta: float, *, keep_last: boo
     """
     if not 0 < theta < 1:
         raise ValueError(f"theta is {theta:g}; give a number between 0 and 1, such as 0.65")
+    prunable = prunable_layers(layers, keep_last)
+    if not prunable:
+        raise ValueError("the network has no layer that may be pruned")
     masks = {}
-    for layer in prunable_layers(layers, keep_last):
+    for layer in prunable:
         sparsity = channel_sparsity(taps_of(layer))
         masks[layer.name] = sparsity <= theta
         if not masks[layer.name].any():
@@ -96,7 +93,7 @@ def masks_for_share(
     layers: Sequence[LayerSpec],
     share: float,
     *,
-    criterion: str = "sparsity",
+    criterion: str = CRITERIA[0],
     per_layer: bool = False,
     keep_last: bool = True,
     seed: int = 0,

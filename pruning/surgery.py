@@ -30,7 +30,9 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from pruning.config import THETA
 from pruning.sparsity import channel_sparsity, kept_channels, prunable_layers
+from speech.modelfile.exam import output_shapes
 from speech.modelfile.spec import LayerSpec, linked
 from speech.net.taps import has_kernel, is_swapped, taps_of
 
@@ -138,6 +140,13 @@ def _all_sets(layers: Sequence[LayerSpec]) -> list[ChannelSet]:
                 one.channels.reason = one.channels.reason or reason
             outputs[layer.name] = replace(read[0], channels=joined)
             continue
+        if len(layer.kernels) > 1:
+            channels = read[0].channels
+            channels.reason = channels.reason or _obstacle(layer, read, channels.size)
+            made = ChannelSet(output_shapes(layers)[layer.name][-1] or 0)
+            sets.append(made)
+            outputs[layer.name] = _Output(rank - 1, rank, made)
+            continue
         if has_kernel(layer) and read[0].is_last:
             read[0].channels.readers.append(layer.name)
             made = ChannelSet(taps_of(layer).shape[2], [layer.name])
@@ -199,7 +208,7 @@ def _obstacle(layer: LayerSpec, read: Sequence[_Output], size: int) -> str:
 # Choosing
 
 
-def filter_redundancy(layers: Sequence[LayerSpec], theta: float = 0.65) -> dict[str, np.ndarray]:
+def filter_redundancy(layers: Sequence[LayerSpec], theta: float = THETA) -> dict[str, np.ndarray]:
     """Returns for each filter how redundant it is, by the channels of the paper.
 
     The share of redundant channels, S_j(k) > theta, among the filter's own and those that read
@@ -225,7 +234,7 @@ def _sparsity_with_zeros(kernel: np.ndarray) -> np.ndarray:
 
 
 def choose_down_to(
-    layers: Sequence[LayerSpec], goal: Mapping[str, int], theta: float = 0.65
+    layers: Sequence[LayerSpec], goal: Mapping[str, int], theta: float = THETA
 ) -> dict[str, np.ndarray]:
     """Chooses the most redundant filters, so many that each set is left with its goal."""
     chosen = {}

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from speech.modelfile.icse import CompactFile, as_matrix, index_bits, pack_floats
+from speech.modelfile.spec import is_kernel, kernel_name
 
 FLOAT_BYTES = 4
 CENTROID_BYTES = {"fp32": 4, "fp16": 2, "int8": 1}
@@ -70,11 +71,12 @@ def account(found: CompactFile, k_of: Mapping[str, int], centroids: str = "fp32"
     rows, others = [], []
     for layer in found.model.layers:
         for key, array in layer.weights.items():
-            if key != "kernel":
+            if not is_kernel(key):
                 others.append(array)
                 continue
-            file_bytes = found.kernel_bytes[layer.name]
-            rows.append(_kernel_row(layer.name, array, k_of, CENTROID_BYTES[centroids], file_bytes))
+            name = kernel_name(layer.name, key)
+            file_bytes = found.kernel_bytes[name]
+            rows.append(_kernel_row(name, array, k_of, CENTROID_BYTES[centroids], file_bytes))
     fp32 = FLOAT_BYTES * sum(array.size for array in others)
     stored = sum(len(pack_floats(array)) - 1 for array in others)
     used = found.header_bytes + found.others_bytes + sum(found.kernel_bytes.values())
@@ -144,26 +146,27 @@ def to_dict(rows: Sequence[SizeRow], original_bytes: int | None) -> dict[str, An
 
 def format_sizes(rows: Sequence[SizeRow], original_bytes: int | None = None) -> str:
     """Returns the table: bytes by each way, percent of FP32, and of the original .h5 in total."""
-    header = f"{'layer':<14}{'values':>7}{'non-zero':>10}" + f"{'FP32':>11}" + "".join(
+    width = max(14, *(len(row.name) + 1 for row in rows))
+    header = f"{'layer':<{width}}{'values':>7}{'non-zero':>10}" + f"{'FP32':>11}" + "".join(
         f"{WAYS[way]:>12}{'%':>7}" for way in list(WAYS)[1:]
     )  # fmt: skip
     lines = [header, "-" * len(header)]
-    lines += [_line(row, row.fp32) for row in rows]
+    lines += [_line(row, row.fp32, width) for row in rows]
     whole = total(rows)
-    lines += ["-" * len(header), _line(whole, whole.fp32)]
+    lines += ["-" * len(header), _line(whole, whole.fp32, width)]
     if original_bytes:
         cells = "".join(
             f"{'':>12}{100 * getattr(whole, way) / original_bytes:>7.2f}" for way in list(WAYS)[1:]
         )
-        lines.append(f"{'% of the .h5':<14}{'':>7}{original_bytes:>10,}{'':>11}" + cells)
+        lines.append(f"{'% of the .h5':<{width}}{'':>7}{original_bytes:>10,}{'':>11}" + cells)
     return "\n".join(lines)
 
 
-def _line(row: SizeRow, base: float) -> str:
+def _line(row: SizeRow, base: float, width: int) -> str:
     cells = ""
     for way in list(WAYS)[1:]:
         value = getattr(row, way)
         share = f"{100 * value / base:.2f}" if base else ""
         cells += f"{round(value):>12,}{share:>7}"
     values = f"{row.num_values:,}" if row.num_values else ""
-    return f"{row.name:<14}{values:>7}{row.nonzero or '':>10}{round(row.fp32):>11,}" + cells
+    return f"{row.name:<{width}}{values:>7}{row.nonzero or '':>10}{round(row.fp32):>11,}" + cells

@@ -13,12 +13,14 @@ from typing import Any
 import numpy as np
 
 from quantization import graphs
-from quantization.ratedistortion import MAX_LAMBDA, RateDistortion
+from quantization.calibration import stages_of
+from quantization.ratedistortion import MAX_LAMBDA, RateDistortion, Signals
 from speech.modelfile.spec import LayerSpec
+from speech.net import blockconv
+from speech.net.chain import blocks_from_layers, parameters_of
+from speech.net.inference import InferenceNetwork
 
 Layers = tuple[LayerSpec, ...]
-#: Inputs of a network: signals float32 [time, 1], or those of ``quantization.graphs``.
-Signals = Sequence[np.ndarray] | Sequence[graphs.Spectrum]
 
 MIN_LAMBDA = 1e-7
 #: The search for lambda ends within this share of the bytes, or after so many tries.
@@ -239,11 +241,6 @@ def _relative_error_at_best_gain(result: np.ndarray, wanted: np.ndarray) -> floa
 
 def _runner(layers: Layers) -> Callable[[Layers, np.ndarray], np.ndarray] | None:
     """Returns what runs a network on a signal, the faster the better; None if nothing here does."""
-    from quantization.calibration import stages_of
-    from speech.net import blockconv
-    from speech.net.chain import blocks_from_layers, parameters_of
-    from speech.net.inference import InferenceNetwork
-
     found = blocks_from_layers([(layer.class_name, layer.config) for layer in layers])
     if found is None:
         return None

@@ -13,16 +13,16 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from speech.base.lazy import scipy
+from speech.data.corpus import bundled_noise, bundled_speech, render, spread_mixtures
+from speech.data.pipeline import Batch, Batches
+from speech.modelfile.spec import LayerSpec
 from speech.net.chain import ConvBlock, blocks_from_layers, parameters_of, split_parameters
-
-if TYPE_CHECKING:
-    from speech.data.pipeline import Batch, Batches
-    from speech.modelfile.spec import LayerSpec
+from speech.sound.audio import SAMPLE_RATE_HZ, peak_normalize
+from speech.training.request import SNRS_DB
 
 #: Mixtures of the bundled corpus that are used without other data, and seconds of each.
 NUM_SIGNALS = 16
@@ -98,10 +98,6 @@ def stages_of(layers: Sequence[LayerSpec]) -> list[Stage] | None:
 
 def bundled_signals(num_signals: int = NUM_SIGNALS, seconds: float = SECONDS) -> list[np.ndarray]:
     """Returns training mixtures of the bundled corpus at -5 to 15 dB, float32 [time, 1]."""
-    from speech.data.corpus import bundled_noise, bundled_speech, render, spread_mixtures
-    from speech.sound.audio import SAMPLE_RATE_HZ, peak_normalize
-    from speech.training.request import SNRS_DB
-
     plans = spread_mixtures(bundled_speech("TRAIN"), bundled_noise("TRAIN"), SNRS_DB, 1)
     chosen = [plans[place] for place in np.linspace(0, len(plans) - 1, num_signals).astype(int)]
     length = round(seconds * SAMPLE_RATE_HZ)
@@ -117,8 +113,6 @@ def signals_of(
     data: Batches[Batch], num_signals: int = NUM_SIGNALS, seconds: float = SECONDS
 ) -> list[np.ndarray]:
     """Returns the first inputs of training data, float32 [time, 1], no longer than so."""
-    from speech.sound.audio import SAMPLE_RATE_HZ
-
     most = round(seconds * SAMPLE_RATE_HZ)
     found: list[np.ndarray] = []
     for place in range(len(data)):
@@ -255,7 +249,7 @@ def statistics(
 
 
 def sensitivities(
-    stages: Sequence[Stage], signals: Sequence[np.ndarray], *, probes: int = 1, seed: int = 0
+    stages: Sequence[Stage], signals: Sequence[np.ndarray], *, probes: int = 1
 ) -> list[np.ndarray]:
     """Returns how much noise in each filter's output adds to that of the network.
 
@@ -266,13 +260,12 @@ def sensitivities(
     Args:
         stages: The network.
         signals: Its inputs.
-        probes: Projections a signal.
-        seed: Of the projections.
+        probes: Projections per signal.
 
     Returns:
         float64 [filters] for each stage; the input's power of a stage counts as in `statistics`.
     """
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     totals = [np.zeros(stage.kernel.shape[2]) for stage in stages]
     for signal in signals:
         inputs, powers = [], []

@@ -1,4 +1,4 @@
-"""What is asked of a quantization; the defaults are the paper's values (SPEC 3). No Keras."""
+"""What is asked of a quantization. Defaults are the paper's values (docs/papers.md). No Keras."""
 
 from __future__ import annotations
 
@@ -12,6 +12,10 @@ K = 16
 FINETUNE_EPOCHS = 2
 FINETUNE_LEARNING_RATE = 3e-4
 METHODS = ("kmeans", "tfmot")
+#: How centroids are stored; arithmetic stays FP32.
+FORMATS = ("fp32", "fp16", "int8")
+#: How an error is weighed: by what it does to outputs, by its input's power, or not at all.
+WEIGHTINGS = ("correlation", "power", "plain")
 
 
 @dataclass(frozen=True)
@@ -23,13 +27,13 @@ class QuantizationConfig:
         k_last: The same of the last layer; None for ``k``.
         k_of: The same by layer name, for layers that differ.
         per_sign: Whether k counts for each sign, as in the released model.
-        centroids: How centroids are stored, 'fp32', 'fp16' or 'int8'; None for FP32 by k, and FP16
-            by lambda.
+        centroids: How centroids are stored, one of `FORMATS`; None for FP32 by k, and FP16 by
+            lambda.
         lam: Relative error of the output that a bit per weight is worth.
         target_bytes: Length of the largest file, instead.
         target_percent: The same in percent of the model's file.
         target_snr_db: Instead of both, how far the output must lie above its error.
-        weighting: Of errors by lambda (`quantization.ratedistortion.WEIGHTINGS`).
+        weighting: Of errors by lambda, one of `WEIGHTINGS`.
         method: Who fine-tunes, one of `METHODS`: tied weights, or TF-MOT.
         finetune: Whether the centroids are trained, and the network not quantized in one shot.
         train_on: On what, and where the test set comes from. Its epochs are `FINETUNE_EPOCHS`, and
@@ -53,7 +57,7 @@ class QuantizationConfig:
     target_bytes: int | None = None
     target_percent: float | None = None
     target_snr_db: float | None = None
-    weighting: str = "correlation"
+    weighting: str = WEIGHTINGS[0]
     method: str = METHODS[0]
     finetune: bool = False
     train_on: TrainOn = TrainOn()

@@ -17,8 +17,7 @@ import numpy as np
 
 from speech.modelfile.spec import LayerSpec, sha256_of_weights
 from speech.net.constraints import HeldZeros
-from speech.net.keras_models import build_model, layers_of
-from speech.net.taps import has_kernel
+from speech.net.keras_models import build_model, layers_of, variables_of
 from speech.training.continuing import Continuation
 from speech.training.trainer import Trainer
 
@@ -51,11 +50,11 @@ class TiedWeights(keras.constraints.Constraint):
 
 def constrain(network: keras.Model, layers: Sequence[LayerSpec], *, tied: bool) -> None:
     """Lets the optimizer hold zeros, and clusters together if ``tied``, after every step."""
-    kernels = {layer.name: layer.weights["kernel"] for layer in layers if has_kernel(layer)}
+    kernels = {layer.name: layer.kernels for layer in layers}
     for layer in network.layers:
-        if layer.name in kernels:
-            kernel = kernels[layer.name]
-            layer.kernel.constraint = TiedWeights(kernel) if tied else HeldZeros(kernel != 0)
+        own = variables_of(layer)
+        for key, kernel in kernels.get(layer.name, {}).items():
+            own[key].constraint = TiedWeights(kernel) if tied else HeldZeros(kernel != 0)
 
 
 def fine_tune(

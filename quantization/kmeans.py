@@ -7,19 +7,16 @@ The centroids are those of the optimum, found by dynamic programming.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from quantization.config import FORMATS
+from speech.base.lazy import kmeans1d
+from speech.modelfile.spec import LayerSpec, kernel_name
 from speech.net.taps import has_kernel
 
-if TYPE_CHECKING:
-    from speech.modelfile.spec import LayerSpec
-
-#: How centroids are stored; arithmetic stays FP32.
-FORMATS = ("fp32", "fp16", "int8")
 MAX_K = 128
 
 
@@ -82,8 +79,6 @@ def best_centroids(values: np.ndarray, k: int) -> np.ndarray:
     Raises:
         ValueError: ``k`` is out of range, or a value is not finite.
     """
-    import kmeans1d
-
     check_k(k)
     values = np.sort(np.asarray(values, np.float64), axis=None)
     if not np.isfinite(values).all():
@@ -180,8 +175,46 @@ def round_kernel(kernel: np.ndarray, how: str) -> np.ndarray:
 
 
 def clustered_layers(layers: Sequence[LayerSpec]) -> list[LayerSpec]:
-    """Returns the layers whose kernels get a codebook: all that have one with weights in it."""
+    """Returns the convolutions and matrices that get a codebook: all that have weights."""
     return [layer for layer in layers if has_kernel(layer) and layer.weights["kernel"].any()]
+
+
+def clustered_kernels(layers: Sequence[LayerSpec]) -> dict[str, np.ndarray]:
+    """Returns the kernels that get a codebook each, those of recurrent layers too, by name.
+
+    The names are those of ``speech.modelfile.spec.kernel_name``.
+    """
+    return {
+        kernel_name(layer.name, key): kernel
+        for layer in layers
+        for key, kernel in layer.kernels.items()
+        if kernel.any()
+    }
+
+
+def with_kernels(
+    layers: Sequence[LayerSpec], change: Callable[[str, np.ndarray], np.ndarray]
+) -> tuple[LayerSpec, ...]:
+    """Returns a network with other kernels in place of its `clustered_kernels`.
+
+    Args:
+        layers: The network.
+        change: (name, kernel) -> the kernel that takes its place.
+    """
+    return tuple(
+        replace(
+            layer,
+            weights={
+                **layer.weights,
+                **{
+                    key: change(kernel_name(layer.name, key), kernel)
+                    for key, kernel in layer.kernels.items()
+                    if kernel.any()
+                },
+            },
+        )
+        for layer in layers
+    )
 
 
 def cluster_layers(layers: Sequence[LayerSpec], codebooks: Codebooks) -> tuple[LayerSpec, ...]:
@@ -191,30 +224,27 @@ def cluster_layers(layers: Sequence[LayerSpec], codebooks: Codebooks) -> tuple[L
         ValueError: There is nothing to cluster, a layer has fewer distinct weights than its k,
             or ``codebooks.k_of`` names no layer.
     """
-    chosen = [layer.name for layer in clustered_layers(layers)]
+    chosen = list(clustered_kernels(layers))
     if not chosen:
         raise ValueError("the model has no convolution or matrix to cluster")
     unknown = sorted(set(codebooks.k_of or {}) - set(chosen))
     if unknown:
         raise ValueError(f"no layer {unknown[0]!r} to cluster; there are {', '.join(chosen)}")
-    return tuple(
-        with_kernel(layer, _cluster(layer, codebooks, layer.name == chosen[-1]))
-        if layer.name in chosen
-        else layer
-        for layer in layers
+    return with_kernels(
+        layers, lambda name, kernel: _cluster(name, kernel, codebooks, name == chosen[-1])
     )
 
 
-def _cluster(layer: LayerSpec, codebooks: Codebooks, is_last: bool) -> np.ndarray:
+def _cluster(name: str, kernel: np.ndarray, codebooks: Codebooks, is_last: bool) -> np.ndarray:
     try:
         return cluster_kernel(
-            layer.weights["kernel"],
-            codebooks.k_for(layer.name, is_last),
+            kernel,
+            codebooks.k_for(name, is_last),
             per_sign=codebooks.per_sign,
             centroids=codebooks.centroids,
         )
     except ValueError as error:
-        raise ValueError(f"layer {layer.name}: {error}") from None
+        raise ValueError(f"layer {name}: {error}") from None
 
 
 def with_kernel(layer: LayerSpec, kernel: np.ndarray) -> LayerSpec:

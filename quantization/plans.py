@@ -13,16 +13,16 @@ from typing import Any
 
 import numpy as np
 
-from quantization import budget, graphs, ratedistortion
-from quantization.budget import Signals
+from quantization import budget, ratedistortion
 from quantization.kmeans import (
     Codebooks,
     cluster_layers,
+    clustered_kernels,
     clustered_layers,
     round_kernel,
-    with_kernel,
+    with_kernels,
 )
-from quantization.ratedistortion import RateDistortion
+from quantization.ratedistortion import RateDistortion, Signals
 from speech.modelfile.spec import LayerSpec, is_chain
 
 Layers = tuple[LayerSpec, ...]
@@ -48,9 +48,12 @@ class ByK:
         how = self.codebooks if final else replace(self.codebooks, centroids="fp32")
         clustered = cluster_layers(layers, how)
         error = power = 0.0
-        for old, new in zip(clustered_layers(layers), clustered_layers(clustered), strict=True):
-            kernel = old.weights["kernel"].astype("f8")
-            error += ((kernel - new.weights["kernel"]) ** 2).sum()
+        pairs = zip(
+            clustered_kernels(layers).values(), clustered_kernels(clustered).values(), strict=True
+        )
+        for old, new in pairs:
+            kernel = old.astype("f8")
+            error += ((kernel - new) ** 2).sum()
             power += (kernel**2).sum()
         self.say(f"clustered   exact k-means, error {100 * error / power:.3f} % of power")
         return clustered, self
@@ -65,7 +68,7 @@ class ByK:
 
     def k_of(self, layers: Layers) -> dict[str, int]:
         """Returns k by layer, for the paper's rule."""
-        named = [layer.name for layer in clustered_layers(layers)]
+        named = list(clustered_kernels(layers))
         return {name: self.codebooks.k_for(name, name == named[-1]) for name in named}
 
     @property
@@ -74,7 +77,7 @@ class ByK:
         found = self.codebooks
         return {
             "k": found.k, "k_last": found.k_last, "k_of": dict(found.k_of or {}),
-            "per_sign": found.per_sign, "centroids": found.centroids, "algorithm": "exact",
+            "per_sign": found.per_sign, "centroids": found.centroids,
         }  # fmt: skip
 
 
@@ -105,14 +108,12 @@ class ByLambda:
 
     def __call__(self, layers: Layers, *, final: bool = False) -> tuple[Layers, ByLambda]:
         """Returns the quantized network; ``final`` or not, centroids are as they are stored."""
-        known = None
-        if graphs.are_spectra(self.signals):
-            known = graphs.sensitivities(layers, self.signals)
+        known = ratedistortion.sensitivities(layers, self.signals)
 
         def quantize(lam: float) -> Layers:
             return ratedistortion.quantize(
                 layers, replace(self.how, lam=lam), self.signals,
-                original=self.original, sensitivities_of=known,
+                original=self.original, known=known,
             )  # fmt: skip
 
         lam = self.how.lam
@@ -175,10 +176,4 @@ def _lambda_for(target: int, layers: Layers) -> float:
 
 
 def _rounded(layers: Layers, centroids: str) -> Layers:
-    names = {layer.name for layer in clustered_layers(layers)}
-    return tuple(
-        with_kernel(layer, round_kernel(layer.weights["kernel"], centroids))
-        if layer.name in names
-        else layer
-        for layer in layers
-    )
+    return with_kernels(layers, lambda name, kernel: round_kernel(kernel, centroids))

@@ -14,17 +14,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from quantization import calibration, graphs
 from quantization.accounting import SizeRow, account
-from quantization.budget import Signals, can_measure
+from quantization.budget import can_measure
 from quantization.config import FINETUNE_EPOCHS, FINETUNE_LEARNING_RATE, QuantizationConfig
 from quantization.kmeans import Codebooks, clustered_layers
 from quantization.plans import ByK, ByLambda, Plan
-from quantization.ratedistortion import RateDistortion
+from quantization.ratedistortion import RateDistortion, Signals
+from quantization.tfmot_bridge import CHECKPOINT, cluster
+from speech.base import cli, lazy
 from speech.base.device import select_devices
 from speech.base.files import held, sha256_of
 from speech.data.corpus import Pair
@@ -36,6 +38,11 @@ from speech.modelfile.spec import COMPLEX_MASK, LayerSpec, ModelFile, sha256_of_
 from speech.net.folding import fold_batch_normalization
 from speech.training.continuing import Continuation, check_trains, continuation
 from speech.training.datasets import load_data
+
+if TYPE_CHECKING:
+    from quantization import finetune
+else:
+    finetune = lazy.module("quantization.finetune")
 
 Layers = tuple[LayerSpec, ...]
 Say = Callable[[str], None]
@@ -98,8 +105,7 @@ def quantize_file(
     """
     out = Path(out)
     file = read_model_file(path)
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"{out}: is not a folder; choose another -o")
+    cli.check_folder(out)
     if file.path.resolve() in ((out / name).resolve() for name in (CLUSTERED, PACKED)):
         raise ValueError(f"{out}: would overwrite the model; choose another -o")
     is_long = config.needs_training_data or config.score
@@ -120,6 +126,7 @@ class _Quantization:
 
     def run(self) -> QuantizationResult:
         config, file = self.config, self.file
+        _check_recurrent(file, config)
         if not config.keep_norms:
             file = _folded(file, self.say)
         training = None
@@ -228,26 +235,20 @@ class _Quantization:
         self, original: Layers, layers: Layers, plan: Plan, training: Continuation, work: Path
     ) -> tuple[Layers, Plan]:
         """Trains with free weights and quantizes again, round by round; then with tied weights."""
-        from quantization.finetune import fine_tune
-
         for number in range(1, self.config.rounds + 1):
             label, config = f"round-{number}", training.config
             one = replace(training, config=replace(config, epochs=1, seed=config.seed + number))
-            layers = fine_tune(
+            layers = finetune.fine_tune(
                 layers, one, work / label, held=original, on_epoch=partial(_tell, self.say, label)
             )
             layers, plan = plan(layers)
         tell = partial(_tell, self.say, "tied")
-        return fine_tune(layers, training, work / "tied", on_epoch=tell), plan
+        return finetune.fine_tune(layers, training, work / "tied", on_epoch=tell), plan
 
     def with_tfmot(
         self, layers: Layers, start: Layers, training: Continuation, work: Path
     ) -> Layers:
         """Clusters and fine-tunes through TF-MOT, from the centroids that k-means found."""
-        try:
-            from quantization.tfmot_bridge import CHECKPOINT, cluster
-        except ImportError as error:
-            raise ValueError(f"--method tfmot is not available here: {error}") from None
         config = training.config
         with held(work / CHECKPOINT):
             return cluster(
@@ -272,6 +273,22 @@ def _tell(say: Say, label: str, row: dict[str, float]) -> None:
     if "validation_loss" in row:
         shown += f"validation {row['validation_loss']:.5f}  "
     say(f"{label:<11} epoch {row['epoch']}  {shown}{row['seconds']:.1f} s")
+
+
+def _check_recurrent(file: ModelFile, config: QuantizationConfig) -> None:
+    """Raises ValueError for what only convolutions and matrices can do."""
+    layer = next((layer for layer in file.layers if len(layer.kernels) > 1), None)
+    if layer is None:
+        return
+    for is_asked, what in (
+        (config.is_by_lambda, "--lambda and targets weigh the kernels of"),
+        (config.method == "tfmot", "--method tfmot clusters"),
+    ):
+        if is_asked:
+            raise ValueError(
+                f"{file.path}: {what} convolutions and matrices only, and {layer.where} is "
+                "recurrent; give -k, by --method kmeans"
+            )
 
 
 def _folded(file: ModelFile, say: Say) -> ModelFile:
@@ -338,7 +355,7 @@ def packable(layers: Layers, config: QuantizationConfig) -> Layers:
         if layer.name in dead:
             weights["bias"] = np.zeros_like(weights["bias"])
         if config.others == "fp16":
-            for key in weights.keys() - {"kernel", *_STATISTICS}:
+            for key in weights.keys() - {*layer.kernels, *_STATISTICS}:
                 weights[key] = _as_fp16(weights[key])
         rounded.append(replace(layer, weights=weights))
     return tuple(rounded)

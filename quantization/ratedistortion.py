@@ -40,19 +40,24 @@ from __future__ import annotations
 import math
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
-from quantization import graphs
-from quantization.calibration import Stage, Statistics, sensitivities, stages_of, walk
+from quantization import calibration, graphs
+from quantization.calibration import Stage, Statistics, stages_of, walk
+from quantization.config import WEIGHTINGS
 from quantization.kmeans import clustered_layers, round_centroids, with_kernel
 from speech.base.lazy import scipy
 from speech.modelfile.icse import as_matrix, fitted_contexts, flat_contexts
 from speech.modelfile.spec import LayerSpec, is_chain
 from speech.net.taps import taps_of, with_taps
 
-#: How an error is weighed: by what it does to outputs, by its input's power, or not at all.
-WEIGHTINGS = ("correlation", "power", "plain")
+#: Inputs of a network: signals float32 [time, 1], or those of ``quantization.graphs``.
+Signals = Sequence[np.ndarray] | Sequence[graphs.Spectrum]
+#: By layer name: a ``graphs.Sensitivity``, or of a chain float64 [filters].
+Sensitivities = Mapping[str, Any]
+
 MAX_LAMBDA = 1.0
 
 #: Step of the first codebook: the one at which ``_STEP_COST`` step^2 = lambda.
@@ -64,6 +69,8 @@ _DAMPING = 1e-3
 _TARGET_DAMPING = 1e-4
 _TARGET_ITERATIONS = 100
 _MAX_CHANNEL_SCALE = 16.0
+#: Times that all weights are decided and the centroids moved.
+_PASSES = 3
 #: Bits that a value of a small codebook takes, with those in which the coder gets to know it.
 _BOOK_BITS = {"fp32": 36.0, "fp16": 20.0, "int8": 12.0}
 #: Strength of the prior in the counts of a context.
@@ -76,11 +83,8 @@ class RateDistortion:
 
     Attributes:
         lam: Lambda, see the module.
-        centroids: One of ``quantization.kmeans.FORMATS``.
+        centroids: One of ``quantization.config.FORMATS``.
         weighting: One of `WEIGHTINGS`.
-        channel_scaling: Whether channels are scaled.
-        passes: Times to decide all weights and move the centroids.
-        sweeps: Times, in each, to decide each weight again given all others.
 
     Raises:
         ValueError: A value makes no sense.
@@ -88,10 +92,7 @@ class RateDistortion:
 
     lam: float = 0.003
     centroids: str = "fp16"
-    weighting: str = "correlation"
-    channel_scaling: bool = True
-    passes: int = 3
-    sweeps: int = 1
+    weighting: str = WEIGHTINGS[0]
 
     def __post_init__(self) -> None:
         """Checks the values."""
@@ -101,8 +102,6 @@ class RateDistortion:
                 f"weighting is {self.weighting!r}; give one of {', '.join(WEIGHTINGS)}"
             )
         round_centroids(np.ones(1), self.centroids)
-        if self.passes < 1 or self.sweeps < 0:
-            raise ValueError(f"passes is {self.passes}, sweeps {self.sweeps}; give at least 1, 0")
 
 
 def check_lambda(lam: float) -> None:
@@ -111,13 +110,33 @@ def check_lambda(lam: float) -> None:
         raise ValueError(f"lambda is {lam!r}; give a number above 0, at most {MAX_LAMBDA:g}")
 
 
+def sensitivities(layers: Sequence[LayerSpec], signals: Signals) -> Sensitivities:
+    """Returns what errors of each layer do to the output of a network, whatever lambda is.
+
+    Args:
+        layers: The network.
+        signals: As `quantize` takes them.
+
+    Returns:
+        Layer name -> what the error counts; {} for networks that have no such statistics.
+    """
+    if graphs.are_spectra(signals):
+        return graphs.sensitivities(layers, signals)
+    waveforms = [np.asarray(signal) for signal in signals]
+    stages = stages_of(layers) if waveforms else None
+    if stages is None:
+        return {}
+    factors = calibration.sensitivities(stages, waveforms)
+    return {stage.name: own for stage, own in zip(stages, factors, strict=True)}
+
+
 def quantize(
     layers: Sequence[LayerSpec],
     settings: RateDistortion,
-    signals: Sequence[np.ndarray] | Sequence[graphs.Spectrum],
+    signals: Signals,
     *,
     original: Sequence[LayerSpec] | None = None,
-    sensitivities_of: Mapping[str, graphs.Sensitivity] | None = None,
+    known: Sensitivities | None = None,
 ) -> tuple[LayerSpec, ...]:
     """Returns the network with quantized kernels; channels that are all zero stay so.
 
@@ -127,8 +146,7 @@ def quantize(
         signals: What it is for: float32 [time, 1] each, see ``calibration.bundled_signals``; for a
             network over time and frequency ``graphs.spectra_of`` them.
         original: Network whose zero channels stay zero as well; None for ``layers``.
-        sensitivities_of: What ``graphs.sensitivities`` gives for these layers and spectra, if it is
-            at hand.
+        known: What `sensitivities` gives for these layers and signals, if it is at hand.
 
     Raises:
         ValueError: There is nothing to quantize, or lambda is so large that nothing is left.
@@ -136,10 +154,9 @@ def quantize(
     found = clustered_layers(layers)
     if not found:
         raise ValueError("the model has no convolution or matrix to cluster")
+    known = sensitivities(layers, signals) if known is None else known
     if graphs.are_spectra(signals):
-        if sensitivities_of is None:
-            sensitivities_of = graphs.sensitivities(layers, signals)
-        walking = graphs.walk(layers, signals, sensitivities_of)
+        walking = graphs.walk(layers, signals, known)
         result = _quantize_graph(layers, settings, walking, original or layers)
     else:
         waveforms = [np.asarray(signal) for signal in signals]
@@ -151,7 +168,7 @@ def quantize(
         if stages is None or not waveforms:
             result = _quantize_apart(layers, settings, kept)
         else:
-            result = _with_stages(layers, _quantize_chain(stages, settings, waveforms, kept))
+            result = _with_stages(layers, _quantize_chain(stages, settings, waveforms, kept, known))
     gone = {layer.name for layer in found} - {layer.name for layer in clustered_layers(result)}
     if not is_chain(layers) and found[-1].name not in gone:
         gone = set()  # what goes past a layer in a residual or a skip still arrives
@@ -167,22 +184,23 @@ def _quantize_chain(
     settings: RateDistortion,
     signals: Sequence[np.ndarray],
     kept_of: dict[str, np.ndarray],
+    known: Sensitivities,
 ) -> list[Stage]:
     """Quantizes a chain of convolutions, each behind those before it."""
-    factors = sensitivities(stages, signals)
     lam = settings.lam / sum(stage.kernel.size for stage in stages)
     done: list[Stage] = []
     walking = walk(stages, signals)
     stage, found = next(walking)
-    for index, parts in enumerate(factors):
+    for index in range(len(stages)):
         kept = np.asarray(stage.kernel.any(axis=0))
         if stage.name in kept_of:
             kept = np.asarray(kept & kept_of[stage.name].reshape(kept.shape))
         # Scales of filters: their squares sum to the layer's part in the error.
+        parts = known[stage.name]
         scales = np.full(len(parts), math.sqrt(max(float(parts.mean()), 1e-30)))
         problem = _problem(stage, found, kept, scales, settings)
         channels = np.ones(stage.kernel.shape[1])
-        if index and settings.channel_scaling and done[-1].block.slope >= 0:
+        if index and done[-1].block.slope >= 0:
             channels = _channel_scales(problem)
             problem = problem.with_channels(channels)
             previous = done[-1]
@@ -195,7 +213,7 @@ def _quantize_chain(
             else:  # nothing there that could take the scales along
                 problem = problem.with_channels(1 / channels)
                 channels = np.ones_like(channels)
-        values, indices = _solve(problem, lam, settings)
+        values, indices = _solve(problem, lam)
         # Behind a normalisation the scale of a filter has no effect: the kernel keeps its size.
         undo = np.exp(np.log(scales).mean()) if stage.block.normalized else scales[0]
         book = round_centroids(values / undo, settings.centroids)
@@ -254,7 +272,7 @@ def _quantize_layer(
     scale = float(np.trace(found.inputs)) / len(found.inputs)
     problem = _weighed(found.inputs / scale, wanted, kept.reshape(shape), settings)
     problem = replace(problem, book_bits=_BOOK_BITS[settings.centroids])
-    values, indices = _solve(problem, lam / scale, settings)
+    values, indices = _solve(problem, lam / scale)
     kernel = round_centroids(values, settings.centroids)[indices].reshape(taps.shape)
     layer = with_taps(layer, kernel + np.float32(0))
     if "bias" in layer.weights and settings.weighting == "correlation":
@@ -281,7 +299,7 @@ def _quantize_apart(
         power = float(np.square(kernel, dtype=np.float64).sum()) * len(chosen)
         weights = matrix[:, np.newaxis] / math.sqrt(power)
         problem = _Problem(weights, np.broadcast_to(kept, weights.shape), None)
-        values, indices = _solve(problem, lam, settings)
+        values, indices = _solve(problem, lam)
         book = round_centroids(values * math.sqrt(power), settings.centroids)
         result.append(with_kernel(layer, book[indices].reshape(kernel.shape) + np.float32(0)))
     return tuple(result)
@@ -427,9 +445,7 @@ def _feedback_factor(problem: _Problem) -> np.ndarray:
     return scipy.linalg.cholesky(scipy.linalg.inv(problem.correlation))
 
 
-def _solve(
-    problem: _Problem, lam: float, settings: RateDistortion
-) -> tuple[np.ndarray, np.ndarray]:
+def _solve(problem: _Problem, lam: float) -> tuple[np.ndarray, np.ndarray]:
     """Returns a codebook float64 [k] and indices int [taps, in, filters]."""
     wanted, kept = problem.wanted.astype(np.float32), problem.kept
     correlation = factor = None
@@ -445,13 +461,12 @@ def _solve(
     indices = np.where(kept, np.rint(wanted / step).astype(int).clip(-most, most), 0) + most
     if correlation is not None:
         targets = correlation @ wanted.reshape(-1, wanted.shape[2])
-    for _ in range(settings.passes):
+    for _ in range(_PASSES):
         if correlation is not None and factor is not None:
             coder = _Costs(values, indices, kept, lam, problem.book_bits)
             indices = _with_feedback(wanted, kept, factor, coder)
-            for _ in range(settings.sweeps):
-                coder = _Costs(values, indices, kept, lam, problem.book_bits)
-                indices = _one_by_one(wanted, kept, correlation, coder, indices)
+            coder = _Costs(values, indices, kept, lam, problem.book_bits)
+            indices = _one_by_one(wanted, kept, correlation, coder, indices)
             values, indices = _moved_centroids(correlation, targets, values, indices)
         else:
             coder = _Costs(values, indices, kept, lam)

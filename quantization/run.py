@@ -37,9 +37,24 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from quantization.config import FINETUNE_LEARNING_RATE, METHODS, K, QuantizationConfig
-from speech.base import cli
+from eval.points import Point
+from eval.scoring import json_ready
+from quantization.accounting import CENTROID_BYTES, account, format_sizes, to_dict
+from quantization.config import (
+    FINETUNE_LEARNING_RATE,
+    FORMATS,
+    METHODS,
+    WEIGHTINGS,
+    K,
+    QuantizationConfig,
+)
+from speech.base import cli, lazy
 from speech.base.cli import natural_number
+from speech.base.files import write_json
+from speech.base.runinfo import run_info
+from speech.modelfile.h5 import write_model_file
+from speech.modelfile.icse import inspect_compact, write_compact
+from speech.modelfile.read import read_model_file
 from speech.training.common_options import (
     add_data_options,
     add_training_options,
@@ -48,7 +63,11 @@ from speech.training.common_options import (
 )
 
 if TYPE_CHECKING:
-    from quantization.process import QuantizationResult
+    from eval import sweep
+    from quantization import process
+else:
+    process = lazy.module("quantization.process")
+    sweep = lazy.module("eval.sweep")
 
 CONTAINER_COMMANDS = ("pack", "unpack", "info")
 
@@ -113,26 +132,20 @@ def parse(argv: Sequence[str] | None = None) -> Command:
             parser.error("--method tfmot and --per-sign are for k; leave out --lambda and targets")
         if not config.entropy:
             parser.error("--no-entropy has no meaning with --lambda: it is about code lengths")
-    elif config.weighting != "correlation":
+    elif config.weighting != WEIGHTINGS[0]:
         parser.error("--weighting goes with --lambda or a target")
     out = options.out or options.model.with_name(config.name(options.model.stem))
     return Command(options.model, out, config, options.json)
 
 
 def _run(asked: Command) -> int:
-    from quantization.process import quantize_file
-
-    quantize_file(
+    process.quantize_file(
         asked.model, asked.out, asked.config, say=cli.say, finish=partial(_print_result, asked)
     )
     return 0
 
 
-def _print_result(asked: Command, found: QuantizationResult) -> None:
-    from quantization.accounting import format_sizes, to_dict
-    from speech.base.files import write_json
-    from speech.base.runinfo import run_info
-
+def _print_result(asked: Command, found: process.QuantizationResult) -> None:
     original = found.original_bytes
     print("\n" + format_sizes(found.rows, original))
     print(
@@ -153,17 +166,13 @@ def _print_result(asked: Command, found: QuantizationResult) -> None:
     print(f"written     {found.clustered}, {found.packed}")
 
 
-def _score(asked: Command, found: QuantizationResult) -> Any:
-    from eval.points import Point
-    from eval.scoring import json_ready
-    from eval.sweep import format_points, sweep
-
+def _score(asked: Command, found: process.QuantizationResult) -> list[dict[str, Any]]:
     labels = {key: found.settings.get(key) for key in ("k", "lambda", "centroids", "method")}
     labels = {key: value for key, value in labels.items() if value is not None}
     points = [Point("before", asked.model), Point("after", found.packed, labels)]
     num_jobs = asked.config.train_on.num_jobs
-    table = sweep(points, found.test, asked.out / "scores", num_jobs=num_jobs)
-    print("\n" + format_points(table))
+    table = sweep.sweep(points, found.test, asked.out / "scores", num_jobs=num_jobs)
+    print("\n" + sweep.format_points(table))
     return json_ready(table)
 
 
@@ -204,9 +213,6 @@ def _container(argv: Sequence[str]) -> Callable[[], int]:
 
 
 def _pack(path: Path, out: Path, *, entropy: bool) -> int:
-    from speech.modelfile.icse import write_compact
-    from speech.modelfile.read import read_model_file
-
     file = read_model_file(path)
     write_compact(out, file.layers, file.meta, entropy=entropy)
     _print_sizes(path, out)
@@ -214,9 +220,6 @@ def _pack(path: Path, out: Path, *, entropy: bool) -> int:
 
 
 def _unpack(path: Path, out: Path) -> int:
-    from speech.modelfile.h5 import write_model_file
-    from speech.modelfile.icse import inspect_compact
-
     file = inspect_compact(path).model
     write_model_file(out, file.layers, file.meta)
     _print_sizes(path, out)
@@ -229,10 +232,6 @@ def _print_sizes(source: Path, target: Path) -> None:
 
 
 def _info(path: Path, json_path: Path | None) -> int:
-    from quantization.accounting import CENTROID_BYTES, account, format_sizes, to_dict
-    from speech.base.files import write_json
-    from speech.modelfile.icse import inspect_compact
-
     found = inspect_compact(path)
     stored = found.model.meta.get("quantization")
     stored = stored if isinstance(stored, dict) else {}
@@ -333,10 +332,10 @@ def _parser() -> argparse.ArgumentParser:
         help="give single layers another K, as conv1=32 conv2=8")  # fmt: skip
     add("--per-sign", action="store_true",
         help="take K centroids for each sign, as in the released model")  # fmt: skip
-    add("--centroids", choices=("fp32", "fp16", "int8"),
+    add("--centroids", choices=FORMATS,
         help="store centroids in this format (default fp32; fp16 with --lambda or a "
         "target)")  # fmt: skip
-    add("--method", choices=METHODS, default="kmeans",
+    add("--method", choices=METHODS, default=METHODS[0],
         help="fine-tune tied weights (kmeans, the default), or by TF-MOT")  # fmt: skip
     add("--rounds", type=natural_number, default=0, metavar="N",
         help="first train with free weights for an epoch and cluster again, N times")  # fmt: skip
@@ -350,7 +349,7 @@ def _parser() -> argparse.ArgumentParser:
         help="write at most P percent of the bytes of MODEL.h5")  # fmt: skip
     add("--target-snr", type=float, metavar="DB",
         help="write the smallest file whose output is this far above its error, as 25")  # fmt: skip
-    add("--weighting", choices=("correlation", "power", "plain"), default="correlation",
+    add("--weighting", choices=WEIGHTINGS, default=WEIGHTINGS[0],
         help="weight errors (with --lambda) by the correlation of a layer's inputs (default), by "
         "their power, or all alike")  # fmt: skip
     add = parser.add_argument_group("file").add_argument
@@ -362,8 +361,7 @@ def _parser() -> argparse.ArgumentParser:
     add_data_options(parser)
     add_training_options(parser, epochs_flag="--finetune-epochs")
     add = parser.add_argument_group("run").add_argument
-    add("--gpu", default="0", metavar="LIST",
-        help="run on this GPU: 0 (default), several as 0,1, or -1 for the CPU")  # fmt: skip
+    add("--gpu", **cli.GPUS)
     add("--work", type=Path, metavar="DIR",
         help="keep checkpoints in this folder (default runs/quantization/MODEL-...)")  # fmt: skip
     add("--score", action=argparse.BooleanOptionalAction,

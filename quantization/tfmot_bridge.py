@@ -24,7 +24,6 @@ from __future__ import annotations
 import atexit
 import contextlib
 import hashlib
-import importlib.metadata
 import json
 import logging
 import math
@@ -38,22 +37,21 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any
 
 import numpy as np
 
 from speech.base import cli
 from speech.base.checkpoint import CheckpointError, read_checkpoint, write_checkpoint
+from speech.base.lazy import tensorflow as tf
+from speech.base.lazy import tqdm
+from speech.base.runinfo import version_of
+from speech.data.pipeline import Batch, TrainingData, data_fingerprint, prefetched
 from speech.modelfile.spec import LayerSpec
+from speech.net.mask_loss import MaskLoss
 from speech.net.taps import for_kernel, has_kernel, taps_of
-
-if TYPE_CHECKING:
-    from speech.data.pipeline import Batch, TrainingData
-    from speech.net.mask_loss import MaskLoss
-    from speech.net.timefrequency import TimeFrequencyConfig
-    from speech.training.pieces import PieceData
-
-    Data = TrainingData | PieceData
+from speech.net.timefrequency import TimeFrequencyConfig
+from speech.training.pieces import PieceData
 
 _LOGGER = logging.getLogger("speech")
 
@@ -63,13 +61,13 @@ MIN_TFMOT = (0, 8)
 CHECKPOINT = "tfmot.npz"
 
 Layers = tuple[LayerSpec, ...]
+Data = TrainingData | PieceData
 
 
 def cluster(
     layers: Sequence[LayerSpec],
     codebooks: Mapping[str, np.ndarray],
     *,
-    masks: Mapping[str, np.ndarray] | None = None,
     data: Data | None = None,
     validation: Data | None = None,
     epochs: int = 0,
@@ -87,11 +85,9 @@ def cluster(
     are all trained, by Adam with a learning rate that falls along a cosine to a hundredth.
 
     Args:
-        layers: The network; it is not changed.
+        layers: The network; it is not changed. Channels that are all zero stay so.
         codebooks: Layer name -> centroids to start with, float [k], k >= 2. Layers without one
             keep a kernel of free values.
-        masks: Layer name -> bool [in, out], False where pruned. What is pruned is set to zero and
-            stays so. Layers without one, or None: pruned are the channels that are all zero.
         data: Training data, of which epoch 0 and so on are used. Needed if ``epochs`` > 0.
         validation: With it, the state with the smallest error after an epoch, or at the start, is
             the result; without, the last one.
@@ -112,15 +108,14 @@ def cluster(
         codebook. In float32, bit for bit what TF-MOT's ``strip_clustering`` gives.
 
     Raises:
-        ValueError: TF-MOT or tf_keras is missing or too old; a codebook, mask or setting makes no
+        ValueError: TF-MOT or tf_keras is missing or too old; a codebook or a setting makes no
             sense; the error is not finite any more; ``work`` holds another run.
         ChildProcessError: The process with TF-MOT died, such as for want of memory.
     """
     layers = tuple(layers)
     _check_settings(epochs, data, learning_rate, conv)
     codebooks = checked_codebooks(layers, codebooks)
-    masks = _masks_of(layers, codebooks, masks or {})
-    layers = tuple(_pruned(layer, masks.get(layer.name)) for layer in layers)
+    masks = _masks_of(layers, codebooks)
     _check_sizes(layers, codebooks, masks)
     require_tfmot()
     run = _Run(data, validation, epochs, learning_rate, progress)
@@ -149,7 +144,8 @@ def cluster(
 def require_tfmot() -> None:
     """Raises ValueError, with what to do, if TF-MOT can't run here."""
     found = {
-        name: _version(name) for name in ("tensorflow", "tensorflow-model-optimization", "tf_keras")
+        name: version_of(name)
+        for name in ("tensorflow", "tensorflow-model-optimization", "tf_keras")
     }
     tensorflow, tfmot, tf_keras = found.values()
     minor = ".".join(map(str, _numbers(tensorflow or "")[:2])) or "2.21"
@@ -166,13 +162,6 @@ def require_tfmot() -> None:
         raise ValueError(f"{wanted}; tensorflow-model-optimization is {tfmot}: {advice}")
     if _numbers(tf_keras)[:2] != _numbers(tensorflow)[:2]:
         raise ValueError(f"{wanted}; tf_keras is {tf_keras}: {advice}")
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def _numbers(version: str) -> tuple[int, ...]:
@@ -220,36 +209,15 @@ def checked_codebooks(
     return checked
 
 
-def _masks_of(
-    layers: Layers, codebooks: Mapping[str, np.ndarray], masks: Mapping[str, np.ndarray]
-) -> dict[str, np.ndarray]:
-    """Returns the mask of each layer in which something is pruned, to multiply its kernel by."""
-    found: dict[str, np.ndarray] = {}
+def _masks_of(layers: Layers, codebooks: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Returns what is kept of each clustered layer that has channels of zeros."""
+    found = {}
     for layer in layers:
-        if layer.name not in codebooks and layer.name not in masks:
-            continue
-        shape = taps_of(layer).shape[1:] if "kernel" in layer.weights else None
-        mask = masks.get(layer.name)
-        if mask is None:
+        if layer.name in codebooks:
             mask = np.asarray(taps_of(layer).any(axis=0))
-        elif np.shape(mask) != shape or np.asarray(mask).dtype != bool:
-            raise ValueError(
-                f"the mask of layer {layer.name} is {np.asarray(mask).dtype} {np.shape(mask)}, "
-                f"expected bool {shape}, [in, out]"
-            )
-        if not np.all(mask):
-            found[layer.name] = np.array(for_kernel(layer.class_name, mask))
-    for name in masks:
-        if name not in [layer.name for layer in layers]:
-            raise ValueError(f"a mask is for layer {name!r}, which the network does not have")
+            if not mask.all():
+                found[layer.name] = np.array(for_kernel(layer.class_name, mask))
     return found
-
-
-def _pruned(layer: LayerSpec, mask: np.ndarray | None) -> LayerSpec:
-    if mask is None:
-        return layer
-    kernel = np.where(mask, layer.weights["kernel"], np.float32(0))
-    return replace(layer, weights={**layer.weights, "kernel": kernel})
 
 
 def _check_sizes(
@@ -439,12 +407,8 @@ class _Stored:
 
 def _shown(data: Data, text: str) -> Iterator[Batch]:
     """Yields the batches of an epoch under a progress bar, if stderr is a terminal."""
-    from tqdm import tqdm
-
-    from speech.data.pipeline import prefetched
-
     return iter(
-        tqdm(
+        tqdm.tqdm(
             prefetched(data), total=len(data), desc=text,
             file=cli.terminal(), disable=None, leave=False, unit="step",
         )
@@ -461,8 +425,6 @@ def _fingerprint(
     conventions: TimeFrequencyConfig | None,
 ) -> str:
     """Returns a SHA-256 over all that decides what a run gives."""
-    from speech.data.pipeline import data_fingerprint
-
     digest = hashlib.sha256()
     settings: list[Any] = [run.epochs, run.learning_rate, loss, seed]
     for part in (run.data, run.validation):
@@ -583,8 +545,6 @@ def _environment() -> dict[str, str]:
     }
     environment.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     if "tensorflow" in sys.modules:
-        import tensorflow as tf
-
         if not tf.config.get_visible_devices("GPU"):
             environment["CUDA_VISIBLE_DEVICES"] = "-1"
     return environment

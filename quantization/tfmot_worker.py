@@ -33,8 +33,9 @@ from typing import Any
 import numpy as np
 
 from speech.base import cli
+from speech.base.lazy import tensorflow as tf
 from speech.modelfile.spec import LayerSpec, is_chain, linked
-from speech.net import blockconv, mask_gradient, tape
+from speech.net import blockconv, mask_loss, tape
 from speech.net.chain import Network, blocks_from_layers
 from speech.net.losses import find_loss
 from speech.net.mask_loss import MaskLoss
@@ -51,7 +52,6 @@ def tfmot_classes() -> dict[str, Any]:
     Raises:
         ImportError: A part is not where TF-MOT 0.8 has it.
     """
-    import tensorflow as tf
     import tensorflow_model_optimization as tfmot
     from tensorflow_model_optimization.python.core.clustering.keras import clustering_centroids
     from tensorflow_model_optimization.python.core.keras.compat import keras
@@ -220,8 +220,6 @@ class Clusterer:
         seed: int = 0,
         conventions: TimeFrequencyConfig | None = None,
     ) -> None:
-        import tensorflow as tf
-
         self._tf = tf
         self._parts = tfmot_classes()
         keras = self._parts["keras"]
@@ -435,8 +433,6 @@ class _Masks:
         conventions: TimeFrequencyConfig,
         fast: bool,
     ) -> None:
-        import tensorflow as tf
-
         self._loss, self._conventions = loss, conventions
         self._threads = blockconv.default_threads()
         self.nodes = None
@@ -447,13 +443,13 @@ class _Masks:
         self._tapes: dict[tuple[int, int, bool], tape.Tape] = {}
         self._latest: tape.Tape | None = None
 
-    def prepare(self, noisy: np.ndarray, clean: np.ndarray) -> mask_gradient.Prepared:
+    def prepare(self, noisy: np.ndarray, clean: np.ndarray) -> mask_loss.Prepared:
         """Returns the spectra of a batch [batch, num_samples]."""
-        return mask_gradient.prepare(noisy, clean, self._conventions, self._threads)
+        return mask_loss.prepare(noisy, clean, self._conventions, self._threads)
 
     def forward(
         self,
-        batch: mask_gradient.Prepared,
+        batch: mask_loss.Prepared,
         weights: Mapping[str, Mapping[str, np.ndarray]],
         training: bool = False,
     ) -> np.ndarray | None:
@@ -466,9 +462,9 @@ class _Masks:
         self._latest = self._tapes[key]
         return self._latest.forward(batch.features, weights)
 
-    def loss(self, mask: np.ndarray, batch: mask_gradient.Prepared) -> tuple[float, np.ndarray]:
+    def loss(self, mask: np.ndarray, batch: mask_loss.Prepared) -> tuple[float, np.ndarray]:
         """Returns the loss of a batch, and its gradient with respect to the masks."""
-        return mask_gradient.value_and_gradient(
+        return mask_loss.value_and_gradient(
             mask, batch, self._loss, self._conventions, self._threads
         )
 
@@ -502,8 +498,6 @@ class _Masks:
 
 def _chain(layers: Sequence[LayerSpec]) -> Network | None:
     """Returns the network as a chain of C kernels; None where those do not do."""
-    import tensorflow as tf
-
     found = blocks_from_layers([(spec.class_name, spec.config) for spec in layers])
     drops = any(spec.config.get("rate") for spec in layers)
     if found is None or drops or tf.config.get_visible_devices("GPU"):

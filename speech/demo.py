@@ -1,4 +1,4 @@
-"""Serves a page on this machine to try the networks: give it a clip, then hear and see the result.
+"""Serves a page on this machine to try the networks: give it a clip, or speak; hear and see.
 
 ::
 
@@ -8,6 +8,12 @@
 Drop or record a clip, choose a model or the pool of experts, and compare before and after. Each
 clip is handed to the command that does the same in a shell, `speech.enhance` or ``mnn.select``, in
 a process of its own; a clip that it refuses is refused by the page in the same words.
+
+Live, the browser's microphone goes through a network that can stream and back to the ear. The page
+posts blocks of 16 ms, one after the other on one connection, and the answer to a block is what is
+finished. Posts pass the checks that all else passes, need no protocol of our own, and take a few
+milliseconds on one machine. Blocks that wait for an answer travel together, so that a slow moment
+costs no order. Nothing of it is written anywhere.
 
 The page is served by Python's own HTTP server, to this machine alone unless ``--host`` says
 otherwise, and asks nothing of any other: it needs no fonts or scripts from outside. Clips live in a
@@ -40,16 +46,24 @@ from functools import cached_property
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
+
+import numpy as np
 
 from speech.base import cli
 from speech.base.cli import natural_number
+from speech.base.lazy import soundfile
 from speech.base.words import shown
+from speech.data import corpus
+from speech.modelfile.read import read_model_file
 from speech.net.enhancer import BASELINE_MODEL, DEFAULT_MODEL, Enhancer
-
-if TYPE_CHECKING:
-    import numpy as np
+from speech.net.plan import Plan, plan_of
+from speech.net.sessions import MAX_BLOCK_BYTES, Sessions
+from speech.sound.audio import SAMPLE_RATE_HZ, is_silent, read_multichannel, resample, write_audio
+from speech.sound.audiofiles import level_for
+from speech.sound.pictures import level_png
+from speech.sound.stft import StftConfig, magnitudes, stft
 
 _ROOT = Path(__file__).resolve().parent.parent
 _TEMPLATES = Path(__file__).parent / "templates"
@@ -81,6 +95,8 @@ _PAGE = {
     "/": ("demo.html", "text/html; charset=utf-8"),
     "/demo.css": ("demo.css", "text/css; charset=utf-8"),
     "/demo.js": ("demo.js", "text/javascript; charset=utf-8"),
+    "/live.js": ("live.js", "text/javascript; charset=utf-8"),
+    "/live-sound.js": ("live-sound.js", "text/javascript; charset=utf-8"),
 }
 _HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
@@ -126,6 +142,7 @@ class Demo:
 
     Attributes:
         choices: To enhance with, the default one first.
+        sessions: The live ones.
 
     Raises:
         ValueError: A model is refused.
@@ -139,6 +156,8 @@ class Demo:
         self._child: subprocess.Popen | None = None
         self._results: deque[_Result] = deque()
         self._is_closed = False
+        self._plans_to_stream: dict[Choice, Plan] = {}
+        self.sessions = Sessions()
         for path in models:
             Enhancer(path)  # refuses what it can't run
         for path in experts:  # mnn.select, which runs apart, says what is wrong inside
@@ -153,8 +172,6 @@ class Demo:
 
     @cached_property
     def _plans(self) -> dict[str, Any]:
-        from speech.data import corpus
-
         speech, noise = corpus.bundled_speech("TEST"), corpus.bundled_noise("TEST")
         return {p.noise.name: p for p in corpus.spread_mixtures(speech, noise, [SNR_DB], 1)}
 
@@ -172,11 +189,6 @@ class Demo:
         Raises:
             ValueError: There is no such clip.
         """
-        import soundfile
-
-        from speech.data import corpus
-        from speech.sound.audio import SAMPLE_RATE_HZ
-
         if noise not in self._plans:
             raise ValueError(f"{noise}: no such clip; there are {', '.join(self._plans)}")
         stream = io.BytesIO()
@@ -296,6 +308,25 @@ class Demo:
                 "of memory; try a shorter clip"
             )
 
+    def stream_plan(self, choice: Choice) -> Plan:
+        """Returns the network of a choice as a stream runs it.
+
+        Raises:
+            ValueError: It cannot stream; the message says why.
+        """
+        if choice.module != "speech.enhance":
+            raise ValueError(
+                "a pool listens to the whole clip before it picks an expert, so it cannot run "
+                "live; choose one network, such as denoise.icse"
+            )
+        if choice not in self._plans_to_stream:
+            path = Path(choice.options[1])
+            try:
+                self._plans_to_stream[choice] = plan_of(read_model_file(path))
+            except ValueError as error:
+                raise ValueError(str(error).replace(f"{path.parent}{os.sep}", "")) from None
+        return self._plans_to_stream[choice]
+
     def close(self) -> None:
         """Ends the command that runs, if there is one, and takes no clip any more."""
         self._is_closed = True
@@ -358,16 +389,6 @@ def _shown(paths: dict[str, Path], folder: Path) -> tuple[dict[str, Any], dict[s
     Returns:
         Rate and silence of the first, an image of each as a data: URI; and the files by name.
     """
-    from speech.sound.audio import (
-        SAMPLE_RATE_HZ,
-        is_silent,
-        read_multichannel,
-        resample,
-        write_audio,
-    )
-    from speech.sound.audiofiles import level_for
-    from speech.sound.pictures import level_png
-
     facts: dict[str, Any] = {}
     files, levels = {}, {}
     for name, path in paths.items():
@@ -397,10 +418,6 @@ def spectrogram_db(signal: np.ndarray, max_columns: int = MAX_COLUMNS) -> np.nda
     Returns:
         float32 [num_columns, 257]; silence has -120 dB.
     """
-    import numpy as np
-
-    from speech.sound.stft import StftConfig, magnitudes, stft
-
     config = StftConfig(512, 128)
     together = max(1, math.ceil(len(signal) / config.hop / max_columns))
     num_frames = 256 * together
@@ -459,6 +476,10 @@ class Server(ThreadingHTTPServer):
         host, port = self.socket.getsockname()[:2]
         return f"http://{host}:{port}/"
 
+    def service_actions(self) -> None:
+        """Forgets live sessions whose page has gone, every half second."""
+        self.demo.sessions.sweep()
+
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Says nothing of connections that break off; other faults are ours, and are shown."""
         if not isinstance(sys.exc_info()[1], OSError):
@@ -469,6 +490,7 @@ class _Handler(BaseHTTPRequestHandler):
     server: Server
     protocol_version = "HTTP/1.1"
     timeout = _IDLE_SECONDS
+    disable_nagle_algorithm = True  # a live answer must not wait for the next one
     server_version = "speech.demo"
     sys_version = ""
 
@@ -477,8 +499,8 @@ class _Handler(BaseHTTPRequestHandler):
         self._guarded(self._get)
 
     def do_POST(self) -> None:
-        """Takes a clip and answers with what became of it."""
-        # Until the clip is read, nothing else can follow on this connection.
+        """Takes a clip or a live block and answers with what became of it."""
+        # Until all of it is read, nothing else can follow on this connection.
         self.close_connection = True
         self._guarded(self._post)
 
@@ -508,6 +530,8 @@ class _Handler(BaseHTTPRequestHandler):
         elif path == "/file":
             key, what = query.get("key", ""), query.get("what", "")
             self._answer(lambda: self._send_file(demo.file(key, what)))
+        elif path == "/live/offer" and (choice := self._chosen(query)):
+            self._send_json({"refused": _refusal(lambda: demo.stream_plan(choice))})
         else:
             self._send_json({"error": "there is no such page"}, HTTPStatus.NOT_FOUND)
 
@@ -515,28 +539,66 @@ class _Handler(BaseHTTPRequestHandler):
         if not self._is_ours():
             return
         path, query = self._asked()
-        size, number = self.headers.get("Content-Length", ""), query.get("choice", "")
-        choices = self.server.demo.choices
-        if path != "/enhance" or not number.isdecimal() or int(number) >= len(choices):
-            self._send_json({"error": "there is no such choice"}, HTTPStatus.NOT_FOUND)
-        elif not size.isdecimal():
-            self._send_json({"error": "the length is missing"}, HTTPStatus.LENGTH_REQUIRED)
-        elif int(size) > self.server.max_bytes:
-            limit = self.server.max_bytes / 1e6
-            message = (
-                f"{int(size) / 1e6:,.0f} MB: more than the {limit:g} MB of the page; start it with "
-                "--max-mb, or use the command"
-            )
-            self._send_json({"error": message}, HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
+        demo = self.server.demo
+        if path == "/enhance" and (choice := self._chosen(query)):
+            limit = self.server.max_bytes
+            whose = "the page; start it with --max-mb, or use the command"
+            if (size := self._size(limit, whose)) is not None:
+                self._answer(lambda: self._enhance(size, query.get("name", ""), choice))
+        elif path == "/live/start" and (choice := self._chosen(query)):
+            self._answer(lambda: self._start_live(choice, query.get("rate", "")))
+        elif path == "/live/push":
+            if (size := self._size(MAX_BLOCK_BYTES, "a block")) is not None:
+                self._answer(lambda: self._push(size, query))
+        elif path == "/live/stop":
+            demo.sessions.stop(query.get("session", ""))
+            self._send_json({})
         else:
-            self._answer(
-                lambda: self._enhance(int(size), query.get("name", ""), choices[int(number)])
-            )
+            self._send_json({"error": "there is no such choice"}, HTTPStatus.NOT_FOUND)
+
+    def _chosen(self, query: dict[str, str]) -> Choice | None:
+        number, choices = query.get("choice", ""), self.server.demo.choices
+        known = {str(place): choice for place, choice in enumerate(choices)}
+        return known.get(number)
+
+    def _size(self, limit: int, whose: str) -> int | None:
+        """Returns how many bytes will come; answers where that is unknown or too much."""
+        size = self.headers.get("Content-Length", "")
+        if not size.isdecimal():
+            self._send_json({"error": "the length is missing"}, HTTPStatus.LENGTH_REQUIRED)
+        elif int(size) > limit:
+            words = f"{int(size) / 1e6:,.0f} MB: more than the {limit / 1e6:g} MB of {whose}"
+            self._send_json({"error": words}, HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
+        else:
+            return int(size)
+        return None
 
     def _enhance(self, size: int, name: str, choice: Choice) -> None:
         source = self.server.demo.take(self.rfile, size, name)
         self.close_connection = False
         self._send_json(self.server.demo.enhance(source, choice))
+
+    def _start_live(self, choice: Choice, rate: str) -> None:
+        demo = self.server.demo
+        plan = demo.stream_plan(choice)
+        session = demo.sessions.start(plan, _natural("rate", rate))
+        self._send_json(
+            {
+                "session": session.key,
+                "block_samples": session.block_samples,
+                "latency_ms": 1000 * session.live.latency_s,
+                "network_hz": plan.conventions.sample_rate_hz,
+            }
+        )
+
+    def _push(self, size: int, query: dict[str, str]) -> None:
+        data = self.rfile.read(size)
+        if len(data) < size:
+            raise ConnectionError("the browser has gone")
+        self.close_connection = False
+        session = self.server.demo.sessions.of(query.get("session", ""))
+        found = session.push(_natural("block", query.get("block", "")), data)
+        self._send(found, "application/octet-stream")
 
     def _answer(self, work: Any) -> None:
         try:
@@ -588,17 +650,32 @@ class _Handler(BaseHTTPRequestHandler):
         """Keeps what is asked to itself."""
 
 
+def _refusal(work: Callable[[], Any]) -> str:
+    """Returns why something is refused, or nothing."""
+    try:
+        work()
+    except cli.EXPECTED_ERRORS as error:
+        return cli.one_line(error)
+    return ""
+
+
+def _natural(name: str, text: str) -> int:
+    if not re.fullmatch("[0-9]{1,12}", text):
+        raise ValueError(f"{name} is {shown(text, 40)!r}, expected a whole number")
+    return int(text)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
     options = _parser().parse_args(argv)
     cli.log_to_stderr()
-    return cli.run(lambda: _run(options))
+    return cli.run(lambda: _run(**vars(options)))
 
 
-def _run(options: argparse.Namespace) -> int:
+def _run(models: list[Path], experts: list[Path], host: str, port: int, max_mb: float) -> int:
     before = {number: signal.signal(number, _stop) for number in _ENDINGS}
     try:
-        return _serve(options)
+        return _serve(models, experts, host, port, max_mb)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -618,10 +695,10 @@ def _own_folder() -> Iterator[str]:
             time.sleep(0.1)
 
 
-def _serve(options: argparse.Namespace) -> int:
+def _serve(models: list[Path], experts: list[Path], host: str, port: int, max_mb: float) -> int:
     with _own_folder() as folder:
-        demo = Demo(Path(folder), options.models, options.experts)
-        with Server(demo, options.host, options.port, options.max_mb) as server:
+        demo = Demo(Path(folder), models, experts)
+        with Server(demo, host, port, max_mb) as server:
             print(f"page      {server.url}", flush=True)
             if not server.is_local:
                 print("whoever reaches this address can use the page", file=sys.stderr)
@@ -645,10 +722,13 @@ def _stop(*_: Any) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m speech.demo",
-        description="Serve a page on this machine to try the networks on your own clips.",
+        description="Serve a page on this machine to try the networks on your own clips, or "
+        "live on your microphone.",
         **cli.examples(
             "python -m speech.demo",
             "python -m speech.demo --models mine.h5 small.icse --port 9000",
+            note="Live needs a network that can stream, such as models/denoise.icse, headphones, "
+            "and a browser on this machine: no other may use a microphone without https.",
         ),
     )
     add = parser.add_argument

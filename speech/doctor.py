@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import importlib.metadata
 import logging
 import os
 import platform
@@ -29,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from speech.base import cli
+from speech.base.runinfo import version_of
 
 _ROOT = Path(__file__).resolve().parent.parent
 
@@ -127,13 +127,12 @@ def check_packages() -> str:
         )
     found, wrong = {}, []
     for name, least in PACKAGES.items():
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
+        version = version_of(name)
+        if version is None:
             wrong.append(f"{name} is missing")
-            continue
-        if _numbers(found[name]) < _numbers(least):
-            wrong.append(f"{name} {found[name]} is older than {least}")
+        elif _numbers(version) < _numbers(least):
+            wrong.append(f"{name} {version} is older than {least}")
+        found[name] = version
     if wrong:
         raise Trouble(", ".join(wrong), _INSTALL)
     named = ", ".join(f"{name} {found[name]}" for name in _NAMED)
@@ -178,7 +177,7 @@ def check_gpu() -> str:
     if len(devices) < len(cards):
         names = ", ".join(name for name, _ in cards)
         old = any(capability < (7, 5) for _, capability in cards)
-        pin = f"=={version}" if (version := _version("tensorflow")) else ""
+        pin = f"=={version}" if (version := version_of("tensorflow")) else ""
         fix = (
             "pip install -r requirements-pascal.txt"
             if old
@@ -188,7 +187,7 @@ def check_gpu() -> str:
     if not devices:
         return "none, the CPU does the work"
     found = [str(details.get("device_name", "GPU")) for details in devices]
-    cudnn = _version("nvidia-cudnn-cu12") or "of the system"
+    cudnn = version_of("nvidia-cudnn-cu12") or "of the system"
     return f"{', '.join(found)}; cuDNN {cudnn}"
 
 
@@ -472,7 +471,7 @@ def check_network() -> str:
     return f"C kernels and Keras agree to {difference:.0e}"
 
 
-def checks_of(options: argparse.Namespace) -> list[tuple[str, Callable[[], str]]]:
+def checks_of(timit: Path | None, noise: Path | None) -> list[tuple[str, Callable[[], str]]]:
     """Returns all checks, cheap ones first."""
     checks: list[tuple[str, Callable[[], str]]] = [
         ("packages", check_packages),
@@ -481,10 +480,10 @@ def checks_of(options: argparse.Namespace) -> list[tuple[str, Callable[[], str]]
         ("models", check_models),
         ("corpus", check_bundled_corpus),
     ]
-    if options.timit is not None:
-        checks.append(("--timit", lambda: check_timit(options.timit)))
-    if options.noise is not None:
-        checks.append(("--noise", lambda: check_noise(options.noise)))
+    if timit is not None:
+        checks.append(("--timit", lambda: check_timit(timit)))
+    if noise is not None:
+        checks.append(("--noise", lambda: check_noise(noise)))
     return [
         *checks,
         ("C compiler", check_kernels),
@@ -497,12 +496,12 @@ def checks_of(options: argparse.Namespace) -> list[tuple[str, Callable[[], str]]
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
     options = _parser().parse_args(argv)
-    return cli.run(lambda: _run(options))
+    return cli.run(lambda: _run(checks_of(options.timit, options.noise)))
 
 
-def _run(options: argparse.Namespace) -> int:
+def _run(checks: list[tuple[str, Callable[[], str]]]) -> int:
     num_wrong = 0
-    for finding in examine(checks_of(options)):
+    for finding in examine(checks):
         print(f"{'WRONG' if finding.fix else 'ok':6s}{finding.name:13s}{finding.text}", flush=True)
         if finding.fix:
             num_wrong += 1
@@ -512,13 +511,6 @@ def _run(options: argparse.Namespace) -> int:
     else:
         print("\nAll is well. Next: python timit_fcn_mse.py --gpu 0 --out runs/demo")
     return 1 if num_wrong else 0
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def _numbers(version: str) -> tuple[int, ...]:

@@ -24,11 +24,16 @@ import math
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from speech.base import cli
+from speech.base.files import remove_leftovers, write_json
+from speech.net.blockconv import default_threads
 from speech.net.enhancer import (
     BLOCK_SECONDS,
     DEFAULT_MODEL,
@@ -36,15 +41,52 @@ from speech.net.enhancer import (
     Enhancer,
     fit_level,
 )
+from speech.net.reach import summary_of
+from speech.sound.audio import (
+    SAMPLE_RATE_HZ,
+    AudioReader,
+    StreamResampler,
+    open_audio,
+    read_multichannel,
+    resampled_length,
+)
+from speech.sound.audiofiles import (
+    at_16k,
+    file_row,
+    peak_of,
+    plan_outputs,
+    put_channel,
+    say_turned_down,
+    too_short,
+    write_like,
+    write_stream,
+)
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from speech.net.mask_enhancer import MaskEnhancer
-    from speech.sound.audio import AudioReader
 
 #: Samples above it (full scale at 1) are no recording's: a float file of 16-bit numbers has them.
 _LOUDEST = 10.0
+
+
+@dataclass(frozen=True)
+class EnhanceConfig:
+    """What to enhance, and how.
+
+    Attributes:
+        inputs: Audio files and folders.
+        out: Folder to write; for one file it may be the file.
+        model: Model file.
+        peak: Level of the outputs, max |x| in (0, 1]; None for the one that fits the input best, or
+            that a network over time and frequency gives.
+        whole: Whether a waveform model never cuts into blocks.
+    """
+
+    inputs: tuple[Path, ...]
+    out: Path
+    model: Path = DEFAULT_MODEL
+    peak: float | None = None
+    whole: bool = False
 
 
 @dataclass
@@ -86,9 +128,6 @@ def enhance_file(
     Raises:
         ValueError: The source can't be read, or the target can't be written.
     """
-    from speech.sound.audio import SAMPLE_RATE_HZ, read_multichannel
-    from speech.sound.audiofiles import at_16k, file_row, put_channel, write_like
-
     if enhancer.mask is not None:
         return _stream_file(enhancer.mask, source, target, peak, threads)
     audio = read_multichannel(source)
@@ -114,9 +153,6 @@ def _stream_file(
     mask: MaskEnhancer, source: Path, target: Path, peak: float | None, threads: int | None
 ) -> dict[str, Any]:
     """Enhances a file of any length in constant memory; see `enhance_file`."""
-    from speech.sound.audio import SAMPLE_RATE_HZ, open_audio, resampled_length
-    from speech.sound.audiofiles import file_row, too_short, write_stream
-
     with open_audio(source) as reader:
         rate_hz, shape = reader.sample_rate_hz, (reader.num_samples, reader.num_channels)
         # Of a file without samples the reader says so.
@@ -134,10 +170,6 @@ def _enhanced(
 
     At the end ``row`` gets ``over_full_scale_db`` if samples were beyond `_LOUDEST`.
     """
-    import numpy as np
-
-    from speech.sound.audio import SAMPLE_RATE_HZ, StreamResampler
-
     num_channels = reader.num_channels
     down = StreamResampler(reader.sample_rate_hz, SAMPLE_RATE_HZ, num_channels)
     up = StreamResampler(SAMPLE_RATE_HZ, reader.sample_rate_hz, num_channels)
@@ -152,7 +184,7 @@ def _enhanced(
 
     highest = 0.0
     for block in reader.blocks():
-        highest = max(highest, float(np.max(np.abs(block), initial=0.0)))
+        highest = max(highest, peak_of(block))
         yield pushed(down.push(block))
     if highest > _LOUDEST:
         row["over_full_scale_db"] = round(20 * math.log10(highest), 3)
@@ -174,10 +206,6 @@ def enhance_all(
     One file has all cores to itself; several are enhanced side by side, a core each, which saves
     the waiting for each other and lets reading and resampling run beside the network.
     """
-    from concurrent.futures import ThreadPoolExecutor
-
-    from speech.net.blockconv import default_threads
-
     num_workers = min(default_threads(), len(jobs)) if enhancer.engine == "c" else 1
     threads = 1 if num_workers > 1 else None
 
@@ -202,26 +230,39 @@ def enhance_all(
     return report
 
 
+def enhance(config: EnhanceConfig) -> tuple[Enhancer, Report]:
+    """Enhances files and folders: what ``python -m speech.enhance`` does.
+
+    Returns:
+        What it was done with, and what was done.
+
+    Raises:
+        ValueError: The model is refused, two outputs would be one file, or the only input can't be
+            read.
+    """
+    jobs = plan_outputs(config.inputs, config.out)
+    for folder in {target.parent for _, target in jobs}:
+        remove_leftovers(folder)
+    enhancer = Enhancer(config.model)
+    strict = len(jobs) == 1 and all(item.is_file() for item in config.inputs)
+    return enhancer, enhance_all(
+        enhancer, jobs, peak=config.peak, whole=config.whole, strict=strict
+    )
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
     options = _parser().parse_args(argv)
-    cli.log_to_stderr()
-    return cli.run(lambda: _run(options))
-
-
-def _run(options: argparse.Namespace) -> int:
-    from speech.base.files import remove_leftovers, write_json
-    from speech.net.reach import summary_of
-    from speech.sound.audiofiles import plan_outputs, say_turned_down
-
-    jobs = plan_outputs(options.inputs, options.out)
-    for folder in {target.parent for _, target in jobs}:
-        remove_leftovers(folder)
-    enhancer = Enhancer(options.model)
-    named = all(item.is_file() for item in options.inputs)
-    report = enhance_all(
-        enhancer, jobs, peak=options.peak, whole=options.whole, strict=named and len(jobs) == 1
+    config = EnhanceConfig(
+        tuple(options.inputs), options.out, options.model, options.peak, options.whole
     )
+    cli.log_to_stderr()
+    return cli.run(lambda: _run(config, options.json))
+
+
+def _run(config: EnhanceConfig, json: Path | None) -> int:
+
+    enhancer, report = enhance(config)
     ways = [row["way"] for row in report.files]
     audio_seconds = report.audio_seconds
     print(f"model     {enhancer.file.path} (sha256 {enhancer.file.sha256[:12]}, {enhancer.engine})")
@@ -237,13 +278,14 @@ def _run(options: argparse.Namespace) -> int:
                   f"{BLOCK_SECONDS:g} s with cross-fades of {FADE_SECONDS:g} s")  # fmt: skip
         print(f"audio     {audio_seconds:.1f} s in {report.seconds:.1f} s, real-time factor "
               f"{report.seconds / max(audio_seconds, 1e-9):.4f}")  # fmt: skip
-        print(f"written   {report.files[0]['output'] if len(jobs) == 1 else options.out}")
+        is_one = len(report.files) + len(report.skipped) == 1
+        print(f"written   {report.files[0]['output'] if is_one else config.out}")
     say_turned_down(report.files)
     for _, reason in report.skipped:
         print(f"skipped: {reason}", file=sys.stderr)
-    if options.json:
+    if json:
         write_json(
-            options.json,
+            json,
             {
                 "model": str(enhancer.file.path),
                 "sha256": enhancer.file.sha256,
@@ -256,6 +298,7 @@ def _run(options: argparse.Namespace) -> int:
                 "skipped": [{"input": source, "reason": why} for source, why in report.skipped],
             },
         )
+    named = all(item.is_file() for item in config.inputs)
     return 0 if report.files and not (named and report.skipped) else 1
 
 

@@ -28,14 +28,22 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from speech.base import cli
-
-if TYPE_CHECKING:
-    from speech.modelfile.spec import LayerSpec, ModelFile
+from speech.base.device import quiet_start
+from speech.base.files import atomic_path
+from speech.base.lazy import keras, load, onnx
+from speech.base.lazy import tensorflow as tf
+from speech.modelfile.exam import output_shapes
+from speech.modelfile.icse import pack
+from speech.modelfile.read import read_model_file
+from speech.modelfile.spec import LayerSpec, ModelFile, is_chain, linked
+from speech.net.folding import fold_batch_normalization
+from speech.net.keras_models import build_model
+from speech.net.plain_c import plain_c
 
 FORMATS = ("onnx", "tflite", "c")
 OPSET = 17
@@ -53,17 +61,14 @@ def to_onnx(layers: Sequence[LayerSpec]) -> bytes:
         ValueError: The package ``onnx`` is missing, or a layer has no counterpart.
     """
     try:
-        import onnx
+        load(onnx)
     except ImportError:
         raise ValueError("ONNX needs the package onnx: pip install onnx onnxruntime") from None
-    return _OnnxGraph(onnx).of(_folded(layers)).SerializeToString()
+    return _OnnxGraph().of(_folded(layers)).SerializeToString()
 
 
 def _folded(layers: Sequence[LayerSpec]) -> tuple[LayerSpec, ...]:
     """Returns a graph without batch normalisations that can be folded; a chain as it is."""
-    from speech.modelfile.spec import is_chain
-    from speech.net.folding import fold_batch_normalization
-
     return tuple(layers) if is_chain(layers) else fold_batch_normalization(layers)
 
 
@@ -74,8 +79,7 @@ class _OnnxGraph:
     convolutions, as ONNX wants.
     """
 
-    def __init__(self, onnx: Any) -> None:
-        self._onnx = onnx
+    def __init__(self) -> None:
         self._nodes: list[Any] = []
         self._constants: list[Any] = []
         self._channels_first = False
@@ -83,10 +87,7 @@ class _OnnxGraph:
 
     def of(self, layers: Sequence[LayerSpec]) -> Any:
         """Returns the model."""
-        from speech.modelfile.exam import output_shapes
-        from speech.modelfile.spec import linked
-
-        helper, onnx = self._onnx.helper, self._onnx
+        helper = onnx.helper
         shape = ["batch", *layers[0].config["batch_shape"][1:]]
         if len(shape) > 2:
             shape[1] = shape[1] or "time"
@@ -133,14 +134,14 @@ class _OnnxGraph:
 
     def _node(self, kind: str, *inputs: str, output: str | None = None, **attributes: Any) -> str:
         output = output or f"{kind.lower()}_{len(self._nodes)}"
-        self._nodes.append(self._onnx.helper.make_node(kind, list(inputs), [output], **attributes))
+        self._nodes.append(onnx.helper.make_node(kind, list(inputs), [output], **attributes))
         self.value = output
         return output
 
     def _constant(self, array: Any, dtype: Any = np.float32) -> str:
         name = f"constant_{len(self._constants)}"
         array = np.ascontiguousarray(array, dtype)
-        self._constants.append(self._onnx.numpy_helper.from_array(array, name))
+        self._constants.append(onnx.numpy_helper.from_array(array, name))
         return name
 
     def _order(self, *, channels_first: bool) -> None:
@@ -293,15 +294,9 @@ def to_tflite(layers: Sequence[LayerSpec], *, int8: bool = False) -> bytes:
     Raises:
         ValueError: Keras runs on another backend than TensorFlow.
     """
-    from speech.base.device import quiet_start
-
     with quiet_start():
-        import keras
-        import tensorflow as tf
-
-    from speech.modelfile.spec import linked
-    from speech.net.keras_models import build_model
-
+        load(tf)
+        load(keras)
     if keras.backend.backend() != "tensorflow":
         raise ValueError("LiteRT needs Keras on TensorFlow; unset KERAS_BACKEND")
     layers = linked(_folded(layers))
@@ -359,7 +354,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m speech.export",
-        description="Write a model file as ONNX or LiteRT (TensorFlow Lite).",
+        description="Write a model file as ONNX, as LiteRT (TensorFlow Lite) or as plain C.",
         **cli.examples(
             "python -m speech.export models/fcn.h5 --to onnx",
             "python -m speech.export models/fcn_small.icse --int8 -o small.tflite",
@@ -382,29 +377,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.int8 and options.to != "tflite":
         parser.error("--int8 is for --to tflite")
     cli.log_to_stderr()
-    return cli.run(lambda: _run(options))
+    return cli.run(lambda: _run(options.model, options.to, options.out, options.int8))
 
 
-def _run(options: argparse.Namespace) -> int:
-    from speech.base.files import atomic_path
-    from speech.modelfile.icse import pack
-    from speech.modelfile.read import read_model_file
-
-    file = read_model_file(options.model)
-    if options.to == "c":
-        return _write_c(file, options.out or options.model.with_name(options.model.stem + "_c"))
-    ending = ".int8.tflite" if options.int8 else "." + options.to
-    out = options.out or options.model.with_suffix(ending)
-    if out.resolve() == options.model.resolve():
+def _run(model: Path, to: str, out: Path | None, int8: bool) -> int:
+    file = read_model_file(model)
+    if to == "c":
+        return _write_c(file, out or model.with_name(model.stem + "_c"))
+    out = out or model.with_suffix(".int8.tflite" if int8 else "." + to)
+    if out.resolve() == model.resolve():
         raise ValueError(f"{out}: would overwrite the model; choose another -o")
-    data = (
-        to_onnx(file.layers) if options.to == "onnx" else to_tflite(file.layers, int8=options.int8)
-    )
+    data = to_onnx(file.layers) if to == "onnx" else to_tflite(file.layers, int8=int8)
     with atomic_path(out) as temporary:
         temporary.write_bytes(data)
-    original = options.model.stat().st_size
+    original = model.stat().st_size
     packed = len(pack(file.layers, file.meta))
-    rows = [(str(options.model), original), ("the same as .icse", packed), (str(out), len(data))]
+    rows = [(str(model), original), ("the same as .icse", packed), (str(out), len(data))]
     width = max(len(name) for name, _ in rows)
     for name, size in rows:
         print(f"{name:<{width}}  {size:>12,} bytes  {100 * size / original:6.2f} %")
@@ -412,9 +400,6 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _write_c(file: ModelFile, folder: Path) -> int:
-    from speech.base.files import atomic_path
-    from speech.net.plain_c import plain_c
-
     found = plain_c(file)
     others = [name for name in sorted(found.files) if os.path.lexists(folder / name)]
     # An export begins with denoise.h: where that is, the rest is of an export too.

@@ -22,10 +22,15 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from speech.base import cli
 from speech.base.cli import decibels, positive_number
 from speech.base.cluster import add_option, connected
+from speech.base.files import write_json
+from speech.data import corpus
+from speech.data.prepared import prepare
+from speech.sound.audio import SAMPLE_RATE_HZ, describe_conversion
 
 SUBTYPES = {"float": "FLOAT", "pcm16": "PCM_16"}
 
@@ -36,31 +41,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
     options = _parser().parse_args(argv)
     cli.log_to_stderr()
-    return cli.run(lambda: _run(options))
+    return cli.run(lambda: _run(**vars(options)))
 
 
-def _run(options: argparse.Namespace) -> int:
-    from speech.base.files import write_json
-    from speech.data import corpus
-    from speech.data.prepared import prepare
-    from speech.sound.audio import SAMPLE_RATE_HZ, describe_conversion
-
-    with connected(options.dask, options.jobs) as cluster:
+def _run(
+    clean: Path, noise: Path, snr: Sequence[float], out: Path, *,
+    split: str | None, seed: int, rooms: float, format: str, jobs: int, dask: str | None,
+    json: Path | None, **more: Any,
+) -> int:  # fmt: skip
+    with connected(dask, jobs) as cluster:
         report = prepare(
-            options.clean,
-            options.noise,
-            options.snr,
-            options.out,
-            split=options.split,
-            skip_sa=options.skip_sa,
-            seed=options.seed,
-            num_jobs=options.jobs,
-            limit=options.limit,
-            subtype=SUBTYPES[options.format],
-            force=options.force,
-            rooms=options.rooms,
-            cluster=cluster,
-        )
+            clean, noise, snr, out, split=split, seed=seed, rooms=rooms, num_jobs=jobs,
+            subtype=SUBTYPES[format], cluster=cluster, **more,
+        )  # fmt: skip
     converted = {
         what: count
         for (rate_hz, channels), count in sorted(report.conversions.items())
@@ -70,31 +63,31 @@ def _run(options: argparse.Namespace) -> int:
     seconds = sum(row["num_samples"] for row in report.rows) / SAMPLE_RATE_HZ
     print(f"mixtures    {len(report.rows)} ({seconds / 60:.1f} min)")
     print(f"utterances  {num_utterances}")
-    if options.rooms:
+    if rooms:
         in_rooms = {row["clean"]: row["room"] for row in report.rows if "room" in row}
         num_rooms = len(set(in_rooms.values()))
         print(f"in rooms    {len(in_rooms)} utterances in {num_rooms} rooms")
     for what, count in converted.items():
         print(f"converted   {count} utterances: {what}")
     print(f"skipped     {len(report.skipped)}")
-    print(f"manifest    {options.out / 'manifest.csv'}")
+    print(f"manifest    {out / 'manifest.csv'}")
     if report.skipped:
         reasons = corpus.listed(reason for _, reason in report.skipped)
         print(f"skipped {len(report.skipped)} sources: {reasons}", file=sys.stderr)
-    if options.json:
+    if json:
         summary = {
             "num_mixtures": len(report.rows),
             "num_utterances": num_utterances,
             "duration_s": seconds,
-            "snr_db": options.snr,
-            "seed": options.seed,
-            "split": options.split,
+            "snr_db": snr,
+            "seed": seed,
+            "split": split,
             "converted": converted,
             "skipped": [{"source": source, "reason": why} for source, why in report.skipped],
         }
-        if options.rooms:
-            summary |= {"rooms": options.rooms, "num_in_rooms": len(in_rooms)}
-        write_json(options.json, summary)
+        if rooms:
+            summary |= {"rooms": rooms, "num_in_rooms": len(in_rooms)}
+        write_json(json, summary)
     return 0
 
 

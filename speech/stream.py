@@ -23,13 +23,15 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
 
 from speech.base import cli
+from speech.base.lazy import load, sounddevice
 from speech.net.enhancer import DEFAULT_MODEL
-
-if TYPE_CHECKING:
-    from speech.net.live import Live
+from speech.net.live import Live, decoded, encoded
+from speech.net.streaming import Stream
 
 FORMATS = {"s16": 2, "f32": 4}
 _READ_BYTES = 1 << 15
@@ -42,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     if options.device is not None and len(options.device) > 2:
         parser.error("--device takes at most two names or numbers: input and output")
-    return cli.run(lambda: _run(options))
+    return cli.run(lambda: _run(**vars(options)))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -76,24 +78,21 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _run(options: argparse.Namespace) -> int:
-    from speech.net.live import Live
-    from speech.net.streaming import Stream
-
-    stream = Stream(options.model)
-    rate_hz = options.rate or stream.sample_rate_hz
+def _run(
+    model: Path, format: str, rate: int | None, device: Sequence[str] | None, bypass: bool
+) -> int:
+    stream = Stream(model)
+    rate_hz = rate or stream.sample_rate_hz
     if not 1000 <= rate_hz <= 768_000:
         raise ValueError(f"--rate is {rate_hz}, expected 1,000 to 768,000 Hz")
-    live = Live(stream, rate_hz, bypass=options.bypass)
+    live = Live(stream, rate_hz, bypass=bypass)
     if rate_hz != stream.sample_rate_hz:
         print(f"{rate_hz} Hz resampled to {stream.sample_rate_hz} Hz and back, latency "
               f"{1000 * live.latency_s:.0f} ms; nothing is left above "
               f"{stream.sample_rate_hz / 2000:g} kHz", file=sys.stderr)  # fmt: skip
-    if options.device is not None:
-        return run_device(
-            live, options.device, stream.hop_samples * rate_hz // stream.sample_rate_hz
-        )
-    return run_pipe(live, options.format, sys.stdin.fileno(), sys.stdout.fileno())
+    if device is not None:
+        return run_device(live, device, stream.hop_samples * rate_hz // stream.sample_rate_hz)
+    return run_pipe(live, format, sys.stdin.fileno(), sys.stdout.fileno())
 
 
 # --------------------------------------------------------------------------------------------
@@ -115,8 +114,6 @@ def run_pipe(live: Live, sample_format: str, source: int, target: int) -> int:
     Raises:
         BrokenPipeError: The reader is gone; all that was finished before has been written.
     """
-    from speech.net.live import decoded, encoded
-
     size, rest = FORMATS[sample_format], b""
     with _watched(live) as is_wanted:
         while is_wanted() and (data := os.read(source, _READ_BYTES)):
@@ -156,10 +153,8 @@ def run_device(live: Live, devices: Sequence[str], block_samples: int) -> int:
     Raises:
         ValueError: There is no such device, or it goes away.
     """
-    import numpy as np
-
     try:
-        import sounddevice
+        load(sounddevice)
     except ImportError:
         raise ValueError("--device needs sounddevice: pip install '.[live]'") from None
     except OSError as error:  # the package is there, the library below it is not

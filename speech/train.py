@@ -18,12 +18,18 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from speech.base import cli
+from speech.base import cli, lazy
+from speech.base.files import sha256_of, write_json
+from speech.base.runinfo import run_info
 from speech.training.options import add_options, check_usage, request
 from speech.training.request import Request
 
 if TYPE_CHECKING:
+    from speech.training import distribution, run
     from speech.training.trainer import Trainer
+else:
+    distribution = lazy.module("speech.training.distribution")
+    run = lazy.module("speech.training.run")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -36,29 +42,20 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(asked: Request) -> int:
-    from speech.base.device import select_devices
+    trainer = train(asked, distribution.begin(asked))
+    if trainer.writes:
+        _report(asked, trainer)
+    return 0
 
-    if asked.out.exists() and not asked.out.is_dir():
-        raise ValueError(f"{asked.out}: is not a folder; choose another --out")
-    cli.check_out(asked.out, asked.data.folders)
-    select_devices(asked.gpu, several=True)
-    if asked.tensorboard is not None:
-        from speech.training.tensorboard import require_tensorboard
 
-        require_tensorboard(asked.tensorboard)
-
-    from speech.training.distribution import Machines, read_task
-    from speech.training.run import train_request
-
-    task = read_task()
-    machines = None if task is None else Machines(task)
-    trainer = train_request(asked, machines=machines, say=cli.say)
+def train(asked: Request, task: distribution.Task | None) -> Trainer:
+    """Trains what is asked for, after `speech.training.distribution.begin`."""
+    machines = None if task is None else distribution.Machines(task)
+    trainer = run.train_request(asked, machines=machines, say=cli.say)
     if not trainer.writes:
         assert task is not None
         print(f"done        the rest is done by {task.addresses[0]}")
-        return 0
-    _report(asked, trainer)
-    return 0
+    return trainer
 
 
 def _report(asked: Request, trainer: Trainer) -> None:
@@ -70,9 +67,6 @@ def _report(asked: Request, trainer: Trainer) -> None:
     name = f"{asked.network}={model}"
     print(f"score       python -m eval.run --noisy NOISY --clean CLEAN --model {name}")
     if asked.json is not None:
-        from speech.base.files import sha256_of, write_json
-        from speech.base.runinfo import run_info
-
         write_json(
             asked.json,
             {

@@ -1,10 +1,6 @@
-"""Loads models without running anything in the file, and saves them whole or not at all.
+"""Converts weights of the original FCN into a model file, and says what a model file holds.
 
-``load_model`` rebuilds plain Keras layers from the checked contents of a model file (see
-``speech.modelfile``); Keras never deserialises the file. ``save_model`` writes a file that any
-Keras 3 opens without our code.
-
-Commands::
+::
 
     python -m speech.weights import model.json weights.hdf5 -o model.h5
     python -m speech.weights import weights.hdf5 -o model.h5
@@ -13,7 +9,8 @@ Commands::
 ``import`` turns the Keras 1.1 pair of the original FCN (docs/papers.md, "ICSE: the old model
 files") into a model file. The old BatchNormalization of mode 2 normalises by the statistics of the
 batch at hand, which for one utterance is GroupNormalization with one group per channel; its
-running statistics are not used. None of the commands needs TensorFlow.
+running statistics are not used. ``info`` prints the layers, sizes and ``speech_meta`` of a file.
+Neither command needs TensorFlow. ``speech.net.keras_models`` loads a model file into Keras.
 """
 
 from __future__ import annotations
@@ -46,6 +43,7 @@ from speech.modelfile.read import read_model_file
 from speech.modelfile.rules import a_number
 from speech.modelfile.spec import LayerSpec, ModelFile, ModelFileError, refusals
 from speech.net.fcn import FCNConfig
+from speech.net.reach import summary_of
 
 # --------------------------------------------------------------------------------------------
 # The old files (docs/papers.md, "ICSE: the old model files")
@@ -363,8 +361,6 @@ def describe(file: ModelFile) -> dict[str, Any]:
 
     A network of the kind 'complex_mask' has a 'summary' too (`speech.net.reach.MaskSummary`).
     """
-    from speech.net.reach import summary_of
-
     summary = summary_of(file)
     return {
         "path": str(file.path),

@@ -7,10 +7,14 @@ import functools
 import hashlib
 import itertools
 import math
+import shutil
+import time
 from pathlib import Path
 
 import numpy as np
+import pytest
 import soundfile
+from numpy.testing import assert_allclose
 
 from pruning import sparsity
 from quantization import calibration
@@ -45,6 +49,15 @@ def shaken(layers: tuple[LayerSpec, ...], seed: int = 0) -> tuple[LayerSpec, ...
                 weights[name] = (scale * rng.standard_normal(array.shape)).astype(np.float32)
         result.append(dataclasses.replace(layer, weights=weights))
     return tuple(result)
+
+
+def shaken_model(model):
+    """Gives every weight of a Keras model a value of its own, variances a positive one."""
+    rng = np.random.default_rng(2)
+    for variable in model.weights:
+        low, high = (0.3, 2.0) if "variance" in variable.path else (-0.4, 0.6)
+        variable.assign(rng.uniform(low, high, variable.shape))
+    return model
 
 
 @functools.cache
@@ -195,6 +208,11 @@ def assert_same(layers, others):
             assert array.tobytes() == other.weights[key].tobytes(), f"{one.name}/{key}"
 
 
+def assert_near(found, expected, tolerance=1e-5):
+    """Compares with the largest absolute value as the unit."""
+    assert_allclose(found, expected, rtol=0, atol=tolerance * np.abs(expected).max())
+
+
 def layers_of(config, kernels=None, rng=None):
     """Layers of an FCN with the given kernels, or random ones."""
     entries = [
@@ -322,3 +340,50 @@ def make_noises(
         path.parent.mkdir(parents=True, exist_ok=True)
         soundfile.write(path, 0.1 * rng.standard_normal(16000), 16000, subtype="FLOAT")
     return root
+
+
+def write_sound(path, samples, rate_hz=16000, subtype="FLOAT"):
+    """Writes a sound file with its folders and returns ``path``."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    soundfile.write(path, samples, rate_hz, subtype=subtype)
+    return path
+
+
+def patched(data, *changes):
+    """Returns bytes with others in the places given."""
+    data = bytearray(data)
+    for place, value in changes:
+        data[place : place + len(value)] = value
+    return bytes(data)
+
+
+def is_alive(pid: int) -> bool:
+    """Returns whether a process runs; one that has ended and waits for its parent does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+def wait_until(condition, seconds=30.0):
+    """Waits for a condition; returns whether it came true in time."""
+    end = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.02)
+    return True
+
+
+_BROWSERS = (shutil.which(name) for name in ("chromium", "chromium-browser", "google-chrome"))
+BROWSER = next(filter(None, _BROWSERS), None)
+needs_browser = pytest.mark.skipif(BROWSER is None, reason="no Chromium is here")
+
+
+def wait_in(tab, expression):
+    """Waits for a condition in a page; playwright's own way is what our pages' policy forbids."""
+    for _ in range(1200):
+        if tab.evaluate(expression):
+            return
+        tab.wait_for_timeout(50)
+    pytest.fail(f"never became true: {expression}")

@@ -16,6 +16,11 @@ def rng() -> np.random.Generator:
 
 
 @pytest.fixture
+def noisy(rng) -> np.ndarray:
+    return make_speech(rng, 9000).astype(np.float32)
+
+
+@pytest.fixture
 def timit(tmp_path, rng) -> Path:
     return make_timit(tmp_path / "TIMIT", rng)
 

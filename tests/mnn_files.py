@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 
-from mnn.dae import Autoencoder
 from mnn.features import Conventions
 from mnn.ranker import HEARD, ranker_conventions
 from mnn.ranker import NUM_BANDS as NUM_HEARD_BANDS
@@ -84,10 +83,10 @@ def ranker_layers(rng, width=5):
     return tuple(layers)
 
 
-def write_ranker(path: Path, dae: Path, *, seed=0, layers=None, **meta) -> Path:
-    """Writes a ranker of random weights that goes with an autoencoder."""
+def write_ranker(path: Path, *, seed=0, layers=None, **meta) -> Path:
+    """Writes a ranker of random weights."""
     layers = ranker_layers(np.random.default_rng(seed)) if layers is None else layers
-    return write(path, layers, ranker_conventions(Autoencoder(dae)) | meta)
+    return write(path, layers, ranker_conventions() | meta)
 
 
 def write_fcn(path: Path, *, taps=11, seed=0, meta=None, scale=1.0) -> Path:

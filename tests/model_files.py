@@ -180,7 +180,7 @@ HOSTILE = {
         r"are accepted \(see docs/security.md\)",
     ),
     "nested model": (edit_config(nest), "refused: layer 'Sequential' is not known"),
-    "unknown class": (insert_layer("LSTM"), "refused: layer 'LSTM' is not known"),
+    "unknown class": (insert_layer("UpSampling1D"), "layer 'UpSampling1D' is not known"),
     "class is a list": (insert_layer(["Conv1D"]), "is not known"),
     "foreign module": (insert_layer("ReLU", module="os.path"), "names module 'os.path'"),
     "module like keras": (insert_layer("ReLU", module="keras_evil"), "names module 'keras_evil'"),

@@ -8,7 +8,7 @@ import json
 import numpy as np
 import soundfile
 
-from tests.builders import make_speech
+from tests.builders import make_speech, write_sound
 
 RATE = 16000
 NOISES, SNRS_DB = ("birds", "rain"), (0, 10)
@@ -21,22 +21,17 @@ def names():
     return [f"{noise}/S1/{snr}db/U{i}.wav" for noise in NOISES for snr in SNRS_DB for i in (1, 2)]
 
 
-def write(path, samples):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    soundfile.write(path, samples, RATE, subtype="FLOAT")
-
-
 def write_audio(root, systems, seed=1, scale=1.0):
     """Writes root/test/noisy, root/test/clean and a folder for each (name, gain) of systems."""
     rng = np.random.default_rng(seed)
     for index in (1, 2):
         clean = make_speech(rng, RATE)
-        write(root / "test" / "clean" / f"U{index}.wav", scale * clean)
+        write_sound(root / "test" / "clean" / f"U{index}.wav", scale * clean)
         for name in (name for name in names() if name.endswith(f"U{index}.wav")):
             noise = 0.05 * rng.standard_normal(RATE)
-            write(root / "test" / "noisy" / name, scale * (clean + noise))
+            write_sound(root / "test" / "noisy" / name, scale * (clean + noise))
             for system, share in systems.items():
-                write(root / system / name, clean + share * noise)
+                write_sound(root / system / name, clean + share * noise)
 
 
 def rows(systems, metrics=("pesq_wb", "stoi"), shift=0.0):
@@ -116,8 +111,8 @@ def selection_run(root, source, files, scale=2.0):
     listed = []
     for name in files:
         noisy, _ = soundfile.read(source / "test" / "noisy" / name)
-        write(root / "noisy" / name, scale * noisy)
-        write(root / "selected" / name, 0.5 * noisy)
+        write_sound(root / "noisy" / name, scale * noisy)
+        write_sound(root / "selected" / name, 0.5 * noisy)
         listed.append(
             {
                 "input": str(root / "noisy" / name),

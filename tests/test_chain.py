@@ -10,8 +10,6 @@ from tests.reference import fcn_oracle
 
 pytestmark = pytest.mark.skipif(not blockconv.is_available(), reason="no C compiler here")
 
-TAPS = 55
-
 
 @pytest.fixture
 def network():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import hashlib
 import importlib
 import importlib.util
 import json
@@ -28,6 +27,7 @@ from speech.base.cluster import Failed
 from speech.base.files import atomic_path
 from speech.data import corpus, prepared
 from speech.sound.audio import read_audio, write_audio
+from tests.builders import digests, wait_until
 
 ROOT = Path(__file__).parent.parent
 
@@ -211,14 +211,6 @@ def test_a_worker_killed_in_mid_run_loses_no_score_and_doubles_none(
     assert scoring.to_csv(again) == scoring.to_csv(expected[:8])
 
 
-def contents(folder):
-    return {
-        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in folder.rglob("*")
-        if path.is_file() and path.name not in (".lock", prepared.MARKER)
-    }
-
-
 def inodes(folder):
     return {path: path.stat().st_ino for path in folder.rglob("*.wav")}
 
@@ -228,7 +220,7 @@ def test_prepare_on_dying_workers_writes_the_same_bytes(
 ):
     snrs_db = [-5, 0, 5.5]
     prepared.prepare(timit, noises, snrs_db, tmp_path / "one")
-    expected = contents(tmp_path / "one")
+    expected = digests(tmp_path / "one")
     out = tmp_path / "two"
     monkeypatch.chdir(tmp_path)  # the workers stand elsewhere
     sources = [Path("TIMIT"), Path("noises")]
@@ -240,7 +232,7 @@ def test_prepare_on_dying_workers_writes_the_same_bytes(
     assert reason == f"{source}: 2 Dask workers died while they had it"
     lost = {name: digest for name, digest in expected.items() if "FAKS0_SA1" in name}
     assert len(lost) == 1 + 2 * 3
-    found = contents(out)
+    found = digests(out)
     with open(out / "manifest.csv", newline="") as stream:
         rows = [row["clean"] for row in csv.DictReader(stream)]
     assert len(rows) == 7 * 2 * 3 and "clean/FAKS0_SA1.wav" not in rows
@@ -251,7 +243,7 @@ def test_prepare_on_dying_workers_writes_the_same_bytes(
     monkeypatch.chdir("/")
     report = prepared.prepare(timit, noises, snrs_db, out)
     assert not report.skipped
-    assert contents(out) == expected
+    assert digests(out) == expected
     assert before.items() < inodes(out).items()  # only what was missing has been written
 
 
@@ -297,13 +289,6 @@ def scheduler():
         yield process, f"tcp://127.0.0.1:{port}"
 
 
-def wait_until(condition, seconds=60):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
 @needs_dask
 def test_a_command_survives_one_worker_and_ends_without_any(pairs, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
@@ -317,7 +302,7 @@ def test_a_command_survives_one_worker_and_ends_without_any(pairs, tmp_path, mon
         return len(cache.read_text().splitlines()) if cache.exists() else 0
 
     def kill_when(count, worker):
-        wait_until(lambda: num_scored() >= count)
+        assert wait_until(lambda: num_scored() >= count, 60)
         worker.kill()
 
     with scheduler() as (_, address), contextlib.ExitStack() as stack:

@@ -251,6 +251,12 @@ def test_bad_input(tmp_path, capsys):
         cost.cost_of(layers, baseline_parameters=0)
     with pytest.raises(ValueError, match="no layer has weights"):
         cost.cost_of(layers[:1])
+    settings = {"axis": -1, "epsilon": 1e-3, "momentum": 0.9, "center": False, "scale": False}
+    statistics = {"moving_mean": np.zeros(1), "moving_variance": np.ones(1)}
+    statistics = {key: value.astype(np.float32) for key, value in statistics.items()}
+    only = [layers[0], LayerSpec("BatchNormalization", "norm", settings, statistics)]
+    with pytest.raises(ValueError, match="baseline_parameters is 0, expected at least 1"):
+        cost.cost_of(only)
     write_model_file(tmp_path / "rate.h5", layers, {"sample_rate_hz": "fast"})
     with pytest.raises(ValueError, match="rate.h5.*sample_rate_hz.*'fast'.*positive number"):
         cost.cost_of(tmp_path / "rate.h5")
@@ -277,6 +283,32 @@ def test_the_command_prints_and_writes_the_counts(tmp_path, capsys):
     assert written["parameters"] == 300931
     assert written["file_bytes"] == path.stat().st_size
     assert len(written["layers"]) == 15
+
+
+def test_each_model_is_read_and_counted_once(tmp_path, monkeypatch):
+    layers = layers_of(FCNConfig(num_hidden_layers=1, num_filters=4, kernel_size=9))
+    paths = [tmp_path / f"{name}.h5" for name in ("first", "second", "other")]
+    for path in paths[:2]:
+        write_model_file(path, layers, {"kind": "waveform"})
+    write_model_file(paths[2], layers_of(FCNConfig()), {"kind": "waveform"})
+    count, counted = cost.cost_of, []
+
+    def noted(source, **arguments):
+        counted.append(source)
+        return count(source, **arguments)
+
+    monkeypatch.setattr(cost, "cost_of", noted)
+    for baseline in (None, *paths):
+        counted.clear()
+        found = [
+            each for each, _ in cost.costs_of(cost.CostConfig(tuple(paths[:2]), 4, 16, baseline))
+        ]
+        assert len(counted) == len(set(counted))
+        parameters = count(baseline or paths[0]).total("parameters")
+        assert found == [
+            count(path, codebook_size=4, centroid_bits=16, baseline_parameters=parameters)
+            for path in paths[:2]
+        ]
 
 
 def mask_network(tmp_path):

@@ -8,7 +8,6 @@ import json
 import math
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -26,7 +25,8 @@ from speech.demo import Demo, Server, spectrogram_db
 from speech.enhance import main
 from speech.net.enhancer import Enhancer
 from tests import mnn_files
-from tests.builders import make_speech, write_mask_network
+from tests.builders import make_speech, needs_browser, wait_in, write_mask_network
+from tests.pages import ask, opened
 
 ROOT = Path(__file__).parent.parent
 
@@ -41,15 +41,6 @@ def server(tmp_path_factory):
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield server
         server.shutdown()
-
-
-def ask(server, method, path, body=None, **headers):
-    """Returns (status, headers, body)."""
-    connection = http.client.HTTPConnection(*server.server_address[:2], timeout=60)
-    with contextlib.closing(connection):
-        connection.request(method, path, body, headers)
-        answer = connection.getresponse()
-        return answer.status, answer.headers, answer.read()
 
 
 def enhance(server, content, name="clip.wav", choice=0, **headers):
@@ -369,45 +360,6 @@ def test_the_command_ends_clean(tmp_path, number):
 # A real browser
 
 
-def browser_path():
-    found = (shutil.which(name) for name in ("chromium", "chromium-browser", "google-chrome"))
-    return next((path for path in found if path), None)
-
-
-needs_browser = pytest.mark.skipif(browser_path() is None, reason="no Chromium is here")
-
-
-@contextlib.contextmanager
-def opened(server, **options):
-    """Yields (browser page, what went wrong): requests to others are among that."""
-    from playwright.sync_api import sync_playwright
-
-    troubles = []
-    ours = ("data:", f"blob:{server.url}", server.url)
-    with sync_playwright() as player:
-        browser = player.chromium.launch(
-            executable_path=browser_path(),
-            args=["--no-sandbox", "--autoplay-policy=no-user-gesture-required",
-                  "--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"],
-        )  # fmt: skip
-        tab = browser.new_context(**options).new_page()
-        tab.on("console", lambda message: troubles.append(message.text))
-        tab.on("pageerror", lambda error: troubles.append(str(error)))
-        tab.on("request", lambda r: None if r.url.startswith(ours) else troubles.append(r.url))
-        tab.goto(server.url)
-        yield tab, troubles
-        browser.close()
-
-
-def wait(tab, expression):
-    """Waits for a condition; playwright's own way of it is what the page's policy forbids."""
-    for _ in range(600):
-        if tab.evaluate(expression):
-            return
-        tab.wait_for_timeout(50)
-    pytest.fail(f"never became true: {expression}")
-
-
 @needs_browser
 @pytest.mark.parametrize("width", [1280, 390])
 def test_in_a_browser(server, width, tmp_path, rng):
@@ -416,15 +368,15 @@ def test_in_a_browser(server, width, tmp_path, rng):
     clip.write_bytes(server.demo.clip("typing"))
     seconds = soundfile.info(clip).duration
     with opened(server, viewport={"width": width, "height": 800}) as (tab, troubles):
-        wait(tab, "document.querySelectorAll('#choice option').length > 3")
+        wait_in(tab, "document.querySelectorAll('#choice option').length > 3")
         assert tab.locator("#go").is_disabled()
         tab.set_input_files("#file", clip)
         assert tab.inner_text("#chosen") == "real clip.wav"
         for choice in (1, pool_of(server)) if width == 1280 else (pool_of(server),):
             tab.select_option("#choice", str(choice))
             tab.click("#go")
-            wait(tab, "!document.querySelector('#result').hidden")
-            wait(tab, "[...document.querySelectorAll('audio')].every(a => a.duration > 0)")
+            wait_in(tab, "!document.querySelector('#result').hidden")
+            wait_in(tab, "[...document.querySelectorAll('audio')].every(a => a.duration > 0)")
             durations = tab.evaluate("[...document.querySelectorAll('audio')].map(a => a.duration)")
             assert durations == pytest.approx([seconds] * 2, abs=1e-3)
             assert tab.evaluate(
@@ -444,7 +396,7 @@ def test_in_a_browser(server, width, tmp_path, rng):
             "() => { const [a, b] = document.querySelectorAll('audio');"
             "a.currentTime = 0.5; return a.play().then(() => b.play()); }"
         )
-        wait(
+        wait_in(
             tab,
             "(() => { const [a, b] = document.querySelectorAll('audio');"
             "return a.paused && b.currentTime > 0.5; })()",
@@ -457,7 +409,7 @@ def test_in_a_browser(server, width, tmp_path, rng):
 def test_dropped_recorded_and_refused_in_a_browser(server, tmp_path):
     pytest.importorskip("playwright")
     with opened(server, permissions=["microphone"]) as (tab, troubles):
-        wait(tab, "document.querySelectorAll('#choice option').length > 3")
+        wait_in(tab, "document.querySelectorAll('#choice option').length > 3")
         tab.evaluate(
             "() => { const held = new DataTransfer();"
             "held.items.add(new File(['no audio'], 'note.txt'));"
@@ -466,7 +418,7 @@ def test_dropped_recorded_and_refused_in_a_browser(server, tmp_path):
         )
         assert tab.inner_text("#chosen") == "note.txt"
         tab.click("#go")
-        wait(tab, "!document.querySelector('#error').hidden")
+        wait_in(tab, "!document.querySelector('#error').hidden")
         assert tab.inner_text("#error").startswith("note.txt: cannot be decoded as audio")
         # The browser writes down that an answer was an error; nothing else went wrong.
         assert all("400 (Bad Request)" in trouble for trouble in troubles)
@@ -478,11 +430,11 @@ def test_dropped_recorded_and_refused_in_a_browser(server, tmp_path):
         assert tab.locator("#go").is_disabled()
 
         tab.click("#record")
-        wait(tab, "document.querySelector('#record').textContent === 'Stop (1 s)'")
+        wait_in(tab, "document.querySelector('#record').textContent === 'Stop (1 s)'")
         tab.click("#record")
-        wait(tab, "document.querySelector('#chosen').textContent === 'recording.wav'")
+        wait_in(tab, "document.querySelector('#chosen').textContent === 'recording.wav'")
         tab.click("#go")
-        wait(tab, "document.querySelector('#after audio').duration > 0.9")
+        wait_in(tab, "document.querySelector('#after audio').duration > 0.9")
         samples, _ = soundfile.read(next(server.demo._folder.glob("*/given/recording.wav")))
         assert np.abs(samples).max() > 0.01  # the beeps of the browser's own test device
         assert not troubles

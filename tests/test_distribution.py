@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+import types
 from pathlib import Path
 
 import keras
@@ -24,6 +25,7 @@ from speech.net.keras_models import load_model
 from speech.net.mask_loss import MaskLoss
 from speech.net.timefrequency import TimeFrequencyConfig, build_time_frequency
 from speech.net.training_model import MaskTrainingModel
+from speech.prepare import main as prepare
 from speech.sound.augment import Augmentation
 from speech.training import distribution
 from speech.training.config import TrainingConfig
@@ -456,6 +458,32 @@ def test_only_the_first_machine_evaluates(monkeypatch, capsys):
     monkeypatch.setenv("TF_CONFIG", config_of({"worker": ["a:1", "b:2"]}, index=1))
     assert timit_fcn_mse.main(["--gpu", "-1", "--eval-only"]) == 1
     assert "--eval-only runs on the first machine" in capsys.readouterr().err
+
+
+def test_only_the_first_machine_makes_a_test_set(monkeypatch, timit, noises, tmp_path, capsys):
+    mixed = tmp_path / "mixed"
+    words = ["--noise", noises, "--clean", timit, "--snr", "0", "--split", "TRAIN", "--out", mixed]
+    assert prepare([*map(str, words), "--jobs", "1"]) == 0
+    absent = tmp_path / "absent"
+    premixed = ["--train-noisy", mixed / "noisy", "--train-clean", mixed / "clean",
+                "--test-noisy", absent, "--test-clean", absent]  # fmt: skip
+    trained = []
+    monkeypatch.setenv("TF_CONFIG", config_of({"worker": ["a:1", "b:2"]}, index=1))
+    monkeypatch.setattr(distribution, "Machines", lambda task: task)
+
+    def train_waveform(data, asked, **settings):
+        trained.append(data)
+        return types.SimpleNamespace(writes=False)
+
+    monkeypatch.setattr("speech.training.run.train_waveform", train_waveform)
+    monkeypatch.setattr(
+        "speech.training.datasets._write_test_set", lambda *_: pytest.fail("mixed a test set")
+    )
+    for data in (["--timit", timit, "--noise", noises], premixed):
+        words = ["--gpu", "-1", "--out", tmp_path / "out", *data]
+        assert timit_fcn_mse.main(list(map(str, words))) == 0
+        assert "the rest is done by a:1" in capsys.readouterr().out
+        assert len(trained.pop().training) and not (tmp_path / "out").exists()
 
 
 def tasks(count):

@@ -350,7 +350,7 @@ def anchors(text):
     return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-@pytest.mark.parametrize("document", [*DOCUMENTS, "RESULTS.md"])
+@pytest.mark.parametrize("document", [*DOCUMENTS, "RESULTS.md", "CONTRIBUTING.md"])
 def test_links_and_pictures_are_there(document):
     path = ROOT / document
     text = re.sub(r"`[^`]*`", "", without_blocks(path.read_text("utf-8")))
@@ -362,6 +362,27 @@ def test_links_and_pictures_are_there(document):
             there = path.parent / name if name else path
             assert there.exists(), f"{document}: {target}"
             assert not anchor or anchor in anchors(there.read_text("utf-8")), target
+
+
+def test_what_contributing_names_is_there():
+    """Paths, those in a folder that is named before as they stand there, and names in the code."""
+    text = without_blocks((ROOT / "CONTRIBUTING.md").read_text("utf-8"))
+    paths = [
+        word.replace("<name>", "*")
+        for word in re.findall(r"`([^`\s]+)`", text)
+        if re.fullmatch(r"[\w*<>-][\w*<>./-]*(/|\.py)", word)
+    ]
+    assert len(paths) > 40
+    for path in paths:
+        is_nested = "/" in path.rstrip("/")
+        assert any(ROOT.glob(path)) or not is_nested and any(ROOT.glob(f"*/{path}")), path
+    named = re.findall(r"`([\w/]+\.py)` \(([^|)]*`[^|)]*)\)", text)
+    assert len(named) >= 8
+    for path, remark in named:
+        code = (ROOT / path).read_text("utf-8")
+        for word in re.findall(r"`([\w.-]+)`", remark):
+            for part in [word] if word.startswith("-") else word.split("."):
+                assert part in code, f"{path}: {part}"
 
 
 # --------------------------------------------------------------------------------------------

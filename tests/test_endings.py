@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from speech.base import cli
+from tests.builders import is_alive, wait_until
 
 ROOT = Path(__file__).parent.parent
 
@@ -33,23 +34,6 @@ def started(code, *arguments, **environment):
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         env=os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3", **environment},
     )  # fmt: skip
-
-
-def is_alive(process):
-    try:
-        state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
-    except OSError:
-        return False
-    return state != "Z"
-
-
-def wait_until(condition, seconds=30.0):
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if condition():
-            return True
-        time.sleep(0.05)
-    return False
 
 
 HOLDS_RECORDINGS = """

@@ -22,7 +22,7 @@ from speech.net.enhancer import BASELINE_MODEL, Enhancer, blocks
 from speech.net.fcn import FCNConfig, build_fcn
 from speech.net.keras_models import load_model, save_model
 from speech.sound.audio import peak_normalize, read_audio, write_audio
-from tests.builders import make_speech
+from tests.builders import make_speech, write_sound
 
 
 @pytest.fixture
@@ -45,12 +45,6 @@ def enhancer(request, model_path, monkeypatch) -> Enhancer:
     enhancer = Enhancer(model_path)
     assert enhancer.engine == request.param
     return enhancer
-
-
-def write(path, samples, rate_hz=16000, subtype="PCM_16"):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    soundfile.write(path, samples, rate_hz, subtype=subtype)
-    return path
 
 
 @pytest.mark.parametrize("num_samples", [1, 320, 5000])
@@ -114,7 +108,7 @@ def test_rate_channels_length_and_format_are_kept_and_the_level_fits(
     rate_hz, channels, suffix, subtype, model_path, tmp_path, rng
 ):
     samples = np.stack([make_speech(rng, 9001) * 0.7**c for c in range(channels)], axis=1)
-    source = write(tmp_path / f"in{suffix}", samples, rate_hz, subtype)
+    source = write_sound(tmp_path / f"in{suffix}", samples, rate_hz, subtype)
     target = tmp_path / f"out{suffix}"
     assert main([str(source), "-o", str(target), "--model", str(model_path)]) == 0
     before, after = soundfile.info(source), soundfile.info(target)
@@ -128,11 +122,11 @@ def test_rate_channels_length_and_format_are_kept_and_the_level_fits(
 
 def test_a_folder_keeps_its_tree_and_bad_files_are_listed(model_path, tmp_path, rng, capsys):
     folder = tmp_path / "in"
-    write(folder / "a" / "one.wav", make_speech(rng, 4000))
-    write(folder / "b" / "two.flac", make_speech(rng, 4000))
-    write(folder / "b" / "silent.wav", np.zeros(4000))
-    write(folder / "short.wav", make_speech(rng, 320))
-    write(folder / "nan.wav", np.full(2000, np.nan), subtype="FLOAT")
+    write_sound(folder / "a" / "one.wav", make_speech(rng, 4000))
+    write_sound(folder / "b" / "two.flac", make_speech(rng, 4000), subtype="PCM_16")
+    write_sound(folder / "b" / "silent.wav", np.zeros(4000))
+    write_sound(folder / "short.wav", make_speech(rng, 320))
+    write_sound(folder / "nan.wav", np.full(2000, np.nan), subtype="FLOAT")
     (folder / "empty.wav").write_bytes(b"")
     (folder / "text.wav").write_text("not audio")
     summary = tmp_path / "summary.json"
@@ -168,7 +162,7 @@ def test_a_folder_of_many_formats(model_path, tmp_path, rng, capsys):
 def bad_inputs(tmp_path):
     tmp_path.joinpath("text.wav").write_text("not audio")
     tmp_path.joinpath("cut.h5").write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(50))
-    write(tmp_path / "good.wav", np.ones(100) / 2)
+    write_sound(tmp_path / "good.wav", np.ones(100) / 2)
     tmp_path.joinpath("nothing").mkdir()
     return [
         (["text.wav", "-o", "out.wav"], "text.wav"),
@@ -198,7 +192,7 @@ def test_bad_input_is_one_line(number, model_path, tmp_path, capsys, monkeypatch
 def test_channels_keep_their_balance(model_path, tmp_path, rng):
     speech = make_speech(rng, 8000)
     samples = np.stack([speech, 0.01 * speech], axis=1)
-    source = write(tmp_path / "in.wav", samples, subtype="FLOAT")
+    source = write_sound(tmp_path / "in.wav", samples, subtype="FLOAT")
     arguments = [str(source), "-o", str(tmp_path / "out.wav"), "--model", str(model_path)]
     assert main([*arguments, "--peak", "1"]) == 0
     enhanced, _ = soundfile.read(tmp_path / "out.wav")
@@ -268,7 +262,7 @@ def test_integer_formats_are_turned_down_where_they_would_clip(
         monkeypatch.setattr(module, "fit_level", lambda output, noisy: 3 * noisy)
     speech = 0.9 * make_speech(rng, 4000) / np.abs(make_speech(rng, 4000)).max()
     samples = np.stack([np.clip(speech, -0.9, 0.9), 0.1 * np.clip(speech, -0.9, 0.9)], axis=1)
-    source = write(tmp_path / f"in{suffix}", samples, subtype=subtype)
+    source = write_sound(tmp_path / f"in{suffix}", samples, subtype=subtype)
     summary = tmp_path / "s.json"
     target = tmp_path / f"out{suffix}"
     arguments = [str(source), "-o", str(target), "--model", str(model_path), "--json", str(summary)]
@@ -280,7 +274,7 @@ def test_integer_formats_are_turned_down_where_they_would_clip(
     assert_allclose(enhanced, 3 * soundfile.read(source)[0] / highest, rtol=0, atol=1e-4)
     output = capsys.readouterr().err
     assert "turned down by" in output and "clipped" in output and "beyond full scale" not in output
-    float_source = write(tmp_path / "f.wav", samples, subtype="FLOAT")
+    float_source = write_sound(tmp_path / "f.wav", samples, subtype="FLOAT")
     target = tmp_path / "g.wav"
     assert main([str(float_source), "-o", str(target), "--model", str(model_path)]) == 0
     assert np.abs(soundfile.read(target)[0]).max() == pytest.approx(2.7, abs=0.1)
@@ -312,7 +306,7 @@ def test_a_long_vorbis_file_and_an_mp3_are_written(model_path, tmp_path, rng):
 
 def test_two_inputs_for_one_output_are_refused(model_path, tmp_path, capsys):
     for folder in ("a", "b"):
-        write(tmp_path / folder / "x.wav", np.ones(100) / 2)
+        write_sound(tmp_path / folder / "x.wav", np.ones(100) / 2)
     inputs = [str(tmp_path / folder / "x.wav") for folder in ("a", "b")]
     assert main([*inputs, "-o", str(tmp_path / "out"), "--model", str(model_path)]) == 1
     assert "would both be written" in capsys.readouterr().err
@@ -321,7 +315,7 @@ def test_two_inputs_for_one_output_are_refused(model_path, tmp_path, capsys):
 def test_a_model_of_another_kind_is_refused(tmp_path, capsys):
     model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
     save_model(model, tmp_path / "dense.h5", {})
-    write(tmp_path / "x.wav", np.ones(100) / 2)
+    write_sound(tmp_path / "x.wav", np.ones(100) / 2)
     arguments = [str(tmp_path / "x.wav"), "-o", str(tmp_path / "y.wav")]
     assert main([*arguments, "--model", str(tmp_path / "dense.h5")]) == 1
     assert "not one from waveform to waveform" in capsys.readouterr().err
@@ -369,7 +363,7 @@ def test_help_is_quick_and_needs_no_tensorflow():
         "import sys; from speech.enhance import main\n"
         "try: main(['--help'])\n"
         "except SystemExit: pass\n"
-        "assert not {'tensorflow', 'keras', 'numpy'} & set(sys.modules)"
+        "assert not {'tensorflow', 'keras', 'scipy', 'soundfile', 'soxr'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 

@@ -26,7 +26,15 @@ from speech.sound.audio import (
     resample,
     write_blocks,
 )
-from tests.builders import TINY, conv2d, graph, make_speech, mask_layers, write_mask_network
+from tests.builders import (
+    TINY,
+    conv2d,
+    graph,
+    make_speech,
+    mask_layers,
+    write_mask_network,
+    write_sound,
+)
 
 ROOT = Path(__file__).parent.parent
 
@@ -35,12 +43,6 @@ ROOT = Path(__file__).parent.parent
 def model(tmp_path_factory):
     path = tmp_path_factory.mktemp("model") / "tiny.h5"
     write_mask_network(path)
-    return path
-
-
-def write(path, samples, rate_hz=16000, subtype="FLOAT"):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    soundfile.write(path, samples, rate_hz, subtype=subtype)
     return path
 
 
@@ -56,7 +58,7 @@ def enhance(source, target, model, *options):
 def test_samples_far_beyond_full_scale_are_told(factor, said_db, model, tmp_path, capsys):
     loud = np.zeros((16000, 2))
     loud[7000, 1] = -2 / 3 * factor
-    source = write(tmp_path / "loud.wav", loud, 44100)
+    source = write_sound(tmp_path / "loud.wav", loud, 44100)
     summary = tmp_path / "files.json"
     assert enhance(source, tmp_path / "out.wav", model, "--json", str(summary)) == 0
     said = capsys.readouterr().err
@@ -81,7 +83,7 @@ def test_a_file_is_what_its_channels_are(
     if subtype == "PCM_U8":
         suffix, subtype = ".wav", "PCM_U8"
     source, target = tmp_path / f"in{suffix}", tmp_path / f"out{suffix}"
-    write(source, samples, rate_hz, subtype)
+    write_sound(source, samples, rate_hz, subtype)
     assert enhance(source, target, model) == 0
     before, after = soundfile.info(source), soundfile.info(target)
     for name in ("samplerate", "channels", "frames", "format", "subtype"):
@@ -98,14 +100,14 @@ def test_a_file_is_what_its_channels_are(
 @pytest.mark.parametrize("num_samples", [1, 2, 100, 511, 16000])
 @pytest.mark.parametrize("rate_hz", [16000, 16001])
 def test_any_length(num_samples, rate_hz, model, tmp_path, rng):
-    source = write(tmp_path / "in.wav", 0.1 * rng.standard_normal(num_samples), rate_hz)
+    source = write_sound(tmp_path / "in.wav", 0.1 * rng.standard_normal(num_samples), rate_hz)
     assert enhance(source, tmp_path / "out.wav", model) == 0
     assert soundfile.info(tmp_path / "out.wav").frames == num_samples
 
 
 def test_the_level_is_that_of_the_mask_unless_a_peak_is_asked_for(model, tmp_path, rng):
     samples = np.stack([0.3 * make_speech(rng, 8000), 0.01 * make_speech(rng, 8000)], axis=1)
-    source = write(tmp_path / "in.wav", samples)
+    source = write_sound(tmp_path / "in.wav", samples)
     assert enhance(source, tmp_path / "a.wav", model) == 0
     assert enhance(source, tmp_path / "b.wav", model, "--peak", "0.5") == 0
     plain, _ = soundfile.read(tmp_path / "a.wav")
@@ -130,7 +132,7 @@ def loud_model(path):
 def test_integers_do_not_clip(suffix, subtype, tmp_path, rng, capsys):
     model = loud_model(tmp_path / "loud.h5")
     samples = 0.5 * np.sin(np.arange(9000) * 0.2)[:, None] * [1.0, 0.1]
-    source = write(tmp_path / f"in{suffix}", samples, subtype=subtype)
+    source = write_sound(tmp_path / f"in{suffix}", samples, subtype=subtype)
     summary = tmp_path / "summary.json"
     target = tmp_path / f"out{suffix}"
     assert enhance(source, target, model, "--json", str(summary)) == 0
@@ -149,22 +151,22 @@ def test_integers_do_not_clip(suffix, subtype, tmp_path, rng, capsys):
 
 def test_floats_keep_what_is_beyond_full_scale(tmp_path):
     model = loud_model(tmp_path / "loud.h5")
-    source = write(tmp_path / "in.wav", 0.5 * np.sin(np.arange(9000) * 0.2))
+    source = write_sound(tmp_path / "in.wav", 0.5 * np.sin(np.arange(9000) * 0.2))
     assert enhance(source, tmp_path / "out.wav", model) == 0
     assert np.abs(soundfile.read(tmp_path / "out.wav")[0]).max() == pytest.approx(5.04, rel=0.01)
 
 
 def test_a_folder_keeps_its_tree_and_bad_files_are_listed(model, tmp_path, rng, capsys):
     folder = tmp_path / "in"
-    write(folder / "a" / "one.wav", make_speech(rng, 4000), subtype="PCM_16")
-    write(folder / "b" / "two.flac", make_speech(rng, 4000), subtype="PCM_16")
-    write(folder / "b" / "silent.wav", np.zeros(4000))
+    write_sound(folder / "a" / "one.wav", make_speech(rng, 4000), subtype="PCM_16")
+    write_sound(folder / "b" / "two.flac", make_speech(rng, 4000), subtype="PCM_16")
+    write_sound(folder / "b" / "silent.wav", np.zeros(4000))
     bad = make_speech(rng, 3000)
     bad[[7, 2000]] = np.nan, np.inf
-    write(folder / "nan.wav", bad)
-    write(folder / "none.wav", np.zeros(0))
-    write(folder / "fast.wav", np.zeros(20), 768000)
-    cut = write(folder / "cut.flac", make_speech(rng, 90000), subtype="PCM_16")
+    write_sound(folder / "nan.wav", bad)
+    write_sound(folder / "none.wav", np.zeros(0))
+    write_sound(folder / "fast.wav", np.zeros(20), 768000)
+    cut = write_sound(folder / "cut.flac", make_speech(rng, 90000), subtype="PCM_16")
     cut.write_bytes(cut.read_bytes()[:-4000])
     (folder / "text.wav").write_text("not audio")
     assert enhance(folder, tmp_path / "out", model) == 0
@@ -180,7 +182,7 @@ def test_a_folder_keeps_its_tree_and_bad_files_are_listed(model, tmp_path, rng, 
 
 
 def test_what_is_said(model, tmp_path, rng, capsys):
-    source = write(tmp_path / "in.wav", make_speech(rng, 4000))
+    source = write_sound(tmp_path / "in.wav", make_speech(rng, 4000))
     assert enhance(source, tmp_path / "out.wav", model, "--json", str(tmp_path / "s.json")) == 0
     said = capsys.readouterr().out
     assert re.search(r"network   complex_mask, .* reach 0\.14 s \(9 frames\), latency 32 ms", said)
@@ -195,7 +197,7 @@ def test_memory_does_not_grow_with_the_file(model, tmp_path, monkeypatch):
     rng, peaks = np.random.default_rng(0), []
     for seconds in (25, 60):
         source = tmp_path / f"{seconds}.wav"
-        write(source, 0.1 * rng.standard_normal((8000 * seconds, 2)), 8000, "PCM_16")
+        write_sound(source, 0.1 * rng.standard_normal((8000 * seconds, 2)), 8000, "PCM_16")
         tracemalloc.start()
         assert enhance(source, tmp_path / "out.wav", model) == 0
         peaks.append(tracemalloc.get_traced_memory()[1])
@@ -217,7 +219,7 @@ def run_apart(code, source, target, model, **settings):
 def test_where_there_are_kernels_neither_tensorflow_nor_keras_is_loaded(model, tmp_path, rng):
     if Enhancer(model).engine != "c":
         pytest.skip("no C compiler here")
-    source = write(tmp_path / "in.wav", 0.1 * make_speech(rng, 4000))
+    source = write_sound(tmp_path / "in.wav", 0.1 * make_speech(rng, 4000))
     code = "assert not {'tensorflow', 'keras', 'torch', 'jax'} & set(sys.modules)"
     assert run_apart(code, source, tmp_path / "out.wav", model).any()
 
@@ -226,7 +228,7 @@ def test_where_there_are_kernels_neither_tensorflow_nor_keras_is_loaded(model, t
 def test_elsewhere_keras_runs_on_the_backend_that_was_chosen(backend, model, tmp_path, rng):
     if importlib.util.find_spec(backend) is None:
         pytest.skip(f"no {backend} here")
-    source = write(tmp_path / "in.wav", 0.1 * make_speech(rng, 4000))
+    source = write_sound(tmp_path / "in.wav", 0.1 * make_speech(rng, 4000))
     code = f"import keras; assert keras.backend.backend() == {backend!r}"
     settings = {"SPEECH_NO_C_KERNELS": "1", "KERAS_BACKEND": backend}
     found = run_apart(code, source, tmp_path / "out.wav", model, **settings)
@@ -242,7 +244,7 @@ def test_plain_keras_does_the_same_in_the_lines_that_the_guide_shows(
     monkeypatch.chdir(tmp_path)
     for num_samples in (1, 256, 5000):
         noisy = make_speech(rng, num_samples).astype(np.float32)
-        write(tmp_path / "noisy.wav", noisy)
+        write_sound(tmp_path / "noisy.wav", noisy)
         (tmp_path / "tf.h5").write_bytes(model.read_bytes())
         found = {}
         exec(code, found)
@@ -338,7 +340,7 @@ BAD = {
 def test_a_bad_model_is_one_line(name, tmp_path, rng, capsys):
     make, reason = BAD[name]
     make(tmp_path / "bad.h5")
-    source = write(tmp_path / "in.wav", make_speech(rng, 4000))
+    source = write_sound(tmp_path / "in.wav", make_speech(rng, 4000))
     assert enhance(source, tmp_path / "out.wav", tmp_path / "bad.h5") == 1
     said = capsys.readouterr().err.strip()
     assert len(said.splitlines()) == 1 and re.search(reason, said), said
@@ -373,7 +375,7 @@ def test_a_stream_is_resampled_as_the_whole(from_hz, to_hz, num_samples, rng):
 def test_reading_by_blocks(tmp_path, rng, monkeypatch):
     monkeypatch.setattr("speech.sound.audio._BLOCK_VALUES", 1000)
     samples = rng.uniform(-1, 1, (1234, 3)).astype(np.float32)
-    path = write(tmp_path / "x.wav", samples, 22050)
+    path = write_sound(tmp_path / "x.wav", samples, 22050)
     with open_audio(path) as reader:
         assert (reader.sample_rate_hz, reader.num_channels, reader.num_samples) == (22050, 3, 1234)
         blocks = list(reader.blocks())

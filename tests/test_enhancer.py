@@ -17,7 +17,15 @@ from speech.net.mask_enhancer import MaskEnhancer
 from speech.net.plan import plan_of
 from speech.net.reach import Reach, reach_of, summary_of
 from speech.net.timefrequency import SIZES, TimeFrequencyConfig
-from tests.builders import TINY, conv2d, graph, make_speech, mask_layers, write_mask_network
+from tests.builders import (
+    TINY,
+    assert_near,
+    conv2d,
+    graph,
+    make_speech,
+    mask_layers,
+    write_mask_network,
+)
 from tests.hostile import packed_files
 from tests.reference import timefrequency_oracle
 from tests.strange_networks import STRANGE, model_of
@@ -58,15 +66,6 @@ def of_one(engine):
     weights = {"kernel": np.zeros((1, 1, 8, 2), np.float32), "bias": np.array([1, 0], np.float32)}
     layers = [*layers[:-1], dataclasses.replace(layers[-1], weights=weights)]
     return MaskEnhancer(model_of(layers), engine=engine)
-
-
-@pytest.fixture
-def noisy(rng):
-    return make_speech(rng, 9000).astype(np.float32)
-
-
-def assert_near(found, expected, tolerance=1e-5):
-    assert_allclose(found, expected, rtol=0, atol=tolerance * np.abs(expected).max())
 
 
 # --------------------------------------------------------------------------------------------

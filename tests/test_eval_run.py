@@ -7,12 +7,12 @@ import math
 
 import numpy as np
 import pytest
-import soundfile
 
 from eval import run, scoring, systems, tables
 from speech.data import corpus
 from speech.sound.audio import read_audio
 from speech.sound.mixing import loop_or_crop, mix_at_snr
+from tests.builders import write_sound
 
 RATE = 16000
 FAST = ["--metrics", "pesq_wb", "stoi", "ssnri", "--jobs", "2"]
@@ -32,16 +32,11 @@ def mixtures():
     return result
 
 
-def write(path, samples):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    soundfile.write(path, samples, RATE, subtype="FLOAT")
-
-
 def write_flat(root, mixtures, enhance=lambda noisy: noisy):
     for name, (clean, noisy) in mixtures.items():
-        write(root / "clean" / f"{name}.wav", clean)
-        write(root / "noisy" / f"{name}.wav", noisy)
-        write(root / "enhanced" / f"{name}.wav", enhance(noisy))
+        write_sound(root / "clean" / f"{name}.wav", clean)
+        write_sound(root / "noisy" / f"{name}.wav", noisy)
+        write_sound(root / "enhanced" / f"{name}.wav", enhance(noisy))
     return ["--clean", str(root / "clean"), "--noisy", str(root / "noisy")]
 
 
@@ -57,12 +52,12 @@ def some(mixtures, count):
 def test_four_bad_files_among_20(mixtures, tmp_path, capsys):
     folders = write_flat(tmp_path, mixtures, lambda noisy: 0.9 * noisy + 0.01)
     enhanced = tmp_path / "enhanced"
-    write(enhanced / "u03.wav", np.zeros(19200))
+    write_sound(enhanced / "u03.wav", np.zeros(19200))
     for kind, signal in zip(("clean", "noisy", "enhanced"), (0, 1, 1), strict=True):
-        write(tmp_path / kind / "u07.wav", mixtures["u07"][signal][:800])
+        write_sound(tmp_path / kind / "u07.wav", mixtures["u07"][signal][:800])
     nan = mixtures["u11"][1].copy()
     nan[100] = math.nan
-    write(enhanced / "u11.wav", nan)
+    write_sound(enhanced / "u11.wav", nan)
     whole = (enhanced / "u13.wav").read_bytes()
     (enhanced / "u13.wav").write_bytes(whole[: len(whole) // 2])
 
@@ -106,12 +101,12 @@ def test_four_bad_files_among_20(mixtures, tmp_path, capsys):
 
 def test_models_and_folders_in_the_published_layout(mixtures, tmp_path, capsys, monkeypatch):
     for name, (clean, noisy) in some(mixtures, 2).items():
-        write(tmp_path / "clean" / f"{name}.wav", clean)
+        write_sound(tmp_path / "clean" / f"{name}.wav", clean)
         for noise in ("Car", "babble"):
-            write(tmp_path / "noisy" / noise / "spk" / "5db" / f"{name}.wav", noisy)
-            write(tmp_path / "wiener" / noise / "spk" / "5db" / f"{name}.WAV", noisy**3)
+            write_sound(tmp_path / "noisy" / noise / "spk" / "5db" / f"{name}.wav", noisy)
+            write_sound(tmp_path / "wiener" / noise / "spk" / "5db" / f"{name}.WAV", noisy**3)
     (tmp_path / "noisy" / "Car" / "spk" / "5db" / "u00.wav").write_bytes(b"RIFF")
-    write(tmp_path / "noisy" / "Car" / "spk" / "5db" / "stranger.wav", np.ones(9000))
+    write_sound(tmp_path / "noisy" / "Car" / "spk" / "5db" / "stranger.wav", np.ones(9000))
     out = tmp_path / "out"
     arguments = [
         "--clean", str(tmp_path / "clean"), "--noisy", str(tmp_path / "noisy"),
@@ -161,7 +156,7 @@ def test_flat_folders_match_by_name(mixtures, tmp_path):
     few = some(mixtures, 3)
     write_flat(tmp_path, few)
     (tmp_path / "enhanced" / "u02.wav").unlink()
-    write(tmp_path / "enhanced" / "more" / "other.wav", np.ones(9000))
+    write_sound(tmp_path / "enhanced" / "more" / "other.wav", np.ones(9000))
     pairs = corpus.find_pairs(tmp_path / "noisy", tmp_path / "clean")
     system = systems.folder_system("e", tmp_path / "enhanced", pairs, tmp_path / "noisy")
     tasks = systems.tasks_of([system], pairs)
@@ -170,13 +165,13 @@ def test_flat_folders_match_by_name(mixtures, tmp_path):
     scores = scoring.score(tasks[2], ("stoi",))
     assert scores["stoi"].status == tasks[2].problem
     # The tree of results is found for flat noisy files, too.
-    write(tmp_path / "tree" / "unknown" / "unknown" / "unknown" / "u00.flac.wav", np.ones(9))
+    write_sound(tmp_path / "tree" / "unknown" / "unknown" / "unknown" / "u00.flac.wav", np.ones(9))
     system = systems.folder_system("t", tmp_path / "tree", pairs, tmp_path / "noisy")
     assert system.files["unknown/unknown/unknown/u00.wav"].name == "u00.flac.wav"
     # So is a file in another tree, where one file alone has its name.
-    write(tmp_path / "other" / "a" / "U00.wav", np.ones(9))
+    write_sound(tmp_path / "other" / "a" / "U00.wav", np.ones(9))
     for folder in ("b", "c"):
-        write(tmp_path / "other" / folder / "u01.wav", np.ones(9))
+        write_sound(tmp_path / "other" / folder / "u01.wav", np.ones(9))
     system = systems.folder_system("o", tmp_path / "other", pairs, tmp_path / "noisy")
     assert system.files["unknown/unknown/unknown/u00.wav"].name == "U00.wav"
     assert "several files for" in system.files["unknown/unknown/unknown/u01.wav"]
@@ -186,10 +181,10 @@ def test_flat_folders_match_by_name(mixtures, tmp_path):
 
 def test_one_name_in_many_conditions_is_not_matched_by_name_alone(mixtures, tmp_path):
     clean, noisy = mixtures["u00"]
-    write(tmp_path / "clean" / "u.wav", clean)
-    write(tmp_path / "flat" / "u.wav", clean)
+    write_sound(tmp_path / "clean" / "u.wav", clean)
+    write_sound(tmp_path / "flat" / "u.wav", clean)
     for folder in ("0db", "5db"):
-        write(tmp_path / "noisy" / "n" / "s" / folder / "u.wav", noisy)
+        write_sound(tmp_path / "noisy" / "n" / "s" / folder / "u.wav", noisy)
     pairs = corpus.find_pairs(tmp_path / "noisy", tmp_path / "clean")
     with pytest.raises(ValueError, match="name them like the noisy files"):
         systems.folder_system("f", tmp_path / "flat", pairs, tmp_path / "noisy")
@@ -257,7 +252,7 @@ def test_bad_input_is_one_line(mixtures, tmp_path, capsys):
         assert run.main([*folders, "--out", str(tmp_path / name), *FAST]) == 1
         assert "lies inside the input folder" in capsys.readouterr().err
     assert sorted(p.name for p in (tmp_path / "noisy").iterdir()) == ["u00.wav"]
-    write(tmp_path / "clean" / "u00.wav", np.zeros(19200))
+    write_sound(tmp_path / "clean" / "u00.wav", np.zeros(19200))
     assert run.main([*folders, *out]) == 1
     assert "no file could be scored; the first: reference is silent" in capsys.readouterr().err
 
@@ -278,7 +273,7 @@ def test_numbers_that_are_not_there_are_shown_as_such():
 def test_enhanced_and_clean_files_alone(mixtures, tmp_path, capsys):
     write_flat(tmp_path, some(mixtures, 3), lambda noisy: 0.5 * noisy)
     for name, (_, noisy) in some(mixtures, 2).items():
-        write(tmp_path / "other" / "car" / "5dB" / f"{name}.wav", noisy**3)
+        write_sound(tmp_path / "other" / "car" / "5dB" / f"{name}.wav", noisy**3)
     out = tmp_path / "out"
     words = ["--clean", str(tmp_path / "clean"), "--enhanced", f"a={tmp_path / 'enhanced'}",
              f"b={tmp_path / 'other'}", "--out", str(out), "--jobs", "1"]  # fmt: skip
@@ -317,7 +312,7 @@ def test_enhanced_and_clean_files_alone(mixtures, tmp_path, capsys):
 def test_enhanced_folders_inside_the_clean_one(mixtures, tmp_path):
     for name, (clean, noisy) in some(mixtures, 2).items():
         for folder, samples in (("", clean), ("a", noisy), ("b", 0.5 * noisy)):
-            write(tmp_path / "c" / folder / f"{name}.wav", samples)
+            write_sound(tmp_path / "c" / folder / f"{name}.wav", samples)
     words = ["--clean", str(tmp_path / "c"), "--enhanced", f"a={tmp_path / 'c' / 'a'}",
              f"b={tmp_path / 'c' / 'b'}", "--metrics", "si_sdr", "--jobs", "1"]  # fmt: skip
     assert run.main([*words, "--out", str(tmp_path / "out")]) == 0
@@ -327,10 +322,12 @@ def test_enhanced_folders_inside_the_clean_one(mixtures, tmp_path):
 
 def test_files_that_are_numbered_pair_by_a_pattern(mixtures, tmp_path):
     for number, (clean, noisy) in enumerate(some(mixtures, 2).values()):
-        write(tmp_path / "clean" / f"clean_fileid_{number}.wav", clean)
-        write(tmp_path / "noisy" / f"book_{number}_snr5_tl-2{number}_fileid_{number}.wav", noisy)
-        write(tmp_path / "enh" / f"enhanced_fileid_{number}.wav", noisy)
-    write(tmp_path / "noisy" / "book_fileid_7.wav", np.ones(9000))
+        write_sound(tmp_path / "clean" / f"clean_fileid_{number}.wav", clean)
+        write_sound(
+            tmp_path / "noisy" / f"book_{number}_snr5_tl-2{number}_fileid_{number}.wav", noisy
+        )
+        write_sound(tmp_path / "enh" / f"enhanced_fileid_{number}.wav", noisy)
+    write_sound(tmp_path / "noisy" / "book_fileid_7.wav", np.ones(9000))
     words = ["--clean", str(tmp_path / "clean"), "--noisy", str(tmp_path / "noisy"), "--enhanced",
              f"x={tmp_path / 'enh'}", "--pair-by", r"fileid_(\d+)"]  # fmt: skip
     out = tmp_path / "out"

@@ -12,16 +12,9 @@ from speech.modelfile.spec import is_chain
 from speech.net.folding import fold_batch_normalization
 from speech.net.keras_models import build_model, layers_of
 from speech.net.timefrequency import TimeFrequencyConfig, build_time_frequency
+from tests.builders import shaken_model
 
 RNG = np.random.default_rng(7)
-
-
-def shaken(model):
-    """Gives every weight a value of its own, variances a positive one."""
-    for variable in model.weights:
-        low, high = (0.3, 2.0) if "variance" in variable.path else (-0.4, 0.6)
-        variable.assign(RNG.uniform(low, high, variable.shape))
-    return model
 
 
 def assert_same(model, folded, shape):
@@ -35,7 +28,7 @@ def classes(specs):
 
 
 def test_the_network_is_left_without_normalisation():
-    model = shaken(build_time_frequency(TimeFrequencyConfig(6, 5, (1, 2))))
+    model = shaken_model(build_time_frequency(TimeFrequencyConfig(6, 5, (1, 2))))
     before = layers_of(model)
     folded = fold_batch_normalization(before)
     assert "BatchNormalization" not in classes(folded)
@@ -63,7 +56,7 @@ def test_the_network_is_left_without_normalisation():
 def test_every_layer_with_a_kernel_takes_it_in(layer, shape, settings):
     layer = type(layer).from_config(layer.get_config())
     norms = [layers.BatchNormalization(epsilon=1e-3, **settings) for _ in range(2)]
-    model = shaken(keras.Sequential([keras.Input((None, *shape[1:])), layer, *norms]))
+    model = shaken_model(keras.Sequential([keras.Input((None, *shape[1:])), layer, *norms]))
     folded = fold_batch_normalization(layers_of(model))
     assert classes(folded) == ["InputLayer", type(layer).__name__]
     assert is_chain(folded)
@@ -72,7 +65,7 @@ def test_every_layer_with_a_kernel_takes_it_in(layer, shape, settings):
 
 
 def unchanged(model, shape):
-    before = layers_of(shaken(model))
+    before = layers_of(shaken_model(model))
     folded = fold_batch_normalization(before)
     assert classes(folded) == classes(before)
     assert_same(model, folded, shape)
@@ -123,7 +116,7 @@ def test_it_stays_where_no_finite_weights_would_come_out():
 def test_skips_read_the_layer_that_took_it_in():
     inputs = keras.Input((None, 4))
     hidden = layers.BatchNormalization(name="norm")(layers.Dense(4, name="dense")(inputs))
-    model = shaken(keras.Model(inputs, layers.Add(name="sum")([hidden, hidden])))
+    model = shaken_model(keras.Model(inputs, layers.Add(name="sum")([hidden, hidden])))
     folded = fold_batch_normalization(layers_of(model))
     assert folded[-1].inputs == ("dense", "dense")
     assert output_shapes(folded)["sum"] == (None, None, 4)

@@ -13,6 +13,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from speech.sound import audio
 from speech.sound.audio import AudioError, open_audio, read_audio, read_multichannel
+from tests.builders import patched
 from tests.reference.sphere import quantize
 
 NUM_SAMPLES = 6000
@@ -33,13 +34,6 @@ def content(samples, audio_format="WAV", subtype=None, **more):
     stream = io.BytesIO()
     soundfile.write(stream, samples, 16000, subtype, format=audio_format, **more)
     return stream.getvalue()
-
-
-def patched(data, *changes):
-    data = bytearray(data)
-    for place, value in changes:
-        data[place : place + len(value)] = value
-    return bytes(data)
 
 
 def little(value):

@@ -13,6 +13,7 @@ import pytest
 import soundfile
 
 from speech.modelfile import icse
+from speech.modelfile.read import read_model_file
 from tests import hostile
 from tests.hostile import hdf5_files, packed_files, sound_files
 from tests.hostile.__main__ import content_of
@@ -92,9 +93,9 @@ def test_what_the_attacks_start_from_is_accepted(tmp_path):
 def test_bytes_behind_the_end_change_nothing(tmp_path):
     """HDF5 says where it ends; what follows is not read. Packed files must end at their end."""
     path = hdf5_files.good(tmp_path)
-    before = content_of(hdf5_files.read_model_file(path))
+    before = content_of(read_model_file(path))
     path.write_bytes(path.read_bytes() + b"more")
-    assert content_of(hdf5_files.read_model_file(path)) == before
+    assert content_of(read_model_file(path)) == before
 
 
 @pytest.mark.parametrize(

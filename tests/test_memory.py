@@ -81,7 +81,7 @@ def test_a_wide_network_gets_short_blocks(tmp_path, monkeypatch, rng):
     run = enhancer._run
     monkeypatch.setattr(enhancer, "_run", lambda x, threads: seen.append(len(x)) or run(x, threads))
     monkeypatch.setattr(enhancer, "_num_bytes", lambda count: count * 4000)
-    monkeypatch.setattr(memory, "MAX_BYTES", 4000 * 30_000)
+    monkeypatch.setattr(net_enhancer, "MAX_BYTES", 4000 * 30_000)
     assert not enhancer.takes_whole(len(signal))
     assert_allclose(enhancer.enhance(signal), whole, atol=1e-5)  # pointwise, and no normalisation
     assert len(seen) > 1 and max(seen) <= 30_000

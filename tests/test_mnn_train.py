@@ -13,12 +13,15 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 import mnn.dae
 import mnn.experts
+import mnn.features
 import pruning.run
 from mnn import conditions, train
 from mnn.config import FitConfig, TrainConfig
 from mnn.expert_files import Place, open_expert
 from mnn.features import (
     Conventions,
+    Frames,
+    Pieces,
     conventions_of,
     inner_product,
     level,
@@ -30,8 +33,9 @@ from mnn.features import (
 from speech.base.checkpoint import CheckpointError, read_npz, write_npz
 from speech.base.files import sha256_of
 from speech.data.corpus import Noise, Pair, Utterance, bundled_noise, bundled_speech
+from speech.modelfile.h5 import write_model_file
 from speech.modelfile.read import read_model_file
-from speech.sound.stft import context_frames, stft
+from speech.sound.stft import context_frames, neighbour_indices, stft
 from speech.training.config import TrainingError
 from speech.training.request import DataOptions
 from tests.builders import make_speech, without_times
@@ -297,6 +301,10 @@ def test_an_error_that_is_not_finite_ends_the_run(make_frame_trainer):
         {"batch_size": 10**10},
         {"optimizer": "sgd"},
         {"learning_rate": 0.0},
+        {"learning_rate": float("nan")},
+        {"learning_rate": 1e6, "optimizer": "adam"},
+        {"learning_rate": 0.2},
+        {"learning_rate": 1e-8, "optimizer": "rprop"},
         {"patience": -1},
     ],
 )
@@ -448,3 +456,42 @@ def test_imports_and_help_need_no_tensorflow():
 
 def test_models_are_plain_keras(make_frame_trainer):
     assert isinstance(make_frame_trainer().model, keras.Sequential)
+
+
+def test_pieces_are_frames_in_order(rng):
+    inputs = rng.standard_normal((30, 4)).astype("f4")
+    lengths = np.array([11, 3, 16])
+    frames = Frames(inputs, 2 * inputs, neighbour_indices(lengths, 3), lengths)
+    pieces = Pieces.of(frames, 5)
+    assert pieces.starts.tolist() == [0, 5, 6, 14, 19, 24, 25]
+    given, targets = pieces.batch(np.array([2, 3]))
+    for place, start in enumerate((6, 14)):
+        expected = frames.batch(np.arange(start, start + 5))
+        assert_array_equal(given[place], expected[0])
+        assert_array_equal(targets[place], expected[1])
+    with pytest.raises(ValueError, match="no utterance has 17 frames.*the longest has 16"):
+        Pieces.of(frames, 17)
+
+
+def test_a_recurrent_expert_is_trained_and_trained_on(run, tmp_path, monkeypatch):
+    monkeypatch.setitem(mnn.experts.LSTM_NETS, "lstm", 5)
+    monkeypatch.setattr(mnn.features, "PIECE_FRAMES", 8)
+    out = tmp_path / "lstm.h5"
+    code, text, _ = run("expert", "--net", "lstm", "--optimizer", "adam", "--out", str(out))
+    assert code == 0 and "to train on" in text
+    file = read_model_file(out)
+    assert [layer.class_name for layer in file.layers][2] == "LSTM"
+    assert file.meta["context"] == 1 and file.meta["training"]["frames"][0] % 8 == 0
+    assert open_expert(out).kind == "mask"
+    layers = list(file.layers)
+    recurrent = layers[2].weights["recurrent_kernel"].copy()
+    recurrent[:, ::3] = 0
+    weights = {**layers[2].weights, "recurrent_kernel": recurrent}
+    layers[2] = replace(layers[2], weights=weights)
+    write_model_file(tmp_path / "holes.h5", layers, file.meta)
+    code, text, _ = run(
+        "expert", "--init", str(tmp_path / "holes.h5"), "--out", str(tmp_path / "more.h5")
+    )
+    assert code == 0 and "35 weights are zero and stay so" in text
+    found = read_model_file(tmp_path / "more.h5").layers[2].weights["recurrent_kernel"]
+    assert not found[:, ::3].any() and not np.array_equal(found, recurrent)

@@ -22,7 +22,7 @@ from speech.net.keras_models import build_model, load_model, save_model
 from speech.net.timefrequency import SIZES, TimeFrequencyConfig, build_time_frequency
 from speech.weights import main
 from tests import graph_files
-from tests.builders import assert_same
+from tests.builders import assert_same, shaken_model
 from tests.graph_files import META, convolution, small_graph, write_graph
 
 #: Keras' own saving in HDF5 warns under NumPy 2.
@@ -173,18 +173,10 @@ def test_files_of_the_network_are_lean(tmp_path):
 # Keras
 
 
-def shaken(model):
-    rng = np.random.default_rng(2)
-    for variable in model.weights:
-        low, high = (0.5, 2.0) if "variance" in variable.path else (-0.3, 0.4)
-        variable.assign(rng.uniform(low, high, variable.shape))
-    return model
-
-
 @LIBRARY
 def test_plain_keras_opens_the_network_and_agrees(tmp_path):
     config = TimeFrequencyConfig(5, 7, (1, 2))
-    model = shaken(build_time_frequency(config))
+    model = shaken_model(build_time_frequency(config))
     ours, theirs = tmp_path / "ours.h5", tmp_path / "theirs.h5"
     save_model(model, ours, config.meta())
     model.save(theirs, include_optimizer=False)

@@ -43,7 +43,7 @@ def test_an_epoch_can_be_taken_up_in_the_middle(source):
     whole = [batch.clean.tobytes() for batch in prefetched(data)]
     assert len(whole) == len(data) == 4
     assert [batch.clean.tobytes() for batch in prefetched(data, first=2)] == whole[2:]
-    assert [data[i][1].tobytes() for i in range(4)] == whole
+    assert [data.batch(i).clean.tobytes() for i in range(4)] == whole
 
 
 def test_snr_and_peaks_are_right(source, rng):

@@ -19,19 +19,16 @@ from mnn.expert_files import Expert, Place, folder_expert, open_expert
 from mnn.features import Conventions, level
 from mnn.pool import names_of, open_pool
 from mnn.scoring import needs_of
+from speech.base.files import sha256_of
+from speech.modelfile.read import read_model_file
 from speech.modelfile.spec import LayerSpec
 from speech.net.enhancer import Enhancer
 from speech.net.keras_models import save_model
 from speech.net.mask_enhancer import MaskEnhancer
 from speech.sound import blocks
 from speech.sound.stft import StftConfig, istft, stft
-from tests.builders import make_speech, write_mask_network
+from tests.builders import write_mask_network
 from tests.mnn_files import dense, write, write_dae, write_fcn, write_mask
-
-
-@pytest.fixture
-def noisy(rng):
-    return make_speech(rng, 9000).astype(np.float32)
 
 
 def heard(tmp_path, experts, noisy, **options):
@@ -57,6 +54,22 @@ def test_h5_and_packed_experts_are_alike(tmp_path, noisy):
         pair = [write_one(tmp_path / f"x{end}", **arguments) for end in (".h5", ".icse")]
         one, other = heard(tmp_path, [open_expert(path) for path in pair], noisy)
         assert_array_equal(one.signal, other.signal)
+
+
+@pytest.mark.parametrize("write_one", [write_fcn, write_mask_network, write_mask])
+def test_an_expert_is_read_once_so_that_its_sum_is_of_what_runs(tmp_path, monkeypatch, write_one):
+    path = tmp_path / "x.h5"
+    write_one(path, **{"shape": 0.5} if write_one is write_mask else {})
+    reads = []
+
+    def noted(name):
+        reads.append(name)
+        return read_model_file(name)
+
+    for module in ("mnn.expert_files", "speech.modelfile.read"):
+        monkeypatch.setattr(f"{module}.read_model_file", noted)
+    assert open_expert(path).sha256 == sha256_of(path)
+    assert reads == [path]
 
 
 @pytest.mark.parametrize(
@@ -151,7 +164,7 @@ def refused_files(tmp_path):
         (write(tmp_path / "wide.h5", wide, {}), "what does it take and give"),
         (write(tmp_path / "linear.h5", linear, {}), "what does it take and give"),
         (write(tmp_path / "sizes.h5", wide, mask), "takes 40 values"),
-        (write_fcn(tmp_path / "mask.h5", meta=mask), "not of Dense layers"),
+        (write_fcn(tmp_path / "mask.h5", meta=mask), "takes 1 values and gives 1"),
         (
             write_fcn(tmp_path / "kind.h5", meta={"kind": "music"}),
             "not one from waveform to waveform",

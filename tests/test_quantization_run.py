@@ -9,7 +9,7 @@ from numpy.testing import assert_array_equal
 
 from mnn.experts import build_expert
 from pruning import sparsity
-from quantization import accounting, budget, graphs, process, run
+from quantization import accounting, budget, calibration, graphs, process, run
 from quantization.config import QuantizationConfig
 from quantization.kmeans import Codebooks, cluster_layers, clustered_layers
 from quantization.plans import ByK, ByLambda
@@ -230,7 +230,7 @@ def test_tfmot_gets_the_network_as_it_is_and_the_centroids_of_kmeans(model, tmp_
         seen.update(layers=layers, codebooks=codebooks)
         return cluster_layers(layers, Codebooks(k=4))
 
-    monkeypatch.setattr("quantization.tfmot_bridge.cluster", cluster)
+    monkeypatch.setattr(process, "cluster", cluster)
     config = TrainingConfig(epochs=2, learning_rate=1e-3)
     how = Continuation(None, None, config, [], "none", {"kind": "waveform"})
     monkeypatch.setattr(process, "continuation", lambda *arguments: how)
@@ -540,6 +540,23 @@ def test_a_plan_does_not_change_but_returns_what_was_found(model, signals):
     assert said[0].startswith(f"lambda      {found.how.lam:.4g}: ")
     clustered, by_k = ByK(Codebooks(k=4))(layers)
     assert by_k.settings["k"] == 4 and not by_k.is_missed(clustered)
+
+
+@pytest.mark.parametrize("of_spectra", [False, True])
+def test_a_search_weighs_the_layers_of_a_network_once(of_spectra, request, monkeypatch):
+    names = ("spectral", "speech_like") if of_spectra else ("model", "signals")
+    path, inputs = map(request.getfixturevalue, names)
+    where = graphs if of_spectra else calibration
+    weigh, weighed, said = where.sensitivities, [], []
+    monkeypatch.setattr(
+        where, "sensitivities", lambda *given: weighed.append(given) or weigh(*given)
+    )
+    plan = ByLambda(
+        RateDistortion(), read_model_file(path).layers, inputs, lambda *_: 1, target_snr_db=17,
+        say=said.append,
+    )  # fmt: skip
+    plan(plan.original)
+    assert len(said) > 1 and len(weighed) == 1
 
 
 def test_an_error_counts_from_the_network_that_is_quantized(model, signals):

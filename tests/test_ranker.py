@@ -6,25 +6,19 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from mnn import ranker as module
 from mnn import ranking
-from mnn.dae import Autoencoder
 from mnn.degradations import Scene
 from mnn.features import level
 from mnn.ranker import HEARD, NUM_BANDS, STFT, Ranker, added_by_bands, build_ranker, heard
 from mnn.scoring import both, segment_bounds, tile_sums
 from speech.modelfile.read import read_model_file
 from tests.builders import make_speech
-from tests.mnn_files import ranker_layers, write_dae, write_mask, write_ranker
+from tests.mnn_files import ranker_layers, write_mask, write_ranker
 from tests.reference import ranker_oracle
 
 
 @pytest.fixture
-def dae(tmp_path):
-    return write_dae(tmp_path / "dae.h5")
-
-
-@pytest.fixture
-def ranker(tmp_path, dae):
-    return Ranker(write_ranker(tmp_path / "ranker.icse", dae), Autoencoder(dae))
+def ranker(tmp_path):
+    return Ranker(write_ranker(tmp_path / "ranker.icse"))
 
 
 @pytest.fixture
@@ -39,10 +33,10 @@ def part(inputs, name):
     return (inputs[..., place : place + NUM_BANDS] - 0.9) / 0.3
 
 
-def test_it_hears_energies_of_bands(dae, sounds):
+def test_it_hears_energies_of_bands(sounds):
     clean, noisy, estimates = sounds
-    inputs = heard(noisy, estimates, Autoencoder(dae), level(noisy))
-    assert inputs.shape == (3, STFT.num_frames(20000), 288) and inputs.dtype == np.float32
+    inputs = heard(noisy, estimates, level(noisy))
+    assert inputs.shape == (3, STFT.num_frames(20000), 240) and inputs.dtype == np.float32
     unit, mean = ranker_oracle.unit(noisy), np.mean(estimates, axis=0, dtype=np.float64)
     for row, estimate in zip(inputs, estimates, strict=True):
         for name, signal in {
@@ -52,18 +46,6 @@ def test_it_hears_energies_of_bands(dae, sounds):
             expected = ranker_oracle.heights(ranker_oracle.spectra(signal), unit)
             # The floor is 7 decades down, where float32 of a difference has little left.
             assert_allclose(part(row, name), expected, rtol=0, atol=0.02, err_msg=name)
-
-
-def test_it_hears_what_the_autoencoder_doubts(dae, sounds, monkeypatch):
-    _, noisy, estimates = sounds
-    judge = Autoencoder(dae)
-    monkeypatch.setattr(judge, "reconstruct", lambda frames: frames)
-    assert np.all(part(heard(noisy, estimates, judge, level(noisy)), "doubt") < -6.99)
-    monkeypatch.setattr(judge, "reconstruct", lambda frames: 0 * frames)
-    doubt = part(heard(noisy, estimates, judge, level(noisy)), "doubt")
-    # Of nothing given back, the doubt is the estimate itself, but for the longer frames.
-    energies = 10 ** part(heard(noisy, estimates, judge, level(noisy)), "estimate")
-    assert_allclose(np.sum(10**doubt) / np.sum(energies), 1, rtol=0.05)
 
 
 def test_neither_order_nor_a_common_gain_changes_the_errors(ranker, sounds):
@@ -103,17 +85,17 @@ def test_silence_is_judged(ranker):
     assert np.isfinite(ranker.errors(silence, [silence, silence])).all()
 
 
-def test_numpy_runs_what_keras_trains(tmp_path, dae, rng):
+def test_numpy_runs_what_keras_trains(tmp_path, rng):
     from speech.net.keras_models import save_model
 
     model = build_ranker(width=6, seed=3)
     for weight in model.weights:
         if weight.path.endswith("bias"):
             weight.assign(0.1 * rng.standard_normal(weight.shape))
-    save_model(model, tmp_path / "r.h5", module.ranker_conventions(Autoencoder(dae)))
-    ranker = Ranker(tmp_path / "r.h5", Autoencoder(dae))
+    save_model(model, tmp_path / "r.h5", module.ranker_conventions())
+    ranker = Ranker(tmp_path / "r.h5")
     assert ranker.halo == 15
-    inputs = rng.standard_normal((40, 288)).astype(np.float32)
+    inputs = rng.standard_normal((40, 240)).astype(np.float32)
     expected = np.asarray(model(inputs[None]))[0]
     assert_allclose(ranker._run(inputs), expected, rtol=1e-4, atol=1e-5)
 
@@ -165,30 +147,29 @@ def test_both_costs_are_a_geometric_mean():
     "change, reason",
     [
         ({"kind": "autoencoder"}, "kind 'autoencoder', expected 'ranker'"),
-        ({"autoencoder_sha256": "0" * 64}, "autoencoder_sha256 '000"),
         ({"heard": ["mixture"]}, "heard"),
         ({"stft": {"frame": 1024, "hop": 256, "window": "hann"}}, "stft"),
     ],
 )
-def test_files_of_other_conventions_are_refused(tmp_path, dae, change, reason):
-    path = write_ranker(tmp_path / "r.h5", dae, **change)
+def test_files_of_other_conventions_are_refused(tmp_path, change, reason):
+    path = write_ranker(tmp_path / "r.h5", **change)
     with pytest.raises(ValueError, match=reason):
-        Ranker(path, Autoencoder(dae))
+        Ranker(path)
 
 
-def test_files_that_are_no_rankers_are_refused(tmp_path, dae, rng):
+def test_files_that_are_no_rankers_are_refused(tmp_path, rng):
     layers = ranker_layers(rng)
     even = [layer for layer in layers if layer.class_name != "LeakyReLU"]
     narrow = (*layers[:-1], layers[-2], layers[-1])[:-2]
     for number, (chosen, reason) in enumerate(
-        ((narrow, "is no ranker"), (even[:1] + even[2:], "288|is no ranker"))
+        ((narrow, "is no ranker"), (even[:1] + even[2:], "240|is no ranker"))
     ):
         path = tmp_path / f"{number}.h5"
         with pytest.raises(ValueError, match=reason):
-            Ranker(write_ranker(path, dae, layers=tuple(chosen)), Autoencoder(dae))
+            Ranker(write_ranker(path, layers=tuple(chosen)))
     mask = write_mask(tmp_path / "mask.h5", 1.0)
     with pytest.raises(ValueError, match="expected 'ranker'"):
-        Ranker(mask, Autoencoder(dae))
+        Ranker(mask)
 
 
 # --------------------------------------------------------------------------------------------
@@ -202,10 +183,10 @@ def scene(rng, count=3):
     return Scene(clean, clean + noise, np.stack(estimates))
 
 
-def test_targets_are_the_true_errors(dae, rng):
+def test_targets_are_the_true_errors(rng):
     shown = scene(rng)
-    inputs, targets = ranking.example(shown, Autoencoder(dae))
-    assert inputs.shape == (4, 176, 288) and targets.shape == (4, ranking.num_targets())
+    inputs, targets = ranking.example(shown)
+    assert inputs.shape == (4, 176, 240) and targets.shape == (4, ranking.num_targets())
     noise = shown.noisy - shown.clean
     whole_db = 20 * np.log10(np.std(shown.clean) / np.std(noise))
     assert_allclose(targets[:3, 0], whole_db + 20 * np.log10([10, 2, 1]), atol=0.3)
@@ -216,9 +197,9 @@ def test_targets_are_the_true_errors(dae, rng):
     assert_allclose(table, expected[again][:, again], rtol=2e-3, atol=1e-6)
 
 
-def test_the_loss_is_that_of_the_words(dae, rng):
+def test_the_loss_is_that_of_the_words(rng):
     shown = [scene(rng), scene(rng, 2)]
-    targets = np.concatenate([ranking.example(each, Autoencoder(dae))[1] for each in shown])
+    targets = np.concatenate([ranking.example(each)[1] for each in shown])
     logs = rng.normal(-3, 1, (8, 176, 16)).astype(np.float32)
     expected = []
     for own, row in zip(targets.reshape(2, 4, -1), logs.reshape(2, 4, 176, 16), strict=True):
@@ -228,8 +209,8 @@ def test_the_loss_is_that_of_the_words(dae, rng):
     assert_allclose(float(ranking.rank_loss(targets, logs)), expected, rtol=1e-4)
 
 
-def test_the_truth_has_a_smaller_loss_than_anything_else(dae, rng):
-    targets = ranking.example(scene(rng), Autoencoder(dae))[1]
+def test_the_truth_has_a_smaller_loss_than_anything_else(rng):
+    targets = ranking.example(scene(rng))[1]
     table = targets[:, 1:].reshape(4, 4, 11, 16)
     true = np.log(np.stack([table[i, i] for i in range(4)]) / 16 + 1e-6)
     logs = np.repeat(true, 16, axis=1).astype(np.float32)
@@ -239,12 +220,12 @@ def test_the_truth_has_a_smaller_loss_than_anything_else(dae, rng):
     assert float(ranking.rank_loss(targets, logs[::-1].copy())) > least
 
 
-def test_the_command_trains_and_goes_on(timit, noises, dae, tmp_path, monkeypatch, capsys):
+def test_the_command_trains_and_goes_on(timit, noises, tmp_path, monkeypatch, capsys):
     from mnn.train import main
 
     monkeypatch.setattr(ranking, "NUM_PUPILS", 2)
     words = [
-        "ranker", "--dae", dae, "--timit", timit, "--noise", noises, "--scenes", "6",
+        "ranker", "--timit", timit, "--noise", noises, "--scenes", "6",
         "--iterations", "4", "--batch-size", "2", "--validate-every", "2", "--gpu", "-1",
     ]  # fmt: skip
     for name in ("one", "two"):
@@ -254,20 +235,17 @@ def test_the_command_trains_and_goes_on(timit, noises, dae, tmp_path, monkeypatc
     for layer, other in zip(one.layers, two.layers, strict=True):
         for name, array in layer.weights.items():
             assert_array_equal(array, other.weights[name])
-    Ranker(tmp_path / "one.h5", Autoencoder(dae))
+    Ranker(tmp_path / "one.h5")
     assert main([*map(str, words), "--out", str(tmp_path / "one.h5")]) == 0
     assert "done" in capsys.readouterr().out
-    with pytest.raises(SystemExit, match="2"):
-        main(["ranker", "--out", str(tmp_path / "x.h5")])
-    assert "--dae" in capsys.readouterr().err
 
 
-def test_scenes_are_the_same_for_any_number_of_processes(dae, rng, monkeypatch):
+def test_scenes_are_the_same_for_any_number_of_processes(rng, monkeypatch):
     monkeypatch.setattr(ranking, "CHUNK", 2)
     monkeypatch.setattr(ranking, "NUM_PUPILS", 1)
     speakers = [[make_speech(rng, 30000)], [make_speech(rng, 60000)]]
     one, other, third = (
-        ranking.Scenes(speakers, Autoencoder(dae), 3, [seed, 0], num_jobs=jobs)
+        ranking.Scenes(speakers, 3, [seed, 0], num_jobs=jobs)
         for seed, jobs in ((5, 1), (5, 1), (6, 1))
     )
     for mine, yours in zip(one.batch(np.arange(3)), other.batch(np.arange(3)), strict=True):

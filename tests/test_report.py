@@ -18,6 +18,7 @@ import soundfile
 from eval import clips, report, runfiles, testsets, views
 from eval.figures import Picture, plain
 from tests import report_files as files
+from tests.builders import BROWSER, needs_browser, wait_in, write_sound
 
 pytest.importorskip("jinja2")
 
@@ -279,7 +280,7 @@ def test_a_selection_belongs_to_its_own_files_only(tmp_path):
     same = files.selection_run(tmp_path / "same", demo, [PICKED])
     other = files.selection_run(tmp_path / "other", demo, [PICKED])
     rng = np.random.default_rng(5)
-    files.write(other / "noisy" / PICKED, rng.standard_normal(16000))  # same name, other sound
+    write_sound(other / "noisy" / PICKED, rng.standard_normal(16000))  # same name, other sound
     runs = runfiles.read_runs([demo, same, other])
     sets = testsets.join_runs(runs, None, None)
     assert len(sets) == 2
@@ -293,7 +294,7 @@ def test_choices_of_files_that_no_run_has_scored_are_heard_too(tmp_path):
     others = ["rain/S1/0db/U1.wav", "rain/S1/0db/U2.wav"]
     run = files.selection_run(tmp_path / "select", demo, [PICKED, *others])
     for name in others:
-        files.write(run / "noisy" / name, np.random.default_rng(5).standard_normal(16000))
+        write_sound(run / "noisy" / name, np.random.default_rng(5).standard_normal(16000))
     sets = testsets.join_runs(runfiles.read_runs([demo, run]), None, None)
     assert [list(own.choices) for own in sets] == [[PICKED], others]
     assert list(sets[1].pairs) == others and not sets[1].notes
@@ -324,7 +325,7 @@ def test_the_same_system_is_listed_once(tmp_path):
 def test_a_table_names_no_file_outside_its_folders(tmp_path):
     demo = files.training_run(tmp_path / "demo")
     secret = "../../secret.wav"
-    files.write(tmp_path / "secret.wav", np.ones(16000))
+    write_sound(tmp_path / "secret.wav", np.ones(16000))
     table = [
         row | {"name": row["name"].replace(PICKED, secret)} for row in files.rows(["enhanced"])
     ]
@@ -449,20 +450,6 @@ def test_a_missing_package_is_said(folders, tmp_path, capsys, monkeypatch):
 # A real browser
 
 
-def browser_path():
-    found = (shutil.which(name) for name in ("chromium", "chromium-browser", "google-chrome"))
-    return next((path for path in found if path), None)
-
-
-def wait(tab, expression):
-    """Waits for a condition; playwright's own way of it is what the page's policy forbids."""
-    for _ in range(1200):
-        if tab.evaluate(expression):
-            return
-        tab.wait_for_timeout(50)
-    pytest.fail(f"never became true: {expression}")
-
-
 @contextlib.contextmanager
 def opened(page, **options):
     """Yields (browser page, what went wrong)."""
@@ -471,7 +458,7 @@ def opened(page, **options):
     troubles = []
     with sync_playwright() as player:
         browser = player.chromium.launch(
-            executable_path=browser_path(),
+            executable_path=BROWSER,
             args=["--no-sandbox", "--autoplay-policy=no-user-gesture-required"],
         )
         tab = browser.new_context(**options).new_page()
@@ -487,19 +474,19 @@ def opened(page, **options):
         browser.close()
 
 
-@pytest.mark.skipif(browser_path() is None, reason="no Chromium is here")
+@needs_browser
 def test_in_a_browser(page):
     pytest.importorskip("playwright")
     with opened(page, viewport={"width": 390, "height": 800}, color_scheme="dark") as found:
         tab, troubles = found
-        wait(tab, "[...document.querySelectorAll('audio')].every(a => a.duration > 0)")
+        wait_in(tab, "[...document.querySelectorAll('audio')].every(a => a.duration > 0)")
         durations = tab.evaluate("[...document.querySelectorAll('audio')].map(a => a.duration)")
         assert durations == pytest.approx([1.0] * len(durations), abs=1e-3)
         assert tab.evaluate("document.documentElement.scrollWidth") <= 390
         assert tab.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(14, 18, 23)"
         loaded = "[...document.querySelectorAll('img')].every(i => i.naturalWidth > 0)"
         tab.evaluate("document.querySelectorAll('details').forEach(d => { d.open = true; })")
-        wait(tab, loaded)
+        wait_in(tab, loaded)
 
         heading = tab.locator("table thead th").filter(has_text="PESQ-WB").first
         cells = "t => [...t.tBodies[0].rows].map(r => Number(r.cells[COLUMN].dataset.v))"
@@ -515,9 +502,9 @@ def test_in_a_browser(page):
 
         # The table goes on to the right, and shows that until one is there.
         first = "document.querySelector('.scroll')"
-        wait(tab, f"{first}.classList.contains('goes-on')")
+        wait_in(tab, f"{first}.classList.contains('goes-on')")
         tab.evaluate(f"{first}.scrollLeft = 9999")
-        wait(tab, f"!{first}.classList.contains('goes-on')")
+        wait_in(tab, f"!{first}.classList.contains('goes-on')")
         left = "document.querySelector('thead th').getBoundingClientRect().left"
         assert tab.evaluate(f"{left} == {first}.getBoundingClientRect().left")
 
@@ -526,7 +513,7 @@ def test_in_a_browser(page):
             "() => { const [a, b] = document.querySelectorAll('audio');"
             "a.currentTime = 0.5; return a.play().then(() => b.play()); }"
         )
-        wait(
+        wait_in(
             tab,
             "(() => { const [a, b] = document.querySelectorAll('audio');"
             "return a.paused && b.currentTime > 0.5; })()",
@@ -535,7 +522,7 @@ def test_in_a_browser(page):
         assert not troubles
 
 
-@pytest.mark.skipif(browser_path() is None, reason="no Chromium is here")
+@needs_browser
 def test_the_browser_test_sees_trouble(page, tmp_path):
     pytest.importorskip("playwright")
     broken = tmp_path / "broken.html"

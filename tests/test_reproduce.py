@@ -547,7 +547,7 @@ def make_cost(setting):
         name = command.__name__.split(".")[-1]
         models = [str(ROOT / reproduce_steps.BASELINE), str(ROOT / reproduce_steps.SMALLEST)]
         assert command.main([*models, "--json", str(folder / f"{name}.json")]) == 0
-    shutil.copy(ROOT / "benchmarks/results/inference.json", folder / "inference.json")
+    shutil.copy(ROOT / "results/cost/inference.json", folder / "inference.json")
 
 
 def make_rooms(setting):

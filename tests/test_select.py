@@ -12,7 +12,6 @@ import soundfile
 from numpy.testing import assert_allclose, assert_array_equal
 
 from mnn import select
-from mnn.dae import Autoencoder
 from mnn.ranker import Ranker
 from mnn.select import main
 from tests.builders import make_speech
@@ -139,11 +138,11 @@ def test_ways_to_choose(run, noisy, words):
 )
 @pytest.mark.parametrize("judge", ["ranker", "both"])
 def test_a_ranker_judges(run, pool, noisy, tmp_path, judge, words):
-    ranker = write_ranker(tmp_path / "ranker.icse", tmp_path / "pool" / "dae.h5")
+    ranker = write_ranker(tmp_path / "ranker.icse")
     words = [*words, "--judge", judge, "--ranker", ranker]
     code, report, output = run(*words, noisy)
     assert code == 0 and report["judge"] == judge and str(ranker) in output.out
-    assert report["ranker"]["sha256"] == Ranker(ranker, Autoencoder(dae_of(tmp_path))).file.sha256
+    assert report["ranker"]["sha256"] == Ranker(ranker).file.sha256
     for row in report["files"]:
         assert all(score > 0 for score in row["scores"].values())
         found, _ = soundfile.read(row["output"], always_2d=True)
@@ -152,12 +151,8 @@ def test_a_ranker_judges(run, pool, noisy, tmp_path, judge, words):
     assert [row["pick"] for row in report["files"]] == [row["pick"] for row in turned["files"]]
 
 
-def dae_of(tmp_path):
-    return tmp_path / "pool" / "dae.h5"
-
-
 def test_copies_choose_by_the_ranker_too(run, pool, noisy, tmp_path):
-    ranker = write_ranker(tmp_path / "ranker.icse", dae_of(tmp_path))
+    ranker = write_ranker(tmp_path / "ranker.icse")
     for words in ([], ["--combine", "bands"]):
         code, report, _ = run(
             noisy,

@@ -17,7 +17,7 @@ from speech import stream as command
 from speech.net.enhancer import BASELINE_MODEL, DEFAULT_MODEL, Enhancer
 from speech.net.live import Live, decoded, encoded
 from speech.net.streaming import Stream
-from tests.builders import make_speech, write_mask_network
+from tests.builders import write_mask_network
 
 ROOT = Path(__file__).parent.parent
 
@@ -25,11 +25,6 @@ ROOT = Path(__file__).parent.parent
 @pytest.fixture(scope="module")
 def path(tmp_path_factory):
     return write_mask_network(tmp_path_factory.mktemp("net") / "tiny.icse").path
-
-
-@pytest.fixture
-def noisy(rng):
-    return make_speech(rng, 9000).astype(np.float32)
 
 
 def pipe(data, *arguments):

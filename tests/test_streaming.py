@@ -14,12 +14,12 @@ from speech.modelfile.read import read_model_file
 from speech.modelfile.spec import ModelFileError
 from speech.net import blockconv
 from speech.net.enhancer import BASELINE_MODEL, DEFAULT_MODEL, Enhancer
-from speech.net.plan import plan_of
+from speech.net.plan import array_floats, plan_of
 from speech.net.streaming import Stream
 from speech.net.timefrequency import SIZES, TimeFrequencyConfig
 from speech.sound.audio import read_audio
 from speech.sound.stft import StftConfig
-from tests.builders import conv2d, graph, make_speech, mask_layers, write_mask_network
+from tests.builders import assert_near, conv2d, graph, mask_layers, write_mask_network
 from tests.reference import timefrequency_oracle
 from tests.strange_networks import STRANGE, model_of
 
@@ -46,18 +46,9 @@ def stream(file, engine):
     return stream
 
 
-@pytest.fixture
-def noisy(rng):
-    return make_speech(rng, 9000).astype(np.float32)
-
-
 def in_blocks(stream, signal, size):
     parts = [stream.push(signal[at : at + size]) for at in range(0, len(signal), size)]
     return np.concatenate([*parts, stream.flush()])
-
-
-def assert_near(found, expected, tolerance=1e-5):
-    assert_allclose(found, expected, rtol=0, atol=tolerance * np.abs(expected).max())
 
 
 # --------------------------------------------------------------------------------------------
@@ -148,6 +139,20 @@ def test_streams_of_one_plan_do_not_meddle(file, engine, noisy):
     for own, sign in zip(parts, (1, -1), strict=True):
         alone.reset()
         assert_array_equal(np.concatenate(own), alone.push(sign * noisy[:6000]))
+
+
+@pytest.mark.skipif(not blockconv.is_available(), reason="needs a C compiler")
+def test_streams_of_one_plan_share_its_kernels():
+    one = Stream(DEFAULT_MODEL)
+    own = 4 * (one.plan.tensor_floats + array_floats(one.plan.conventions))
+    tracemalloc.start()
+    try:
+        other = Stream(one.plan)
+        taken = tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+    kernels = sum(layer.kernel.nbytes for layer in other.plan.layers if layer.kernel is not None)
+    assert own <= taken < own + kernels / 4
 
 
 def test_memory_does_not_grow_with_the_signal(stream, noisy):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
-from eval import sweep
+from eval import cost, sweep
 from eval.cost import cost_of
 from eval.scoring import json_ready
 from eval.systems import bundled_pairs
@@ -72,8 +72,8 @@ def test_a_row_for_the_noisy_files_and_each_model(finished):
     assert {row["n"] for row in table} == {3} and base["unscored"] == 0
     assert math.isnan(noisy["file_bytes"]) and base["file_percent"] == 100
     assert base["file_bytes"] == points[0].path.stat().st_size
-    cost = cost_of(points[1].path, codebook_size=4)
-    assert k4["paper_size_percent"] == pytest.approx(cost.paper_size_percent)
+    found = cost_of(points[1].path, codebook_size=4)
+    assert k4["paper_size_percent"] == pytest.approx(found.paper_size_percent)
     assert (k4["theta"], k4["k"], base["k"]) == (0.65, 4, None)
     assert base["pesq_wb_diff"] == base["stoi_diff_low"] == 0
     with open(out / "scores.csv", encoding="utf-8") as stream:
@@ -128,6 +128,21 @@ def test_a_bad_model_is_refused_before_anything_is_scored(finished, tmp_path, mo
         sweep.sweep([], pairs, tmp_path / "out")
     with pytest.raises(ValueError, match="no test files"):
         sweep.sweep(points, [], tmp_path / "out")
+
+
+def test_each_model_is_counted_once(finished, monkeypatch):
+    points, pairs, out, _ = finished
+    count, counted = cost.cost_of, []
+
+    def noted(source, **arguments):
+        counted.append(source)
+        return count(source, **arguments)
+
+    for module in (cost, sweep):
+        monkeypatch.setattr(module, "cost_of", noted, raising=False)
+    monkeypatch.setattr(sweep, "draw", lambda *_: None)
+    sweep.sweep(points, pairs, out, num_jobs=1)
+    assert counted == [point.path for point in points]
 
 
 def test_a_file_without_a_score_is_left_out_for_all():

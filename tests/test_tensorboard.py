@@ -61,7 +61,7 @@ class Halved:
 def test_what_is_written_is_read_back(loaded, pairs, tmp_path, monkeypatch):
     from PIL import Image
 
-    monkeypatch.setattr("speech.net.enhancer.Enhancer", Halved)
+    monkeypatch.setattr(tensorboard, "Enhancer", Halved)
     folder = tmp_path / "board"
     log = tensorboard.TensorBoardLog(folder, pairs, tmp_path / "last.h5", num_epochs=6)
     history = []

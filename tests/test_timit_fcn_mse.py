@@ -17,7 +17,8 @@ import soundfile
 import timit_fcn_mse
 from speech.base.files import sha256_of
 from speech.data import corpus
-from speech.net.keras_models import load_model, load_model_and_meta
+from speech.modelfile.read import read_model_file
+from speech.net.keras_models import load_model
 from speech.prepare import main as prepare
 from speech.sound.augment import Augmentation
 from speech.training.common_options import check_data_options
@@ -146,7 +147,8 @@ def test_the_best_recipe_and_fine_tuning_run(timit, noises, tmp_path, capsys):
     tuned = tmp_path / "tuned"
     start = ["--init", str(out / "model.h5"), "--learning-rate", "1e-12"]
     assert timit_fcn_mse.main([*options, *start, "--out", str(tuned)]) == 0
-    model, meta = load_model_and_meta(tuned / "model.h5")
+    model = load_model(tuned / "model.h5")
+    meta = read_model_file(tuned / "model.h5").meta
     assert meta["training"]["init"] == sha256_of(out / "model.h5")
     for one, other in zip(
         model.get_weights(), load_model(out / "model.h5").get_weights(), strict=True

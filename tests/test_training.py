@@ -11,8 +11,9 @@ from numpy.testing import assert_allclose
 
 from speech.base.checkpoint import CheckpointError, read_npz, write_npz
 from speech.base.files import held
+from speech.modelfile.read import read_model_file
 from speech.net.fcn import FCNConfig
-from speech.net.keras_models import load_model, load_model_and_meta
+from speech.net.keras_models import load_model
 from speech.sound.augment import Augmentation
 from speech.training.config import TrainingConfig, TrainingError
 from tests.builders import without_times
@@ -139,7 +140,8 @@ def test_the_best_model_is_kept_and_described(make_trainer, tmp_path):
     trainer = make_trainer(meta={"kind": "waveform", "sample_rate_hz": 16000})
     history = trainer.run().history
     best = min(row["validation_loss"] for row in history)
-    model, meta = load_model_and_meta(tmp_path / "run" / "model.h5")
+    model = load_model(tmp_path / "run" / "model.h5")
+    meta = read_model_file(tmp_path / "run" / "model.h5").meta
     assert meta["kind"] == "waveform"
     assert meta["training"]["validation_loss"] == best
     for one, other in zip(model.get_weights(), trainer.network.get_weights(), strict=True):
@@ -342,7 +344,8 @@ def test_a_budget_ends_the_run_and_its_share_is_the_progress(clocked, tmp_path):
     assert_allclose(rates[2:], cosine[2:], rtol=1e-6, atol=0)
     folder = tmp_path / "run"
     assert not (folder / "last.h5").exists()
-    model, meta = load_model_and_meta(folder / "model.h5")
+    model = load_model(folder / "model.h5")
+    meta = read_model_file(folder / "model.h5").meta
     assert same_weights(model.get_weights(), state.average)
     assert same_weights(model.get_weights(), trainer.network.get_weights())
     assert meta["training"]["steps_done"] == 18
@@ -370,7 +373,8 @@ def test_a_run_that_is_stopped_in_every_way_ends_like_an_unbroken_one(clocked, t
         stopped.run()
     assert end.value.code == 143
     assert signal.getsignal(signal.SIGTERM) == heard[signal.SIGTERM]
-    model, meta = load_model_and_meta(tmp_path / "run" / "model.h5")
+    model = load_model(tmp_path / "run" / "model.h5")
+    meta = read_model_file(tmp_path / "run" / "model.h5").meta
     assert same_weights(model.get_weights(), stopped.state.average)
     assert meta["training"]["steps_done"] == 3 and meta["training"]["validation_loss"] is None
 
@@ -390,7 +394,7 @@ def test_a_run_that_is_stopped_in_every_way_ends_like_an_unbroken_one(clocked, t
     broken.checkpoint_seconds = 0.0
     with pytest.raises(Stop):
         broken.run()
-    meta = load_model_and_meta(tmp_path / "run" / "model.h5")[1]
+    meta = read_model_file(tmp_path / "run" / "model.h5").meta
     assert meta["training"]["steps_done"] == 10
     clocked.steps = 10
 

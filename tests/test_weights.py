@@ -14,7 +14,7 @@ from speech.modelfile.read import read_model_file
 from speech.modelfile.rules import LAYER_RULES, LayerRule
 from speech.modelfile.spec import ModelFileError
 from speech.net.fcn import FCNConfig, build_fcn
-from speech.net.keras_models import load_model, load_model_and_meta, save_model
+from speech.net.keras_models import load_model, save_model
 from speech.weights import import_keras1, main
 from tests.builders import write_mask_network
 from tests.reference import keras1_files
@@ -64,7 +64,8 @@ def test_round_trip_is_exact_and_keeps_the_meta(tmp_path):
     model = with_random_weights(small_fcn())
     meta = {"kind": "waveform", "sample_rate_hz": 16_000, "training": {"epochs": 3}}
     save_model(model, tmp_path / "model.h5", meta)
-    loaded, loaded_meta = load_model_and_meta(tmp_path / "model.h5")
+    loaded = load_model(tmp_path / "model.h5")
+    loaded_meta = read_model_file(tmp_path / "model.h5").meta
     assert loaded_meta == meta
     assert [layer.name for layer in loaded.layers] == [layer.name for layer in model.layers]
     assert_same_model(model, loaded)
@@ -143,7 +144,8 @@ def test_files_written_by_keras_load(functional, tmp_path):
     if functional:
         model = keras.Model(model.inputs[0], model.outputs[0])
     model.save(tmp_path / "keras.h5")
-    loaded, meta = load_model_and_meta(tmp_path / "keras.h5")
+    loaded = load_model(tmp_path / "keras.h5")
+    meta = read_model_file(tmp_path / "keras.h5").meta
     assert meta == {}
     assert_same_model(model, loaded)
 
@@ -216,7 +218,8 @@ def test_imported_pair_agrees_with_the_oracle(with_json, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "300,931" in printed
     assert "running statistics are not used" in printed
-    model, meta = load_model_and_meta(out)
+    model = load_model(out)
+    meta = read_model_file(out).meta
     assert meta["kind"] == "waveform"
     assert meta["sample_rate_hz"] == 16_000
     assert set(meta["imported_from"]) == {file.name for file in files}

@@ -23,9 +23,11 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any, TextIO, TypeGuard, TypeVar
 
+from speech.base.lazy import joblib, load, tqdm
 from speech.base.words import MOST, shown
 
 T = TypeVar("T")
@@ -250,9 +252,7 @@ class _StderrHandler(logging.Handler):
     """Writes to the ``sys.stderr`` of the moment, without tearing a progress bar."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        from tqdm import tqdm
-
-        tqdm.write(shown(self.format(record), MAX_LINE), file=terminal())
+        tqdm.tqdm.write(shown(self.format(record), MAX_LINE), file=terminal())
 
 
 def say(line: str) -> None:
@@ -262,9 +262,9 @@ def say(line: str) -> None:
 
 def progress(items: Iterable[T], *, total: int | None = None, label: str = "") -> Iterable[T]:
     """Iterates over ``items`` with a progress bar on stderr, if that is a terminal."""
-    from tqdm import tqdm
-
-    return tqdm(items, total=total, desc=shown(label), file=terminal(), disable=None, leave=False)
+    return tqdm.tqdm(
+        items, total=total, desc=shown(label), file=terminal(), disable=None, leave=False
+    )
 
 
 def finite_number(text: str) -> float:
@@ -396,14 +396,10 @@ def without_ctrl_c() -> Iterator[None]:
 
 def in_processes(tasks: Iterable[Any], num_jobs: int) -> Iterable[Any]:
     """Runs ``joblib.delayed`` calls side by side; yields their results in their order."""
-    from multiprocessing import resource_tracker
-
-    import joblib
-    from joblib.externals.loky.backend import resource_tracker as joblib_tracker
-
+    load(joblib)
     with only_our_modules():
         if num_jobs != 1 and hasattr(signal, "pthread_sigmask"):
-            for tracker in (resource_tracker, joblib_tracker):
+            for tracker in (resource_tracker, joblib.externals.loky.backend.resource_tracker):
                 tracker.ensure_running()  # its start, if inside, would let Ctrl-C through again
         with without_ctrl_c():  # the processes start here; the results are waited for outside
             # joblib's own would live on for minutes if this process were killed.
@@ -411,6 +407,12 @@ def in_processes(tasks: Iterable[Any], num_jobs: int) -> Iterable[Any]:
             return joblib.Parallel(
                 n_jobs=num_jobs, return_as="generator", **(how if num_jobs != 1 else {})
             )(tasks)
+
+
+def check_folder(out: Path) -> None:
+    """Raises ValueError if a folder is to be written where a file stands."""
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"{out}: is not a folder; choose another --out")
 
 
 def check_out(out: Path, inputs: Iterable[Path | None], filled: Iterable[Path | None] = ()) -> None:
@@ -458,6 +460,15 @@ JSON: dict[str, Any] = {
     "type": json_file,
     "metavar": "FILE",
     "help": "also write the results to FILE as JSON",
+}
+GPU: dict[str, Any] = {
+    "default": "0",
+    "metavar": "LIST",
+    "help": "run on this GPU: 0 (default), or -1 for the CPU",
+}
+#: Of commands that share each training step among several.
+GPUS: dict[str, Any] = GPU | {
+    "help": "run on this GPU: 0 (default), several as 0,1 to share each step, or -1 for the CPU",
 }
 JOBS: dict[str, Any] = {
     "type": num_jobs,

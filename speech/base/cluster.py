@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from speech.base import cli
+from speech.base.lazy import asyncio, cryptography, dask, distributed, joblib, load
 
 #: What stands for a cluster of processes on this machine.
 LOCAL = "local"
@@ -103,7 +104,7 @@ def connected(address: str | None, num_workers: int = -1) -> Iterator[Cluster | 
         yield None
         return
     try:
-        from distributed import Client, LocalCluster
+        load(distributed)
     except ImportError:
         raise ValueError(
             "Dask is not installed; run: pip install 'dask[distributed]', or leave --dask out"
@@ -112,14 +113,11 @@ def connected(address: str | None, num_workers: int = -1) -> Iterator[Cluster | 
         stack.enter_context(_silence())
         target: Any = address
         if address == LOCAL:
-            import dask
-            import joblib
-
             _require_cryptography()
             stack.enter_context(dask.config.set(LOCAL_SETTINGS))
             stack.enter_context(cli.only_our_modules())
             target = stack.enter_context(
-                LocalCluster(
+                distributed.LocalCluster(
                     n_workers=joblib.cpu_count() if num_workers < 1 else num_workers,
                     threads_per_worker=1,
                     # Without an address Dask serves HTTP to the whole network, at port 8787.
@@ -133,14 +131,16 @@ def connected(address: str | None, num_workers: int = -1) -> Iterator[Cluster | 
             )
         else:
             _check_address(address)
-        client = stack.enter_context(Client(target, timeout=TIMEOUT_S, set_as_default=False))
+        client = stack.enter_context(
+            distributed.Client(target, timeout=TIMEOUT_S, set_as_default=False)
+        )
         yield Cluster(client, address)
 
 
 def _require_cryptography() -> None:
     """Raises ValueError where Dask can't make keys for its processes."""
     try:
-        import cryptography  # noqa: F401
+        load(cryptography)
     except ImportError:
         raise ValueError(
             "cryptography is not installed, without which every user of this machine could run "
@@ -164,14 +164,10 @@ def _silence() -> Iterator[None]:
 
 def _check_address(address: str) -> None:
     """Raises ValueError unless a scheduler answers; `Client` alone may wait for ever."""
-    import asyncio
-
-    from distributed.core import rpc
-    from distributed.security import Security
 
     async def ask() -> str:
-        arguments = Security().get_connection_args("client")
-        async with rpc(address, connection_args=arguments) as other:
+        arguments = distributed.security.Security().get_connection_args("client")
+        async with distributed.core.rpc(address, connection_args=arguments) as other:
             return (await other.identity())["type"]
 
     async def ask_in_time() -> str:
@@ -246,19 +242,16 @@ class Cluster:
         self, function: Callable[..., Any], waiting: Iterator[tuple[int, tuple]], total: int
     ) -> Iterator[tuple[tuple[int, tuple], Any]]:
         """Yields ((place, call), result or `Failed`) of each (place, call)."""
-        from distributed import as_completed
 
         # Sent by value, as all local functions are: a worker that lacks the package then fails at
         # the task, while a message that it can't read would throw it out of the cluster.
         def work(packed: bytes) -> list[Any]:
-            import pickle
-
             function, calls = pickle.loads(packed)
             return [function(*call) for call in calls]
 
         def follow(futures: Iterable[Any]) -> Any:
             loop = self._client.loop
-            return as_completed(futures, loop, with_results=True, raise_errors=False)
+            return distributed.as_completed(futures, loop, with_results=True, raise_errors=False)
 
         running: dict[Any, list[tuple[int, tuple]]] = {}
         finished, last_s = follow(running), time.monotonic()
@@ -296,14 +289,12 @@ class Cluster:
                 task was cancelled. The state of a task says less: it may change again.
             size: Number of calls in the task.
         """
-        from distributed import KilledWorker
-
         if isinstance(result, list):
             return result
         if not isinstance(result, tuple):
             raise self._lost()
         _, error, traceback = result
-        if isinstance(error, KilledWorker):
+        if isinstance(error, distributed.KilledWorker):
             num_dead = error.allowed_failures + 1
             return [Failed(f"{num_dead} Dask workers died while they had it")] * size
         if isinstance(error, ImportError):

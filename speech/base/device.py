@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
 import logging
 import os
 import sys
 from collections.abc import Iterator
+
+from speech.base.lazy import keras, load
+from speech.base.lazy import tensorflow as tf
+from speech.base.runinfo import version_of
 
 _LOGGER = logging.getLogger("speech")
 
@@ -57,7 +60,7 @@ def select_devices(gpu: str, *, several: bool = False) -> list[str]:
     if os.environ.get("KERAS_BACKEND", "tensorflow") != "tensorflow":
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu
         try:
-            import keras  # noqa: F401
+            load(keras)
         except ImportError as error:
             raise ValueError(
                 f"KERAS_BACKEND is {os.environ['KERAS_BACKEND']!r}: {error}; install it, or unset "
@@ -65,8 +68,6 @@ def select_devices(gpu: str, *, several: bool = False) -> list[str]:
             ) from None
         return []
     with quiet_start():
-        import tensorflow as tf
-
         found = tf.config.list_physical_devices("GPU")
     chosen = [found[index] for index in indices if 0 <= index < len(found)]
     tf.config.set_visible_devices(chosen, "GPU")
@@ -95,9 +96,8 @@ def require_cudnn_for(details: dict) -> None:
     capability = details.get("compute_capability")
     if capability is None or tuple(capability) >= (7, 5):
         return
-    try:
-        version = importlib.metadata.version("nvidia-cudnn-cu12")
-    except importlib.metadata.PackageNotFoundError:
+    version = version_of("nvidia-cudnn-cu12")
+    if version is None:
         return
     if tuple(int(part) for part in version.split(".")[:2]) >= _CUDNN_WITHOUT_PASCAL:
         raise ValueError(

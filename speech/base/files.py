@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from speech.base.cli import means_no_room
+from speech.base.lazy import filelock
 
 
 def _current_umask() -> int:
@@ -155,8 +156,6 @@ def held(path: str | os.PathLike) -> Iterator[None]:
     Raises:
         ValueError: Another run is at work there.
     """
-    from filelock import FileLock, Timeout
-
     path = Path(path)
     # Not any ending: a folder may be called 'fcn.k16', and is not there in the beginning.
     is_file = path.suffix in FILE_ENDINGS and not path.is_dir()
@@ -166,10 +165,10 @@ def held(path: str | os.PathLike) -> Iterator[None]:
     lock_path = folder / (f".{path.name}.lock" if is_file else ".lock")
     _check_no_link(lock_path)
     # Since version 3.20.1 it follows no link itself, whatever happens in between.
-    lock = FileLock(lock_path)
+    lock = filelock.FileLock(lock_path)
     try:
         lock.acquire(blocking=False)
-    except Timeout:
+    except filelock.Timeout:
         raise ValueError(
             f"{path}: another run is at work there; wait for its end, or choose another place"
         ) from None
@@ -267,8 +266,5 @@ def strict_json(value: Any) -> Any:
 
 def sha256_of(path: str | os.PathLike) -> str:
     """Returns the SHA-256 of a file's bytes as 64 hexadecimal digits."""
-    digest = hashlib.sha256()
     with open(path, "rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from speech.base import words
+from speech.base.lazy import msgspec
 
 T = TypeVar("T")
 
@@ -51,8 +52,6 @@ def parse(text: str | bytes, kind: type[T]) -> T:
 
 def check(value: Any, kind: type[T]) -> T:
     """Returns parsed JSON as a value of a type; see `parse`."""
-    import msgspec
-
     try:
         return msgspec.convert(value, kind)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from dataclasses import dataclass
+
+from speech.base.files import sha256_of
 
 
 @dataclass(frozen=True)
@@ -26,9 +27,7 @@ class Written:
         Raises:
             OSError: It cannot be read.
         """
-        with open(path, "rb") as stream:
-            digest = hashlib.file_digest(stream, "sha256").hexdigest()
-            return cls(os.fstat(stream.fileno()).st_size, digest)
+        return cls(os.stat(path).st_size, sha256_of(path))
 
     def is_still(self, path: str | os.PathLike) -> bool:
         """Returns whether a file is what it was; one that is gone or unreadable is not."""

@@ -30,6 +30,7 @@ from speech.data import pairing
 from speech.data.pairing import audio_stem
 from speech.data.pairing import parse_snr_folder as parse_snr_folder
 from speech.sound.audio import find_audio, read_audio
+from speech.sound.augment import draw_room
 from speech.sound.mixing import Mixture, draw_offset, loop_or_crop, mix_at_snr
 
 SPLITS = ("TRAIN", "TEST")
@@ -678,7 +679,6 @@ def put_in_rooms(
         split: 'TRAIN' or 'TEST', whose rooms are others; None for that of each utterance, where
             one that has none trains.
     """
-    from speech.sound.augment import draw_room
 
     def room_of(plan: MixturePlan) -> int | None:
         rng = np.random.default_rng([plan.seed, _stable_hash(plan.utterance.id, "room")])

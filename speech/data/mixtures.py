@@ -30,7 +30,7 @@ from typing import Any
 
 import numpy as np
 
-from speech.base.lazy import scipy
+from speech.base.lazy import scipy, soundfile
 from speech.data.cache import AudioCache, expand
 from speech.data.corpus import Noise, Utterance, load_noise, split_utterances
 from speech.sound import augment
@@ -662,8 +662,6 @@ def _mu_law(signal: np.ndarray) -> np.ndarray:
 
 
 def _through_libsndfile(signal: np.ndarray, codec: Codec) -> np.ndarray:
-    import soundfile
-
     with io.BytesIO() as stream:
         soundfile.write(
             stream, signal, SAMPLE_RATE_HZ,

@@ -21,7 +21,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeVar
 
-import keras
 import numpy as np
 
 from speech.data.cache import AudioCache, expand
@@ -176,11 +175,8 @@ class Batch:
     weights: np.ndarray
 
 
-class TrainingData(keras.utils.PyDataset):
+class TrainingData:
     """One epoch of batches; ``at_epoch`` gives the others.
-
-    Indexing returns ``((noisy, lengths), clean, weights)``, what ``Model.fit`` takes with a
-    ``speech.net.chain_training.TrainingModel``.
 
     Args:
         source: Where utterances come from.
@@ -205,7 +201,6 @@ class TrainingData(keras.utils.PyDataset):
         gain_db: tuple[float, float] | None = None,
         epoch: int = 0,
     ) -> None:
-        super().__init__()
         for name, value in (("batch_size", batch_size), ("num_items", num_items)):
             if value is not None and value < 1:
                 raise ValueError(f"{name} is {value}; give at least 1")
@@ -244,13 +239,6 @@ class TrainingData(keras.utils.PyDataset):
     def __len__(self) -> int:
         """Returns the number of batches of an epoch."""
         return -(-self.num_items // self.batch_size)
-
-    def __getitem__(
-        self, index: int
-    ) -> tuple[tuple[np.ndarray, np.ndarray], np.ndarray, np.ndarray]:
-        """Returns ``((noisy, lengths), clean, weights)`` of one batch."""
-        batch = self.batch(index)
-        return (batch.noisy, batch.lengths), batch.clean, batch.weights
 
     def batch(self, index: int) -> Batch:
         """Returns one batch of this epoch.

@@ -17,6 +17,7 @@ from typing import Any
 from speech.base import cli, schema
 from speech.base.cluster import Cluster, Failed
 from speech.base.files import append_text, end_line, held, remove_leftovers, write_text
+from speech.base.lazy import joblib
 from speech.base.words import csv_text
 from speech.base.written import Written
 from speech.data import corpus
@@ -100,8 +101,7 @@ def prepare(
     clean_root, noise_root = clean_root.absolute(), noise_root.absolute()
     out = out.absolute() if cluster else out
     _check_apart(out, clean_root, noise_root)
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"{out}: is not a folder; choose another --out")
+    cli.check_folder(out)
     speech_split = split if split is None or corpus.has_splits(clean_root) else None
     utterances = corpus.find_speech(clean_root, speech_split, skip_sa)[:limit]
     report = Report()
@@ -122,7 +122,7 @@ def _check_apart(out: Path, *sources: Path) -> None:
 
 
 def _write(
-    plans: Sequence[Any],
+    plans: Sequence[corpus.MixturePlan],
     report: Report,
     out: Path,
     clean_root: Path,
@@ -182,7 +182,7 @@ class _Journal:
         subtype: Of the files.
     """
 
-    def __init__(self, path: Path, plans: Sequence[Any], subtype: str) -> None:
+    def __init__(self, path: Path, plans: Sequence[corpus.MixturePlan], subtype: str) -> None:
 
         self.path = path
         self._known: dict[str, _Entry] = {}
@@ -212,14 +212,16 @@ class _Journal:
             self._known.clear()
             write_text(self.path, f"{self._run}\n")
 
-    def get_all(self, groups: Sequence[Sequence[Any]], out: Path) -> list[Report | None]:
+    def get_all(
+        self, groups: Sequence[Sequence[corpus.MixturePlan]], out: Path
+    ) -> list[Report | None]:
         """Returns what `get` does of each utterance; their files are read side by side."""
         num_threads = (os.cpu_count() or 1) if self._known else 1
         with ThreadPoolExecutor(num_threads) as pool:
             found = pool.map(lambda plans: self.get(plans, out), groups)
             return list(cli.progress(found, total=len(groups), label="checking"))
 
-    def get(self, plans: Sequence[Any], out: Path) -> Report | None:
+    def get(self, plans: Sequence[corpus.MixturePlan], out: Path) -> Report | None:
         """Returns the report of an utterance that is whole; None for one to be mixed."""
         name = plans[0].utterance.id
         self._sources[name] = self._digest(plans)
@@ -239,7 +241,7 @@ class _Journal:
             return None
         return Report(rows, entry.skipped, Counter({entry.converted_from: 1}), entry.files)
 
-    def add(self, plans: Sequence[Any], report: Report) -> None:
+    def add(self, plans: Sequence[corpus.MixturePlan], report: Report) -> None:
         """Notes an utterance after `get`; one without any mixture is tried again."""
         if not report.rows:
             return
@@ -254,7 +256,7 @@ class _Journal:
         }
         append_text(self.path, json.dumps(entry) + "\n")
 
-    def _digest(self, plans: Sequence[Any]) -> str:
+    def _digest(self, plans: Sequence[corpus.MixturePlan]) -> str:
         """Returns digits for the sizes and times of change of all that an utterance is made of."""
         for plan in plans:
             if plan.noise.path not in self._noises:
@@ -273,7 +275,7 @@ def _stamp(path: Path) -> str:
 
 
 def write_mixtures(
-    plans: Sequence[Any],
+    plans: Sequence[corpus.MixturePlan],
     out: Path,
     *,
     num_jobs: int = 1,
@@ -298,9 +300,7 @@ def write_mixtures(
     Raises:
         ValueError: Nothing could be mixed.
     """
-    import joblib
-
-    by_utterance: dict[str, list[Any]] = {}
+    by_utterance: dict[str, list[corpus.MixturePlan]] = {}
     for plan in plans:
         by_utterance.setdefault(plan.utterance.id, []).append(plan)
     groups = list(by_utterance.values())
@@ -332,7 +332,7 @@ def write_mixtures(
     return report
 
 
-def _mix_on_cluster(plans: Sequence[Any], out: Path, subtype: str) -> Report:
+def _mix_on_cluster(plans: Sequence[corpus.MixturePlan], out: Path, subtype: str) -> Report:
     if not out.is_dir():
         raise ValueError(
             f"{out}: is not there for the Dask worker on {platform.node()}; workers must see the "
@@ -341,7 +341,7 @@ def _mix_on_cluster(plans: Sequence[Any], out: Path, subtype: str) -> Report:
     return _mix_utterance(plans, out, subtype)
 
 
-def _given_up(plans: Sequence[Any], out: Path, reason: str) -> Report:
+def _given_up(plans: Sequence[corpus.MixturePlan], out: Path, reason: str) -> Report:
     """Removes what is there of an utterance that could not be written, and says why."""
     source = str(plans[0].utterance.path)
     for plan in plans:
@@ -351,7 +351,7 @@ def _given_up(plans: Sequence[Any], out: Path, reason: str) -> Report:
     return Report(skipped=[(source, f"{source}: {reason}")])
 
 
-def _mix_utterance(plans: Sequence[Any], out: Path, subtype: str) -> Report:
+def _mix_utterance(plans: Sequence[corpus.MixturePlan], out: Path, subtype: str) -> Report:
     """Writes one utterance: its clean file and every mixture planned for it."""
     report, utterance = Report(), plans[0].utterance
     source = str(utterance.path)
@@ -420,7 +420,7 @@ def _placed(speech: Any, room: int | None) -> tuple[Any, Any, dict[str, Any]]:
     return *augment.reverberate(speech, response), dict(zip(ROOM_COLUMNS, columns, strict=True))
 
 
-def _sound(noises: Sequence[Any], report: Report) -> list[Any]:
+def _sound(noises: Sequence[corpus.Noise], report: Report) -> list[corpus.Noise]:
     """Returns the noises that can be read and heard; notes the others."""
     usable = []
     for noise in cli.progress(noises, label="noises"):
@@ -436,7 +436,7 @@ def _sound(noises: Sequence[Any], report: Report) -> list[Any]:
     return usable
 
 
-def _check_target(out: Path, plans: Sequence[Any], force: bool) -> None:
+def _check_target(out: Path, plans: Sequence[corpus.MixturePlan], force: bool) -> None:
     """Refuses to overwrite without ``force``, and ever to leave files of another run among ours."""
     if all(path.name.startswith(".") for path in out.iterdir()):  # the lock is ours
         return

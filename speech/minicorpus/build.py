@@ -18,7 +18,8 @@ import json
 import sys
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import numpy as np
 
 from speech.base import cli, debian, files
 from speech.sound.conditioning import (
@@ -33,9 +34,6 @@ from speech.sound.conditioning import (
     to_int16,
     write_flac,
 )
-
-if TYPE_CHECKING:
-    import numpy as np
 
 CORPUS = Path(__file__).parent
 MANIFEST = "MANIFEST.sha256"
@@ -132,21 +130,20 @@ def differences(built: Path, committed: Path = CORPUS) -> list[str]:
     return [name for name in sorted(ours | theirs) if ours.get(name) != theirs.get(name)]
 
 
-def build(arguments: argparse.Namespace) -> int:
+def build(out: Path | None, packages: Path | None, check: bool) -> int:
     """Builds the tree, and compares it with the committed one if asked; returns the exit code."""
-    if arguments.packages and not arguments.packages.is_dir():
-        raise ValueError(f"{arguments.packages}: not a folder of .deb files")
+    if packages and not packages.is_dir():
+        raise ValueError(f"{packages}: not a folder of .deb files")
     recipe = read_recipe()
     with tempfile.TemporaryDirectory() as temporary:
-        package_folder = arguments.packages
-        if not package_folder:
-            package_folder = Path(temporary, "packages")
-            package_folder.mkdir()
-            download_packages(recipe, package_folder)
-        out = arguments.out or Path(temporary, "corpus")
-        build_corpus(recipe, package_folder, out)
+        if not packages:
+            packages = Path(temporary, "packages")
+            packages.mkdir()
+            download_packages(recipe, packages)
+        out = out or Path(temporary, "corpus")
+        build_corpus(recipe, packages, out)
         print(f"{len(recipe['files'])} files built from {len(recipe['packages'])} packages")
-        if not arguments.check:
+        if not check:
             return 0
         different = differences(out)
     for name in different:
@@ -180,7 +177,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     if not arguments.out and not arguments.check:
         parser.error("give --out DIR, --check, or both")
-    return cli.run(lambda: build(arguments))
+    return cli.run(lambda: build(**vars(arguments)))
 
 
 if __name__ == "__main__":

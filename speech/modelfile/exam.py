@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from speech.modelfile.rules import HARMLESS, LAYER_RULES, RUN_CODE, Frames, Shape, Shapes
+from speech.modelfile.rules import HARMLESS, LAYER_RULES, RUN_CODE, Check, Frames, Shape, Shapes
 from speech.modelfile.spec import LayerSpec, ModelFileError, is_chain, linked, show
 
 MAX_WEIGHT_BYTES = 512 << 20
@@ -420,14 +420,11 @@ def _checked_layer(entry: Any) -> LayerSpec:
     for key, check in rule.settings.items():
         if key not in config:
             raise ModelFileError(f"{where} lacks {key!r}; save it again with Keras 2 or 3")
-        try:
-            kept[key] = check(config[key])
-        except ValueError as error:
-            raise ModelFileError(
-                f"{where}: {key!r} is {show(config[key])}, expected {error}"
-            ) from None
+        kept[key] = _checked(check, key, config[key], where)
+    if rule.wraps:
+        kept["layer"] = _wrapped_layer(config, rule.wraps, where)
     for key, value in config.items():
-        if key in kept:
+        if key in kept or (rule.wraps and key == "backward_layer"):
             continue
         if key == "dtype":
             _check_dtype_policy(value, where)
@@ -436,12 +433,60 @@ def _checked_layer(entry: Any) -> LayerSpec:
                 raise ModelFileError(
                     f"{where}: {key!r} is {show(value)}, expected {rule.only[key]!r}"
                 )
+        elif key in rule.ignored:
+            _checked(rule.ignored[key], key, value, where)
         elif not HARMLESS.fullmatch(key):
             raise ModelFileError(
                 f"{where}: unknown setting {show(key)}, expected {', '.join(rule.settings)}; "
                 "build the layer without it and save it again"
             )
     return LayerSpec(class_name, name, kept)
+
+
+def _checked(check: Check, key: str, value: Any, where: str) -> Any:
+    """Returns a setting that passed its check."""
+    try:
+        return check(value)
+    except ValueError as error:
+        raise ModelFileError(f"{where}: {key!r} is {show(value)}, expected {error}") from None
+
+
+def _wrapped_layer(config: Any, classes: Sequence[str], where: str) -> dict[str, Any]:
+    """Returns the layer that a Bidirectional runs in both directions, as Keras 3 notes it.
+
+    Keras builds the one that runs backwards from it.
+    """
+    forward = _inner_layer(_get(config, "layer"), classes, where)
+    given = config.get("backward_layer")
+    if given is not None:
+        settings = _get(given, "config")
+        if not isinstance(settings, dict) or settings.get("go_backwards") is not True:
+            raise ModelFileError(f"{where}: its backward layer does not go backwards")
+        turned = {**given, "config": {**settings, "go_backwards": False}}
+        backward = _inner_layer(turned, classes, where)
+        if (backward.class_name, backward.config) != (forward.class_name, forward.config):
+            raise ModelFileError(
+                f"{where}: its backward layer is {show(backward.config)}, expected the class and "
+                "the settings of the forward one"
+            )
+    return {
+        "module": "keras.layers",
+        "class_name": forward.class_name,
+        "config": {"name": forward.name, **forward.config},
+        "registered_name": None,
+    }
+
+
+def _inner_layer(entry: Any, classes: Sequence[str], where: str) -> LayerSpec:
+    class_name = _get(entry, "class_name")
+    if class_name not in classes:
+        raise ModelFileError(
+            f"{where} wraps a {show(class_name)}, expected one of {', '.join(classes)}"
+        )
+    try:
+        return _checked_layer(entry)
+    except ModelFileError as error:
+        raise ModelFileError(f"{where}: {error}") from None
 
 
 def _check_dtype_policy(value: Any, where: str) -> None:

@@ -40,6 +40,7 @@ from typing import Any
 import numpy as np
 
 from speech.base.files import atomic_path, sha256_of
+from speech.base.lazy import h5py
 from speech.modelfile import hdf5
 from speech.modelfile.exam import MAX_LAYERS, model_config_of, plan_layers
 from speech.modelfile.meta import (
@@ -117,7 +118,10 @@ def _read_weights(groups: hdf5.Group, layer: LayerSpec, shapes: Shapes) -> dict[
         return {}
     group = child_group(groups, layer.name)
     names = names_attribute(group, "weight_names")
-    paths = {name.removesuffix(":0").rpartition("/")[2]: name for name in names}
+    ends = [name.removesuffix(":0").rpartition("/")[2] for name in names]
+    if layer.class_name == "Bidirectional" and ends == [key.partition("_")[2] for key in shapes]:
+        ends = list(shapes)  # Keras names those of both directions alike, the forward ones first
+    paths = dict(zip(ends, names, strict=True))
     if len(names) != len(paths) or paths.keys() != shapes.keys():
         raise ModelFileError(
             f"layer {layer.name!r} ({layer.class_name}) holds the weights {show(names)}, "
@@ -201,8 +205,6 @@ def _hdf5_image(
         arrays: Layer name -> its weights by name.
         lean: Whether to save these bytes.
     """
-    import h5py
-
     options: dict[str, Any] = {"driver": "core", "backing_store": False}
     if lean:
         arrays = {name: weights for name, weights in arrays.items() if weights}

@@ -34,10 +34,20 @@ from typing import Any
 import numpy as np
 
 from speech.base.files import atomic_path, sha256_of
+from speech.base.lazy import constriction
 from speech.modelfile.exam import MAX_WEIGHT_BYTES, model_config_of, plan_layers
 from speech.modelfile.meta import MAX_META_BYTES, check_conventions, meta_text, parse_json
 from speech.modelfile.rules import Shapes
-from speech.modelfile.spec import LayerSpec, ModelFile, ModelFileError, is_chain, linked, refusals
+from speech.modelfile.spec import (
+    LayerSpec,
+    ModelFile,
+    ModelFileError,
+    is_chain,
+    is_kernel,
+    kernel_name,
+    linked,
+    refusals,
+)
 
 #: The first bytes of a packed file (``speech.modelfile.icse``).
 COMPACT_MAGIC = b"\x89ICSE"
@@ -91,8 +101,8 @@ class CompactFile:
         model: Layers, weights, meta data.
         header_bytes: Of the section with configuration and meta data.
         others_bytes: Of the section with biases and normalisation.
-        kernel_bytes: Of each kernel's section, by layer.
-        codings: Of each kernel, one of `CODINGS`, by layer.
+        kernel_bytes: Of each kernel's section, by ``speech.modelfile.spec.kernel_name``.
+        codings: Of each kernel, one of `CODINGS`, likewise.
         file_bytes: Of the file; the rest are the magic and the checksum of the weights.
     """
 
@@ -147,7 +157,7 @@ def pack(layers: Sequence[LayerSpec], meta: Mapping[str, Any], *, entropy: bool 
     coder = _Coder(entropy, flat=not is_chain(layers))
     for layer in layers:
         for key, array in layer.weights.items():
-            if key == "kernel":
+            if is_kernel(key):
                 kernels.append(_pack_kernel(array, coder))
             else:
                 others += pack_floats(array)
@@ -600,8 +610,6 @@ def _pack_coded(
     coder: _Coder,
 ) -> bytes:
     """Returns mask and indices through the range coder."""
-    import constriction
-
     family = constriction.stream.model.Categorical(perfect=False)
     encoder = constriction.stream.queue.RangeEncoder()
 
@@ -738,15 +746,16 @@ def unpack(data: bytes) -> CompactFile:
     for layer, shapes in plan:
         weights = {}
         for key, shape in shapes.items():
-            if key != "kernel":
+            if not is_kernel(key):
                 weights[key] = _read_floats(others, others.byte(), shape)
                 continue
-            start, what = reader.position, f"the kernel of {layer.name}"
+            name = kernel_name(layer.name, key)
+            start, what = reader.position, f"the kernel of {name}"
             payload = _Reader(reader.section(what), what)
             coding = payload.byte()
             weights[key] = _read_kernel(payload, coding, shape, coder)
-            codings[layer.name] = CODINGS[coding]
-            sizes[layer.name] = reader.position - start
+            codings[name] = CODINGS[coding]
+            sizes[name] = reader.position - start
         for key, array in weights.items():
             if not np.isfinite(array).all():
                 raise ModelFileError(f"{layer.name}/{key} holds NaN or infinite values")
@@ -856,8 +865,6 @@ def _read_coded(
     coder: _Coder,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns mask [columns] and indices [rows, kept columns] out of the range coder."""
-    import constriction
-
     contexts: _Contexts | None = None
     if len(values) > 1 and coding == CODED_FLAT:
         contexts = _Flat(_levels(values))

@@ -20,13 +20,12 @@ import itertools
 import json
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from speech.sound.stft import StftConfig
 from speech.modelfile.exam import examine, model_config_of
 from speech.modelfile.rules import Check, Frames, a_number, an_integer, one_of
 from speech.modelfile.spec import COMPLEX_MASK, LayerSpec, ModelFileError, show
+from speech.sound.stft import StftConfig
 
 META_ATTRIBUTE = "speech_meta"
 MAX_META_BYTES = 1 << 20
@@ -82,8 +81,6 @@ class MaskConventions:
 
 
 def _an_stft(value: Any) -> StftConfig:
-    from speech.sound.stft import StftConfig
-
     match value:
         case {"frame": int(), "hop": int(), "window": str(), **rest} if not rest:
             with contextlib.suppress(ValueError):

@@ -23,6 +23,11 @@ MAX_INPUTS = 16
 #: 'swish' for 'silu' once; it is read as 'silu'.
 ACTIVATIONS = ["linear", "relu", "sigmoid", "tanh", "silu"]
 
+#: Recurrent layers and their gates: their kernels are so many times as wide as they have units.
+GATES = {"SimpleRNN": 1, "GRU": 3, "LSTM": 4}
+#: What the names of the weights of a Bidirectional begin with, in the order in which Keras lists
+#: them.
+DIRECTIONS = ("forward", "backward")
 
 Check = Callable[[Any], Any]
 Shapes = dict[str, tuple[int, ...]]
@@ -53,6 +58,8 @@ class LayerRule:
             called with checked settings; raises ValueError if they do not fit. The order of the
             weights is the one in which Keras lists them. None: no weights, same shape.
         only: Settings that may be left out and must have exactly this value if present.
+        ignored: Checks of settings that may be left out and change nothing that is computed.
+        wraps: Classes that its setting 'layer' may hold.
         ranks: Accepted number of axes of an input, the batch axis included.
         most_inputs: Layers that it may read: from 2 on if there may be several, else 1.
     """
@@ -60,6 +67,8 @@ class LayerRule:
     settings: Mapping[str, Check] = dataclasses.field(default_factory=dict)
     shapes: Callable[..., tuple[Shapes, Shape]] | None = None
     only: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    ignored: Mapping[str, Check] = dataclasses.field(default_factory=dict)
+    wraps: tuple[str, ...] = ()
     ranks: tuple[int, ...] = (2, 3, 4)
     most_inputs: int = 1
 
@@ -211,6 +220,32 @@ def _dense_shapes(config: dict[str, Any], shape: Shape) -> tuple[Shapes, Shape]:
     return _with_bias(config, (_channels(shape), units), units), (*shape[:-1], units)
 
 
+def _recurrent_shapes(class_name: str) -> Callable[..., tuple[Shapes, Shape]]:
+    """Returns the shapes of a recurrent layer: of its kernels, and of the sequence it gives."""
+    gates = GATES[class_name]
+
+    def shapes(config: dict[str, Any], shape: Shape) -> tuple[Shapes, Shape]:
+        if not isinstance(shape[1], Frames):
+            raise ValueError(f"got the shape {shape[1:]}, expected (frames, channels)")
+        units, width = config["units"], gates * config["units"]
+        found: Shapes = {"kernel": (_channels(shape), width), "recurrent_kernel": (units, width)}
+        if config["use_bias"]:
+            found["bias"] = (2, width) if config.get("reset_after") else (width,)
+        return found, (None, shape[1], units)
+
+    return shapes
+
+
+def _bidirectional_shapes(config: dict[str, Any], shape: Shape) -> tuple[Shapes, Shape]:
+    wrapped = config["layer"]
+    rule = LAYER_RULES[wrapped["class_name"]]
+    assert rule.shapes is not None, "a recurrent layer"
+    one, output = rule.shapes(wrapped["config"], shape)
+    both = {f"{which}_{key}": size for which in DIRECTIONS for key, size in one.items()}
+    twice = 2 if config["merge_mode"] == "concat" else 1
+    return both, (*output[:-1], twice * _channels(output))
+
+
 def _padded_shapes(config: dict[str, Any], shape: Shape) -> tuple[Shapes, Shape]:
     axes = [
         Frames(axis.more + sum(more)) if isinstance(axis, Frames) else (axis or 0) + sum(more)
@@ -274,10 +309,43 @@ def _a_last_axis(value: Any) -> int:
 
 
 _a_flag = one_of(True, False)
+_a_rate = a_number(0.0, 0.999)
 _an_epsilon = a_number(1e-12, 1.0)
 _a_slope = a_number(0.0, 1000.0)
 _a_padding = one_of("same", "valid")
 _channels_last = one_of("channels_last")
+
+
+def _recurrent(class_name: str, **more: Check) -> LayerRule:
+    """Returns the rule of a recurrent layer that gives a sequence and starts from zeros."""
+    return LayerRule(
+        {
+            "units": an_integer(1, MAX_UNITS),
+            "activation": an_activation,
+            "use_bias": _a_flag,
+            "return_sequences": one_of(True),
+            "dropout": _a_rate,
+            "recurrent_dropout": _a_rate,
+            **more,
+        },
+        _recurrent_shapes(class_name),
+        only={
+            "return_state": False,
+            "go_backwards": False,
+            "stateful": False,
+            "time_major": False,
+        },
+        # How Keras computes, how weights start, and what happens to frames that a mask hides:
+        # there are no masks.
+        ignored={
+            "unroll": _a_flag,
+            "zero_output_for_mask": _a_flag,
+            "unit_forget_bias": _a_flag,
+            "implementation": an_integer(0, 2),
+        },
+        ranks=(3,),
+    )
+
 
 #: The layers a model file may hold. The one place to add a class: a layer of our own stands here
 #: under the name that ``speech.net.layers`` registers with Keras.
@@ -336,6 +404,15 @@ LAYER_RULES: dict[str, LayerRule] = {
         _dense_shapes,
         only={"quantization_config": None},
     ),
+    "LSTM": _recurrent("LSTM", recurrent_activation=an_activation),
+    "GRU": _recurrent("GRU", recurrent_activation=an_activation, reset_after=_a_flag),
+    "SimpleRNN": _recurrent("SimpleRNN"),
+    "Bidirectional": LayerRule(
+        {"merge_mode": one_of("concat", "sum", "mul", "ave")},
+        _bidirectional_shapes,
+        wraps=tuple(GATES),
+        ranks=(3,),
+    ),
     "ZeroPadding2D": LayerRule(
         {"padding": a_pair(a_pair(an_integer(0, MAX_PADDING))), "data_format": _channels_last},
         _padded_shapes,
@@ -381,7 +458,7 @@ LAYER_RULES: dict[str, LayerRule] = {
         }
     ),
     "Activation": LayerRule({"activation": an_activation}),
-    "Dropout": LayerRule({"rate": a_number(0.0, 0.999)}, only={"noise_shape": None}),
+    "Dropout": LayerRule({"rate": _a_rate}, only={"noise_shape": None}),
     "icse>ModifiedReLU": LayerRule({"epsilon": _an_epsilon}),
 }
 

@@ -14,6 +14,9 @@ from typing import Any
 
 import numpy as np
 
+from speech.sound.audio import SAMPLE_RATE_HZ
+from speech.sound.stft import DEFAULT
+
 #: Kinds of networks that enhance by themselves: from samples to samples, and over time and
 #: frequency, from spectra to complex masks of them.
 WAVEFORM = "waveform"
@@ -36,7 +39,9 @@ class LayerSpec:
         class_name: Key of ``LAYER_RULES``, a Keras class such as 'Conv1D'.
         name: Name of the layer, unique in its file.
         config: The settings that matter for the forward pass, and no others.
-        weights: float32 arrays by name ('kernel', 'bias', 'gamma', 'moving_mean', ...).
+        weights: float32 arrays by name ('kernel', 'bias', 'gamma', 'moving_mean', ...). A recurrent
+            layer has a 'recurrent_kernel' too; those of a Bidirectional, which has two of all,
+            begin with 'forward_' and 'backward_'.
         inputs: Names of the layers it reads, in order. Layers that were read from a file name
             them all, the InputLayer none. Who builds a chain may leave them out: without a name,
             a layer reads the one before it (see ``linked``).
@@ -52,6 +57,21 @@ class LayerSpec:
     def where(self) -> str:
         """What messages call it: its name and class."""
         return f"layer {self.name!r} ({self.class_name})"
+
+    @property
+    def kernels(self) -> dict[str, np.ndarray]:
+        """Its kernels, recurrent ones too, by name in ``weights``."""
+        return {key: array for key, array in self.weights.items() if is_kernel(key)}
+
+
+def is_kernel(key: str) -> bool:
+    """Returns whether an array of this name in ``LayerSpec.weights`` multiplies what is read."""
+    return key.endswith("kernel")
+
+
+def kernel_name(layer: str, key: str) -> str:
+    """Returns what a kernel is called in a network: 'conv1', or 'lstm1/recurrent_kernel'."""
+    return layer if key == "kernel" else f"{layer}/{key}"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -78,7 +98,7 @@ class ModelFile:
 
     @property
     def kind(self) -> str:
-        """What goes in and comes out (see the module): what ``speech_meta`` says.
+        """What goes in and comes out (``speech.modelfile.meta``): what ``speech_meta`` says.
 
         A file that says nothing is known by the shapes of its kernels, if they are those of a
         'waveform' or a 'mask' network; else ''.
@@ -99,8 +119,6 @@ class ModelFile:
             ModelFileError: The network is of another kind or sample rate, or is not of the kind
                 that its file states; the message names the file.
         """
-        from speech.sound.audio import SAMPLE_RATE_HZ
-
         kind = self.kind
         if kind not in kinds:
             what = f"kind {show(self.meta.get('kind', kind))}"
@@ -144,13 +162,11 @@ def kind_of_shapes(layers: Sequence[LayerSpec]) -> str:
     """Returns the kind that the shapes of the kernels tell.
 
     'waveform': from a convolution over one channel to a kernel that gives one channel. 'mask':
-    Dense layers from an odd number of frames of 513 bins to 513 bins, a logistic function last. '':
-    anything else.
+    Dense and recurrent layers from an odd number of frames of 513 bins to the 513 bins of a Dense
+    layer, a logistic function last. '': anything else.
     """
-    from speech.sound.stft import DEFAULT
-
-    kernels = [layer.weights["kernel"] for layer in layers if "kernel" in layer.weights]
-    if not kernels:
+    kernels = [next(iter(layer.kernels.values())) for layer in layers if layer.kernels]
+    if not kernels or len([layer for layer in layers if layer.kernels][-1].kernels) > 1:
         return ""
     first, last = kernels[0], kernels[-1]
     if first.ndim == 3 and last.ndim in (2, 3):  # Dense takes each frame by itself

@@ -24,10 +24,13 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+
+from speech.base.files import sha256_of
 
 _LOGGER = logging.getLogger("speech")
 _KERNELS = Path(__file__).parent / "kernels"
@@ -159,7 +162,7 @@ def _built(folder: Path, stem: str, compiler: list[str], variant: tuple[str, ...
 def _name_of_built(stem: str, path: Path) -> str:
     if path.is_symlink() or not path.is_file():
         return ""
-    return f"{stem}-{hashlib.sha256(path.read_bytes()).hexdigest()[:32]}.so"
+    return f"{stem}-{sha256_of(path)[:32]}.so"
 
 
 def _compile(compiler: list[str], variant: tuple[str, ...], cache: Path, stem: str) -> Path:
@@ -509,8 +512,6 @@ def _workspaces() -> dict[int, np.ndarray]:
 
 def _workspace(num_floats: int) -> np.ndarray:
     """Returns memory that is kept between calls: fresh pages would cost more than the sums."""
-    import threading
-
     spaces = _workspaces()
     key = threading.get_ident()
     if key not in spaces or spaces[key].size < num_floats:

@@ -13,10 +13,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
+from speech.modelfile.spec import LayerSpec
 from speech.net import blockconv
 from speech.net.blockconv import Activation, Signal, Spectra, pad_channels
 
@@ -305,8 +305,8 @@ def split_parameters(
     return groups
 
 
-def parameters_of(layers: Sequence[Any]) -> list[np.ndarray]:
-    """Returns the arrays of ``speech.modelfile.spec.LayerSpec`` objects in a network's order."""
+def parameters_of(layers: Sequence[LayerSpec]) -> list[np.ndarray]:
+    """Returns the arrays of layers in a network's order."""
     names = ("kernel", "bias", "gamma", "beta")
     return [layer.weights[name] for layer in layers for name in names if name in layer.weights]
 

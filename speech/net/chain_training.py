@@ -16,6 +16,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from speech.base.lazy import tensorflow as tf
 from speech.net import blockconv
 from speech.net.chain import Network, blocks_from_layers
 from speech.net.losses import Loss
@@ -25,8 +26,6 @@ def uses_c_kernels() -> bool:
     """Returns whether the C kernels run: TensorFlow backend, no visible GPU, a C compiler."""
     if keras.backend.backend() != "tensorflow":
         return False
-    import tensorflow as tf
-
     return not tf.config.get_visible_devices("GPU") and blockconv.is_available()
 
 
@@ -89,8 +88,6 @@ class TrainingModel(keras.Model):
 
     def _run_loss(self, clean, enhanced, lengths):
         """TensorFlow op of the loss in NumPy, value and gradient in one go."""
-        import tensorflow as tf
-
         loss = self._batch_loss
         assert loss is not None
 
@@ -129,8 +126,6 @@ class TrainingModel(keras.Model):
         return outputs * mask
 
     def _run_chain(self, noisy, lengths):
-        import tensorflow as tf
-
         # TensorFlow keeps the gradient functions of every graph for good, so they must not hold
         # the model, whose memory is that of a batch in all layers.
         model = weakref.ref(self)

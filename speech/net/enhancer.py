@@ -25,12 +25,24 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
+from speech.base import lazy
+from speech.modelfile.exam import frames_more
+from speech.modelfile.read import read_model_file
+from speech.modelfile.spec import COMPLEX_MASK, WAVEFORM, ModelFile, refusals
+from speech.net import blockconv
+from speech.net.memory import MAX_BYTES, keras_bytes, too_large
+from speech.sound.audio import SAMPLE_RATE_HZ, valid_signal
+from speech.sound.audiofiles import gain_to_peak, peak_of
+
 if TYPE_CHECKING:
-    import numpy as np
-
-    from speech.modelfile.spec import ModelFile
-    from speech.net.mask_enhancer import MaskEnhancer
-
+    from speech.net import chain, inference, keras_models, mask_enhancer
+else:
+    chain = lazy.module("speech.net.chain")
+    inference = lazy.module("speech.net.inference")
+    keras_models = lazy.module("speech.net.keras_models")
+    mask_enhancer = lazy.module("speech.net.mask_enhancer")
 
 _MODELS = Path(__file__).resolve().parents[2] / "models"
 #: The model that is used when none is named.
@@ -49,7 +61,7 @@ class Enhancer:
     """A model ready to run: on the C kernels where they are, on Keras elsewhere.
 
     Args:
-        path: An .h5 or .icse model file, possibly from a stranger.
+        model: An .h5 or .icse model file, possibly from a stranger, or one that has been read.
 
     Attributes:
         file: The model file as it was read.
@@ -60,31 +72,25 @@ class Enhancer:
         ValueError: The file is refused, or no network of these kinds at 16 kHz.
     """
 
-    mask: MaskEnhancer | None = None
+    mask: mask_enhancer.MaskEnhancer | None = None
     #: Bytes that a waveform model takes for so many samples.
     _num_bytes: Callable[[int], int] = staticmethod(lambda num_samples: 0)
 
-    def __init__(self, path: str | os.PathLike = DEFAULT_MODEL) -> None:
-        from speech.modelfile.read import read_model_file
-        from speech.modelfile.spec import COMPLEX_MASK, WAVEFORM
-        from speech.net.memory import MAX_BYTES, too_large
-        from speech.sound.audio import SAMPLE_RATE_HZ
-
-        self.path = Path(path)
-        self.file = read_model_file(path)
+    def __init__(self, model: str | os.PathLike | ModelFile = DEFAULT_MODEL) -> None:
+        self.file = model if isinstance(model, ModelFile) else read_model_file(model)
+        self.path = self.file.path
         kind = self.file.require_kind(
             WAVEFORM, COMPLEX_MASK, fix="such a network cannot enhance a file by itself"
         )
         if kind == COMPLEX_MASK:
-            from speech.net.mask_enhancer import MaskEnhancer
-
-            self.mask = MaskEnhancer(self.file)
+            self.mask = mask_enhancer.MaskEnhancer(self.file)
             self.engine = self.mask.engine
         else:
             self.engine, self._run, self._num_bytes = _runner(self.file)
             num_bytes = self._num_bytes(round(LEAST_SECONDS * SAMPLE_RATE_HZ))
             if num_bytes > MAX_BYTES:
-                raise ValueError(f"{path}: {too_large(num_bytes, f'{LEAST_SECONDS:g} s of sound')}")
+                much = too_large(num_bytes, f"{LEAST_SECONDS:g} s of sound")
+                raise ValueError(f"{self.path}: {much}")
 
     def __call__(self, signal: np.ndarray, threads: int | None = None) -> np.ndarray:
         """Runs the network on a whole signal; a waveform model gets it divided by its maximum.
@@ -100,16 +106,16 @@ class Enhancer:
             ValueError: The signal is of another shape or kind, or it or the network's output holds
                 a NaN or an infinity.
         """
-        import numpy as np
-
-        from speech.sound.audio import is_silent, peak_normalize, valid_signal
-
-        signal = valid_signal(signal)
         if self.mask is not None:
             return self.mask(signal, threads)
-        if is_silent(signal):
+        return self._waveform(valid_signal(signal), threads)
+
+    def _waveform(self, signal: np.ndarray, threads: int | None) -> np.ndarray:
+        """Runs a waveform model on a whole signal that passed the gate; see `__call__`."""
+        highest = peak_of(signal)
+        if not highest:
             return np.zeros(len(signal), np.float32)
-        output = self._run(peak_normalize(signal).astype(np.float32), threads)
+        output = self._run((signal / highest).astype(np.float32), threads)
         if not np.isfinite(output).all():
             raise ValueError(f"{self.path}: the network's output holds a NaN or an infinity")
         return output
@@ -137,33 +143,27 @@ class Enhancer:
         Raises:
             ValueError: As `Enhancer.__call__`, or the peak is no positive number.
         """
-        from speech.sound.audio import valid_signal
-        from speech.sound.audiofiles import gain_to_peak, peak_of
-
-        signal = valid_signal(signal)
         if peak is not None and not 0 < peak < math.inf:
             raise ValueError(f"peak is {peak}; give a positive number, such as 1")
-        if self.mask is not None or whole or self.takes_whole(len(signal)):
-            output = self(signal, threads)
-            if peak is None and self.mask is None:
-                output = fit_level(output, signal)
+        if self.mask is not None:
+            output = self.mask(signal, threads)
         else:
-            output = self._in_blocks(signal, threads)
+            signal = valid_signal(signal)
+            if whole or self.takes_whole(len(signal)):
+                output = self._waveform(signal, threads)
+                if peak is None:
+                    output = fit_level(output, signal)
+            else:
+                output = self._in_blocks(signal, threads)
         return output if peak is None else output * gain_to_peak(peak, peak_of(output))
 
     def takes_whole(self, num_samples: int) -> bool:
         """Returns whether a waveform model enhances so many samples at 16 kHz in one piece."""
-        from speech.net.memory import MAX_BYTES
-        from speech.sound.audio import SAMPLE_RATE_HZ
-
         is_short = num_samples <= WHOLE_SECONDS * SAMPLE_RATE_HZ
         return is_short and self._num_bytes(num_samples) <= MAX_BYTES
 
     def _block_samples(self) -> int:
         """Returns the length of a block: `BLOCK_SECONDS`, or halves of it until one fits."""
-        from speech.net.memory import MAX_BYTES
-        from speech.sound.audio import SAMPLE_RATE_HZ
-
         size = round(BLOCK_SECONDS * SAMPLE_RATE_HZ)
         # The last two blocks may be longer by half of the overlap.
         fade = round(FADE_SECONDS * SAMPLE_RATE_HZ)
@@ -172,16 +172,12 @@ class Enhancer:
         return size
 
     def _in_blocks(self, signal: np.ndarray, threads: int | None) -> np.ndarray:
-        import numpy as np
-
-        from speech.sound.audio import SAMPLE_RATE_HZ
-
         fade = round(FADE_SECONDS * SAMPLE_RATE_HZ)
         ramp = np.linspace(0.0, 1.0, fade + 2, dtype=np.float32)[1:-1]
         output = np.zeros(len(signal), np.float32)
         for start, stop in blocks(len(signal), self._block_samples(), fade):
             noisy = signal[start:stop]
-            part = fit_level(self(noisy, threads), noisy)
+            part = fit_level(self._waveform(noisy, threads), noisy)
             if start:
                 part[:fade] *= ramp
             if stop < len(signal):
@@ -211,24 +207,14 @@ def _runner(
     file: ModelFile,
 ) -> tuple[str, Callable[[np.ndarray, int | None], np.ndarray], Callable[[int], int]]:
     """Returns the engine, what runs float32 [num_samples] with some threads, and its memory."""
-    from speech.net import blockconv
-    from speech.net.chain import blocks_from_layers, parameters_of
-    from speech.net.inference import InferenceNetwork, spectra_bytes
-    from speech.net.memory import MAX_BYTES
-
-    found = blocks_from_layers([(layer.class_name, layer.config) for layer in file.layers])
-    parameters = parameters_of(file.layers)
+    found = chain.blocks_from_layers([(layer.class_name, layer.config) for layer in file.layers])
+    parameters = chain.parameters_of(file.layers)
     # The spectra of short kernels beside one long one may take far more than the file.
-    fits = found is not None and spectra_bytes(parameters) <= MAX_BYTES // 4
+    fits = found is not None and inference.spectra_bytes(parameters) <= MAX_BYTES // 4
     if found is not None and fits and blockconv.is_available():
-        network = InferenceNetwork(found[0], parameters, tanh=found[1])
+        network = inference.InferenceNetwork(found[0], parameters, tanh=found[1])
         return "c", lambda signal, threads: network(signal, threads)[:, 0], network.num_bytes
-    from speech.modelfile.exam import frames_more
-    from speech.modelfile.spec import refusals
-    from speech.net.keras_models import keras_function
-    from speech.net.memory import keras_bytes
-
-    function = keras_function(file.layers)
+    function = keras_models.keras_function(file.layers)
     with refusals(file.path):
         lost = -frames_more(file.layers)
 
@@ -248,8 +234,6 @@ def _centred(output: np.ndarray, num_samples: int) -> np.ndarray:
 
     A network whose padding gives more than it takes has the middle of its output.
     """
-    import numpy as np
-
     missing = num_samples - len(output)
     if missing < 0:
         return output[-missing // 2 :][:num_samples]
@@ -261,10 +245,6 @@ def fit_level(output: np.ndarray, noisy: np.ndarray) -> np.ndarray:
 
     The gain g is <x, y> / <y, y>, which makes the sum of (x - g y)^2 least.
     """
-    import numpy as np
-
-    from speech.sound.audiofiles import peak_of
-
     highest, at_most = peak_of(output), peak_of(noisy)
     if not highest or not at_most:
         return output

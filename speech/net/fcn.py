@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import numpy as np
+
+from speech.base.lazy import keras
 from speech.modelfile.exam import MAX_WEIGHT_BYTES
-
-if TYPE_CHECKING:
-    import keras
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,9 +143,6 @@ def build_fcn(config: FCNConfig | None = None, *, seed: int = 0) -> keras.Model:
     Raises:
         ValueError: ``seed`` is not a non-negative integer.
     """
-    import keras
-    import numpy as np
-
     config = FCNConfig() if config is None else config
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
         raise ValueError(f"seed is {seed!r}, expected an integer of at least 0")

@@ -11,17 +11,21 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from speech.base import lazy
+from speech.base.device import quiet_start
+from speech.base.lazy import keras
+from speech.base.lazy import tensorflow as tf
 from speech.modelfile.exam import plan_layers
-from speech.modelfile.h5 import (
-    write_model_file,
-)
+from speech.modelfile.h5 import write_model_file
 from speech.modelfile.read import read_model_file
-from speech.modelfile.rules import LAYER_RULES
+from speech.modelfile.rules import DIRECTIONS, LAYER_RULES
 from speech.modelfile.spec import LayerSpec, ModelFileError, is_chain, linked, refusals
 from speech.net.memory import MAX_BYTES, keras_bytes, too_large
 
 if TYPE_CHECKING:
-    import keras
+    from speech.net import layers as own_layers
+else:
+    own_layers = lazy.module("speech.net.layers")
 
 
 # --------------------------------------------------------------------------------------------
@@ -41,13 +45,7 @@ def load_model(path: str | os.PathLike) -> keras.Model:
         FileNotFoundError: There is no such file.
         ModelFileError: The file is refused (see ``speech.modelfile``).
     """
-    return load_model_and_meta(path)[0]
-
-
-def load_model_and_meta(path: str | os.PathLike) -> tuple[keras.Model, dict[str, Any]]:
-    """Loads a model file as a plain Keras model and its ``speech_meta``; see ``load_model``."""
-    file = read_model_file(path)
-    return build_model(file.layers), file.meta
+    return build_model(read_model_file(path).layers)
 
 
 def build_model(layers: Iterable[LayerSpec]) -> keras.Model:
@@ -60,22 +58,20 @@ def build_model(layers: Iterable[LayerSpec]) -> keras.Model:
         ValueError: A custom layer is allowed but its class was not registered with Keras.
         ModelFileError: A layer of a graph names no inputs.
     """
-    import keras
-
     layers = linked(layers)
     built = []
     for spec in layers:
         layer_class = getattr(keras.layers, spec.class_name, None)
         if layer_class is None:
-            import speech.net.layers  # noqa: F401  registers our own
-
+            lazy.load(own_layers)  # registers them
             layer_class = keras.saving.get_registered_object(spec.class_name)
         if layer_class is None:
             raise ValueError(
                 f"layer {spec.name!r} is a {spec.class_name}, which is not registered with "
                 "Keras; import the module that defines it before loading"
             )
-        built.append(layer_class(name=spec.name, **spec.config))
+        # Through its configuration: that of a Bidirectional holds another layer.
+        built.append(layer_class.from_config({"name": spec.name, **spec.config}))
     if is_chain(layers):
         model = keras.Sequential(built)
     else:
@@ -85,9 +81,20 @@ def build_model(layers: Iterable[LayerSpec]) -> keras.Model:
             outputs[spec.name] = layer(inputs if len(inputs) > 1 else inputs[0])
         model = keras.Model(outputs[layers[0].name], outputs[layers[-1].name], name="model")
     for layer, spec in zip(built, layers, strict=True):
-        for variable in layer.weights:
-            variable.assign(spec.weights[variable.name])
+        for key, variable in variables_of(layer).items():
+            variable.assign(spec.weights[key])
     return model
+
+
+def variables_of(layer: keras.layers.Layer) -> dict[str, Any]:
+    """Returns the weights of a Keras layer under the names of ``LayerSpec.weights``."""
+    if not isinstance(layer, keras.layers.Bidirectional):
+        return {variable.name: variable for variable in layer.weights}
+    return {
+        f"{which}_{variable.name}": variable
+        for which, own in zip(DIRECTIONS, (layer.forward_layer, layer.backward_layer), strict=True)
+        for variable in own.weights
+    }
 
 
 def layers_of(model: keras.Model) -> tuple[LayerSpec, ...]:
@@ -99,8 +106,6 @@ def layers_of(model: keras.Model) -> tuple[LayerSpec, ...]:
     Raises:
         ModelFileError: The model has a layer or a graph that a model file cannot hold.
     """
-    import keras
-
     config = model.get_config()
     by_name = {layer.name: layer for layer in model.layers}
     entries = []
@@ -117,7 +122,7 @@ def layers_of(model: keras.Model) -> tuple[LayerSpec, ...]:
     for spec, shapes in plan_layers(json.loads(text)):
         weights = {}
         if shapes:
-            variables = {variable.name: variable for variable in by_name[spec.name].weights}
+            variables = variables_of(by_name[spec.name])
             weights = {key: np.array(variables[key].numpy()) for key in shapes}
         layers.append(replace(spec, weights=weights))
     return tuple(layers)
@@ -155,18 +160,11 @@ def keras_function(layers: Iterable[LayerSpec]) -> Callable[[np.ndarray], np.nda
         returns float32. It may be called from several threads. A batch without time goes in parts
         that fit into memory. It raises ValueError for a signal that does not fit.
     """
-    from speech.base.device import quiet_start
-
     with quiet_start():
-        import keras
-
-    from speech.net.keras_models import build_model
-
+        lazy.load(keras)
     layers = tuple(layers)
     model = build_model(layers)
     if keras.backend.backend() == "tensorflow":
-        import tensorflow as tf
-
         # One graph for every length.
         shape = layers[0].config["batch_shape"]
         free = [None, None, *shape[2:]] if len(shape) > 2 else [None, *shape[1:]]

@@ -33,7 +33,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from speech.base.lazy import scipy
+from speech.base.lazy import ops, scipy
+from speech.net.blockconv import default_threads
 
 #: Power added to a sample's or a bin's: what is 70 dB below full scale counts as silence.
 POWER_FLOOR = 1e-7
@@ -71,8 +72,6 @@ class MeanSquaredError:
 
     def values(self, clean, enhanced, lengths):
         """See :class:`Term`."""
-        from keras import ops
-
         return ops.sum(ops.square(enhanced - clean), axis=1) / ops.cast(lengths, enhanced.dtype)
 
 
@@ -87,8 +86,6 @@ class MeanAbsoluteError:
 
     def values(self, clean, enhanced, lengths):
         """See :class:`Term`."""
-        from keras import ops
-
         return ops.sum(ops.abs(enhanced - clean), axis=1) / ops.cast(lengths, enhanced.dtype)
 
 
@@ -133,8 +130,6 @@ class NegativeSISDR:
 
     def values(self, clean, enhanced, lengths):
         """See :class:`Term`."""
-        from keras import ops
-
         count = ops.cast(lengths, enhanced.dtype)
         soft = 10 ** (-self.soft_threshold_db / 10)
         clean_power = ops.sum(ops.square(clean), axis=1) / count
@@ -177,8 +172,6 @@ class _SpectralTerm:
 
     def values(self, clean, enhanced, lengths):
         """See :class:`Term`."""
-        from keras import ops
-
         window = ops.convert_to_tensor(_window(self.size), enhanced.dtype)
         spectra: list[Any] = []
         for signal in (clean, enhanced):
@@ -259,8 +252,6 @@ class CompressedSpectralError(_SpectralTerm):
         return level, gain, magnitude
 
     def _compare_tensors(self, clean, enhanced, num_bins):
-        from keras import ops
-
         total = 0.0
         parts = []
         for real, imaginary in (clean, enhanced):
@@ -293,8 +284,6 @@ class SpectralConvergenceAndLogMagnitude(_SpectralTerm):
         return value, enhanced * slope
 
     def _compare_tensors(self, clean, enhanced, num_bins):
-        from keras import ops
-
         (level, clean_level) = (
             ops.square(real) + ops.square(imaginary) + POWER_FLOOR
             for real, imaginary in (enhanced, clean)
@@ -350,8 +339,6 @@ class Loss:
 
     def value(self, clean: Any, enhanced: Any, lengths: Any) -> Any:
         """Returns the loss of a padded batch as a tensor of the Keras backend; see above."""
-        from keras import ops
-
         lengths = ops.convert_to_tensor(lengths)
         inside = ops.arange(ops.shape(enhanced)[1])[None, :] < ops.cast(lengths, "int32")[:, None]
         mask = ops.cast(inside, enhanced.dtype)
@@ -428,8 +415,6 @@ def _window(size: int) -> np.ndarray:
 
 @functools.cache
 def _threads() -> ThreadPoolExecutor:
-    from speech.net.blockconv import default_threads
-
     # glibc returns freed memory to the system at once, and half of the time would go into getting
     # it back, until it has seen a block of this size come and go.
     np.empty(_LARGE_BLOCK_BYTES, np.uint8)

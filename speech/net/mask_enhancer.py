@@ -23,16 +23,18 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from speech.modelfile.exam import output_shapes
-from speech.modelfile.meta import COMPLEX_MASK, MaskConventions
+from speech.modelfile.meta import MaskConventions
 from speech.modelfile.spec import LayerSpec, ModelFile, ModelFileError, refusals
 from speech.net import blockconv
 from speech.net.folding import fold_batch_normalization
+from speech.net.keras_models import keras_function
 from speech.net.memory import MAX_BYTES, keras_bytes
 from speech.net.plan import Plan, plan_of
-from speech.net.reach import reach_of
+from speech.net.reach import causal_reach
 from speech.net.streaming import MAX_SAMPLE, CEngine
 from speech.net.timefrequency import compress, expand, features
 from speech.sound.audio import valid_signal
+from speech.sound.audiofiles import peak_of
 from speech.sound.stft import Synthesis, whole_frames
 
 #: Frames of a chunk besides those that it only starts earlier with: 10 s.
@@ -71,13 +73,7 @@ class MaskEnhancer:
         self.new_frames = new_frames
         with refusals(file.path):
             self.conventions = MaskConventions.of(file.meta)
-            reach = reach_of(file.layers)
-            if reach.ahead:
-                raise ModelFileError(
-                    f"the {COMPLEX_MASK!r} network reads {reach.ahead:,} frames ahead, expected a "
-                    "causal one: pad in front (ZeroPadding2D), with padding 'valid' over time"
-                )
-            self.behind = reach.behind
+            self.behind = causal_reach(file.layers)
             self._plan = _runnable(file) if engine == "fast" else None
             self.engine = "keras" if self._plan is None else "c"
             if self._plan is None:
@@ -91,8 +87,6 @@ class MaskEnhancer:
                         f"bytes, expected at most {MAX_BYTES:,}"
                     )
         if self._plan is None:
-            from speech.net.keras_models import keras_function
-
             self._function = keras_function(layers)
 
     def __call__(self, signal: np.ndarray, threads: int | None = None) -> np.ndarray:
@@ -172,7 +166,7 @@ class MaskStream:
 def _checked(samples: np.ndarray) -> np.ndarray:
     """Returns samples as float32; raises ValueError for what has no measure."""
     samples = valid_signal(samples)
-    highest = float(np.max(np.abs(samples), initial=0.0))
+    highest = peak_of(samples)
     if highest > MAX_SAMPLE:
         raise ValueError(
             f"signal reaches {highest:.3g}, expected full scale at 1, at most {MAX_SAMPLE:g}"

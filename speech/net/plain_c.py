@@ -138,7 +138,8 @@ class _Encoded:
         scratch = num_unpacked = 0
         for number, kernel in self.kernels.items():
             layer = plan.layers[number]
-            wide, bias = plans.widened(plan, layer)
+            wide, bias = plan.widened[number]
+            assert wide is not None
             is_ready = kernel.format == _FLOATS and wide.shape == _shape(layer)
             if not is_ready:
                 num_unpacked += math.prod(_shape(layer))

@@ -8,6 +8,7 @@ activation and a residual do in Keras. Tensors that are not needed at the same t
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -18,7 +19,7 @@ from speech.modelfile.spec import LayerSpec, ModelFile, ModelFileError, refusals
 from speech.net import tape
 from speech.net.folding import fold_batch_normalization
 from speech.net.memory import MAX_BYTES
-from speech.net.reach import reach_of
+from speech.net.reach import causal_reach
 
 CONVOLUTION, OVER_BANDS, POINTWISE = range(3)
 ACTIVATIONS = ("linear", "silu")
@@ -126,6 +127,23 @@ class Plan:
     split: int
     tensor_floats: int
 
+    @functools.cached_property
+    def widened(self) -> tuple[tuple[np.ndarray | None, np.ndarray | None], ...]:
+        """Kernel and bias of each layer, with zeros up to whole groups of channels; None for none.
+
+        All engines that run the plan read these arrays.
+        """
+        return tuple(self._widened(layer) for layer in self.layers)
+
+    def _widened(self, layer: Layer) -> tuple[np.ndarray | None, np.ndarray | None]:
+        kernel, bias = layer.kernel, layer.bias
+        if kernel is not None and layer.kind == CONVOLUTION:
+            ins = self.tensors[layer.source].wide - kernel.shape[2]
+            outs = self.tensors[layer.target].wide - kernel.shape[3]
+            kernel = np.pad(kernel, ((0, 0), (0, 0), (0, ins), (0, outs)))
+            bias = None if bias is None else np.pad(bias, (0, outs))
+        return _floats(kernel), _floats(bias)
+
     @property
     def state_bytes(self) -> int:
         """Bytes that one frame leaves for the next ones: rings of frames, samples."""
@@ -160,12 +178,7 @@ def plan_of(file: ModelFile) -> Plan:
                 "over time and frequency can stream, such as models/denoise.icse"
             )
         conventions = MaskConventions.of(file.meta)
-        reach = reach_of(file.layers)
-        if reach.ahead:
-            raise ModelFileError(
-                f"the {COMPLEX_MASK!r} network reads {reach.ahead:,} frames ahead, expected a "
-                "causal one: pad in front (ZeroPadding2D), with padding 'valid' over time"
-            )
+        causal_reach(file.layers)
         frame = conventions.stft.frame
         if frame & (frame - 1) or frame > 1 << 14:
             raise ModelFileError(
@@ -340,18 +353,10 @@ class _Writer:
         return total
 
 
+def _floats(array: np.ndarray | None) -> np.ndarray | None:
+    return None if array is None else np.ascontiguousarray(array, np.float32)
+
+
 def array_floats(conventions: MaskConventions) -> int:
     """Returns the floats of the runtime's own arrays, in front of the tensors."""
     return NUM_ARRAYS * (conventions.stft.frame + tape.LANES)
-
-
-def widened(plan: Plan, layer: Layer) -> tuple[np.ndarray, np.ndarray | None]:
-    """Returns a layer's kernel and bias filled up with zeros to whole groups of channels."""
-    assert layer.kernel is not None
-    if layer.kind == OVER_BANDS:
-        return np.ascontiguousarray(layer.kernel, np.float32), layer.bias
-    source, target = plan.tensors[layer.source], plan.tensors[layer.target]
-    ins, outs = layer.kernel.shape[2:]
-    kernel = np.pad(layer.kernel, ((0, 0), (0, 0), (0, source.wide - ins), (0, target.wide - outs)))
-    bias = None if layer.bias is None else np.pad(layer.bias, (0, target.wide - outs))
-    return np.ascontiguousarray(kernel, np.float32), bias

@@ -62,6 +62,24 @@ def reach_of(layers: Iterable[LayerSpec]) -> Reach:
     return Reach(max(-low, 0), max(high, 0))
 
 
+def causal_reach(layers: Iterable[LayerSpec]) -> int:
+    """Returns how many frames before it a frame of a causal network's output depends on.
+
+    Args:
+        layers: As for `reach_of`.
+
+    Raises:
+        ModelFileError: The network reads later frames, or has no reach.
+    """
+    reach = reach_of(layers)
+    if reach.ahead:
+        raise ModelFileError(
+            f"the {COMPLEX_MASK!r} network reads {reach.ahead:,} frames ahead, expected a "
+            "causal one: pad in front (ZeroPadding2D), with padding 'valid' over time"
+        )
+    return reach.behind
+
+
 def _span(layer: LayerSpec) -> tuple[int, int]:
     """Returns the first and the last frame of its input that frame 0 of a layer depends on."""
     config: Mapping[str, Any] = layer.config

@@ -177,12 +177,27 @@ class _CState(ctypes.Structure):
     ]
 
 
+def _fill(
+    record: _CLayer, layer: Layer, kernel: np.ndarray | None, bias: np.ndarray | None
+) -> None:
+    record.kind, record.activation = layer.kind, plans.ACTIVATIONS.index(layer.activation)
+    record.source, record.target, record.residual = layer.source, layer.target, layer.residual
+    record.first, record.dilation, record.stride = layer.first, layer.dilation, layer.stride
+    record.taps, record.width = layer.taps, layer.width
+    if kernel is not None:
+        setattr(record, "in", kernel.shape[-2])
+        record.out = kernel.shape[-1]
+        record.kernel = kernel.ctypes.data
+    if bias is not None:
+        record.bias = bias.ctypes.data
+
+
 class CEngine:
     """Runs whole hops through ``kernels/denoise.c``; kernels are floats, nothing is unpacked."""
 
     def __init__(self, plan: Plan) -> None:
         self._hop = plan.conventions.stft.hop
-        self._kept: list[np.ndarray] = []  # what the table points to
+        self._plan = plan  # the table points to its kernels
         self._tensors = (_CTensor * len(plan.tensors))()
         ring = 0
         for tensor, record in zip(plan.tensors, self._tensors, strict=True):
@@ -191,8 +206,8 @@ class CEngine:
             record.frames, record.ring = tensor.frames, ring
             ring += tensor.frames > 1
         self._layers = (_CLayer * len(plan.layers))()
-        for layer, record in zip(plan.layers, self._layers, strict=True):
-            self._fill(plan, layer, record)
+        for layer, arrays, record in zip(plan.layers, plan.widened, self._layers, strict=True):
+            _fill(record, layer, *arrays)
         stft = plan.conventions.stft
         num_floats = plans.array_floats(plan.conventions) + plan.tensor_floats
         self._model = _CModel(
@@ -209,22 +224,6 @@ class CEngine:
             ctypes.byref(self._state), ctypes.byref(self._model),
             ctypes.c_void_p(self._memory.ctypes.data), ctypes.c_size_t(num_floats),
         )  # fmt: skip
-
-    def _fill(self, plan: Plan, layer: Layer, record: _CLayer) -> None:
-        record.kind, record.activation = layer.kind, plans.ACTIVATIONS.index(layer.activation)
-        record.source, record.target, record.residual = layer.source, layer.target, layer.residual
-        record.first, record.dilation, record.stride = layer.first, layer.dilation, layer.stride
-        record.taps, record.width = layer.taps, layer.width
-        if layer.kernel is not None:
-            kernel, bias = plans.widened(plan, layer)
-            setattr(record, "in", kernel.shape[-2])
-            record.out = kernel.shape[-1]
-            record.kernel = kernel.ctypes.data
-            self._kept.append(kernel)
-            if bias is not None:
-                bias = np.ascontiguousarray(bias, np.float32)
-                record.bias = bias.ctypes.data
-                self._kept.append(bias)
 
     @property
     def num_silenced(self) -> int:

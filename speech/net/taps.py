@@ -10,12 +10,10 @@ bands: its inputs and outputs are then bands, and each of its weights is a chann
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from speech.modelfile.spec import LayerSpec
+from speech.modelfile.spec import LayerSpec
 
 #: Layers with a kernel.
 KERNEL_CLASSES = ("Conv1D", "Conv2D", "Conv2DTranspose", "Dense")

@@ -34,16 +34,14 @@ concatenated: that halves the cost of the decoder, the dearest part.
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from speech.base.lazy import keras
 from speech.modelfile.spec import COMPLEX_MASK
 from speech.sound.audio import SAMPLE_RATE_HZ
 from speech.sound.stft import StftConfig
-
-if TYPE_CHECKING:
-    import keras
 
 #: Bins of a spectrum that the network sees; 8 kHz itself is left out.
 NUM_BINS = 256
@@ -132,9 +130,7 @@ def build_time_frequency(config: TimeFrequencyConfig | None = None, seed: int = 
         config: Default: the medium form.
         seed: Of the random weights.
     """
-    import keras
-    from keras import layers
-
+    layers = keras.layers
     config = config or SIZES["medium"]
     channels, batch = config.num_channels, config.normalization == "batch"
     seeds = iter(range(1000))

@@ -1,7 +1,7 @@
 """Trains the network over time and frequency on waveforms: STFT, features, mask and loss.
 
 On a CPU with the TensorFlow backend the C kernels compute a step (``speech.net.tape`` and
-``speech.net.mask_gradient``). Anywhere else Keras operations do, with every backend of Keras.
+``speech.net.mask_loss``). Anywhere else Keras operations do, with every backend of Keras.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ import keras
 import numpy as np
 from keras import ops
 
-from speech.net import mask_gradient, tape
+from speech.base.lazy import tensorflow as tf
+from speech.net import mask_loss, tape
 from speech.net.blockconv import default_threads
 from speech.net.chain_training import uses_c_kernels
 from speech.net.losses import NegativeSISDR
@@ -184,10 +185,10 @@ class _Kernels:
         for (layer, name), array in zip(self._places, arrays, strict=True):
             weights.setdefault(layer, {})[name] = array
         threads = default_threads()
-        batch = mask_gradient.prepare(noisy, clean, self._config, threads)
+        batch = mask_loss.prepare(noisy, clean, self._config, threads)
         runner = self._tape(*batch.noisy.shape[:2], training)
         mask = runner.forward(batch.features, weights)
-        loss, gradient = mask_gradient.value_and_gradient(
+        loss, gradient = mask_loss.value_and_gradient(
             mask, batch, self._loss, self._config, threads
         )
         if not training:
@@ -207,8 +208,6 @@ class _Kernels:
 
     def loss(self, noisy: Any, clean: Any, training: bool) -> Any:
         """Returns the loss as a tensor; in training, moves the moving statistics on."""
-        import tensorflow as tf
-
         # TensorFlow keeps the functions of every graph for good: they must not hold the memory.
         kernels = weakref.ref(self)
         num_trained = sum(self._trained) if training else 0

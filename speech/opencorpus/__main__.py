@@ -12,25 +12,23 @@ import sys
 from pathlib import Path
 
 from speech.base import cli
-from speech.opencorpus import recipe
+from speech.opencorpus import build, recipe, report
 
 
-def run(options: argparse.Namespace) -> int:
+def run(out: Path, packages: Path | None, jobs: int, stats: bool, corpus_recipe: Path) -> int:
     """Builds the corpus, or only reads it for ``--stats``; prints its tables."""
-    from speech.opencorpus import build, report
-
-    if options.packages and not options.packages.is_dir():
-        raise ValueError(f"{options.packages}: not a folder of .deb files")
-    book = recipe.read_recipe(options.corpus_recipe)
-    if options.stats:
-        records = build.read_records(book, options.out)
+    if packages and not packages.is_dir():
+        raise ValueError(f"{packages}: not a folder of .deb files")
+    book = recipe.read_recipe(corpus_recipe)
+    if stats:
+        records = build.read_records(book, out)
         if missing := build.missing_parts(book, records):
             raise ValueError(
-                f"{options.out}: not complete, {len(missing)} parts such as {missing[0]} are "
+                f"{out}: not complete, {len(missing)} parts such as {missing[0]} are "
                 "missing; build it first, without --stats"
             )
     else:
-        records = build.build(book, options.packages, options.out, options.jobs)
+        records = build.build(book, packages, out, jobs)
     print(report.statistics(book, records), end="")
     return 0
 
@@ -66,7 +64,7 @@ def main(argv: list[str] | None = None) -> int:
         help="take another list of packages, voices and noises (default: the one of this package)",
     )
     options = parser.parse_args(argv)
-    return cli.run(lambda: run(options))
+    return cli.run(lambda: run(**vars(options)))
 
 
 if __name__ == "__main__":

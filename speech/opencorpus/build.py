@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from speech.base import cli, files, schema
+from speech.base.lazy import joblib, soundfile
 from speech.opencorpus import g722, noises, packages, recipe, report, voices
 from speech.sound.conditioning import (
     SAMPLE_RATE_HZ,
@@ -228,12 +229,10 @@ def _make_parts(book: dict, unpacked: dict[str, Path], out: Path, num_jobs: int)
 def _in_parallel(
     make: Callable[[Part, Path], dict], parts: list[Part], out: Path, num_jobs: int, label: str
 ) -> dict[str, dict]:
-    from joblib import delayed
-
     with warnings.catch_warnings():
         # joblib replaces a process that has grown, as one does that held half an hour of speech
         warnings.filterwarnings("ignore", "A worker stopped while some jobs", UserWarning)
-        tasks = (delayed(_make_part)(make, part, out) for part in parts)
+        tasks = (joblib.delayed(_make_part)(make, part, out) for part in parts)
         done = cli.in_processes(tasks, num_jobs)
         return dict(cli.progress(done, total=len(parts), label=label))
 
@@ -319,8 +318,6 @@ def _decoded(paths: list[Path]) -> list[tuple[np.ndarray, int]]:
 
 
 def _read(path: Path) -> tuple[np.ndarray, int]:
-    import soundfile
-
     try:
         content = BytesIO(path.read_bytes())
         samples, rate_hz = soundfile.read(content, dtype="float64", always_2d=True)

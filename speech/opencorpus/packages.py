@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 from speech.base import cli, debian, files
+from speech.base.lazy import joblib
 from speech.opencorpus import recipe
 
 
@@ -69,10 +70,9 @@ def unpack_all(
     Raises:
         ValueError: A package is broken or lacks a file that the recipe names.
     """
-    from joblib import delayed
-
     tasks = (
-        delayed(_unpack)(book, package, archive, folder) for package, archive in archives.items()
+        joblib.delayed(_unpack)(book, package, archive, folder)
+        for package, archive in archives.items()
     )
     done = cli.in_processes(tasks, num_jobs)
     return dict(cli.progress(done, total=len(archives), label="unpack"))

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from speech.base.lazy import scipy
 from speech.sound.conditioning import SAMPLE_RATE_HZ, fade_edges, fade_in, speech_gain
 
 FRAME = SAMPLE_RATE_HZ // 50
@@ -126,13 +127,13 @@ def band_levels_db(signal: np.ndarray) -> np.ndarray:
 
 def median_f0_hz(signal: np.ndarray) -> float:
     """Returns the median fundamental frequency of the voiced frames, by autocorrelation."""
-    from scipy.signal import butter, sosfilt
-
     length = 2 * FRAME
     if len(signal) <= length:
         return float("nan")
-    voice = butter(4, [70, 1000], "bandpass", fs=SAMPLE_RATE_HZ, output="sos")
-    frames = np.lib.stride_tricks.sliding_window_view(sosfilt(voice, signal), length)[::FRAME]
+    voice = scipy.signal.butter(4, [70, 1000], "bandpass", fs=SAMPLE_RATE_HZ, output="sos")
+    frames = np.lib.stride_tricks.sliding_window_view(scipy.signal.sosfilt(voice, signal), length)[
+        ::FRAME
+    ]
     energy = np.mean(frames**2, axis=1)
     frames = frames[energy > 0.05 * energy.max()]
     window = np.hanning(length)
@@ -299,11 +300,11 @@ def babble(voices: Sequence[np.ndarray], duration_s: float, rng: np.random.Gener
 
 def speech_shaped(voices: Sequence[np.ndarray], white: np.ndarray) -> np.ndarray:
     """Gives white noise the long-term average spectrum of speech."""
-    from scipy.signal import fftconvolve, welch
-
-    spectrum = np.mean([welch(v / _rms(v), SAMPLE_RATE_HZ, nperseg=512)[1] for v in voices], axis=0)
+    spectrum = np.mean(
+        [scipy.signal.welch(v / _rms(v), SAMPLE_RATE_HZ, nperseg=512)[1] for v in voices], axis=0
+    )
     kernel = np.fft.fftshift(np.fft.irfft(np.sqrt(spectrum))) * np.hanning(512)
-    shaped = fftconvolve(white, kernel, "same")
+    shaped = scipy.signal.fftconvolve(white, kernel, "same")
     ramp = fade_in(FADE_S)  # the filter starts from silence
     shaped[: len(ramp)] *= ramp
     return shaped

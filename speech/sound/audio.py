@@ -20,18 +20,13 @@ import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from speech.base.files import atomic_path, raise_if_full
+from speech.base.lazy import soundfile, soxr
 from speech.sound import headers
-from speech.sound.headers import AudioError, mend
-
-if TYPE_CHECKING:
-    import soundfile
-
-    from speech.sound.headers import Header
+from speech.sound.headers import AudioError, Header, mend
 
 #: The rate of every model of this project, as in both papers.
 SAMPLE_RATE_HZ = 16000
@@ -176,8 +171,6 @@ def resample(samples: np.ndarray, from_hz: int, to_hz: int) -> np.ndarray:
     """
     if from_hz == to_hz:
         return samples
-    import soxr
-
     return soxr.resample(samples, from_hz, to_hz, quality="VHQ")
 
 
@@ -196,8 +189,6 @@ class StreamResampler:
         self._num_in = self._num_out = 0
         self._stream = None
         if from_hz != to_hz:
-            import soxr
-
             self._stream = soxr.ResampleStream(
                 from_hz, to_hz, num_channels, dtype="float32", quality=quality
             )
@@ -297,8 +288,6 @@ def write_blocks(
         ValueError: As `write_audio`.
         OSError: The disk is full.
     """
-    import soundfile
-
     path = Path(path)
     audio_format = FORMATS.get(path.suffix.lower())
     if audio_format is None:
@@ -350,8 +339,6 @@ def _in_pieces(blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
 @functools.cache
 def readable_suffixes() -> tuple[str, ...]:
     """Returns the endings, in lower case, of what this libsndfile reads; '.wav' is the first."""
-    import soundfile
-
     names = soundfile.available_formats().keys() - _NO_RECORDINGS
     found = {f".{name.lower()}" for name in names}
     found |= {suffix for suffix, name in FORMATS.items() if name in names}
@@ -572,7 +559,6 @@ def _name_of(path: Path) -> str | bytes:
 @contextlib.contextmanager
 def _opened(path: Path, header: Header) -> Iterator[soundfile.SoundFile]:
     """Opens a file as its header was inspected, to be read forward only."""
-    import soundfile
 
     class Forward(soundfile.SoundFile):
         def seekable(self) -> bool:
@@ -593,8 +579,6 @@ def _opened(path: Path, header: Header) -> Iterator[soundfile.SoundFile]:
 @contextlib.contextmanager
 def _decoding(path: Path) -> Iterator[None]:
     """Turns what libsndfile and the system say into `AudioError`."""
-    import soundfile
-
     try:
         yield
     except soundfile.LibsndfileError as error:

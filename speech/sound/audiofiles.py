@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from speech.base.lazy import soundfile
 from speech.sound.audio import (
     FORMATS,
     SAMPLE_RATE_HZ,
@@ -99,8 +100,6 @@ def _writable(path: Path | str) -> Path:
 
 def writable_subtype(target: Path, wanted: str) -> str:
     """Returns a sample format for ``target``: ``wanted``, or its default if it can't hold that."""
-    import soundfile
-
     audio_format = FORMATS.get(target.suffix.lower(), "WAV")
     # Of the compressed kinds only Vorbis is written by everything that reads it.
     plain = wanted.startswith("PCM_") or wanted in ("FLOAT", "DOUBLE", "ULAW", "ALAW", "VORBIS")
@@ -273,7 +272,7 @@ def _levelled(
     with tempfile.TemporaryFile(dir=folder) as file:
         highest = 0.0
         for block in blocks:
-            highest = max(highest, float(np.max(np.abs(block), initial=0.0)))
+            highest = max(highest, peak_of(block))
             file.write(np.ascontiguousarray(block).data)
         gain = level_for(subtype, highest, row, peak)
         file.seek(0)

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from speech.base.lazy import scipy
+from speech.base.lazy import load, pyroomacoustics, scipy
 from speech.sound.audio import SAMPLE_RATE_HZ
 from speech.sound.mixing import mix_at_snr
 
@@ -197,20 +197,19 @@ def reverberate(
     Returns:
         All of the sound, and the direct sound with its early reflections: [num_samples] each.
     """
-    from scipy.signal import oaconvolve
-
     direct = int(np.argmax(np.abs(response)))
     response = (response / response[direct]).astype(speech.dtype)
     early = response[: direct + round(early_s * SAMPLE_RATE_HZ)]
     return tuple(
-        oaconvolve(speech, part)[direct : direct + len(speech)] for part in (response, early)
+        scipy.signal.oaconvolve(speech, part)[direct : direct + len(speech)]
+        for part in (response, early)
     )
 
 
 def require_rooms() -> None:
     """Raises ValueError where pyroomacoustics is missing."""
     try:
-        import pyroomacoustics  # noqa: F401
+        load(pyroomacoustics)
     except ImportError:
         raise ValueError(
             "rooms are simulated by pyroomacoustics, which is not installed; "
@@ -241,9 +240,11 @@ def reverberation_time_s(response: np.ndarray) -> float:
         ValueError: pyroomacoustics is missing.
     """
     require_rooms()
-    from pyroomacoustics.experimental import measure_rt60
-
-    return float(measure_rt60(np.asarray(response, np.float64), SAMPLE_RATE_HZ, decay_db=30))
+    return float(
+        pyroomacoustics.experimental.measure_rt60(
+            np.asarray(response, np.float64), SAMPLE_RATE_HZ, decay_db=30
+        )
+    )
 
 
 @functools.lru_cache(maxsize=NUM_ROOMS)
@@ -260,8 +261,6 @@ def room_response(number: int) -> np.ndarray:
         ValueError: pyroomacoustics is missing.
     """
     require_rooms()
-    import pyroomacoustics
-
     # The order in which reflections are added up, and so the last bits, depends on it.
     pyroomacoustics.constants.set("num_threads", 1)
     rng = np.random.default_rng([7, number])

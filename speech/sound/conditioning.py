@@ -11,12 +11,11 @@ import re
 from collections.abc import Iterable
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import numpy as np
 
 from speech.base import files
-
-if TYPE_CHECKING:
-    import numpy as np
+from speech.base.lazy import scipy, soundfile, soxr
 
 SAMPLE_RATE_HZ = 16000
 _MAX_MANIFEST_BYTES = 64 << 20
@@ -37,26 +36,19 @@ def decode(content: bytes, highpass_hz: float) -> np.ndarray:
     Returns:
         float64 array [num_samples].
     """
-    import soundfile
-
     samples, rate_hz = soundfile.read(BytesIO(content), dtype="float64", always_2d=True)
     return condition(samples.mean(axis=1), rate_hz, highpass_hz)
 
 
 def condition(mono: np.ndarray, rate_hz: int, highpass_hz: float) -> np.ndarray:
     """Resamples one channel to 16 kHz (soxr VHQ) and high-passes it."""
-    import soxr
-    from scipy.signal import butter, sosfiltfilt
-
     mono = soxr.resample(mono, rate_hz, SAMPLE_RATE_HZ, quality="VHQ")
-    highpass = butter(2, highpass_hz, "highpass", fs=SAMPLE_RATE_HZ, output="sos")
-    return sosfiltfilt(highpass, mono)
+    highpass = scipy.signal.butter(2, highpass_hz, "highpass", fs=SAMPLE_RATE_HZ, output="sos")
+    return scipy.signal.sosfiltfilt(highpass, mono)
 
 
 def join(pieces: Iterable[np.ndarray]) -> np.ndarray:
     """Returns the pieces one after the other, overlapping by a cross-fade of ``JOIN_S``."""
-    import numpy as np
-
     fade = fade_in(JOIN_S)
     overlap = len(fade)
     first, *others = pieces
@@ -69,8 +61,6 @@ def join(pieces: Iterable[np.ndarray]) -> np.ndarray:
 
 def fade_in(duration_s: float) -> np.ndarray:
     """Returns a raised-cosine ramp from 0 to 1; it and its reverse add up to 1."""
-    import numpy as np
-
     num_samples = round(duration_s * SAMPLE_RATE_HZ)
     return 0.5 - 0.5 * np.cos(np.pi * (np.arange(num_samples) + 0.5) / num_samples)
 
@@ -84,22 +74,16 @@ def fade_edges(signal: np.ndarray, duration_s: float = EDGE_S) -> None:
 
 def speech_gain(signal: np.ndarray) -> float:
     """Returns the gain that brings speech to its peak ``SPEECH_PEAK``."""
-    import numpy as np
-
     return SPEECH_PEAK / np.max(np.abs(signal))
 
 
 def noise_gain(signal: np.ndarray) -> float:
     """Returns the gain that brings noise to ``NOISE_RMS``, peak at most ``NOISE_PEAK``."""
-    import numpy as np
-
     return min(NOISE_RMS / np.sqrt(np.mean(signal**2)), NOISE_PEAK / np.max(np.abs(signal)))
 
 
 def to_int16(signal: np.ndarray) -> np.ndarray:
     """Rounds a signal of full scale 1 to 16 bits."""
-    import numpy as np
-
     return np.rint(signal * 32768).astype(np.int16)
 
 
@@ -115,8 +99,6 @@ def lay_out_keys(pieces: list[np.ndarray], duration_s: float, seed: int) -> np.n
     Returns:
         float64 array [num_samples].
     """
-    import numpy as np
-
     uniform = np.random.default_rng(seed).random
     fade_out = fade_in(EDGE_S)[::-1]
     for piece in pieces:  # the recordings start at the stroke itself; only the end needs a fade
@@ -140,8 +122,6 @@ def lay_out_keys(pieces: list[np.ndarray], duration_s: float, seed: int) -> np.n
 
 def write_flac(path: Path, samples: np.ndarray) -> None:
     """Writes int16 ``samples`` as a 16-bit FLAC file."""
-    import soundfile
-
     with files.atomic_path(path) as temporary:
         soundfile.write(
             temporary,

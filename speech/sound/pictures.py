@@ -5,14 +5,12 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from speech.base.files import atomic_path
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from speech.base.lazy import PIL, matplotlib
 
 #: Those of Okabe and Ito, which the colour-blind tell apart.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
@@ -28,13 +26,10 @@ def level_png(levels_db: np.ndarray, top_db: float, range_db: float) -> bytes:
         top_db: Level of the brightest colour.
         range_db: From there down to black.
     """
-    import matplotlib
-    from PIL import Image
-
     share = np.clip((levels_db - top_db) / range_db + 1, 0, 1)
     indices = np.round(share.T[::-1] * (_NUM_COLORS - 1)).astype(np.uint8)
     colors = matplotlib.colormaps["magma"](np.linspace(0, 1, _NUM_COLORS), bytes=True)[:, :3]
-    image = Image.fromarray(indices, "L")
+    image = PIL.Image.fromarray(indices, "L")
     image.putpalette(colors.tobytes())
     stream = io.BytesIO()
     image.save(stream, "PNG", optimize=True)
@@ -46,7 +41,7 @@ def learning_curve(
     path: Path | None = None,
     title: str = "",
     loss: str = "mean squared error",
-) -> Figure:
+) -> matplotlib.figure.Figure:
     """Draws training and validation error against the epoch, or against the hours of training.
 
     The axis is logarithmic unless an error is not positive, as SI-SDR is not.
@@ -57,8 +52,6 @@ def learning_curve(
         title: Above the picture.
         loss: What the errors are.
     """
-    from matplotlib.ticker import FormatStrFormatter, MaxNLocator
-
     figure, axes = new_figure(7, 4.2)
     unit = "hours" if "hours" in history[0] else "epoch"
     places = [row[unit] for row in history]
@@ -75,35 +68,31 @@ def learning_curve(
     if all(row[key] > 0 for row in history for key in ("training_loss", "validation_loss")):
         axes.set_yscale("log")
         for set_formatter in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
-            set_formatter(FormatStrFormatter("%.3g"))
+            set_formatter(matplotlib.ticker.FormatStrFormatter("%.3g"))
     axes.set_xlabel("hours of training" if unit == "hours" else "epoch")
     axes.set_ylabel(loss)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=unit == "epoch"))
+    axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=unit == "epoch"))
     axes.grid(True, which="both", alpha=0.3)
     axes.legend()
     axes.set_title(title)
     return written(figure, path)
 
 
-def new_figure(width: float, height: float, ncols: int = 1) -> tuple[Figure, Any]:
+def new_figure(width: float, height: float, ncols: int = 1) -> tuple[matplotlib.figure.Figure, Any]:
     """Returns a figure of a size in inches and its axes, one or several side by side."""
     # Not pyplot: no display, no global state, nothing to close.
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
+    figure = matplotlib.figure.Figure(figsize=(width, height), layout="constrained")
     axes = figure.subplots(ncols=ncols, sharey=ncols > 1)
     return figure, axes
 
 
-def written(figure: Figure, path: Path | None) -> Figure:
+def written(figure: matplotlib.figure.Figure, path: Path | None) -> matplotlib.figure.Figure:
     """Writes a figure, if there is a path, and returns it.
 
     Args:
         figure: Of `new_figure`.
         path: PNG, SVG or PDF by the ending; without one, PNG and SVG both.
     """
-    import matplotlib
-
     if path is None:
         return figure
     path = Path(path)

@@ -314,4 +314,4 @@ for (const name of VERSIONS) {
   });
 }
 
-start().catch((error) => fail(words(error)));
+const offered = start().catch((error) => fail(words(error)));

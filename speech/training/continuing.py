@@ -9,6 +9,9 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from speech.base import lazy
+from speech.data.corpus import Pair
+from speech.data.pipeline import TrainingData
 from speech.modelfile.meta import MaskConventions
 from speech.modelfile.spec import COMPLEX_MASK, WAVEFORM, ModelFile
 from speech.net.losses import LOSSES
@@ -16,6 +19,7 @@ from speech.net.mask_loss import MaskLoss
 from speech.net.timefrequency import TimeFrequencyConfig
 from speech.training.config import TrainingConfig
 from speech.training.datasets import load_data, load_pieces, training_parts
+from speech.training.pieces import PieceData
 from speech.training.request import (
     RECIPES,
     TF_RECIPES,
@@ -25,9 +29,12 @@ from speech.training.request import (
     recipe_of,
     training_config,
 )
+from speech.training.trainer import MakeModel
 
 if TYPE_CHECKING:
-    from speech.training.trainer import MakeModel
+    from speech.net import training_model
+else:
+    training_model = lazy.module("speech.net.training_model")
 
 #: Pieces per epoch on the bundled corpus, for networks over time and frequency.
 QUICK_PIECES = 800
@@ -41,19 +48,19 @@ class Continuation:
     """What it takes to train a model on.
 
     Attributes:
-        training: ``speech.data.pipeline.TrainingData`` or ``speech.training.pieces.PieceData``.
-        validation: Likewise.
+        training: What to train on.
+        validation: What to validate on.
         config: How to train.
-        test: ``speech.data.corpus.Pair`` objects to score on.
+        test: What to score on.
         description: The data in one line.
         meta: ``speech_meta`` of what is saved on the way.
         conventions: Those of a network over time and frequency; None for one over waveforms.
     """
 
-    training: Any
-    validation: Any
+    training: TrainingData | PieceData
+    validation: TrainingData | PieceData
     config: TrainingConfig
-    test: list[Any]
+    test: list[Pair]
     description: str
     meta: dict[str, Any]
     conventions: TimeFrequencyConfig | None = None
@@ -63,11 +70,11 @@ class Continuation:
         """What trains the network, as `speech.training.trainer.Trainer` takes it."""
         if self.conventions is None:
             return None
-        from speech.net.training_model import MaskTrainingModel
-
         conventions, loss = self.conventions, self.config.loss
         assert isinstance(loss, MaskLoss)
-        return lambda network, engine: MaskTrainingModel(network, conventions, loss, engine)
+        return lambda network, engine: training_model.MaskTrainingModel(
+            network, conventions, loss, engine
+        )
 
 
 def check_trains(file: ModelFile) -> None:
@@ -77,6 +84,12 @@ def check_trains(file: ModelFile) -> None:
     fix = f"work on it without training, and train the result on: {where}"
     if file.require_kind(WAVEFORM, COMPLEX_MASK, fix=fix) == COMPLEX_MASK:
         conventions_of(file)
+    for layer in file.layers:
+        if layer.class_name == "Bidirectional":
+            raise ValueError(
+                f"{file.path}: {layer.where} would read the padding behind an utterance of a batch "
+                "first; work on it without training"
+            )
 
 
 def conventions_of(file: ModelFile) -> TimeFrequencyConfig:
@@ -113,7 +126,9 @@ def continuation(
     check_trains(file)
     if file.kind == COMPLEX_MASK:
         return _of_pieces(file, asked, learning_rate, test_folder)
-    settings = RECIPES[recipe_of(asked.data, asked.recipe)] | {"learning_rate": learning_rate}
+    settings = RECIPES[recipe_of(RECIPES, asked.data, asked.recipe)] | {
+        "learning_rate": learning_rate
+    }
     loss = _stored_loss(file)
     if asked.recipe is None and isinstance(loss, str) and loss in LOSSES:
         settings["loss"] = loss
@@ -137,7 +152,7 @@ def _of_pieces(
                 "and frequency; leave it out"
             )
     data = asked.data
-    recipe = asked.recipe or ("quick" if data.is_bundled else "best")
+    recipe = recipe_of(TF_RECIPES, data, asked.recipe)
     if recipe not in TF_RECIPES:
         raise ValueError(
             f"--recipe {recipe} is for networks from waveform to waveform, {file.path} is one over "

@@ -6,19 +6,20 @@ import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from speech.base import schema
 from speech.base.files import write_json
 from speech.data import corpus
+from speech.data.cache import AudioCache
+from speech.data.mixtures import MixingConfig, training_and_validation
+from speech.data.pairs import PairPieces, PairSource
+from speech.data.pipeline import MixtureSource, Source, TrainingData
 from speech.data.prepared import write_mixtures
+from speech.sound.audio import SAMPLE_RATE_HZ
 from speech.sound.augment import Augmentation
+from speech.training.config import TrainingConfig
+from speech.training.pieces import PieceData, Pieces
 from speech.training.request import BUNDLED_NUM_TEST, NUM_TEST, DataOptions
-
-if TYPE_CHECKING:
-    from speech.data.mixtures import MixingConfig
-    from speech.training.config import TrainingConfig
-    from speech.training.pieces import PieceData
 
 _LOGGER = logging.getLogger("speech")
 
@@ -43,10 +44,10 @@ class Data:
         left_out: Sentence on premixed files that are not trained on, or ''.
     """
 
-    training: Any
-    validation: Any
+    training: Source
+    validation: Source
     validation_items: int
-    test: list[Any]
+    test: list[corpus.Pair]
     description: str
     num_noises: int = 0
     left_out: str = ""
@@ -110,9 +111,6 @@ def load_training(
         ValueError: A folder is missing, empty or of another shape; premixed folders can't be
             augmented.
     """
-    from speech.data.cache import AudioCache
-    from speech.data.pipeline import MixtureSource
-
     if data.noisy is not None:
         return _load_pairs(data, changes)
     speech, noise = _recordings(data, "TRAIN")
@@ -154,11 +152,6 @@ def load_pieces(
         ValueError: A folder is missing, empty or of another shape, or rooms are asked for and
             can't be simulated.
     """
-    from speech.data.mixtures import training_and_validation
-    from speech.data.pairs import PairPieces
-    from speech.sound.audio import SAMPLE_RATE_HZ
-    from speech.training.pieces import PieceData, Pieces
-
     assert config.crop_seconds is not None
     num_samples = round(config.crop_seconds * SAMPLE_RATE_HZ)
     training: Pieces
@@ -191,7 +184,7 @@ def load_pieces(
     )
 
 
-def _recordings(data: DataOptions, split: str) -> tuple[list[Any], list[Any]]:
+def _recordings(data: DataOptions, split: str) -> tuple[list[corpus.Utterance], list[corpus.Noise]]:
     """Returns the utterances and the noises of a split."""
     if data.is_bundled:
         return corpus.bundled_speech(split), corpus.bundled_noise(split)
@@ -202,7 +195,7 @@ def _recordings(data: DataOptions, split: str) -> tuple[list[Any], list[Any]]:
 
 def training_parts(
     data: Data, config: TrainingConfig, gain_db: tuple[float, float] | None
-) -> tuple[Any, Any]:
+) -> tuple[TrainingData, TrainingData]:
     """Returns the `TrainingData` to train and to validate on.
 
     Args:
@@ -210,9 +203,6 @@ def training_parts(
         config: Of the run.
         gain_db: As in `speech.sound.augment.Augmentation`.
     """
-    from speech.data.pipeline import TrainingData
-    from speech.sound.audio import SAMPLE_RATE_HZ
-
     crop = config.crop_seconds
     training = TrainingData(
         data.training,
@@ -229,8 +219,6 @@ def training_parts(
 
 
 def _load_pairs(data: DataOptions, changes: Augmentation) -> Data:
-    from speech.data.pairs import PairSource
-
     mixing = {**asdict(changes), "gain_db": None}
     if Augmentation(**mixing) != Augmentation():
         raise ValueError(
@@ -246,7 +234,9 @@ def _load_pairs(data: DataOptions, changes: Augmentation) -> Data:
     return Data(training, validation, len(validation), [], what, left_out=left_out)
 
 
-def _split_pairs(data: DataOptions, pairs: list[Any]) -> tuple[list[Any], list[Any]]:
+def _split_pairs(
+    data: DataOptions, pairs: list[corpus.Pair]
+) -> tuple[list[corpus.Pair], list[corpus.Pair]]:
     if data.split == "original":
         return corpus.split_pairs_original(pairs)
     return corpus.split_utterances(pairs, seed=data.seed)
@@ -261,7 +251,9 @@ class _Plan:
     skipped: list[str]
 
 
-def _write_test_set(plans: Sequence[Any], folder: Path, num_jobs: int) -> list[Any]:
+def _write_test_set(
+    plans: Sequence[corpus.MixturePlan], folder: Path, num_jobs: int
+) -> list[corpus.Pair]:
     """Writes the test mixtures, unless an earlier run of the same plan did."""
     wanted = sorted(
         f"{plan.relative_path.as_posix()} seed {plan.seed} "
@@ -290,7 +282,7 @@ def _write_test_set(plans: Sequence[Any], folder: Path, num_jobs: int) -> list[A
     return [pair for pair in pairs if f"noisy/{pair.relative_path.as_posix()}" in own]
 
 
-def _first_of_each_condition(pairs: Sequence[Any], num_each: int) -> list[Any]:
+def _first_of_each_condition(pairs: Sequence[corpus.Pair], num_each: int) -> list[corpus.Pair]:
     counts: dict[tuple[str, float], int] = {}
     chosen = []
     for pair in pairs:

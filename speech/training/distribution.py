@@ -27,11 +27,18 @@ from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from speech.base import cli
+from speech.base.device import select_devices
+from speech.base.lazy import keras
+from speech.base.lazy import tensorflow as tf
 from speech.data.pipeline import Batch, Batches, TrainingData, collate
+from speech.training.request import Request
+from speech.training.tensorboard import require_tensorboard
 
 _LOGGER = logging.getLogger("speech")
 
@@ -101,6 +108,30 @@ def read_task() -> Task | None:
     return task if len(task.addresses) > 1 else None
 
 
+def begin(asked: Request, filled: Sequence[Path] = ()) -> Task | None:
+    """Does what comes first in a command that trains, before anything of Keras is imported.
+
+    It checks the folder of the run, and chooses the devices.
+
+    Args:
+        asked: What is trained.
+        filled: Folders that the command fills, as `speech.base.cli.check_out` takes them.
+
+    Returns:
+        Of `read_task`.
+
+    Raises:
+        ValueError: The folder, a device or TF_CONFIG is unusable, or TensorBoard is missing.
+    """
+    cli.check_folder(asked.out)
+    cli.check_out(asked.out, asked.data.folders, filled)
+    select_devices(asked.gpu, several=True)
+    task = read_task()
+    if asked.tensorboard is not None and (task is None or not task.rank):
+        require_tensorboard(asked.tensorboard)  # not after an hour of mixing
+    return task
+
+
 class Machines:
     """The machines of one run; made once in each process, before TensorFlow computes anything.
 
@@ -114,8 +145,6 @@ class Machines:
     """
 
     def __init__(self, task: Task, wait_seconds: float = WAIT_SECONDS) -> None:
-        import keras
-
         if keras.backend.backend() != "tensorflow":
             raise ValueError("training on several machines needs KERAS_BACKEND=tensorflow")
         self.task = task
@@ -127,8 +156,6 @@ class Machines:
 
     def _connected(self) -> Any:
         """Returns the tf.function that adds up a vector over all machines."""
-        import tensorflow as tf
-
         distribute, task = tf.distribute, self.task
         resolver = distribute.cluster_resolver.SimpleClusterResolver(
             tf.train.ClusterSpec(task.cluster),
@@ -164,8 +191,6 @@ class Machines:
         Raises:
             MachineLostError: One has ended, or has not come here in time.
         """
-        import tensorflow as tf
-
         try:
             with tf.device("CPU:0"):
                 return self._total(tf.convert_to_tensor(values)).numpy()
@@ -373,12 +398,8 @@ def _host_and_port(address: str) -> tuple[str, int]:
 
 def local_devices() -> list[str]:
     """Returns the GPUs of this machine that training is to be split among; empty below two."""
-    import keras
-
     if keras.backend.backend() != "tensorflow":
         return []
-    import tensorflow as tf
-
     gpus = tf.config.get_visible_devices("GPU")
     return [f"GPU:{place}" for place in range(len(gpus))] if len(gpus) > 1 else []
 
@@ -461,10 +482,8 @@ class Replicas:
     """
 
     def __init__(
-        self, model: Any, devices: Sequence[str], machines: Machines | None, batch_size: int
+        self, model: keras.Model, devices: Sequence[str], machines: Machines | None, batch_size: int
     ) -> None:
-        import tensorflow as tf
-
         self._model = model
         self._machines = machines
         self._devices: list[str | None] = list(devices) or [None]
@@ -498,8 +517,6 @@ class Replicas:
         Raises:
             MachineLostError: See `Machines.sum`.
         """
-        import tensorflow as tf
-
         given = tuple(b and (b.noisy, b.lengths, b.clean) for b in share.batches)
         if any(given):
             vector = self._gradient(given, tf.constant(share.num_items, tf.float32))
@@ -512,8 +529,6 @@ class Replicas:
 
     def _local_gradient(self, given: Sequence[tuple | None], num_items: Any) -> Any:
         """Returns the gradient of this machine's part of the loss, flat, and the part itself."""
-        import tensorflow as tf
-
         variables = [variable.value for variable in self._model.trainable_variables]
         vectors = []
         for device, batch in zip(self._devices, given, strict=True):
@@ -533,8 +548,6 @@ class Replicas:
 
     def _apply(self, vector: Any) -> None:
         """Takes the optimizer's step with the gradient of all."""
-        import tensorflow as tf
-
         variables = self._model.trainable_variables
         parts = tf.split(vector[:-1], [_size(variable) for variable in variables])
         gradients = [

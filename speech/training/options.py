@@ -22,25 +22,25 @@ from speech.training import common_options as shared
 from speech.training.config import OPTIMIZERS
 from speech.training.request import (
     MIXING,
+    NETWORKS,
     NUM_FILTERS,
-    RECIPES,
     TF_RECIPES,
     Request,
     augmentation,
     mixing_config,
+    recipe_of,
     training_config,
 )
 
-NETWORKS = ("fcn", "tf")
-
-#: Options that one network alone has.
-_OF_FCN = ("filters", "loss", "gain_db", "snr", "keep_low_snr")
-_OF_TF = (
-    "size", "normalization", "level", "noise_only", "speech_only", "babble", "synthetic_noise",
-    "self_noise", "voices", "voice_speed", "voice_equalizer", "microphones",
-    "microphone_equalizer", "clipping",
-    "codecs", "workers", *(f"loss_{field.name}" for field in fields(MaskLoss)),
-)  # fmt: skip
+#: Options that networks of one kind alone have.
+_OF_KIND = {
+    WAVEFORM: ("loss", "gain_db", "snr", "keep_low_snr"),
+    COMPLEX_MASK: (
+        "level", "noise_only", "speech_only", "babble", "synthetic_noise", "self_noise", "voices",
+        "voice_speed", "voice_equalizer", "microphones", "microphone_equalizer", "clipping",
+        "codecs", "workers", *(f"loss_{field.name}" for field in fields(MaskLoss)),
+    ),
+}  # fmt: skip
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -82,17 +82,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--epsilon", type=float, metavar="E", help="add E to their root (default 1e-8)")
     add("--final-learning-rate", type=float, metavar="SHARE",
         help="end the cosine at this share of the learning rate (default 0.01)")  # fmt: skip
-    weights = MaskLoss()
     add = parser.add_argument_group("loss of tf", "Each option weights one part.").add_argument
-    for name, what in _PARTS.items():
-        add(f"--loss-{name.replace('_', '-')}", type=float, metavar="W",
-            help=f"weight the {what} by W (default {getattr(weights, name):g})")  # fmt: skip
+    for part in fields(MaskLoss):
+        add(f"--loss-{part.name.replace('_', '-')}", type=float, metavar="W",
+            help=f"weight the {part.metadata['what']} by W (default {part.default:g})")  # fmt: skip
     _add_mixing(parser)
     run = parser.add_argument_group("run")
     add = run.add_argument
-    add("--gpu", default="0", metavar="LIST",
-        help="run on this GPU: 0 (default), several as 0,1 to share each step, or -1 for the "
-        "CPU")  # fmt: skip
+    add("--gpu", **cli.GPUS)
     add("-o", "--out", type=Path, metavar="DIR",
         help="write to this folder (default runs/fcn or runs/tf)")  # fmt: skip
     add("--workers", type=natural_number, metavar="N",
@@ -101,15 +98,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="log errors, and the learning rate, for TensorBoard (default DIR: OUT/tensorboard); "
         "needs pip install tensorboard")  # fmt: skip
     add("--json", **cli.JSON)
-
-
-_PARTS = {
-    "magnitude": "error of the compressed magnitudes",
-    "complex": "error of the compressed complex spectra",
-    "consistency": "distance from the spectra that a signal can have",
-    "waveform": "absolute error of the samples",
-    "si_sdr": "negative SI-SDR",
-}
 
 
 def _add_mixing(parser: argparse.ArgumentParser) -> None:
@@ -151,14 +139,17 @@ def _shown(values: Sequence[float]) -> str:
 def check_usage(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
     """Exits with code 2 for options that do not go together."""
     flags = {action.dest: action.option_strings[0] for action in parser._actions}
-    others = {"fcn": _OF_TF, "tf": _OF_FCN}[options.network]
-    for name in others:
-        if getattr(options, name) is not None:
-            other = next(network for network in NETWORKS if network != options.network)
-            parser.error(f"{flags[name]} is for --network {other}; leave it out")
-    if options.network == "tf":
-        if options.recipe == "paper":
-            parser.error("--recipe paper is for --network fcn; give quick or best")
+    network, owners = NETWORKS[options.network], _owners()
+    for name, own in owners.items():
+        if options.network not in own and getattr(options, name) is not None:
+            parser.error(f"{flags[name]} is for --network {' or '.join(own)}; leave it out")
+    if options.recipe is not None and options.recipe not in network.recipes:
+        own = [name for name, other in NETWORKS.items() if options.recipe in other.recipes]
+        parser.error(
+            f"--recipe {options.recipe} is for --network {' or '.join(own)}; give "
+            f"{' or '.join(network.recipes)}"
+        )
+    if network.kind == COMPLEX_MASK:
         mixed = [name for name in MIXING if name != "level" and getattr(options, name) is not None]
         if options.train_noisy and mixed:
             parser.error(f"{flags[mixed[0]]} is for mixing; premixed folders stay as they are")
@@ -166,9 +157,18 @@ def check_usage(parser: argparse.ArgumentParser, options: argparse.Namespace) ->
     if options.hours is not None and options.epochs is not None:
         parser.error("--hours and --epochs are two ways to say how long: give one of them")
     if options.init is not None:
-        for name in ("size", "normalization", "filters"):
+        for name in network.options:
             if getattr(options, name) is not None:
                 parser.error(f"{flags[name]} is for a new network; --init has its own")
+
+
+def _owners() -> dict[str, list[str]]:
+    """Returns the networks that have an option which not all have, by name of the option."""
+    owners: dict[str, list[str]] = {}
+    for key, network in NETWORKS.items():
+        for name in (*network.options, *_OF_KIND[network.kind]):
+            owners.setdefault(name, []).append(key)
+    return owners
 
 
 def request(options: argparse.Namespace) -> Request:
@@ -178,10 +178,11 @@ def request(options: argparse.Namespace) -> Request:
         ValueError: A value makes no sense, or the file of --init can't be read or is of another
             kind or sample rate.
     """
-    tf = options.network == "tf"
+    network = NETWORKS[options.network]
+    is_mask = network.kind == COMPLEX_MASK
     data, asked = shared.data_options(options), shared.settings_of(options)
-    recipe = options.recipe or ("quick" if data.is_bundled else "best" if tf else "paper")
-    settings = dict((TF_RECIPES if tf else RECIPES)[recipe])
+    recipe = recipe_of(network.recipes, data, options.recipe)
+    settings = dict(network.recipes[recipe])
     # The way that is asked for takes the place of the recipe's.
     for way, other in (("hours", "epochs"), ("epochs", "hours")):
         if way in asked:
@@ -189,13 +190,13 @@ def request(options: argparse.Namespace) -> Request:
     settings |= asked
     if asked.get("optimizer") == "adam":
         settings["weight_decay"] = asked.get("weight_decay", 0.0)
-    if tf:
+    if is_mask:
         weights = {one.name: getattr(options, f"loss_{one.name}") for one in fields(MaskLoss)}
         settings["loss"] = MaskLoss(**{k: v for k, v in weights.items() if v is not None})
     start = None
     if options.init is not None:
         file = read_model_file(options.init)
-        file.require_kind(COMPLEX_MASK if tf else WAVEFORM, fix="choose another --init")
+        file.require_kind(network.kind, fix="choose another --init")
         start = file.sha256
     out = options.out or Path("runs") / options.network
     tensorboard = options.tensorboard
@@ -207,13 +208,15 @@ def request(options: argparse.Namespace) -> Request:
         training=training_config(settings, init=start),
         data=data,
         out=out,
-        size=(options.size or settings["size"]) if tf and options.init is None else None,
+        size=(options.size or settings.get("size")) if options.init is None else None,
         normalization=options.normalization or NORMALIZATIONS[0],
         num_filters=options.filters or NUM_FILTERS,
         init=options.init,
-        augmentation=Augmentation() if tf else augmentation(settings),
-        snr_range_db=None if tf else settings.get("snr_range"),
-        mixing=mixing_config(asked, is_premixed=data.noisy is not None) if tf else MixingConfig(),
+        augmentation=Augmentation() if is_mask else augmentation(settings),
+        snr_range_db=None if is_mask else settings.get("snr_range"),
+        mixing=(
+            mixing_config(asked, is_premixed=data.noisy is not None) if is_mask else MixingConfig()
+        ),
         workers=options.workers,
         gpu=options.gpu,
         tensorboard=tensorboard,

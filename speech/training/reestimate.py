@@ -11,8 +11,10 @@ import contextlib
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-import keras
 import numpy as np
+
+from speech.base.lazy import keras, torch
+from speech.data.pipeline import Batch
 
 
 def has_statistics(network: keras.Model) -> bool:
@@ -20,7 +22,7 @@ def has_statistics(network: keras.Model) -> bool:
     return bool(_normalizations(network))
 
 
-def reestimate(model: Any, batches: Iterable[Any]) -> None:
+def reestimate(model: keras.Model, batches: Iterable[Batch]) -> None:
     """Replaces the moving statistics of a network by those of some batches.
 
     The network runs in training mode, so that each layer sees what the layers before it give when
@@ -30,7 +32,7 @@ def reestimate(model: Any, batches: Iterable[Any]) -> None:
     Args:
         model: A training model with ``network`` and ``network_inputs``, such as
             ``speech.net.training_model.MaskTrainingModel``.
-        batches: ``speech.data.pipeline.Batch`` objects, at least one.
+        batches: At least one.
     """
     layers = _normalizations(model.network)
     momenta = [layer.momentum for layer in layers]
@@ -66,8 +68,6 @@ def _normalizations(network: keras.Model) -> list[Any]:
 @contextlib.contextmanager
 def _without_gradients() -> Iterator[None]:
     if keras.backend.backend() == "torch":
-        import torch
-
         with torch.no_grad():
             yield
     else:

@@ -10,14 +10,20 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from speech.data.mixtures import MixingConfig
+from speech.modelfile.spec import COMPLEX_MASK, WAVEFORM
+from speech.net.fcn import FCNConfig, build_fcn
+from speech.net.timefrequency import SIZES, TimeFrequencyConfig, build_time_frequency
 from speech.sound.augment import Augmentation
 from speech.training.config import TrainingConfig
+
+if TYPE_CHECKING:
+    import keras
 
 _LOGGER = logging.getLogger("speech")
 
@@ -201,7 +207,7 @@ class Request:
     """What one call of ``speech.train`` trains.
 
     Attributes:
-        network: 'fcn', or 'tf' for the one over time and frequency.
+        network: Key of `NETWORKS`.
         recipe: Name of the recipe.
         training: How to train.
         data: On which recordings.
@@ -237,9 +243,55 @@ class Request:
     json: Path | None = None
 
 
-def recipe_of(data: DataOptions, recipe: str | None) -> str:
-    """Returns the recipe of the FCN that is asked for, or the one that the data imply."""
-    return recipe or ("quick" if data.is_bundled else "paper")
+@dataclass(frozen=True)
+class Network:
+    """A network that ``speech.train`` trains; its kind decides on what data and with what loss.
+
+    Attributes:
+        title: What it is, for the learning curve.
+        kind: Of its model files, `WAVEFORM` or `COMPLEX_MASK`.
+        recipes: Its recipes; the first one that is not 'quick' is for any but the bundled corpus.
+        options: Names of the options that say how it is built.
+        build: Returns a new network, and its conventions if it is one over time and frequency.
+    """
+
+    title: str
+    kind: str
+    recipes: dict[str, dict[str, Any]]
+    options: tuple[str, ...]
+    build: Callable[[Request], tuple[keras.Model, TimeFrequencyConfig | None]]
+
+
+def _build_fcn(asked: Request) -> tuple[keras.Model, None]:
+    return build_fcn(FCNConfig(num_filters=asked.num_filters), seed=asked.training.seed), None
+
+
+def _build_time_frequency(asked: Request) -> tuple[keras.Model, TimeFrequencyConfig]:
+    assert asked.size is not None
+    form = replace(SIZES[asked.size], normalization=asked.normalization)
+    return build_time_frequency(form, seed=asked.training.seed), form
+
+
+#: By what ``--network`` calls them.
+NETWORKS = {
+    "fcn": Network("FCN", WAVEFORM, RECIPES, ("filters",), _build_fcn),
+    "tf": Network(
+        "Network over time and frequency", COMPLEX_MASK, TF_RECIPES, ("size", "normalization"),
+        _build_time_frequency,
+    ),
+}  # fmt: skip
+
+
+def recipe_of(recipes: Mapping[str, Any], data: DataOptions, recipe: str | None) -> str:
+    """Returns the recipe that is asked for, or the one that a network and the data imply.
+
+    Args:
+        recipes: Of the network.
+        data: On which recordings it is trained.
+        recipe: Name of the recipe that is asked for; None for none.
+    """
+    first = next(name for name in recipes if name != "quick")
+    return recipe or ("quick" if data.is_bundled else first)
 
 
 def training_config(settings: Mapping[str, Any], **changes: Any) -> TrainingConfig:

@@ -4,24 +4,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import keras
-
+from speech.base import lazy
 from speech.base.files import write_text
+from speech.base.lazy import keras
+from speech.data.corpus import Pair
 from speech.data.pipeline import TrainingData
 from speech.modelfile.read import read_model_file
-from speech.modelfile.spec import WAVEFORM
+from speech.modelfile.spec import COMPLEX_MASK, WAVEFORM
 from speech.net.blockconv import default_threads
-from speech.net.chain_training import uses_c_kernels
-from speech.net.fcn import FCNConfig, build_fcn
 from speech.net.keras_models import build_model
 from speech.net.losses import DESCRIPTIONS
 from speech.net.mask_loss import MaskLoss
-from speech.net.timefrequency import SIZES, build_time_frequency
-from speech.net.training_model import MaskTrainingModel
 from speech.sound.audio import SAMPLE_RATE_HZ
 from speech.sound.pictures import learning_curve
 from speech.training.config import TrainingConfig
@@ -29,8 +25,15 @@ from speech.training.continuing import conventions_of
 from speech.training.datasets import Data, load_pieces, load_training, training_parts
 from speech.training.distribution import Machines
 from speech.training.pieces import PieceData
-from speech.training.request import Request
+from speech.training.request import NETWORKS, Request
+from speech.training.tensorboard import TensorBoardLog
 from speech.training.trainer import MakeModel, Trainer
+
+if TYPE_CHECKING:
+    from speech.net import chain_training, training_model
+else:
+    chain_training = lazy.module("speech.net.chain_training")
+    training_model = lazy.module("speech.net.training_model")
 
 #: Waiting for data that is worth a line.
 _WAITING_SHARE = 0.1
@@ -60,29 +63,31 @@ def train_request(
         ValueError: No data are found, ``asked.init`` is of another kind, or the folder holds
             another run.
     """
-    if asked.network == "tf":
-        return _train_tf(asked, machines, say)
+    if NETWORKS[asked.network].kind == COMPLEX_MASK:
+        return _train_mask(asked, machines, say)
     data = load_training(asked.data, asked.augmentation, asked.snr_range_db)
     say(f"data        {data.description}")
     if data.left_out:
         say(f"left out    {data.left_out}")
-    return train_fcn(data, asked, created_by="python -m speech.train", machines=machines, say=say)
+    return train_waveform(
+        data, asked, created_by="python -m speech.train", machines=machines, say=say
+    )
 
 
-def _train_tf(asked: Request, machines: Machines | None, say: Callable[[str], None]) -> Trainer:
+def _train_mask(asked: Request, machines: Machines | None, say: Callable[[str], None]) -> Trainer:
     config = asked.training
     training, validation, description = load_pieces(
         asked.data, asked.mixing, config, _workers(asked)
     )
     say(f"data        {description}; pieces of {config.crop_seconds:g} s")
     if asked.init is None:
-        assert asked.size is not None
-        form = replace(SIZES[asked.size], normalization=asked.normalization)
-        network = build_time_frequency(form, seed=config.seed)
+        network, form = NETWORKS[asked.network].build(asked)
+        assert form is not None
+        words = asked.size or asked.network
     else:
         file = read_model_file(asked.init)
         network, form = build_model(file.layers), conventions_of(file)
-    words = asked.size or f"as in {asked.init}"
+        words = f"as in {asked.init}"
     say(f"network     over time and frequency, {words}, {network.count_params():,} weights")
     loss = config.loss
     assert isinstance(loss, MaskLoss)
@@ -96,8 +101,10 @@ def _train_tf(asked: Request, machines: Machines | None, say: Callable[[str], No
     }
     return train(
         network, training, validation, config, asked.out,
-        make_model=lambda network, engine: MaskTrainingModel(network, form, loss, engine),
-        title="Network over time and frequency", meta=meta, machines=machines,
+        make_model=lambda network, engine: training_model.MaskTrainingModel(
+            network, form, loss, engine
+        ),
+        title=NETWORKS[asked.network].title, meta=meta, machines=machines,
         tensorboard=asked.tensorboard, say=say,
     )  # fmt: skip
 
@@ -106,11 +113,11 @@ def _workers(asked: Request) -> int:
     """Returns how many processes mix; one keeps up with a CPU, but not with a GPU."""
     if asked.workers is not None:
         return asked.workers
-    return 1 if uses_c_kernels() else max(1, min(8, default_threads() // 2))
+    return 1 if chain_training.uses_c_kernels() else max(1, min(8, default_threads() // 2))
 
 
-def train_fcn(data: Data, asked: Request, *, created_by: str, **settings: Any) -> Trainer:
-    """Trains the FCN.
+def train_waveform(data: Data, asked: Request, *, created_by: str, **settings: Any) -> Trainer:
+    """Trains a network from waveform to waveform, such as the FCN.
 
     Args:
         data: Of `speech.training.datasets.load_data` or `load_training`, with the augmentation
@@ -127,7 +134,7 @@ def train_fcn(data: Data, asked: Request, *, created_by: str, **settings: Any) -
     """
     config = asked.training
     if asked.init is None:
-        network = build_fcn(FCNConfig(num_filters=asked.num_filters), seed=config.seed)
+        network, _ = NETWORKS[asked.network].build(asked)
     else:
         file = read_model_file(asked.init)
         file.require_waveform()
@@ -142,7 +149,7 @@ def train_fcn(data: Data, asked: Request, *, created_by: str, **settings: Any) -
     }
     return train(
         network, training, validation, config, asked.out,
-        title="FCN", meta=meta, tensorboard=asked.tensorboard, **settings,
+        title=NETWORKS[asked.network].title, meta=meta, tensorboard=asked.tensorboard, **settings,
     )  # fmt: skip
 
 
@@ -158,7 +165,7 @@ def train(
     make_model: MakeModel | None = None,
     machines: Machines | None = None,
     tensorboard: Path | None = None,
-    clips: Sequence[Any] = (),
+    clips: Sequence[Pair] = (),
     say: Callable[[str], None] = lambda line: None,
 ) -> Trainer:
     """Trains a network to the end, tells how far it is, and draws the learning curve.
@@ -174,7 +181,7 @@ def train(
         make_model: Likewise.
         machines: Likewise.
         tensorboard: Folder for TensorBoard; None for none.
-        clips: ``speech.data.corpus.Pair`` objects that may be heard there.
+        clips: What may be heard there.
         say: Called with lines for people.
 
     Returns:
@@ -196,8 +203,6 @@ def train(
         return trainer
     log = None
     if tensorboard is not None:
-        from speech.training.tensorboard import TensorBoardLog
-
         say(f"tensorboard {tensorboard}")
         newest = out / ("last.h5" if config.hours is None else "model.h5")
         log = TensorBoardLog(tensorboard, clips, newest, config.epochs or 0)

@@ -9,14 +9,28 @@ from __future__ import annotations
 
 import io
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from speech.base import lazy
+from speech.base.lazy import soundfile
+from speech.data.corpus import Pair
+from speech.net.enhancer import Enhancer
+from speech.sound.audio import SAMPLE_RATE_HZ, read_audio
 from speech.sound.pictures import level_png
 from speech.sound.stft import DEFAULT, magnitudes, stft
+
+if TYPE_CHECKING:
+    from tensorboard.compat.proto import event_pb2, summary_pb2
+    from tensorboard.summary.writer import event_file_writer
+else:
+    event_pb2 = lazy.module("tensorboard.compat.proto.event_pb2")
+    summary_pb2 = lazy.module("tensorboard.compat.proto.summary_pb2")
+    event_file_writer = lazy.module("tensorboard.summary.writer.event_file_writer")
 
 #: How many test clips, and after how many epochs they are heard again.
 NUM_CLIPS = 3
@@ -37,7 +51,7 @@ def require_tensorboard(folder: Path | None = None) -> None:
         OSError: The folder can't be made or written to.
     """
     try:
-        import tensorboard.summary.writer.event_file_writer  # noqa: F401
+        lazy.load(event_file_writer)
     except ImportError:
         raise ValueError(
             "TensorBoard is not installed; run: pip install tensorboard, or leave --tensorboard out"
@@ -61,7 +75,7 @@ class TensorBoardLog:
         ValueError: The package is missing.
     """
 
-    def __init__(self, folder: Path, pairs: Sequence[Any], model: Path, num_epochs: int) -> None:
+    def __init__(self, folder: Path, pairs: Sequence[Pair], model: Path, num_epochs: int) -> None:
         require_tensorboard()
         self._folder = Path(folder)
         self._pairs = fixed_clips(pairs)
@@ -96,10 +110,8 @@ class TensorBoardLog:
         """Starts a file, in a new folder with the epochs that are done and the clips as given."""
         if self._writer is not None:
             return
-        from tensorboard.summary.writer.event_file_writer import EventFileWriter
-
         is_new = not any(self._folder.glob("*tfevents*"))
-        self._writer = EventFileWriter(str(self._folder))
+        self._writer = event_file_writer.EventFileWriter(str(self._folder))
         if is_new:
             for row in history:
                 self._scalars(row)
@@ -108,61 +120,49 @@ class TensorBoardLog:
                     self._audio(pair, name, _read(path), 0)
 
     def _scalars(self, row: dict[str, float]) -> None:
-        from tensorboard.compat.proto.summary_pb2 import Summary
-
         values = [
-            Summary.Value(tag=_tag(name), simple_value=float(value))
+            summary_pb2.Summary.Value(tag=_tag(name), simple_value=float(value))
             for name, value in row.items()
             if name != "epoch"
         ]
         self._add(values, int(row["epoch"]))
 
     def _clips(self, number: int) -> None:
-        from tensorboard.compat.proto.summary_pb2 import Summary
-
-        from speech.net.enhancer import Enhancer
-
         enhancer = Enhancer(self._model)
         for pair in self._pairs:
             noisy, clean = _read(pair.noisy_path), _read(pair.clean_path)
             enhanced = enhancer.enhance(noisy)
             self._audio(pair, "enhanced", enhanced, number)
             content, height, width = _stacked([noisy, enhanced, clean])
-            image = Summary.Image(
+            image = summary_pb2.Summary.Image(
                 height=height, width=width, colorspace=3, encoded_image_string=content
             )
             tag = f"clips/{_name(pair)}/noisy, enhanced, clean"
-            self._add([Summary.Value(tag=tag, image=image)], number)
+            self._add([summary_pb2.Summary.Value(tag=tag, image=image)], number)
 
-    def _audio(self, pair: Any, what: str, signal: np.ndarray, number: int) -> None:
-        import soundfile
-        from tensorboard.compat.proto.summary_pb2 import Summary
-
-        from speech.sound.audio import SAMPLE_RATE_HZ
-
+    def _audio(self, pair: Pair, what: str, signal: np.ndarray, number: int) -> None:
         stream = io.BytesIO()
         highest = max(float(np.max(np.abs(signal), initial=0.0)), 1.0)
         soundfile.write(stream, signal / highest, SAMPLE_RATE_HZ, "PCM_16", format="WAV")
-        audio = Summary.Audio(
+        audio = summary_pb2.Summary.Audio(
             sample_rate=SAMPLE_RATE_HZ,
             num_channels=1,
             length_frames=len(signal),
             encoded_audio_string=stream.getvalue(),
             content_type="audio/wav",
         )
-        self._add([Summary.Value(tag=f"clips/{_name(pair)}/{what}", audio=audio)], number)
+        self._add(
+            [summary_pb2.Summary.Value(tag=f"clips/{_name(pair)}/{what}", audio=audio)], number
+        )
 
     def _add(self, values: Sequence[Any], number: int) -> None:
-        import time
-
-        from tensorboard.compat.proto.event_pb2 import Event
-        from tensorboard.compat.proto.summary_pb2 import Summary
-
-        event = Event(wall_time=time.time(), step=number, summary=Summary(value=values))
+        event = event_pb2.Event(
+            wall_time=time.time(), step=number, summary=summary_pb2.Summary(value=values)
+        )
         self._writer.add_event(event)
 
 
-def fixed_clips(pairs: Sequence[Any]) -> list[Any]:
+def fixed_clips(pairs: Sequence[Pair]) -> list[Pair]:
     """Returns a few test files, spread over all; the same ones for the same files."""
     count = min(NUM_CLIPS, len(pairs))
     return [pairs[place * len(pairs) // count] for place in range(count)]
@@ -174,13 +174,11 @@ def _tag(name: str) -> str:
     return f"error/{name}" if is_error else name
 
 
-def _name(pair: Any) -> str:
+def _name(pair: Pair) -> str:
     return pair.relative_path.with_suffix("").as_posix().replace("/", "_")
 
 
 def _read(path: Path) -> np.ndarray:
-    from speech.sound.audio import read_audio
-
     return read_audio(path).samples
 
 

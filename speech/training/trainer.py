@@ -28,24 +28,28 @@ import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
-import keras
 import numpy as np
 
-from speech.base import cli
+from speech.base import cli, lazy
 from speech.base.checkpoint import checkpoint_bytes, read_checkpoint, write_checkpoint
 from speech.base.files import held, write_json, write_text
+from speech.base.lazy import keras, tqdm
 from speech.base.runinfo import run_info
 from speech.base.words import csv_text
 from speech.data.pipeline import Batch, Batches, TrainingData, data_fingerprint, prefetched
-from speech.net.chain_training import TrainingModel
 from speech.net.keras_models import save_model
 from speech.net.losses import find_loss
 from speech.training.config import TrainingConfig, TrainingError
 from speech.training.distribution import EveryNth, Machines, Replicas, Share, local_devices
 from speech.training.pieces import PieceData
 from speech.training.reestimate import has_statistics, reestimate
+
+if TYPE_CHECKING:
+    from speech.net import chain_training
+else:
+    chain_training = lazy.module("speech.net.chain_training")
 
 _LOGGER = logging.getLogger("speech")
 
@@ -68,7 +72,7 @@ _DEFAULTS = asdict(TrainingConfig())
 _ENDINGS = (signal.SIGINT, *cli.ENDINGS)
 
 #: (network, 'fast' or 'keras') -> what trains it.
-MakeModel = Callable[[keras.Model, str], keras.Model]
+MakeModel = Callable[["keras.Model", str], "keras.Model"]
 
 
 class _StoppedError(Exception):
@@ -215,7 +219,7 @@ class Trainer:
 
     def _waveform_model(self, network: keras.Model, engine: str) -> keras.Model:
         assert isinstance(self.config.loss, str)
-        return TrainingModel(network, engine, find_loss(self.config.loss))
+        return chain_training.TrainingModel(network, engine, find_loss(self.config.loss))
 
     @property
     def _reports_mse(self) -> bool:
@@ -391,8 +395,6 @@ class Trainer:
         return row
 
     def _progress_bar(self) -> Any:
-        from tqdm import tqdm
-
         state, config = self.state, self.config
         settings: dict[str, Any] = {
             "total": len(self.training), "initial": state.batch,
@@ -400,7 +402,7 @@ class Trainer:
         }  # fmt: skip
         if config.hours is not None:
             settings = {"desc": f"{state.used_seconds / 3600:.2f}/{config.hours:g} h"}
-        return tqdm(
+        return tqdm.tqdm(
             file=cli.terminal(), disable=None if self.writes else True, leave=False, unit="step",
             **settings,
         )  # fmt: skip

@@ -10,9 +10,8 @@ import numpy as np
 
 from speech.modelfile.exam import model_config_of
 from speech.modelfile.h5 import write_model_file
-from speech.modelfile.read import read_model_file
 from speech.modelfile.spec import LayerSpec
-from tests import graph_files
+from tests import graph_files, recurrent_files
 from tests import model_files as exam
 from tests.builders import small_layers
 
@@ -218,6 +217,23 @@ def skips(folder):
         "frame of 2^70": graph_files.meta(stft={**graph_files.META["stft"], "frame": 1 << 70}),
     }  # fmt: skip
     yield from spoilt(folder, attacks, lambda f: graph_files.write_graph(f / "good.h5"))
+
+
+def recurrent(folder):
+    """Recurrent layers: states, directions, wrapped layers, units without end, spoilt weights."""
+    attacks = {name: spoil for name, (spoil, _) in recurrent_files.HOSTILE.items()}
+    attacks |= {
+        "a wrapped lambda": recurrent_files.wraps(
+            config={"function": [payload(folder.parent / "marker"), None, None]}),
+        "a backward lambda": recurrent_files.sets(
+            2, backward_layer={"class_name": "__lambda__", "config": {"code": "x"}}),
+        "wrapped 22 deep": exam.edit_config(lambda model, layers: layers[2]["config"].update(
+            layer=recurrent_files.nested_layer(layers[2]["config"]["layer"], 22))),
+        "a thousand wrapped": exam.edit_config(lambda model, layers: layers.extend(
+            {**layers[2], "config": {**layers[2]["config"], "name": f"b{i}"}}
+            for i in range(1000))),
+    }  # fmt: skip
+    yield from spoilt(folder, attacks, lambda f: recurrent_files.write_small(f / "good.h5"))
 
 
 def nested(depth):
@@ -553,11 +569,6 @@ def one_tap():
 
 FAMILIES = {
     family.__name__: family
-    for family in (known_from_the_exam, code, graph, skips, links, storage, types, texts, truncated,
-                   structures, steps)
+    for family in (known_from_the_exam, code, graph, skips, recurrent, links, storage, types, texts,
+                   truncated, structures, steps)
 }  # fmt: skip
-
-
-def original_content(folder):
-    """Returns what the valid file holds."""
-    return read_model_file(good(folder))

@@ -8,7 +8,7 @@ import numpy as np
 
 from benchmarks.trials.mutation import deflated, sealed, sections_of
 from speech.modelfile import icse
-from tests import graph_files
+from tests import graph_files, recurrent_files
 from tests.builders import TINY, WAVEFORM_META, clustered, conv2d, graph
 from tests.strange_networks import add, causal, dense, padded, permute
 
@@ -199,6 +199,40 @@ def skips(folder):
     ])  # fmt: skip
 
 
+def recurrent(folder):
+    """Headers with recurrent layers whose states, directions or weights are others."""
+    rng = np.random.default_rng(7)
+    whole = icse.pack(recurrent_files.small_network(rng), {})
+    _, *sections = sections_of(whole)
+    header = json.loads(zlib.decompress(bytes(sections_of(whole)[0]), -15))
+    place = {entry[1]["name"]: index for index, entry in enumerate(header["layers"])}
+
+    def settings(name, inner=False, **changes):
+        spoilt = json.loads(json.dumps(header))
+        config = spoilt["layers"][place[name]][1]
+        (config["layer"]["config"] if inner else config).update(changes)
+        text = json.dumps(spoilt, separators=(",", ":")).encode()
+        return sealed([deflated(text), *sections], whole[-4:])
+
+    yield from numbered([
+        ("more units", settings("lstm", units=5)),
+        ("units of 512 MiB", settings("lstm", units=5_700)),
+        ("65,536 units", settings("lstm", units=65_536)),
+        ("no sequence", settings("lstm", return_sequences=False)),
+        ("stateful", settings("gru", stateful=True)),
+        ("another bias", settings("gru", reset_after=False)),
+        ("backwards", settings("rnn", go_backwards=True)),
+        ("merged otherwise", settings("both", merge_mode="sum")),
+        ("not merged", settings("both", merge_mode=None)),
+        ("fewer units inside", settings("both", True, units=1)),
+        ("stateful inside", settings("sum", True, stateful=True)),
+        ("nothing wrapped", settings("both", layer=None)),
+        ("cut kernel", sealed([*sections_of(whole)[:3], b"", *sections_of(whole)[4:]],
+                              whole[-4:])),
+        ("a kernel too few", sealed(sections_of(whole)[:-1], whole[-4:])),
+    ])  # fmt: skip
+
+
 def nested(depth):
     value = {}
     for _ in range(depth):
@@ -251,4 +285,6 @@ def symbols(num_rows, num_columns, num_values):
     return sealed([deflated(text), b"", kernel], struct.pack("<I", zlib.crc32(b"")))
 
 
-FAMILIES = {family.__name__: family for family in (flipped, truncated, forged, skips, bombs)}
+FAMILIES = {
+    family.__name__: family for family in (flipped, truncated, forged, skips, recurrent, bombs)
+}

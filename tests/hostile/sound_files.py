@@ -6,6 +6,7 @@ import struct
 import numpy as np
 import soundfile
 
+from tests.builders import patched
 from tests.reference.sphere import sphere_header
 
 NUM_SAMPLES = 4000
@@ -20,13 +21,6 @@ def sound(audio_format, subtype="PCM_16", num_channels=1, rate_hz=16_000, sample
     stream = io.BytesIO()
     soundfile.write(stream, samples, rate_hz, subtype, format=audio_format)
     return stream.getvalue()
-
-
-def patched(data, *changes):
-    data = bytearray(data)
-    for place, value in changes:
-        data[place : place + len(value)] = value
-    return bytes(data)
 
 
 def numbered(suffix, attacks):

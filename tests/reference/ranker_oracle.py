@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -31,7 +32,7 @@ def heights(values, unit):
     for frame in values:
         energies = [
             sum(abs(v) ** 2 for v in frame[low:high]) / unit
-            for low, high in zip(bounds, bounds[1:])
+            for low, high in itertools.pairwise(bounds)
         ]
         rows.append([math.log10(energy + 1e-7) for energy in energies])
     return np.array(rows)
@@ -50,7 +51,7 @@ def products(clean, estimates, noisy, num_tiles):
     for i, one in enumerate(errors):
         for j, other in enumerate(errors):
             for t in range(num_tiles):
-                for b, (low, high) in enumerate(zip(bounds, bounds[1:])):
+                for b, (low, high) in enumerate(itertools.pairwise(bounds)):
                     part = np.s_[16 * t : 16 * t + 16, low:high]
                     table[i, j, t, b] = np.sum((one[part] * other[part].conj()).real)
     return table / unit(noisy)

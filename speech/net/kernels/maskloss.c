@@ -4,7 +4,7 @@
  * samples is a complex one of 256, even samples real and odd ones imaginary, which is how it lies
  * in memory anyway. A core takes a whole piece, so results do not depend on the number of threads.
  *
- * speech/net/mask_gradient.py says the same in NumPy, step by step.
+ * speech/net/mask_loss.py says the same in NumPy, step by step.
  */
 #include <math.h>
 

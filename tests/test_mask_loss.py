@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from speech.net import blockconv, mask_gradient
+from speech.net import blockconv, mask_loss
 from speech.net.mask_loss import MaskLoss
 from speech.net.timefrequency import TimeFrequencyConfig, build_time_frequency, features
 from speech.net.training_model import MaskTrainingModel
@@ -49,9 +49,9 @@ def batch(rng):
 
 def ours(batch, loss, mask=None, threads=2):
     noisy, clean, drawn = batch
-    prepared = mask_gradient.prepare(noisy, clean, CONFIG, threads)
+    prepared = mask_loss.prepare(noisy, clean, CONFIG, threads)
     given = drawn if mask is None else mask
-    return mask_gradient.value_and_gradient(given, prepared, loss, CONFIG, threads)
+    return mask_loss.value_and_gradient(given, prepared, loss, CONFIG, threads)
 
 
 @each_part
@@ -100,7 +100,7 @@ def test_threads_change_nothing_and_silence_gives_numbers(batch, engine):
 
 def test_features_are_those_of_the_network(batch, engine):
     noisy, clean, _ = batch
-    prepared = mask_gradient.prepare(noisy, clean, CONFIG, 2)
+    prepared = mask_loss.prepare(noisy, clean, CONFIG, 2)
     assert np.allclose(prepared.features, features(prepared.noisy), rtol=1e-6, atol=1e-9)
 
 
@@ -120,8 +120,8 @@ def test_c_and_numpy_agree_for_all_lengths_and_conventions(config, num_samples, 
     mask = rng.normal(0, 0.5, (2, config.stft.num_frames(num_samples), 256, 2)).astype("f4")
     results = []
     for _ in range(2):
-        prepared = mask_gradient.prepare(noisy, clean, config, 2)
-        value, gradient = mask_gradient.value_and_gradient(mask, prepared, MaskLoss(), config, 2)
+        prepared = mask_loss.prepare(noisy, clean, config, 2)
+        value, gradient = mask_loss.value_and_gradient(mask, prepared, MaskLoss(), config, 2)
         results.append((prepared.noisy, prepared.target, np.float64(value), gradient))
         monkeypatch.setattr(blockconv, "is_available", lambda: False)
     for found, wanted in zip(*results, strict=True):
@@ -132,7 +132,7 @@ def test_c_and_numpy_agree_for_all_lengths_and_conventions(config, num_samples, 
 def test_shapes_that_do_not_belong_together_are_refused(batch, engine):
     noisy, clean, mask = batch
     with pytest.raises(ValueError, match=r"clean has the shape \(3, 2999\), expected \(3, 3000\)"):
-        mask_gradient.prepare(noisy, clean[:, 1:], CONFIG, 1)
+        mask_loss.prepare(noisy, clean[:, 1:], CONFIG, 1)
     with pytest.raises(ValueError, match=r"mask has the shape \(3, 12, 256, 2\), expected"):
         ours(batch, MaskLoss(), mask[:, 1:])
 
