@@ -88,8 +88,6 @@ def build_model(layers: Iterable[LayerSpec]) -> keras.Model:
 
 def variables_of(layer: keras.layers.Layer) -> dict[str, Any]:
     """Returns the weights of a Keras layer under the names of ``LayerSpec.weights``."""
-    import keras
-
     if not isinstance(layer, keras.layers.Bidirectional):
         return {variable.name: variable for variable in layer.weights}
     return {
