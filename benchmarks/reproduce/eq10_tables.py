@@ -39,18 +39,18 @@ def render(results: Path) -> list[str]:
     literal, explained = rows[LITERAL.name], rows[EXPLAINED.name]
     alike = found["likeness"]
     parts = [
-        f"The same estimates of the shipped experts, judged by {len(rows)} readings: "
+        f"All {len(rows)} rows judge the same estimates of the shipped experts. They are of "
         f"{sum(found['mixtures'])} mixtures of training voices and training parts of the noises, "
-        "none of the test data. A reading is what the autoencoder hears, which autoencoder it is, "
+        "and nothing here is chosen on test data. A reading is what the autoencoder hears, which autoencoder it is, "
         "and how its error is counted. Recovery in SDR is in percent; the distance is the root "
         "mean square, over the eight tests, of recovery minus the published one. The choice of "
         f"these mixtures alone makes a distance of {number(explained['sampling'], 0)} points (the "
         "deviation of recovery when mixtures are drawn anew).",
-        "### The literal reading and the one that explains the pattern",
+        "### The literal reading, and each estimate at its own level",
         _pattern(rows, found),
         f"- Literal eq. 10 is {number(literal['distance_sdr'], 0)} points"
-        f"{_ends(literal, 'distance')} from the published eq. 10, with each estimate at its own "
-        f"level {number(explained['distance_sdr'], 0)} points{_ends(explained, 'distance')}.\n"
+        f"{_ends(literal, 'distance')} from the published eq. 10, and with each estimate at its own "
+        f"level it is {number(explained['distance_sdr'], 0)} points{_ends(explained, 'distance')}.\n"
         f"- In the paper eq. 10 and eq. 11 choose nearly alike: {number(alike['published'], 0)} "
         "points lie between their recoveries. Here it is "
         f"{number(alike['literal'], 0)} points for the literal eq. 10, and "
