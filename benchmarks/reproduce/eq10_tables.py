@@ -21,10 +21,9 @@ from benchmarks.reproduce.text import interval, number, table
 
 #: Selections of the tests of section 'mnn' -> the published column beside them.
 ON_TESTS = {
-    "ae paper 128": "ae 128",
-    "ae level 128": "ae 128",
-    "ae paper 2048x2": "ae 2048x2",
-    "ae level 2048x2": "ae 2048x2",
+    f"{metric} {scoring} {net}": f"{metric} {net}"
+    for net in ("128", "2048x2")
+    for metric, scoring in (("snr", "paper"), ("ae", "paper"), ("ae", "level"))
 }
 
 
@@ -41,16 +40,18 @@ def render(results: Path) -> list[str]:
     parts = [
         f"All {len(rows)} rows judge the same estimates of the shipped experts. They are of "
         f"{sum(found['mixtures'])} mixtures of training voices and training parts of the noises, "
-        "and nothing here is chosen on test data. A reading is what the autoencoder hears, which autoencoder it is, "
-        "and how its error is counted. Recovery in SDR is in percent; the distance is the root "
-        "mean square, over the eight tests, of recovery minus the published one. The choice of "
-        f"these mixtures alone makes a distance of {number(explained['sampling'], 0)} points (the "
-        "deviation of recovery when mixtures are drawn anew).",
+        "and nothing here is chosen on test data. A reading is what the autoencoder hears, which "
+        "autoencoder it is, and how its error is counted. Recovery in SDR is in percent; the "
+        "distance is the root mean square, over the eight tests, of recovery minus the published "
+        "one. The choice of these mixtures alone makes a distance of "
+        f"{number(explained['sampling'], 0)} points (the deviation of recovery when mixtures are "
+        "drawn anew).",
         "### The literal reading, and each estimate at its own level",
         _pattern(rows, found),
         f"- Literal eq. 10 is {number(literal['distance_sdr'], 0)} points"
-        f"{_ends(literal, 'distance')} from the published eq. 10, and with each estimate at its own "
-        f"level it is {number(explained['distance_sdr'], 0)} points{_ends(explained, 'distance')}.\n"
+        f"{_ends(literal, 'distance')} from the published eq. 10, and with each estimate at its "
+        f"own level it is {number(explained['distance_sdr'], 0)} points"
+        f"{_ends(explained, 'distance')}.\n"
         f"- In the paper eq. 10 and eq. 11 choose nearly alike: {number(alike['published'], 0)} "
         "points lie between their recoveries. Here it is "
         f"{number(alike['literal'], 0)} points for the literal eq. 10, and "
@@ -113,9 +114,9 @@ def _on_tests(tests: Path) -> str:
         paper = published_recoveries("sdr", column)
         own = {row["condition"]: row for row in rows if row["selection"] == which}
         values = 100 * np.array([own[condition]["recovery"] for condition in conditions])
-        if which.startswith("ae paper"):
+        if " paper " in which:
             cells = [*_numbers([*paper, paper.mean()]), ""]
-            lines.append([f"published, eq. 10, DAE_{column.split()[1]}", *cells])
+            lines.append([f"{heading(which)}, published", *cells])
         cells = [*_numbers([*values, values.mean()])]
         lines.append([heading(which), *cells, number(float(distance(values, paper)), 0)])
     return table(["selection, recovery in %", *conditions, "mean", "distance"], lines)
