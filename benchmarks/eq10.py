@@ -347,7 +347,7 @@ def _trained(
         if how.magnitudes is None:
             return part
         inputs = COMPRESSED[how.magnitudes](part.inputs)
-        return Frames(inputs, inputs, part.neighbours)
+        return Frames(inputs, inputs, part.neighbours, part.lengths)
 
     trainer = FrameTrainer(
         model, changed(training), changed(validation), fit, out,
