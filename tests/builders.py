@@ -65,7 +65,21 @@ def mask_layers(config: TimeFrequencyConfig = TINY, seed: int = 0) -> tuple[Laye
     """Returns the layers of a network over time and frequency of random weights, shared."""
     from speech.net.keras_models import layers_of
 
-    return shaken(layers_of(build_time_frequency(config)), seed)
+    layers = shaken(layers_of(build_time_frequency(config)), seed)
+    for layer in layers:
+        for array in layer.weights.values():
+            array.flags.writeable = False  # so that no test changes what others get
+    return layers
+
+
+def own_copy(layers: tuple[LayerSpec, ...]) -> tuple[LayerSpec, ...]:
+    """Returns layers whose weights may be changed."""
+    return tuple(
+        dataclasses.replace(
+            layer, weights={name: array.copy() for name, array in layer.weights.items()}
+        )
+        for layer in layers
+    )
 
 
 def write_mask_network(

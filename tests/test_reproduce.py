@@ -538,6 +538,25 @@ def make_mnn(setting):
         write(setting.out / f"mnn/two_stage_{experiment}.json", two)
 
 
+def make_eq10(setting):
+    """The reading that explains the pattern picks the best expert, the others any."""
+    from benchmarks import eq10
+
+    rng = np.random.default_rng(2)
+    names = [reading.name for reading in eq10.readings()] + [eq10.EQ_11]
+    judged = []
+    for num_experts in (3, 3, 3, 2, 2, 3, 3, 3):
+        sdr = rng.normal(5, 1, (6, num_experts))
+        picks = {name: rng.integers(num_experts, size=6) for name in names}
+        picks[eq10.EXPLAINED.name] = sdr.argmax(axis=1)
+        judged.append(({"sdr": sdr, "stoi": sdr / 20}, picks))
+    table = eq10.tabulate(judged)
+    tests = ["birds", "typing", "engine", "male", "female", "-5 dB", "0 dB", "5 dB"]
+    result = {"tests": tests, "mixtures": [6] * 8, "table": table,
+              "likeness": eq10.likeness(table)}  # fmt: skip
+    write(setting.out / "eq10/eq10.json", result)
+
+
 def make_cost(setting):
     from eval import cost, cycles
 
@@ -588,8 +607,8 @@ def page(tmp_path_factory):
     patch.setattr(reproduce_raw, "NUM_RESAMPLES", 200)
     patch.setattr("eval.statistics.NUM_RESAMPLES", 200)
     for section, make in {
-        "compression": make_compression, "grid": make_sweep, "mnn": make_mnn, "cost": make_cost,
-        "rooms": make_rooms, "peers": make_peers,
+        "compression": make_compression, "grid": make_sweep, "mnn": make_mnn, "eq10": make_eq10,
+        "cost": make_cost, "rooms": make_rooms, "peers": make_peers,
     }.items():  # fmt: skip
         make(setting)
         collected(section, setting, folder / "page")
@@ -602,10 +621,10 @@ def test_every_section_is_written_from_its_raw_files(page):
     path = results_page.write(page)
     text = path.read_text()
     assert text == results_page.render(page) and "Not run yet" not in text
-    assert "A note of ours." in text.split("## (d)")[1].split("## (e)")[0]
+    assert "A note of ours." in text.split("## (e)")[1].split("## (f)")[0]
     for section in text.split("\n## (")[1:]:
         title, body = section.split("\n", 1)
-        if not title.startswith("g)"):
+        if not title.startswith("h)"):
             assert body.strip().startswith("```sh\npython -m benchmarks.reproduce --only "), title
             assert "2 min in all" in body.split("\n\n")[2]
     # Every table is whole: as many cells in each row as in its header.
@@ -673,7 +692,7 @@ def test_losses_within_the_limits_are_counted():
 
 def test_a_page_without_raw_files_says_so(tmp_path):
     text = results_page.render(tmp_path)
-    assert text.count("Not run yet: `python -m benchmarks.reproduce --only ") == 6
+    assert text.count("Not run yet: `python -m benchmarks.reproduce --only ") == 7
     assert "| normalisation |" in text and "| default scoring `voiced` |" in text
 
 

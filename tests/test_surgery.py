@@ -11,7 +11,7 @@ from speech.modelfile.read import read_model_file
 from speech.modelfile.spec import LayerSpec
 from speech.net.folding import fold_batch_normalization
 from speech.net.taps import taps_of, with_taps
-from tests.builders import TINY, conv2d, graph, mask_layers, network
+from tests.builders import TINY, conv2d, graph, mask_layers, network, own_copy
 
 keras = pytest.importorskip("keras")
 
@@ -228,7 +228,7 @@ def test_filters_leave_through_skips_and_residuals(normalized, tmp_path):
 
 @pytest.mark.parametrize("normalized", [True, False])
 def test_dead_filters_leave_no_trace_where_that_is_exact(normalized):
-    layers = mask_layers()
+    layers = own_copy(mask_layers())
     layers = layers if normalized else fold_batch_normalization(layers)
     layers = dead(layers, {"block1_time": [1, 3], "block2_time": [0], "encoder1": [2]})
     by_name = {layer.name: layer for layer in layers}
@@ -248,7 +248,7 @@ def test_dead_filters_leave_no_trace_where_that_is_exact(normalized):
 
 def test_a_dead_tied_filter_is_taken_out_where_it_is_silent():
     """No bias, no shift: nothing is left of it in any band."""
-    layers = dead(mask_layers(), {"encoder1": [3], "encoder3": [2]})
+    layers = dead(own_copy(mask_layers()), {"encoder1": [3], "encoder3": [2]})
     for layer in layers:
         for name in ("beta", "moving_mean", "bias"):
             if name in layer.weights:
@@ -261,7 +261,7 @@ def test_a_dead_tied_filter_is_taken_out_where_it_is_silent():
 
 
 def test_tied_filters_are_chosen_by_the_channels_of_all_their_layers():
-    layers = mask_layers()
+    layers = own_copy(mask_layers())
     for layer in layers:
         if layer.name in ("encoder3", "block1_time_dense", "block1_bands_dense"):
             layer.weights["kernel"][..., 2] *= 1e-3

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from benchmarks.reproduce import figures, mnn_tables, published
+from benchmarks.reproduce import eq10_tables, figures, mnn_tables, published
 from benchmarks.reproduce.raw import ALL, NOISY, SEEN, UNSEEN, Row, read_csv, read_json
 from benchmarks.reproduce.steps import CONTROLS, K_MAIN, ROOT, SECTIONS
 from benchmarks.reproduce.text import LABELS, duration, interval, number, score, table
@@ -22,6 +22,7 @@ TITLES = {
     "compression": "Compression: pruned, quantized, both",
     "grid": "Score against size, and the controls",
     "mnn": "Selection among experts: the three experiments",
+    "eq10": "Eq. 10, explained",
     "cost": "Cost: operations, cycles, time",
     "rooms": "Denoising and dereverberation",
     "peers": "Beside other tools",
@@ -458,6 +459,7 @@ _SECTIONS: dict[str, Callable[[Path], list[str]]] = {
     "compression": _compression,
     "grid": _grid,
     "mnn": mnn_tables.render,
+    "eq10": eq10_tables.render,
     "cost": _cost,
     "rooms": _rooms,
     "peers": _peers,

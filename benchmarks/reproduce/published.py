@@ -86,11 +86,15 @@ DEPARTURES = (
 )
 
 
-def recoveries() -> dict[str, dict[str, list[float]]]:
-    """Returns recovery in SDR of the published rows: experiment -> column -> a value a row."""
+def recoveries(metric: str = "sdr") -> dict[str, dict[str, list[float]]]:
+    """Returns recovery of the published rows: experiment -> column -> a value a row.
+
+    Args:
+        metric: 'sdr' or 'stoi'.
+    """
     found: dict[str, dict[str, list[float]]] = {}
     columns = published.COLUMNS
-    for experiment, rows in published.SDR_DB.items():
+    for experiment, rows in published.TABLES[metric].items():
         own = found.setdefault(experiment, {name: [] for name in columns[1:-1]})
         for values in rows.values():
             by_name = dict(zip(columns, values[-len(columns) :], strict=True))

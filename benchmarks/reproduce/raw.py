@@ -442,6 +442,7 @@ _COLLECTORS: dict[str, Callable[[Setting, Path], bool | None]] = {
     "compression": _compression,
     "grid": _grid,
     "mnn": _mnn,
+    "eq10": _copied("eq10.json"),
     "cost": _copied("cost.json", "cycles.json", "inference.json"),
     "rooms": _rooms,
     "peers": _peers,

@@ -345,6 +345,16 @@ def mnn(setting: Setting) -> list[Step]:
     return steps
 
 
+def eq10(setting: Setting) -> list[Step]:
+    """Readings of the criterion of selection, on mixtures of the training parts."""
+    result = setting.at("eq10", "eq10.json")
+    command: Command = ("benchmarks.eq10", *setting.data, "--json", result)
+    command += ("--out", setting.at("eq10", "work"))
+    if setting.small:
+        command += ("--num", "1", "1", "1", "--iterations", "10")
+    return [Step("eq10/eq10", command, (result,))]
+
+
 def cost(setting: Setting) -> list[Step]:
     """Arithmetic, cycles and time of the shipped models."""
     models, steps = (BASELINE, SMALLEST), []
@@ -411,6 +421,7 @@ SECTIONS: dict[str, Callable[[Setting], Sequence[Step]]] = {
     "compression": compression,
     "grid": grid,
     "mnn": mnn,
+    "eq10": eq10,
     "cost": cost,
     "rooms": rooms,
     "peers": peers,
