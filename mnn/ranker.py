@@ -58,7 +58,7 @@ _FLOOR = 1e-7
 _SCALE, _OFFSET = 0.3, 0.9
 
 #: How strongly the better estimates prevail in a tile, by its expected error and by their cost.
-TILE_POWER, COST_POWER = 1.0, 16.0
+TILE_POWER, COST_POWER = 2.0, 32.0
 
 DILATIONS = (1, 2, 4, 8)
 WIDTH = 48
