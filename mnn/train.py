@@ -466,8 +466,8 @@ def _add_training_options(parser: argparse.ArgumentParser, what: str) -> None:
     add("--learning-rate", type=float, default=fit.learning_rate, metavar="R",
         help="set the learning rate, or Rprop's first step (default %(default)s)")  # fmt: skip
     add("--schedule", choices=SCHEDULES, default=fit.schedule,
-        help="let Adam's learning rate stay, or fall to 0 along a cosine (default "
-        "%(default)s)")  # fmt: skip
+        help="let the learning rate follow this: stay as it is, or fall to 0 along a "
+        "cosine (default %(default)s)")  # fmt: skip
     add("--iterations", type=positive_number, default=fit.iterations, metavar="N",
         help="update the weights N times at most (default %(default)s)")  # fmt: skip
     add("--batch-size", type=positive_number, default=fit.batch_size, metavar="N",

@@ -693,7 +693,7 @@ def test_losses_within_the_limits_are_counted():
 def test_a_page_without_raw_files_says_so(tmp_path):
     text = results_page.render(tmp_path)
     assert text.count("Not run yet: `python -m benchmarks.reproduce --only ") == 7
-    assert "| normalisation |" in text and "| default scoring `voiced` |" in text
+    assert "| normalisation |" in text and "| default judges: autoencoder" in text
 
 
 def test_numbers_of_more_tools_than_are_installed_are_kept(tmp_path, capsys):
