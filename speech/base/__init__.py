@@ -1,1 +1,1 @@
-"""The basis of all other rooms: commands, files, processes, records of runs. It imports none."""
+"""The basis of all other rooms: commands, files, processes, records of runs. Imports no other."""
