@@ -91,8 +91,8 @@ def render(root: Path = ROOT) -> dict[Path, str]:
     ]  # fmt: skip
     card = (root / CARD).read_text(encoding="utf-8")
     for pattern, text in (
-        (r"packed, FP32, [\d,]+ bytes; sha256 `\w+`",
-         f"packed, FP32, {size} bytes; sha256 `{file.sha256}`"),
+        (r"packed, [\d,]+ bytes; sha256 `\w+`",
+         f"packed, {size} bytes; sha256 `{file.sha256}`"),
         (r"[\d,]+ steps, \d+ hours of mixtures, [\d.]+ hours of clock",
          f"{steps:,} steps, {heard:.0f} hours of mixtures, {training['hours_done']:.1f} hours of "
          "clock"),

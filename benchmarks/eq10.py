@@ -383,25 +383,31 @@ class Rebuild:
 
 
 def plan(
-    speech: Path | None, noise: Path | None, num: Mapping[str, int], seed: int
+    speech: Path | None,
+    noise: Path | None,
+    num: Mapping[str, int],
+    seed: int,
+    *,
+    split: str = "TRAIN",
 ) -> dict[tuple[str, str], list[MixturePlan]]:
-    """Plans mixtures of training voices and training parts of noises.
+    """Plans mixtures of the voices and the parts of noises of a split.
 
     Args:
         speech: Tree with TRAIN; None for the bundled corpus.
         noise: Folder of noises.
         num: Mixtures for each noise by experiment.
         seed: Of the noise segments.
+        split: 'TRAIN' or 'TEST'.
 
     Returns:
         By experiment and condition, in the order of the published rows.
     """
     if speech is None or noise is None:
-        kind, utterances = "bundled", corpus.bundled_speech("TRAIN")
-        noises = corpus.bundled_noise("TRAIN")
+        kind, utterances = "bundled", corpus.bundled_speech(split)
+        noises = corpus.bundled_noise(split)
     else:
-        kind, utterances = "open", corpus.find_speech(speech, "TRAIN")
-        noises = corpus.find_noise(noise, "TRAIN")
+        kind, utterances = "open", corpus.find_speech(speech, split)
+        noises = corpus.find_noise(noise, split)
     plans = {}
     for experiment in EXPERTS:
         table = experiments.NOISE_TYPES if experiment == "noise" else experiments.MIXED_NOISES

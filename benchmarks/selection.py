@@ -60,6 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Not told by choices: what knows them imports NumPy.
     add("--metric", default="ae", help="as in mnn.select (default %(default)s)")
     add("--scoring", default=DEFAULT_SCORING, help="as in mnn.select (default %(default)s)")
+    add("--judge", default="both", help="as in mnn.select (default %(default)s)")
     add("--json", type=Path, metavar="FILE", help="also write the result to FILE")
     options = parser.parse_args(argv)
     if not all(0.1 <= seconds <= 60 for seconds in options.seconds):
@@ -93,14 +94,15 @@ def _run(options: argparse.Namespace) -> int:
                 overheads[title] = {
                     "wall": wall.ratio(JUDGING, EXPERTS), "cpu": cpu.ratio(JUDGING, EXPERTS)
                 }  # fmt: skip
-    print(f"\njudging / running ({options.metric}, {options.scoring}, {options.dae.name}); goal "
-          f"for FCNs: at most {100 * GOAL:g} %")  # fmt: skip
+    judged = f"{options.judge}, {options.metric}, {options.scoring}, {options.dae.name}"
+    print(f"\njudging / running ({judged}); goal for FCNs: at most {100 * GOAL:g} %")
     for title, own in overheads.items():
         print(f"  {title:<44}{100 * own['cpu']:>6.1f} % of processor time, "
               f"{100 * own['wall']:.1f} % by the clock")  # fmt: skip
     result = {
         "metric": options.metric,
         "scoring": options.scoring,
+        "judge": options.judge,
         "dae_sha256": dae.file.sha256,
         "cores_used": num_cores,
         "overheads": overheads,
@@ -134,6 +136,8 @@ def contenders_of(
         options: With metric and scoring.
     """
     from mnn.expert_files import Expert
+    from mnn.ranker import Ranker
+    from mnn.select import DEFAULT_RANKER
     from mnn.selector import Selector
 
     made = [hearing.signal for hearing in arbiter.run(signal, pool)]
@@ -143,7 +147,11 @@ def contenders_of(
     ]
 
     def chosen_by(experts: Sequence[Expert]) -> Callable[[], Any]:
-        return lambda: Selector(arbiter, experts, options.metric, options.scoring).choose([signal])
+        ranker = None if options.judge == "autoencoder" else Ranker(DEFAULT_RANKER)
+        selector = Selector(
+            arbiter, experts, options.metric, options.scoring, ranker=ranker, judge=options.judge
+        )
+        return lambda: selector.choose([signal])
 
     calls = {
         EXPERTS: lambda: arbiter.run(signal, pool),

@@ -10,9 +10,14 @@ from mnn import dae, experts
 from speech.training.request import DataOptions
 
 OPTIMIZERS = ("rprop", "adam")
+SCHEDULES = ("constant", "cosine")
 
 #: The paper's nets by what is trained, the one that is trained by default first.
-NETS = {"dae": tuple(dae.NETS), "expert": (*experts.NETS, *experts.LSTM_NETS)}
+NETS = {
+    "dae": tuple(dae.NETS),
+    "expert": (*experts.NETS, *experts.LSTM_NETS),
+    "ranker": ("48",),
+}
 
 #: Experts are made at this SNR unless another is asked for (section 4.2).
 EXPERT_SNRS_DB = (0.0,)
@@ -24,9 +29,10 @@ class FitConfig:
 
     Attributes:
         iterations: Number of updates at most.
-        batch_size: Frames per batch, or all frames if there are fewer.
+        batch_size: Frames, or scenes, per batch; all of them if there are fewer.
         optimizer: 'rprop' or 'adam'.
         learning_rate: Adam's, or the first step of Rprop.
+        schedule: Whether Adam's learning rate stays ('constant') or falls to 0 ('cosine').
         validate_every: Iterations from one validation to the next.
         patience: Iterations without a smaller validation error after which training ends; 0 for
             never.
@@ -37,6 +43,7 @@ class FitConfig:
     batch_size: int = 1000
     optimizer: str = "rprop"
     learning_rate: float = 1e-3
+    schedule: str = "constant"
     validate_every: int = 50
     patience: int = 1000
     seed: int = 0
@@ -48,6 +55,10 @@ class FitConfig:
                 raise ValueError(f"{name} is {getattr(self, name)}; give 1 to {10**9:,}")
         if self.optimizer not in OPTIMIZERS:
             raise ValueError(f"optimizer is {self.optimizer!r}; give one of {OPTIMIZERS}")
+        if self.schedule not in SCHEDULES:
+            raise ValueError(f"schedule is {self.schedule!r}; give one of {SCHEDULES}")
+        if self.schedule != "constant" and self.optimizer == "rprop":
+            raise ValueError("Rprop has a step for each weight and no schedule; take Adam")
         if not 0 < self.learning_rate < 1e6:
             raise ValueError(
                 f"learning_rate is {self.learning_rate}; give a positive number below 1e6"
@@ -65,7 +76,8 @@ class TrainConfig:
     """One training of `mnn.train.train`.
 
     Attributes:
-        what: 'dae', an autoencoder of clean speech, or 'expert', a network that gives a soft mask.
+        what: 'dae', an autoencoder of clean speech, 'expert', a network that gives a soft mask, or
+            'ranker', a network that says how far estimates are from the speech.
         out: The model file to write, ending in '.h5'.
         net: One of `NETS`; None for the first of them, and with ``init``.
         init: Model file whose weights start the training; its zeros stay zero.
@@ -76,6 +88,8 @@ class TrainConfig:
             bundled corpus.
         per_speaker: Utterances of each speaker at most; None likewise.
         num_draws: Mixtures of each utterance, noise and SNR.
+        num_scenes: Scenes that a ranker is trained on; a twentieth as many validate.
+        num_jobs: Processes that make scenes.
         gpu: As ``--gpu``.
     """
 
@@ -89,12 +103,16 @@ class TrainConfig:
     num_speakers: int | None = None
     per_speaker: int | None = None
     num_draws: int = 1
+    num_scenes: int = 12000
+    num_jobs: int = 1
     gpu: str = "0"
 
     def __post_init__(self) -> None:
         """Raises ValueError for values that make no sense or do not go together."""
         if self.what not in NETS:
             raise ValueError(f"what is {self.what!r}; give one of {', '.join(NETS)}")
+        if self.num_scenes < 1:
+            raise ValueError(f"num_scenes is {self.num_scenes}; give at least 1")
         if self.net and self.init:
             raise ValueError("--net is for a new network; --init has its own")
         if self.net and self.net not in NETS[self.what]:

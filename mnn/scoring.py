@@ -43,6 +43,10 @@ from speech.sound.audio import SAMPLE_RATE_HZ
 
 METRICS = ("ae", "snr")
 
+#: Who judges: the autoencoder, by a metric and a scoring; the ranker (`mnn.ranker`), by the errors
+#: that it expects; or both, by the product of their costs.
+JUDGES = ("autoencoder", "ranker", "both")
+
 #: Raise it with any change of a score: choices kept from earlier runs are then made anew.
 VERSION = "2"
 
@@ -58,6 +62,9 @@ QUIET_GAIN = 1.4
 
 BALANCED_RATE, VOICED_RATE = 0.02, 0.01
 BALANCED_POWER = 0.75
+
+#: In the product of both costs, the autoencoder's counts so much more than the ranker's.
+AUTOENCODER_POWER = 4.0
 
 #: How strongly the better estimates prevail in a combination.
 COMBINE_POWER = 16.0
@@ -300,6 +307,41 @@ def costs(
         if not np.all(silent := kept < SILENT_SHARE * whole):
             cost[silent] = np.inf
     return scores, cost
+
+
+def tile_sums(tiles: np.ndarray, bounds: np.ndarray, tile_samples: int) -> np.ndarray:
+    """Adds the errors of tiles up over bands and over segments.
+
+    Args:
+        tiles: float [num_experts, num_tiles, num_bands], from `mnn.ranker.Ranker.errors`.
+        bounds: From `segment_bounds`.
+        tile_samples: Samples from tile to tile.
+
+    Returns:
+        float64 [num_experts, num_segments]. A tile belongs to the segment that holds its centre,
+        one that is behind the last sample to the last; a segment that holds no centre gets the
+        tile that is nearest to its own.
+    """
+    centres = (np.arange(tiles.shape[1]) + 0.5) * tile_samples
+    segment = np.searchsorted(bounds[1:-1], centres, side="right")
+    sums = np.stack(
+        [np.bincount(segment, own.sum(axis=1), minlength=len(bounds) - 1) for own in tiles]
+    )
+    for empty in np.flatnonzero(np.bincount(segment, minlength=len(bounds) - 1) == 0):
+        middle = (bounds[empty] + bounds[empty + 1]) / 2
+        sums[:, empty] = tiles[:, np.argmin(np.abs(centres - middle))].sum(axis=1)
+    return sums
+
+
+def both(ranked: np.ndarray, cost: np.ndarray) -> np.ndarray:
+    """Returns the costs of the ranker and of the autoencoder as one: their geometric mean.
+
+    Args:
+        ranked: float [num_experts, num_segments], positive.
+        cost: Likewise, from `costs`; infinite for an estimate that is passed over.
+    """
+    power = 1 / (1 + AUTOENCODER_POWER)
+    return ranked**power * np.maximum(cost, 0) ** (AUTOENCODER_POWER * power)
 
 
 def snr_db(signal: np.ndarray, difference: np.ndarray) -> np.ndarray:

@@ -36,7 +36,8 @@ from mnn.arbiter import Arbiter
 from mnn.dae import Autoencoder
 from mnn.expert_files import Expert
 from mnn.pool import open_pool
-from mnn.scoring import DEFAULT_SCORING, METRICS, SCORINGS, needs_of
+from mnn.ranker import Ranker
+from mnn.scoring import DEFAULT_SCORING, JUDGES, METRICS, SCORINGS, needs_of
 from mnn.selector import Selector
 from speech.base import cli
 from speech.base.cli import natural_number
@@ -60,10 +61,12 @@ _MODELS = Path(__file__).resolve().parent.parent / "models"
 
 #: Used when none is named.
 DEFAULT_DAE = _MODELS / "dae_128.h5"
+DEFAULT_RANKER = _MODELS / "ranker.icse"
 DEFAULT_EXPERTS = tuple(_MODELS / f"expert_{name}.icse" for name in ("birds", "typing", "engine"))
 
 DEFAULT_OUT = Path("runs") / "select"
 SEGMENT_SECONDS = 2.0
+COMBINATIONS = ("files", "bands")
 
 #: The clips that are made where no input is named: so many for each bundled noise.
 NUM_CLIPS_EACH = 2
@@ -82,6 +85,9 @@ class SelectConfig:
         selector_experts: Compressed copies of the experts, in their order, which choose; of
             ``experts`` only the winner is run.
         check: Whether all experts are run all the same, to count how often both choose alike.
+        judge: One of `mnn.scoring.JUDGES`; None for both, or for the autoencoder alone where
+            ``dae``, ``metric`` or ``scoring`` is another than the shipped judges go with.
+        ranker: Model file of the ranker.
         dae: Model file of the autoencoder of speech.
         metric: Key of `mnn.scoring.METRICS`.
         scoring: Key of `mnn.scoring.SCORINGS`.
@@ -89,7 +95,8 @@ class SelectConfig:
         seed: Of these draws.
         segment_s: Length of a segment in seconds, each with its own choice; None for one choice a
             file.
-        combine: Whether all estimates are added, weighted by their scores.
+        combine: 'files' to add all estimates, weighted by their scores, 'bands' to weight them anew
+            for each quarter of a second and each band (which a ranker does); '' to choose one.
         strict: Whether the first model, file or estimate that is no good is an error.
     """
 
@@ -99,13 +106,15 @@ class SelectConfig:
     candidates: tuple[tuple[str, Path], ...] = ()
     selector_experts: tuple[Path, ...] = ()
     check: bool = False
+    judge: str | None = None
+    ranker: Path = DEFAULT_RANKER
     dae: Path = DEFAULT_DAE
     metric: str = "ae"
     scoring: str = DEFAULT_SCORING
     num_draws: int = 0
     seed: int = 0
     segment_s: float | None = None
-    combine: bool = False
+    combine: str = ""
     strict: bool = False
 
     def __post_init__(self) -> None:
@@ -122,8 +131,29 @@ class SelectConfig:
                 )
         elif self.check:
             raise ValueError("--check compares --selector-experts with --experts")
+        if self.judge is not None and self.judge not in JUDGES:
+            raise ValueError(f"--judge is {self.judge!r}; give one of {', '.join(JUDGES)}")
+        if self.judged_by != "autoencoder" and self.metric != "ae":
+            raise ValueError("eq. (11) is of the autoencoder: --metric snr goes with no ranker")
+        if self.combine not in ("", *COMBINATIONS):
+            raise ValueError(
+                f"--combine is {self.combine!r}; give one of {', '.join(COMBINATIONS)}"
+            )
+        if self.combine == "bands" and self.judged_by == "autoencoder":
+            raise ValueError(
+                "--combine bands needs the errors that a ranker expects; choose another "
+                "--judge, or --combine files"
+            )
         if self.segment_s is not None and not 0.1 <= self.segment_s <= 3600:
             raise ValueError(f"--segment-seconds is {self.segment_s}; give 0.1 to 3600")
+
+    @property
+    def judged_by(self) -> str:
+        """Who judges, also where it is left open."""
+        if self.judge is not None:
+            return self.judge
+        shipped = (DEFAULT_DAE, "ae", DEFAULT_SCORING)
+        return "both" if (self.dae, self.metric, self.scoring) == shipped else "autoencoder"
 
 
 @dataclass(eq=False)
@@ -169,6 +199,8 @@ class SelectResult:
         config, dae = self.config, self.selector.arbiter.dae.file
         seconds = {name: float(value) for name, value in self.selector.seconds.items()}
         return {
+            "judge": config.judged_by,
+            "ranker": _source(self.selector.ranker),
             "dae": {"source": str(dae.path), "sha256": dae.sha256},
             "experts": [_described(expert) for expert in self.selector.experts],
             "selector_experts": [_described(expert) for expert in self.selector.selectors],
@@ -178,7 +210,7 @@ class SelectResult:
             "draws": config.num_draws,
             "seed": config.seed,
             "segment_seconds": config.segment_s,
-            "combine": config.combine,
+            "combine": config.combine or None,
             "files": self.files,
             "skipped": [{"input": source, "reason": why} for source, why in self.skipped],
             "picks": dict(self.picks),
@@ -304,8 +336,9 @@ def open_selector(config: SelectConfig) -> tuple[Selector, list[str]]:
     Raises:
         ValueError: The autoencoder is refused or missing, or no expert is left.
     """
-    _check_shipped(config.dae, config.experts)
+    _check_shipped(config)
     dae = Autoencoder(config.dae)
+    ranker = None if config.judged_by == "autoencoder" else Ranker(config.ranker)
     opened, refused = open_pool(config.experts, config.candidates, strict=config.strict)
     selectors: list[Expert] = []
     if config.selector_experts:
@@ -328,14 +361,17 @@ def open_selector(config: SelectConfig) -> tuple[Selector, list[str]]:
     )
     selector = Selector(
         arbiter, experts, config.metric, config.scoring, config.segment_s, config.combine,
-        selectors, config.check,
+        selectors, config.check, ranker, config.judged_by,
     )  # fmt: skip
     return selector, refused
 
 
-def _check_shipped(dae: Path, experts: Sequence[Path]) -> None:
-    shipped = [("autoencoder", "--dae", dae)] if dae == DEFAULT_DAE else []
-    shipped += [("expert", "--experts", path) for path in experts if path in DEFAULT_EXPERTS]
+def _check_shipped(config: SelectConfig) -> None:
+    shipped = [("autoencoder", "--dae", config.dae)] if config.dae == DEFAULT_DAE else []
+    if config.judged_by != "autoencoder" and config.ranker == DEFAULT_RANKER:
+        shipped.append(("ranker", "--ranker", config.ranker))
+    experts = [path for path in config.experts if path in DEFAULT_EXPERTS]
+    shipped += [("expert", "--experts", path) for path in experts]
     for what, option, path in shipped:
         if not path.exists():
             raise ValueError(
@@ -392,12 +428,18 @@ def _print_pool(config: SelectConfig, selector: Selector) -> None:
         for expert in pool:
             digest = f"sha256 {expert.sha256[:12]}" if expert.sha256 else "a folder"
             print(f"{kind:10s}  {expert.name}: {expert.source} ({expert.kind}, {digest})")
-    dae = selector.arbiter.dae.file
-    print(f"dae         {dae.path} (sha256 {dae.sha256[:12]})")
+    for name, judge in (("dae", selector.arbiter.dae), ("ranker", selector.ranker)):
+        if judge is not None:
+            print(f"{name:10s}  {judge.file.path} (sha256 {judge.file.sha256[:12]})")
     if len(selector.experts) == 1:
         print("one expert: there is nothing to choose")
     unit = " in dB, the largest wins" if config.metric == "snr" else ", the smallest wins"
-    print(f"scores      {config.metric}, {config.scoring}{unit}")
+    what = {
+        "autoencoder": f"{config.metric}, {config.scoring}",
+        "ranker": "of the ranker: expected error, a share of the mixture's energy",
+        "both": f"of both: expected error, times {config.scoring} to the 4th, to the 1/5",
+    }[config.judged_by]
+    print(f"scores      {what}{unit}")
 
 
 def _line(row: dict[str, Any], name: str, width: int) -> str:
@@ -431,6 +473,12 @@ def _print_result(result: SelectResult) -> None:
         print(f"skipped: {reason}", file=sys.stderr)
 
 
+def _source(ranker: Ranker | None) -> dict[str, Any] | None:
+    if ranker is None:
+        return None
+    return {"source": str(ranker.file.path), "sha256": ranker.file.sha256}
+
+
 def _described(expert: Expert) -> dict[str, Any]:
     return {
         "name": expert.name,
@@ -449,6 +497,10 @@ def _config(parser: argparse.ArgumentParser, options: argparse.Namespace) -> Sel
         audio = [path for path in given if path.is_dir() or is_audio_name(path)]
         inputs += audio
         models[name] = tuple(path for path in given if path not in audio)
+    combine = options.combine or ""
+    if combine and combine not in COMBINATIONS:  # an input may follow it, too
+        inputs.append(Path(combine))
+        combine = COMBINATIONS[0]
     if not models["experts"] and not options.candidates:
         if options.experts is not None:
             parser.error("--experts names no model file")
@@ -460,13 +512,15 @@ def _config(parser: argparse.ArgumentParser, options: argparse.Namespace) -> Sel
             **models,
             candidates=tuple(options.candidates),
             check=options.check,
+            judge=options.judge,
+            ranker=options.ranker,
             dae=options.dae,
             metric=options.metric,
             scoring=options.scoring,
             num_draws=options.draws,
             seed=options.seed,
             segment_s=options.segment_seconds,
-            combine=options.combine,
+            combine=combine,
             strict=options.strict,
         )
     except ValueError as error:
@@ -486,9 +540,9 @@ def _named_folder(text: str) -> tuple[str, Path]:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m mnn.select",
-        description="Let several experts enhance each recording and keep the result that an "
-        "autoencoder of speech judges best. Without inputs it takes noisy test clips of the "
-        "bundled corpus.",
+        description="Let several experts enhance each recording and keep the result that judges of "
+        "clean speech, an autoencoder and a ranker, find best. Without inputs it takes noisy test "
+        "clips of the bundled corpus.",
         **cli.examples(
             "python -m mnn.select",
             "python -m mnn.select noisy/ -o chosen/ --experts a.h5 b.icse models/fcn.h5",
@@ -518,6 +572,11 @@ def _parser() -> argparse.ArgumentParser:
          help="compare: run all experts too, and say how often the selectors choose "
          "alike")  # fmt: skip
     how = parser.add_argument_group("how to choose").add_argument
+    how("--judge", choices=JUDGES,
+        help="let these judge (default: both; the autoencoder alone with --dae, --metric or "
+        "--scoring)")  # fmt: skip
+    how("--ranker", type=Path, default=DEFAULT_RANKER, metavar="FILE",
+        help="judge by this ranker (default: the shipped one)")  # fmt: skip
     how("--dae", type=Path, default=DEFAULT_DAE, metavar="FILE",
         help="judge by this autoencoder of speech (default: the shipped one)")  # fmt: skip
     how("--metric", choices=METRICS, default="ae",
@@ -533,8 +592,9 @@ def _parser() -> argparse.ArgumentParser:
         help="choose once per file, or for each segment (default %(default)s)")  # fmt: skip
     how("--segment-seconds", type=float, default=SEGMENT_SECONDS, metavar="S",
         help="let segments last S seconds (default %(default)s)")  # fmt: skip
-    how("--combine", action="store_true",
-        help="add all estimates, weighted by their scores, instead of choosing one")  # fmt: skip
+    how("--combine", nargs="?", const=COMBINATIONS[0], metavar="HOW",
+        help="add all estimates instead of choosing one, weighted by their scores (files), or anew "
+        "for each quarter of a second and each band (bands)")  # fmt: skip
     return parser
 
 

@@ -6,6 +6,7 @@ copies of the experts, the selectors, are run and judged, and of the experts onl
 
 from __future__ import annotations
 
+import time
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -15,8 +16,12 @@ import numpy as np
 
 from mnn.arbiter import Arbiter, Hearing
 from mnn.expert_files import Expert, Place
+from mnn.features import inner_product
+from mnn.ranker import NUM_BANDS, STFT, TILE_FRAMES, Ranker, added_by_bands
 from mnn.scoring import (
     DEFAULT_SCORING,
+    SILENT_SHARE,
+    both,
     costs,
     hard_weights,
     joined,
@@ -24,6 +29,7 @@ from mnn.scoring import (
     segment_bounds,
     segment_sums,
     soft_weights,
+    tile_sums,
 )
 from speech.sound.audio import SAMPLE_RATE_HZ, is_silent
 
@@ -43,6 +49,8 @@ class Decision:
         bounds: int [num_segments + 1], in samples.
         out: Name -> reason of those that were out.
         is_silent: Whether there was nothing to hear.
+        tiles: Of the ranker, [num_experts, num_tiles, num_bands]; None without one.
+        costs: float [num_experts, num_segments], of which the smallest wins.
     """
 
     names: list[str]
@@ -52,6 +60,8 @@ class Decision:
     bounds: np.ndarray
     out: dict[str, str] = field(default_factory=dict)
     is_silent: bool = False
+    tiles: np.ndarray | None = None
+    costs: np.ndarray | None = None
 
 
 @dataclass(eq=False)
@@ -59,14 +69,18 @@ class Selector:
     """A pool, an arbiter and how to choose.
 
     Attributes:
-        arbiter: Judges; its ``needs`` are those of metric and scoring.
+        arbiter: Runs experts, and judges by the autoencoder; its ``needs`` are those of metric and
+            scoring.
         experts: Make the signals.
         metric: Key of `mnn.scoring.METRICS`.
         scoring: Key of `mnn.scoring.SCORINGS`.
         segment_seconds: Choose anew so often; None for once per file.
-        combine: Add all estimates, with weights.
+        combine: Add all estimates, with weights: one for each ('files'), or one for each in each
+            tile of time and band ('bands', with a ranker); '' for none.
         selectors: Choose in place of ``experts``, one for each.
         check: Run all experts all the same, and compare.
+        ranker: Judges too, or alone; None for the autoencoder alone.
+        judge: One of `mnn.scoring.JUDGES`.
         seconds: What was spent on running 'experts', selectors ('choosing'), experts for comparison
             only ('checking'), and on 'judging'.
         agreement: Whether experts and selectors chose alike, a segment each.
@@ -77,9 +91,11 @@ class Selector:
     metric: str = "ae"
     scoring: str = DEFAULT_SCORING
     segment_seconds: float | None = None
-    combine: bool = False
+    combine: str = ""
     selectors: Sequence[Expert] = ()
     check: bool = False
+    ranker: Ranker | None = None
+    judge: str = "autoencoder"
     seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     agreement: list[bool] = field(default_factory=list)
 
@@ -122,8 +138,11 @@ class Selector:
         ``what`` is the key in ``seconds`` of the time that running the experts takes. Signals are
         kept if it is 'experts'.
         """
+        keep = what == "experts" or self.ranker is not None
         hearings = [
-            self.arbiter.hear(signal, experts, Place(relative, number), keep=what == "experts")
+            self.arbiter.run(signal, experts, Place(relative, number))
+            if self.judge == "ranker"
+            else self.arbiter.hear(signal, experts, Place(relative, number), keep=keep)
             for number, signal in enumerate(channels)
         ]
         for own in zip(*hearings, strict=True):
@@ -145,17 +164,12 @@ class Selector:
         places = [place for place, own in enumerate(hearings[0]) if not own.reason]
         if not places:
             raise _nobody(out)
-        hop = self.arbiter.dae.conventions.stft.hop
-        statistics = []
-        for place in places:
-            first, *others = (found for own in hearings if (found := own[place].statistics))
-            statistics.append(sum(others, first))
+        tiles = self._tiles(channels, hearings, places)
         num_samples = len(channels[0])
         length = self.segment_seconds and round(self.segment_seconds * SAMPLE_RATE_HZ)
         for size in (None, length) if length else (None,):
             bounds = segment_bounds(num_samples, size)
-            sums = [segment_sums(own, bounds, hop) for own in statistics]
-            scores, cost = costs(sums, self.metric, self.scoring)
+            scores, cost = self._costs(channels, hearings, places, tiles, bounds)
             if size is None:
                 whole_scores = scores[:, 0]
         left = [experts[place] for place in places]
@@ -169,10 +183,67 @@ class Selector:
             bounds,
             out,
             all(is_silent(signal) for signal in channels),
+            tiles,
+            cost,
         )
+
+    def _tiles(
+        self,
+        channels: Sequence[np.ndarray],
+        hearings: Sequence[Sequence[Hearing]],
+        places: Sequence[int],
+    ) -> np.ndarray | None:
+        """Returns the ranker's errors of the experts at these places, of all channels."""
+        if self.ranker is None:
+            return None
+        started = time.perf_counter()
+        tiles = [
+            self.ranker.errors(signal, [_signal(own[place]) for place in places])
+            for signal, own in zip(channels, hearings, strict=True)
+        ]
+        self.seconds["judging"] += time.perf_counter() - started
+        return np.sum(tiles, axis=0)
+
+    def _costs(
+        self,
+        channels: Sequence[np.ndarray],
+        hearings: Sequence[Sequence[Hearing]],
+        places: Sequence[int],
+        tiles: np.ndarray | None,
+        bounds: np.ndarray,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Returns scores and costs, both [num_experts, num_segments], as `mnn.scoring.costs`."""
+        ranked = np.empty(0)
+        if tiles is not None:
+            ranked = tile_sums(tiles, bounds, TILE_FRAMES * STFT.hop)
+            # So many units has the mixture on average: a share of its energy is what is shown.
+            ranked /= NUM_BANDS * np.diff(bounds) / STFT.hop * len(channels)
+        if self.judge == "ranker":
+            kept = [sum(_energy(own[place].signal) for own in hearings) for place in places]
+            whole = sum(_energy(signal) for signal in channels)
+            silent = np.array(kept) < SILENT_SHARE * whole
+            return ranked, np.where(silent[:, None] & ~silent.all(), np.inf, ranked)
+        hop = self.arbiter.dae.conventions.stft.hop
+        sums = []
+        for place in places:
+            first, *others = (found for own in hearings if (found := own[place].statistics))
+            sums.append(segment_sums(sum(others, first), bounds, hop))
+        scores, cost = costs(sums, self.metric, self.scoring)
+        if tiles is None:
+            return scores, cost
+        return both(ranked, scores), both(ranked, cost)
 
     def _join(self, decision: Decision, hearings: Sequence[Sequence[Hearing]]) -> list[np.ndarray]:
         """Returns the signal of each channel."""
+        if self.combine == "bands":
+            assert decision.tiles is not None and decision.costs is not None, "a ranker"
+            return [
+                added_by_bands(
+                    [found[name] for name in decision.names], decision.tiles, decision.costs
+                )
+                for own in hearings
+                if (found := {h.expert.name: _signal(h) for h in own if not h.reason})
+            ]
         fade = round(FADE_SECONDS * SAMPLE_RATE_HZ)
         signals = [{hearing.expert.name: hearing.signal for hearing in own} for own in hearings]
         return [
@@ -220,10 +291,21 @@ class Selector:
             range(len(left)),
             key=lambda place: (sign * decision.scores[place], decision.names[place]),
         )
+        if decision.tiles is not None and decision.costs is not None:
+            decision.tiles, decision.costs = decision.tiles[left], decision.costs[left]
         weights = decision.weights[left]
         weights[best, ~weights.any(axis=0)] = 1
         decision.weights = weights / weights.sum(axis=0)
         decision.picks = [decision.names[place] for place in np.argmax(weights, axis=0)]
+
+
+def _signal(hearing: Hearing) -> np.ndarray:
+    assert hearing.signal is not None, "an expert that was run"
+    return hearing.signal
+
+
+def _energy(signal: np.ndarray | None) -> float:
+    return inner_product(signal, signal) if signal is not None else 0.0
 
 
 def _nobody(out: dict[str, str]) -> ValueError:

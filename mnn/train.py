@@ -1,4 +1,4 @@
-"""Trains an autoencoder of speech, or an expert on some kind of mixtures (docs/papers.md).
+"""Trains an autoencoder of speech, an expert on some mixtures (docs/papers.md), or a ranker.
 
 ::
 
@@ -9,6 +9,7 @@
     python -m mnn.train expert --net lstm --noise-types birds --optimizer adam --out lstm.h5
     python -m mnn.train expert --snr -5 --where speaker=MCS0,FCS0 --out two.h5
     python -m mnn.train expert --init birds.pruned.h5 --noise-types birds --out birds22.h5
+    python -m mnn.train ranker --out ranker.h5             # see mnn.ranker
 
 Spectra are computed once and kept; training runs on them. The same command goes on with an
 interrupted run where it stood, and does nothing once it is done.
@@ -19,6 +20,7 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,7 +30,7 @@ import numpy as np
 
 from mnn import conditions
 from mnn.conditions import description, parse_conditions
-from mnn.config import EXPERT_SNRS_DB, NETS, OPTIMIZERS, FitConfig, TrainConfig
+from mnn.config import EXPERT_SNRS_DB, NETS, OPTIMIZERS, SCHEDULES, FitConfig, TrainConfig
 from mnn.dae import build_dae
 from mnn.expert_files import check_frames
 from mnn.experts import build_expert
@@ -42,15 +44,17 @@ from mnn.features import (
     speech_frames,
 )
 from mnn.layers import load_network
+from mnn.ranker import KIND, build_ranker, convolutions, ranker_conventions
+from mnn.ranking import Scenes, rank_loss
 from speech.base import cli, lazy
 from speech.base.cli import natural_number, positive_number
 from speech.base.device import select_devices
 from speech.base.lazy import keras
 from speech.data import corpus
-from speech.data.corpus import Pair, render
+from speech.data.corpus import Pair, Utterance, render
 from speech.modelfile.read import read_model_file
 from speech.net.keras_models import build_model, variables_of
-from speech.sound.audio import read_audio
+from speech.sound.audio import is_silent, read_audio
 from speech.training.common_options import add_data_options, check_data_options, data_options
 
 if TYPE_CHECKING:
@@ -63,7 +67,11 @@ else:
 _logger = logging.getLogger("speech")
 
 #: Speakers, and utterances of each: sections 4.1 and 4.2. Of the bundled corpus, all.
-PAPER_SPEAKERS = {"dae": (40, 10), "expert": (12, 5)}
+PAPER_SPEAKERS = {"dae": (40, 10), "expert": (12, 5), "ranker": (None, 20)}
+
+
+#: Scenes that validate at most: they are in memory at once.
+MAX_VALIDATION_SCENES = 500
 
 
 @dataclass(frozen=True)
@@ -96,7 +104,7 @@ class TrainResult:
 
 
 def train(config: TrainConfig, say: Callable[[str], None] | None = None) -> TrainResult:
-    """Trains an autoencoder or an expert, unless this very training is done.
+    """Trains an autoencoder, an expert or a ranker, unless this very training is done.
 
     Args:
         config: What to train, on what, and how.
@@ -114,7 +122,7 @@ def train(config: TrainConfig, say: Callable[[str], None] | None = None) -> Trai
     )
     select_devices(config.gpu)
     is_expert = config.what == "expert"
-    kind = "mask" if is_expert else "autoencoder"
+    kind = _KINDS[config.what]
     model, conventions, start = _network(config, kind, say)
     lines = [description(items) for items in (parts.training, parts.validation)]
     data_sha256 = fingerprint(
@@ -124,7 +132,7 @@ def train(config: TrainConfig, say: Callable[[str], None] | None = None) -> Trai
     )
     meta = {
         "kind": kind,
-        **conventions.to_json(),
+        **(conventions.to_json() if conventions else ranker_conventions()),
         **start,
         "created_by": "python -m mnn.train",
         "training": {
@@ -141,20 +149,16 @@ def train(config: TrainConfig, say: Callable[[str], None] | None = None) -> Trai
     if done is not None:
         found = (done[key] for key in ("validation_error", "best_iteration", "iterations_done"))
         return TrainResult(config.out, True, *found)
-    training: Frames | Pieces
-    validation: Frames | Pieces
-    training = _frames(parts.training, config, conventions, "training spectra")
-    validation = _frames(parts.validation, config, conventions, "validation spectra")
-    if len(model.input_shape) > 2:
-        training, validation = Pieces.of(training), Pieces.of(validation)
+    training, validation, told = _examples(config, parts, conventions, len(model.input_shape) > 2)
     counts = [len(own) * own.frames_each for own in (training, validation)]
     say(
-        f"frames      {counts[0]:,} to train on, {counts[1]:,} to validate; "
-        f"{model.count_params():,} parameters"
+        f"{'frames' if conventions else 'scenes'}      {counts[0]:,} to train on, {counts[1]:,} to "
+        f"validate; {model.count_params():,} parameters"
     )
     trainer = network_training.FrameTrainer(
-        model, training, validation, config.fit, config.out, meta=meta, data_sha256=data_sha256
-    )
+        model, training, validation, config.fit, config.out, meta=meta, data_sha256=data_sha256,
+        **told,
+    )  # fmt: skip
     state = trainer.run(_saying(config.fit, say))
     best = state.best_row
     assert best is not None, "the last iteration is validated"
@@ -179,15 +183,30 @@ def _saying(fit: FitConfig, say: Callable[[str], None]) -> Callable[[dict[str, f
     return report
 
 
+#: The ``kind`` of what is trained, in its ``speech_meta``.
+_KINDS = {"dae": "autoencoder", "expert": "mask", "ranker": KIND}
+
+
 def _network(
     config: TrainConfig, kind: str, say: Callable[[str], None]
-) -> tuple[keras.Model, Conventions, dict[str, Any]]:
-    """Returns a network, what it takes, and how it started, for the meta of its file."""
+) -> tuple[keras.Model, Conventions | None, dict[str, Any]]:
+    """Returns a network, what it takes, and how it started, for the meta of its file.
+
+    What a ranker takes is always the same.
+    """
+    conventions: Conventions | None = None
     if config.init is None:
         net = config.net or NETS[config.what][0]
-        build = build_expert if config.what == "expert" else build_dae
-        return *build(net, seed=config.fit.seed), {"net": net}
-    if kind == "mask":
+        if kind == KIND:
+            model = build_ranker(width=int(net), seed=config.fit.seed)
+        else:
+            build = build_expert if config.what == "expert" else build_dae
+            model, conventions = build(net, seed=config.fit.seed)
+        return model, conventions, {"net": net}
+    if kind == KIND:
+        file = read_model_file(config.init)
+        convolutions(file)
+    elif kind == "mask":
         file = read_model_file(config.init)
         conventions = conventions_of(file.meta, kind, config.init)
         check_frames(file, conventions)
@@ -206,9 +225,43 @@ def _network(
     return model, conventions, kept | {"init_sha256": file.sha256}
 
 
+def _examples(
+    config: TrainConfig, parts: _Parts, conventions: Conventions | None, are_pieces: bool
+) -> tuple[network_training.Examples, network_training.Examples, dict[str, Any]]:
+    """Returns what trains, what validates, and what a trainer of it is told."""
+    if conventions is not None:
+        training = _frames(parts.training, config, conventions, "training spectra")
+        validation = _frames(parts.validation, config, conventions, "validation spectra")
+        if are_pieces:
+            return Pieces.of(training), Pieces.of(validation), {}
+        return training, validation, {}
+    counts = config.num_scenes, min(-(-config.num_scenes // 20), MAX_VALIDATION_SCENES)
+    scenes = [
+        Scenes(
+            _by_speaker(part), count, [config.fit.seed, number], num_jobs=config.num_jobs,
+            folder=config.out.parent,
+        )
+        for number, (part, count) in enumerate(
+            zip((parts.training, parts.validation), counts, strict=True)
+        )
+    ]  # fmt: skip
+    told = {"loss": rank_loss, "error": "mnn.ranking.rank_loss", "clip_norm": 1.0}
+    return scenes[0], scenes[1], told
+
+
+def _by_speaker(items: Sequence[Utterance | Pair]) -> list[list[np.ndarray]]:
+    """Reads utterances that are not silent, by speaker."""
+    speakers: dict[str, list[np.ndarray]] = defaultdict(list)
+    for item in cli.progress(items, total=len(items), label="reading speech"):
+        for signal in _read_speech([item]):
+            if not is_silent(signal):
+                speakers[item.speaker].append(signal)
+    return list(speakers.values())
+
+
 def _find_data(config: TrainConfig, say: Callable[[str], None]) -> _Parts:
     """Finds utterances for an autoencoder, mixture plans or premixed pairs for an expert."""
-    is_dae, given, seed = config.what == "dae", config.data, config.fit.seed
+    is_clean, given, seed = config.what != "expert", config.data, config.fit.seed
     if given.noisy is not None and given.clean is not None:
         pairs, left_out = corpus.training_pairs(
             given.noisy, given.clean, given.pair_by, keep_low_snr=given.keep_low_snr
@@ -216,7 +269,7 @@ def _find_data(config: TrainConfig, say: Callable[[str], None]) -> _Parts:
         if left_out:
             say(f"left out    {left_out}")
         pairs = conditions.matching(pairs, config.conditions)
-        if is_dae:
+        if is_clean:
             pairs = list({pair.clean_path: pair for pair in pairs}.values())
         return _Parts(*corpus.split_utterances(pairs, conditions.VALIDATION_FRACTION, seed))
     utterances = (
@@ -231,7 +284,7 @@ def _find_data(config: TrainConfig, say: Callable[[str], None]) -> _Parts:
         config.per_speaker or each,
         seed,
     )
-    if is_dae:
+    if is_clean:
         return _Parts(*parts)
     noises = (
         corpus.bundled_noise("TRAIN")
@@ -329,6 +382,9 @@ def _config(parser: argparse.ArgumentParser, options: argparse.Namespace) -> Tra
     snrs_db = options.snr or EXPERT_SNRS_DB
     check_data_options(parser, options)
     is_expert = options.what == "expert"
+    ranking: dict[str, Any] = {}
+    if options.what == "ranker":
+        ranking = {"num_scenes": options.scenes, "num_jobs": options.jobs}
     try:
         conditions = parse_conditions(options.where)
         if options.gender:
@@ -342,13 +398,14 @@ def _config(parser: argparse.ArgumentParser, options: argparse.Namespace) -> Tra
             init=options.init,
             fit=FitConfig(
                 options.iterations, options.batch_size, options.optimizer, options.learning_rate,
-                options.validate_every, options.patience, options.seed,
+                options.schedule, options.validate_every, options.patience, options.seed,
             ),
             data=replace(data_options(options), snrs_db=tuple(snrs_db)),
             conditions=conditions,
             num_speakers=options.num_speakers,
             per_speaker=options.per_speaker,
             num_draws=options.draws if is_expert else 1,
+            **ranking,
             gpu=options.gpu,
         )  # fmt: skip
     except ValueError as error:
@@ -358,17 +415,23 @@ def _config(parser: argparse.ArgumentParser, options: argparse.Namespace) -> Tra
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m mnn.train",
-        description="Train an autoencoder of clean speech (dae), or an expert that gives a soft "
-        "mask. Without data options it takes the bundled corpus. The same command goes on after "
+        description="Train an autoencoder of clean speech (dae), an expert that gives a soft mask, "
+        "or a ranker, which says how far estimates are from the speech. Without data options it "
+        "takes the bundled corpus. The same command goes on after "
         "an interruption.",
         **cli.examples(
             "python -m mnn.train dae -o dae.h5",
             "python -m mnn.train expert --noise-types birds -o birds.h5",
             "python -m mnn.train expert --snr 0 --timit TIMIT --noise noises -o low.h5",
+            "python -m mnn.train ranker -o ranker.h5",
         ),
     )
-    commands = parser.add_subparsers(dest="what", required=True, metavar="dae|expert")
-    for what, text in (("dae", "an autoencoder of clean speech"), ("expert", "a mask network")):
+    commands = parser.add_subparsers(dest="what", required=True, metavar="dae|expert|ranker")
+    for what, text in (
+        ("dae", "an autoencoder of clean speech"),
+        ("expert", "a mask network"),
+        ("ranker", "a judge of estimates, from clean speech alone"),
+    ):
         command = commands.add_parser(what, help=f"train {text}", description=f"Train {text}.")
         add = command.add_argument
         add("-o", "--out", type=Path, required=True, metavar="FILE.h5",
@@ -378,30 +441,52 @@ def _parser() -> argparse.ArgumentParser:
         add("--init", type=Path, metavar="FILE",
             help="start from the weights of this model, such as a pruned one; its zeros "
             "stay")  # fmt: skip
-        _add_training_options(command)
+        _add_training_options(command, what)
         _add_choices(command, what)
         add_data_options(command, test=False)
         add("--gpu", **cli.GPU)
     return parser
 
 
-def _add_training_options(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument_group("training", "The defaults are the paper's values.").add_argument
-    add("--optimizer", choices=OPTIMIZERS, default="rprop",
+#: The paper's values, and those for a ranker, of which the paper knows nothing.
+_FITS = {
+    "dae": FitConfig(),
+    "expert": FitConfig(),
+    "ranker": FitConfig(3000, 10, "adam", 2e-3, "cosine", validate_every=250, patience=0),
+}
+
+
+def _add_training_options(parser: argparse.ArgumentParser, what: str) -> None:
+    fit, ranks = _FITS[what], what == "ranker"
+    add = parser.add_argument_group(
+        "training", None if ranks else "The defaults are the paper's values."
+    ).add_argument
+    add("--optimizer", choices=OPTIMIZERS, default=fit.optimizer,
         help="train with this optimizer (default %(default)s)")  # fmt: skip
-    add("--learning-rate", type=float, default=1e-3, metavar="R",
+    add("--learning-rate", type=float, default=fit.learning_rate, metavar="R",
         help="set the learning rate, or Rprop's first step (default %(default)s)")  # fmt: skip
-    add("--iterations", type=positive_number, default=5000, metavar="N",
+    add("--schedule", choices=SCHEDULES, default=fit.schedule,
+        help="let Adam's learning rate stay, or fall to 0 along a cosine (default "
+        "%(default)s)")  # fmt: skip
+    add("--iterations", type=positive_number, default=fit.iterations, metavar="N",
         help="update the weights N times at most (default %(default)s)")  # fmt: skip
-    add("--batch-size", type=positive_number, default=1000, metavar="N",
-        help="take N frames per update (default %(default)s)")  # fmt: skip
-    add("--validate-every", type=positive_number, default=50, metavar="N",
+    add("--batch-size", type=positive_number, default=fit.batch_size, metavar="N",
+        help=f"take N {'scenes' if ranks else 'frames'} per update (default "
+        "%(default)s)")  # fmt: skip
+    add("--validate-every", type=positive_number, default=fit.validate_every, metavar="N",
         help="validate every N iterations and keep the best weights (default "
         "%(default)s)")  # fmt: skip
-    add("--patience", type=natural_number, default=1000, metavar="N",
+    add("--patience", type=natural_number, default=fit.patience, metavar="N",
         help="end after N iterations without a better validation; 0 means never (default "
         "%(default)s)")  # fmt: skip
     add("--seed", **cli.SEED)
+    if not ranks:
+        return
+    add = parser.add_argument_group("scenes").add_argument
+    add("--scenes", type=positive_number, default=TrainConfig.num_scenes, metavar="N",
+        help="make N scenes of noisy speech and estimates of it, 0.4 MB each (default "
+        "%(default)s)")  # fmt: skip
+    add("--jobs", **cli.JOBS)
 
 
 def _add_choices(parser: argparse.ArgumentParser, what: str) -> None:

@@ -21,12 +21,11 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 import numpy as np
 
 from mnn.config import FitConfig
-from mnn.features import Frames, Pieces
 from speech.base import cli, lazy
 from speech.base.checkpoint import read_checkpoint, write_checkpoint
 from speech.base.files import held, write_json
@@ -90,43 +89,67 @@ def sum_of_squares(target: Any, output: Any) -> Any:
     return keras.ops.sum(keras.ops.square(target - output), axis=-1)
 
 
+class Examples(Protocol):
+    """What a network is trained on, in rows that can be asked for."""
+
+    @property
+    def frames_each(self) -> int:
+        """Frames of a row, or 1 if rows are no sequences of them."""
+
+    def __len__(self) -> int:
+        """Returns the number of rows."""
+
+    def batch(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Returns inputs and targets of some rows."""
+
+
 class FrameTrainer:
     """Trains one network and writes its model file.
 
     Args:
         model: A built Keras model, from `mnn.dae.build_dae` or `mnn.experts.build_expert`.
-        training: Its frames, or pieces if it is recurrent.
+        training: Its frames, pieces if it is recurrent, or scenes (`mnn.ranking.Scenes`).
         validation: The same of other speakers or utterances.
         config: See :class:`FitConfig`.
         out: The model file to write, ending in '.h5'.
         meta: ``speech_meta`` of the file; what was trained is added.
         data_sha256: Fingerprint of the data, of both parts.
+        loss: Of targets and outputs.
+        error: What ``loss`` is, in words, for the meta.
+        clip_norm: Adam's gradients are clipped to this norm, each weight array by itself; None for
+            no clipping.
         checkpoint_seconds: Write the checkpoint so often.
     """
 
     def __init__(
         self,
         model: keras.Model,
-        training: Frames | Pieces,
-        validation: Frames | Pieces,
+        training: Examples,
+        validation: Examples,
         config: FitConfig,
         out: Path,
         *,
         meta: dict[str, Any],
         data_sha256: str,
+        loss: Callable[[Any, Any], Any] = sum_of_squares,
+        error: str = "sum of squares over bins, mean over frames",
+        clip_norm: float | None = None,
         checkpoint_seconds: float = 60.0,
     ) -> None:
         self.model, self.training, self.validation = model, training, validation
         self.config, self.out, self.meta = config, Path(out), meta
-        self.checkpoint_seconds = checkpoint_seconds
+        self.error, self.checkpoint_seconds = error, checkpoint_seconds
         self.checkpoint_path = self.out.with_suffix(".checkpoint.npz")
         self.state = _State()
         self.fingerprint = fingerprint_of(config, meta, data_sha256)
         if config.optimizer == "rprop":
             self.optimizer = rprop.Rprop(config.learning_rate)
         else:
-            self.optimizer = keras.optimizers.Adam(config.learning_rate)
-        model.compile(self.optimizer, loss=sum_of_squares, jit_compile=False)
+            rate = config.learning_rate
+            if config.schedule == "cosine":
+                rate = keras.optimizers.schedules.CosineDecay(rate, config.iterations)
+            self.optimizer = keras.optimizers.Adam(rate, clipnorm=clip_norm)
+        model.compile(self.optimizer, loss=loss, jit_compile=False)
         self.optimizer.build(model.trainable_variables)
         self._order: tuple[int, np.ndarray] | None = None
 
@@ -243,7 +266,7 @@ class FrameTrainer:
         assert best is not None
         training = {
             **asdict(self.config),
-            "error": "sum of squares over bins, mean over frames",
+            "error": self.error,
             "iterations_done": state.iteration,
             "best_iteration": best["iteration"],
             "validation_error": best["validation_error"],
@@ -298,10 +321,13 @@ class FrameTrainer:
 def fingerprint_of(config: FitConfig, meta: dict[str, Any], data_sha256: str) -> dict[str, Any]:
     """Returns what tells one run from another, as JSON values."""
     keys = ("kind", "net", "init_sha256", "context", "stft", "input_scale")
+    settings = asdict(config)
+    if config.schedule == "constant":  # so that models from before there was a choice are known
+        del settings["schedule"]
     return {
         "data_sha256": data_sha256,
         **{key: meta[key] for key in keys if key in meta},
-        **asdict(config),
+        **settings,
     }
 
 

@@ -12,9 +12,10 @@ import soundfile
 from numpy.testing import assert_allclose, assert_array_equal
 
 from mnn import select
+from mnn.ranker import Ranker
 from mnn.select import main
 from tests.builders import make_speech
-from tests.mnn_files import write_dae, write_fcn, write_mask
+from tests.mnn_files import write_dae, write_fcn, write_mask, write_ranker
 
 ROOT = Path(__file__).parent.parent
 LOW = np.where(np.arange(513) < 100, 4.0, -4.0)
@@ -124,6 +125,47 @@ def test_ways_to_choose(run, noisy, words):
         assert weights.shape[1] == (4 if "segment" in words else 1)
         soft = "--combine" in words
         assert np.any((weights > 0) & (weights < 1)) == soft
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        [],
+        ["--combine"],
+        ["--combine", "bands"],
+        ["--granularity", "segment", "--segment-seconds", "0.3"],
+    ],
+)
+@pytest.mark.parametrize("judge", ["ranker", "both"])
+def test_a_ranker_judges(run, pool, noisy, tmp_path, judge, words):
+    ranker = write_ranker(tmp_path / "ranker.icse")
+    words = [*words, "--judge", judge, "--ranker", ranker]
+    code, report, output = run(*words, noisy)
+    assert code == 0 and report["judge"] == judge and str(ranker) in output.out
+    assert report["ranker"]["sha256"] == Ranker(ranker).file.sha256
+    for row in report["files"]:
+        assert all(score > 0 for score in row["scores"].values())
+        found, _ = soundfile.read(row["output"], always_2d=True)
+        assert np.isfinite(found).all() and found.any()
+    _, turned, _ = run(*words, noisy, experts=pool[::-1])
+    assert [row["pick"] for row in report["files"]] == [row["pick"] for row in turned["files"]]
+
+
+def test_copies_choose_by_the_ranker_too(run, pool, noisy, tmp_path):
+    ranker = write_ranker(tmp_path / "ranker.icse")
+    for words in ([], ["--combine", "bands"]):
+        code, report, _ = run(
+            noisy,
+            "--judge",
+            "both",
+            "--ranker",
+            ranker,
+            "--selector-experts",
+            *pool,
+            "--check",
+            *words,
+        )
+        assert code == 0 and report["agreement"] == 1.0
 
 
 def test_segments_take_the_better_expert_of_each(run, tmp_path, rng):
