@@ -40,9 +40,9 @@ def choose_clips(
     """Chooses files by the gain of a system on the noisy file.
 
     Args:
-        rows: Scores; those of 'noisy' and ``system`` count.
-        system: Whose gain.
-        metric: In which metric.
+        rows: Scores; only the rows of 'noisy' and ``system`` are used.
+        system: Name of the system.
+        metric: The metric of the gain.
         names: Files that can be heard; no others are chosen.
         preferred: Of those, what stands for a noise if it can.
 

@@ -96,7 +96,7 @@ class LayerCost:
         sparse_mac: For one output step, zero kernels left out.
         num_values: Distinct non-zero values of the kernel.
         codebook_size: Distinct values, zero included; 0 if a codebook would not pay.
-        index_bits: Of all indices at a fixed length; 32 a weight without a codebook.
+        index_bits: Of all indices at a fixed length; 32 per weight without a codebook.
         huffman_bits: Of all indices, Huffman coded.
         entropy_bits: Of all indices: number x entropy.
     """
@@ -135,7 +135,7 @@ class ModelCost:
         needs_whole_utterance: A normalisation takes its statistics over time.
         file_bytes: None if it is no file.
         baseline_parameters: What sizes in percent refer to.
-        codebook_size: k of the paper's rule; None: no codebook, 32 bits a weight.
+        codebook_size: k of the paper's rule; None: no codebook, 32 bits per weight.
         centroid_bits: Of one stored centroid.
         window_ms: Of the STFT of a network of the kind 'complex_mask', which it waits for.
         device: What it takes as plain C; None if it cannot stream.
@@ -498,7 +498,7 @@ _MEASURED_ROUNDS = 5
 
 @dataclass(frozen=True)
 class Measured:
-    """What a model takes on this machine, on one core.
+    """Time and memory that a model takes on one core of this machine.
 
     Attributes:
         real_time_factor: Seconds of computation per second of audio, the median of some rounds.
@@ -566,13 +566,13 @@ def _measured(path: Path) -> int:
 
 @dataclass(frozen=True)
 class CostConfig:
-    """Which models to count, and how.
+    """Settings of the count, and the models.
 
     Attributes:
         models: Model files.
         codebook_size: k of the paper's rule; None for the values found.
         centroid_bits: Of a stored centroid: 32, 16 or 8.
-        baseline: Model file of whose parameters sizes are percents; None for the first model.
+        baseline: Sizes are in percent of this model file's parameters; None for the first model.
         measured: Whether each model is also run.
     """
 

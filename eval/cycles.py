@@ -5,9 +5,10 @@
     python -m eval.cycles model.h5 [--samples 76800] [--array 32x32] [--check] [--json FILE]
 
 A convolution is a matrix product: [outputs, window] x [window, filters] -> [outputs, filters];
-the window is kernel_size x channels. An array of rows x cols cells works through it in folds, each
-of which fills the array once. With s_r, s_c the extents laid over rows and columns and t what runs
-in time (Samajdar et al. 2018, "SCALE-Sim: Systolic CNN Accelerator Simulator", arXiv:1811.02883):
+the window is kernel_size x channels. An array of rows x cols cells works through it in folds, and
+each fold fills the array once. s_r and s_c are the extents laid over rows and columns, and t is the
+extent over time (Samajdar et al. 2018, "SCALE-Sim: Systolic CNN Accelerator Simulator",
+arXiv:1811.02883):
 
     dataflow                 s_r       s_c       t
     os, output stationary    outputs   filters   window
@@ -83,7 +84,7 @@ class Array:
 
 @dataclass(frozen=True)
 class CyclesConfig:
-    """What to count, and how.
+    """Settings of the count.
 
     Attributes:
         models: Model files, chains of layers.
@@ -135,9 +136,9 @@ def products(
         layers: Of a model file.
         num_samples: Input steps (samples of a waveform model, frames of others).
         padding: 'valid', as in the published run, or 'same': what the layers themselves say.
-        skip_zero_kernels: Count the published way for a pruned model: a filter without a kernel
-            left is gone, and the window holds the mean number of kernels left a filter, rounded up.
-            Filters lose different channels, so a plain array could not really skip them.
+        skip_zero_kernels: Count a pruned model in the published way: filters without any kernel are
+            left out, and the window holds the mean number of kernels per remaining filter, rounded
+            up. Filters lose different channels, so a plain array could not really skip them.
 
     Raises:
         ValueError: The signal is shorter than the receptive field, or padding is another word.
@@ -282,9 +283,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m eval.cycles",
-        description="Count the cycles of a model on a systolic array. The defaults are those of "
-        "the "
-        "published run.",
+        description="Count the cycles of a model on a systolic array. The defaults are taken from "
+        "the published run.",
         **cli.examples(
             "python -m eval.cycles models/fcn.h5",
             "python -m eval.cycles models/fcn.h5 --array 16x16 --dataflow ws --check",

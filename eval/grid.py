@@ -17,7 +17,7 @@ from speech.base.recorded import run_once
 
 @dataclass(frozen=True)
 class Grid:
-    """Which models to make.
+    """The models to make: every combination of theta, k and format.
 
     Attributes:
         thetas: None for not pruned.

@@ -1,4 +1,4 @@
-"""What a page lets one hear and see of a file: every version with its scores, the experts' errors.
+"""The part of a page for one file: every version to hear and see, its scores, the experts' errors.
 
 Versions stand in the order noisy, systems, the selection's choice, clean.
 """

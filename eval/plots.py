@@ -178,8 +178,9 @@ def spectrogram_triptych(
 ) -> matplotlib.figure.Figure:
     """Draws the spectrograms of noisy, enhanced and clean side by side.
 
-    All three share one colour scale, whose top is the loudest point of the three: levels can be
-    compared. The enhanced signal is shown as it is; scale it first if its level means nothing.
+    All three share one colour scale with the loudest point of the three as its top, so that levels
+    can be compared. The enhanced signal is shown as it is; scale it first if its level means
+    nothing.
 
     Args:
         noisy: float [num_samples]; likewise enhanced and clean, of equal length.

@@ -41,19 +41,19 @@ TITLE = "Speech enhancement: report"
 
 @dataclass(frozen=True)
 class ReportConfig:
-    """What stands on the page.
+    """Settings of the page.
 
     Attributes:
         runs: Output folders of commands, and JSON files of ``mnn.select``.
         out: Folder for index.html.
         title: Of the page.
-        noisy: Folder of noisy files, of runs that do not say where theirs are.
+        noisy: Folder of noisy files, for runs that do not say where theirs are.
         clean: Folder of clean files, likewise.
-        clip_metric: The metric by whose gain clips are chosen; None for the first of each run.
-        num_clips: Files to hear of each test set.
-        num_systems: Systems to hear of each file.
-        clip_s: Longer files are cut to so many seconds.
-        max_mb: Size of the page at most; beyond it clips are left out.
+        clip_metric: Clips are chosen by their gain in this metric; None for each run's first.
+        num_clips: Number of files to hear per test set.
+        num_systems: Number of systems to hear per file.
+        clip_s: Length in seconds to which longer files are cut.
+        max_mb: Largest size of the page; clips that would exceed it are left out.
         num_jobs: Processes; -1 for one per core.
         show: Folders outside of the runs whose clips may be shown.
     """
@@ -74,7 +74,7 @@ class ReportConfig:
 
 @dataclass(frozen=True)
 class Report:
-    """What `write_report` wrote.
+    """The page that `write_report` wrote.
 
     Attributes:
         path: The page.

@@ -64,7 +64,7 @@ _NUM_LISTED = 10
 
 @dataclass(frozen=True)
 class EvalConfig:
-    """What to score, and how.
+    """Settings of an evaluation.
 
     Attributes:
         clean: Folder of clean files; None for the bundled test set.
@@ -136,12 +136,12 @@ class EvalConfig:
 
     @property
     def applied(self) -> tuple[tuple[str, Path], ...]:
-        """Name and file of the models, also where they are left open."""
+        """Name and file of the models; the default models if none are given."""
         return DEFAULT_MODELS if self.clean is None and not self.models else self.models
 
     @property
     def folders(self) -> dict[str, Path]:
-        """Where the noisy and the clean files are, for `eval.report`."""
+        """Folders of the noisy and the clean files, for `eval.report`."""
         bundled = self.out / "test"
         if self.clean is None:
             return {"noisy": bundled / "noisy", "clean": bundled / "clean"}
@@ -150,7 +150,7 @@ class EvalConfig:
 
 @dataclass(frozen=True, eq=False)
 class EvalResult:
-    """What `evaluate` found.
+    """The result of `evaluate`.
 
     Attributes:
         config: What was asked for.
@@ -242,7 +242,7 @@ def evaluate(config: EvalConfig) -> EvalResult:
 
 
 def _usable_metrics(config: EvalConfig) -> tuple[str, ...]:
-    """Returns the metrics without those that compare with noisy files that are not there.
+    """Returns the metrics; without noisy files, the metrics that need them are left out.
 
     Raises:
         ValueError: None is left.
@@ -364,7 +364,7 @@ def _print(result: EvalResult) -> None:
 
 
 def _named_path(text: str) -> tuple[str, Path]:
-    """Parses NAME=PATH, or PATH, whose name is that of the file or folder."""
+    """Parses NAME=PATH, or PATH alone: then the name is taken from the file or folder."""
     name, equals, path = text.partition("=")
     if not equals:
         name, path = Path(text).resolve().stem, text

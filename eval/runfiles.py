@@ -55,7 +55,7 @@ class System:
 
 @dataclass
 class Run:
-    """What one command has left.
+    """The results that one command has written.
 
     Attributes:
         folder: Its output folder.
@@ -67,7 +67,7 @@ class Run:
         noisy: Folder of the noisy files, None where unknown.
         clean: Folder of the clean files, None where unknown.
         history: Rows of history.csv.
-        shown: Folders besides its own of which files may be shown.
+        shown: Other folders than its own whose files may be shown.
     """
 
     folder: Path
@@ -201,7 +201,7 @@ def read_runs(paths: Sequence[Path], shown: Sequence[Path] = ()) -> list[Run]:
 
     Args:
         paths: Of the runs.
-        shown: Folders besides these of which files may be shown.
+        shown: Other folders than these whose files may be shown.
 
     Raises:
         ValueError: One is missing, holds no results, or holds malformed ones.

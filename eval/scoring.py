@@ -186,7 +186,7 @@ def _absolute(task: Task) -> Task:
 
 
 def _limit_s(task: Task) -> float:
-    """Returns after how many seconds scoring a file has gone astray: far more than it ever took."""
+    """Returns the time limit for scoring a file, far longer than scoring has ever taken."""
     num_bytes = 0
     for path in (task.reference, task.estimate):
         with contextlib.suppress(OSError):
@@ -224,8 +224,8 @@ class _Scores:
 class ScoreCache:
     """Scores on disk, found again by the content of the files and the version of the metric.
 
-    One line of JSON is added a file as soon as it is scored, so that a run that is killed goes on
-    where it was. Files without any score (unreadable, silent, fatal) are tried again.
+    Each file adds one line of JSON as soon as it is scored, so that a run that is killed resumes
+    where it stopped. Files without any score (unreadable, silent, fatal) are tried again.
 
     Args:
         path: The file; None keeps nothing.
@@ -240,7 +240,7 @@ class ScoreCache:
                 self._known.setdefault(entry.key, {}).update(entry.scores)
 
     def get(self, task: Task, metrics: Sequence[str], convert: bool) -> dict[str, Score]:
-        """Returns those of the metrics that are known."""
+        """Returns the scores that are known, out of the given metrics."""
         if not self._known:  # then no file need be read
             return {}
         found = self._known.get(_key(task, convert) or "", {})
@@ -417,7 +417,7 @@ def _is_scored(row: dict[str, Any]) -> bool:
 
 
 def format_table(summary: Sequence[dict[str, Any]]) -> str:
-    """Returns the summary as a plain text table, noisy and enhanced side by side a condition."""
+    """Returns the summary as a plain text table: per condition, noisy and enhanced side by side."""
     metrics = metrics_of(summary)
     systems = list(dict.fromkeys(group["system"] for group in summary))
     header = f"{'noise':<14}{'SNR dB':>7}{'n':>6}"

@@ -63,18 +63,18 @@ def _point_option(text: str) -> Point:
 
 @dataclass(frozen=True)
 class SweepConfig:
-    """Which models to score, on what.
+    """The models to score, and the test set.
 
     Attributes:
         models: The baseline first; with ``thetas`` or ``ks``, the one to start from.
-        thetas: Sparsities above which channels are pruned, a model each; None for not pruned.
-        ks: Centroids of each layer, a model each; None for not quantized.
-        centroids: Formats of the centroids, a model each; () for 'fp32'.
+        thetas: Sparsities above which channels are pruned, one model for each; None: not pruned.
+        ks: Numbers of centroids per layer, one model for each; None: not quantized.
+        centroids: Formats of the centroids, one model for each; () for 'fp32'.
         finetune_epochs: Epochs that each quantized model is fine-tuned for; None for none.
         noisy: Folder of noisy test files; None for the bundled test set.
         clean: Folder of their clean files.
         pair_by: How they are paired (`speech.data.corpus.find_matches`).
-        num_test: Files of the bundled test set per noise and SNR; None for that of `eval.run`.
+        num_test: Files of the bundled test set per noise and SNR; None: the default of `eval.run`.
         out: Folder to write.
         num_jobs: Files at a time; -1 for one per core.
         dask: Address of a Dask scheduler, to score there.

@@ -1,7 +1,7 @@
-"""What is compared: the noisy files, folders of enhanced files, and models that make them.
+"""The systems to compare: the noisy files, folders of enhanced files, and models that make them.
 
-Every noisy file is one task a system, also where a system has no file for it: then the task says
-why, and the file is counted as unscored.
+There is one task per noisy file and system, even if the system has no file for it: then the task
+says why, and the file is counted as unscored.
 """
 
 from __future__ import annotations
@@ -170,9 +170,9 @@ def enhanced_alone(
 ) -> tuple[list[corpus.Pair], list[System], list[tuple[Path, str]]]:
     """Pairs folders of enhanced files with the clean ones where there are no noisy files.
 
-    Files are paired as noisy ones are (`speech.data.corpus.find_matches`). The first folder gives
-    the tables their names; those of the others are found by these, and what only they have comes
-    after.
+    Files are paired as noisy ones are (`speech.data.corpus.find_matches`). The tables take their
+    names from the first folder; files of the other folders are found by these names, and files that
+    only the others have come last.
 
     Args:
         folders: Name of the system, and its folder.
@@ -289,10 +289,10 @@ class _Line:
 
 
 class _Made:
-    """Which files an earlier run made, by the hashes of what they were made from and of themselves.
+    """A record of the files that earlier runs made, with hashes of their inputs and of themselves.
 
-    A line is added as soon as a file is made, so that a run that is killed goes on where it was. A
-    file that somebody else has put in the place of one is made again.
+    A line is added as soon as a file is made, so that a run that is killed resumes where it
+    stopped. A file that has been replaced since is made again.
     """
 
     def __init__(self, path: Path, model_sha256: str) -> None:

@@ -1,8 +1,8 @@
 """Joins runs that were scored on the same noisy files, so that their systems stand side by side.
 
 Runs belong together when their noisy files have the same names and the same scores. A choice of
-``mnn.select`` belongs to a file of the same name whose samples are, up to a factor, those of the
-file that it was given: a test set is scaled as a whole.
+``mnn.select`` belongs to the noisy file of the same name, if its own input had the same samples up
+to a factor: a test set is scaled as a whole.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class TestSet:
 
     @property
     def metrics(self) -> list[str]:
-        """All that some run has, those of `MAIN_METRICS` first."""
+        """All metrics that any run has, with `MAIN_METRICS` first."""
         found = {name for row in self.rows for name in row if name in METRICS}
         return [name for name in MAIN_METRICS if name in found] + [
             name for name in METRICS if name in found and name not in MAIN_METRICS

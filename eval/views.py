@@ -86,7 +86,7 @@ def _explained(name: str) -> str:
 
 
 def scores_table(own: TestSet) -> Table:
-    """Returns a row a system: its size, the mean of every metric, its labels, and n."""
+    """Returns one row per system: its size, the mean of every metric, its labels, and n."""
     systems = {system.label: system for _, system in own.systems}
     groups = {g["system"]: g for g in own.summary if g["noise"] == g["snr_db"] == OVERALL}
     table = Table("Mean ± standard deviation over the files", [("system", "", False)])

@@ -1,15 +1,15 @@
 """Runs the experts of a pool on one signal and lets the autoencoder of speech judge them.
 
-The STFT of the mixture is computed once for all experts over spectra, each expert is run once, and
-all this block by block: the numbers are those of the whole signal. Experts over samples are run
-first, as wholes.
+The STFT of the mixture is computed once for all experts over spectra, and each expert is run once.
+All this is done block by block, with the same results as on the whole signal. Experts over samples
+are run first, on the whole signal.
 
 The estimate of a mask has the scale of the mixture. The output of a waveform network, or of another
-tool, has its own (a network that is given the signal divided by its maximum has to lose it), which
-SDR does not mind but the squared error of eq. (10) does. It is therefore multiplied by the gain
-with which it fits the mixture best, <x, s> / <s, s>: where noise and speech are uncorrelated, that
-is the level the speech has in the mixture. With ``fit=False``, as in the paper, it is taken as it
-comes.
+tool, has a scale of its own (a network that gets the signal divided by its maximum cannot know the
+original scale). SDR does not depend on it, but the squared error of eq. (10) does. Such an estimate
+is therefore multiplied by the gain with which it fits the mixture best, <x, s> / <s, s>: where
+noise and speech are uncorrelated, this gives it the level that the speech has in the mixture. With
+``fit=False``, as in the paper, the estimate is used unchanged.
 """
 
 from __future__ import annotations
@@ -57,15 +57,15 @@ CACHED_FRAMES = 256
 
 @dataclass(eq=False)
 class Hearing:
-    """What one expert did with one signal.
+    """The result of one expert on one signal, and the autoencoder's statistics of it.
 
     Attributes:
         expert: The expert.
-        reason: Why it is out; '' if it is not.
-        statistics: What the autoencoder found; None if it is out.
-        signal: Its estimate, float32 [num_samples]; None if it is out or was not asked for.
-        seconds: What it took to run it.
-        judge_seconds: What it took to judge it.
+        reason: Why the expert is excluded; '' if it is not.
+        statistics: Statistics by the autoencoder; None if the expert is excluded.
+        signal: The estimate, float32 [num_samples]; None if excluded or not asked for.
+        seconds: Time that it took to run the expert.
+        judge_seconds: Time that it took to judge the estimate.
     """
 
     expert: Expert
@@ -152,7 +152,7 @@ class Arbiter:
     def run(
         self, noisy: np.ndarray, experts: Sequence[Expert], place: Place | None = None
     ) -> list[Hearing]:
-        """Runs experts without judging them; the arguments are those of `hear`."""
+        """Runs experts without judging them; the arguments are the same as for `hear`."""
         noisy = valid_signal(noisy, "noisy").astype(np.float32, copy=False)
         scene = _Scene(noisy, level(noisy), place or Place(), True)
         runs = [self._start(scene, Hearing(expert), alone=True) for expert in experts]

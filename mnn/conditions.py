@@ -1,7 +1,7 @@
-"""Which mixtures an expert is made of: speakers, noises, SNRs, or any filter on the manifest.
+"""Chooses the mixtures that an expert is trained on: by speaker, noise, SNR or any other column.
 
-Every mixture is a row of words, the columns of `COLUMNS`; conditions name a column and the patterns
-of which one must match: ``{"noise": ["birds*"], "gender": ["F"]}``.
+Every mixture is a row of words, with the columns of `COLUMNS`. A condition names a column and some
+patterns, and one of the patterns must match: ``{"noise": ["birds*"], "gender": ["F"]}``.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ Item = TypeVar("Item", Utterance, Noise, MixturePlan, Pair)
 
 
 def row_of(item: Utterance | Noise | MixturePlan | Pair) -> dict[str, str]:
-    """Returns the columns that an item fills: those of `COLUMNS`, as words."""
+    """Returns, as words, the columns of `COLUMNS` that are known for an item."""
     match item:
         case Utterance():
             return {
@@ -86,10 +86,10 @@ def parse_conditions(texts: Iterable[str]) -> dict[str, list[str]]:
 def matching(items: Sequence[Item], conditions: Conditions) -> list[Item]:
     """Returns the items whose row meets all conditions on columns that it has.
 
-    Patterns are those of `fnmatch`, whatever the case; an SNR is a number: '0', '-5', '2.5'.
+    Patterns are read as by `fnmatch`, whatever the case; an SNR is a number: '0', '-5', '2.5'.
 
     Raises:
-        ValueError: None is left of some.
+        ValueError: There are items, but none of them meets the conditions.
     """
     chosen = [item for item in items if _meets(row_of(item), conditions)]
     if items and not chosen:
@@ -193,7 +193,7 @@ def plan_expert(
 
 
 def description(items: Iterable[Utterance | MixturePlan | Pair]) -> list[str]:
-    """Returns a line an item: the same lines, the same data."""
+    """Returns one line per item; equal lines mean equal data."""
     lines = []
     for item in items:
         words = [f"{key} {value}" for key, value in row_of(item).items()]

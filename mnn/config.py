@@ -1,4 +1,4 @@
-"""What `mnn.train` is asked to do: the settings of its loop, and of one training."""
+"""Settings of `mnn.train`: of its loop, and of one training."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ EXPERT_SNRS_DB = (0.0,)
 
 @dataclass(frozen=True)
 class FitConfig:
-    """How to train. The defaults are the paper's (section 4.1), as far as it says.
+    """Settings of the training loop. The defaults are the paper's where it states them (4.1).
 
     Attributes:
-        iterations: Updates, at most.
-        batch_size: Frames, or scenes, a batch; fewer if there are not as many.
+        iterations: Number of updates at most.
+        batch_size: Frames, or scenes, per batch; all of them if there are fewer.
         optimizer: 'rprop' or 'adam'.
         learning_rate: Adam's, or the first step of Rprop.
         schedule: Whether Adam's learning rate stays ('constant') or falls to 0 ('cosine').
         validate_every: Iterations from one validation to the next.
         patience: Iterations without a smaller validation error after which training ends; 0 for
             never.
-        seed: Of order, weights and dropout.
+        seed: Seed of the order of frames, the first weights and dropout.
     """
 
     iterations: int = 5000

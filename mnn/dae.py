@@ -1,14 +1,15 @@
 """The autoencoder of clean speech that judges the experts: a dropout-based DAE (MNN, 3.1, 4.1).
 
 It learns to give back the magnitudes of clean speech (eqs. 5 to 7) while dropout turns off a fifth
-of its inputs and of its hidden units. What is not speech it gives back badly.
+of its inputs and of its hidden units. Sounds other than speech are given back badly.
 
     DAE_128      3 frames (1539) -> 128 -> 513, the centre frame
     DAE_2048x2   1 frame (513) -> 2048 -> 2048 -> 513
 
-Where the paper leaves a choice: the output has the modified ReLU as well (magnitudes are not
-negative; Liu et al. 2014, to whom the paper refers, do so), weights start Glorot-uniform, and what
-dropout keeps is scaled by 1 / keep in training, so that nothing is scaled in use.
+Where the paper leaves a choice, we decided as follows. The output has the modified ReLU as well:
+magnitudes are not negative, and Liu et al. 2014, which the paper cites, do so. Weights start
+Glorot-uniform. The values that dropout keeps are scaled by 1 / keep in training, so that nothing
+needs to be scaled afterwards.
 """
 
 from __future__ import annotations

@@ -94,15 +94,15 @@ GENDERS = {"male": "M", "female": "F"}
 
 @dataclass(frozen=True)
 class Scale:
-    """How large an experiment is.
+    """The size of an experiment.
 
     Attributes:
         expert_nets: Key of `mnn.experts.NETS` by experiment.
-        expert_fit: How experts are trained.
-        dae_fits: How autoencoders are trained, by net.
-        num_test: Test utterances by experiment: for each noise and condition; 0 for all.
-        dae_per_speaker: Utterances of each speaker that autoencoders are trained on at most; None
-            for what `mnn.train` takes.
+        expert_fit: Settings of the experts' training.
+        dae_fits: Settings of the autoencoders' training, by net.
+        num_test: By experiment, test utterances per noise and condition; 0 for all.
+        dae_per_speaker: The most utterances of each speaker that autoencoders are trained on; None
+            for the default of `mnn.train`.
     """
 
     expert_nets: dict[str, str]
@@ -114,10 +114,10 @@ class Scale:
 
 #: The paper: Rprop, batches of 1000 frames, up to 5000 iterations, tests of 20 (noise), 50 x 10
 #: noises (gender) and 20 x 10 noises (SNR) utterances. Open: the paper's nets and sizes on a corpus
-#: of ten training voices (`speech.opencorpus`), of which autoencoders hear 40 utterances each, the
-#: paper's 400; Adam, which comes further in few iterations: hours of two cores instead of days.
-#: Bundled: Adam, too, and the smaller net in all experiments. Small: to see that all of it runs, in
-#: minutes.
+#: of ten training voices (`speech.opencorpus`). Autoencoders are trained on 40 utterances of each
+#: voice, 400 in all as in the paper. Adam gets further than Rprop in few iterations, so this takes
+#: hours on two cores instead of days. Bundled: also Adam, and the smaller net in all experiments.
+#: Small: shows in minutes that everything runs.
 SCALES = {
     "paper": Scale(
         {"noise": "512x2", "gender": "2048x2", "snr": "2048x2"},
@@ -164,8 +164,8 @@ class ExperimentConfig:
         experiment: One of `EXPERIMENTS`.
         speech: TIMIT, or any tree with TRAIN and TEST; None for the bundled corpus.
         noise: Folder of noises to mix with it.
-        noise_types: Names of noises: an expert each for experiment noise, otherwise what all are
-            mixed with; () for those of the scale.
+        noise_types: Names of noises: the experiment 'noise' trains one expert for each, and the
+            other experiments mix all data with them; () for the default of the scale.
         scale: Key of `SCALES`; None for 'bundled', with ``speech`` 'paper'.
         out: Folder to write; None for runs/mnn_EXPERIMENT_SCALE.
         models: Folder of the models, which experiments may share; None for OUT/models.
@@ -219,13 +219,13 @@ class ExperimentConfig:
 
 @dataclass(frozen=True)
 class Condition:
-    """What an expert is trained on, and a row of the test.
+    """A condition that one expert is trained for, and that is one row of the test.
 
     Attributes:
-        name: Of the expert and the row.
+        name: Name of the expert and of the row.
         noises: Patterns of the noise's name; () for all.
         gender: 'F', 'M' or '' for both.
-        snr_db: Of the test mixtures.
+        snr_db: SNR of the test mixtures.
     """
 
     name: str
@@ -235,7 +235,7 @@ class Condition:
 
     @property
     def filters(self) -> dict[str, list[str]]:
-        """What the training data of the expert must meet (`mnn.conditions.matching`)."""
+        """Conditions on the training data of the expert, for `mnn.conditions.matching`."""
         found = {"gender": [self.gender], "noise": list(self.noises)}
         return {column: patterns for column, patterns in found.items() if any(patterns)}
 
@@ -309,7 +309,7 @@ def judge_mixture(
         daes: Autoencoders by net.
 
     Returns:
-        Scores by expert and metric, those of combinations among them, and the pick by selection
+        Scores by expert and metric, including combinations of experts, and the pick by selection
         ('ae paper 128').
     """
     mixture = render(plan)
@@ -478,7 +478,7 @@ def _judge(
     plans: Sequence[tuple[Condition, MixturePlan]],
     paths: dict[str, tuple[Path, str]],
 ) -> list[dict[str, Any]]:
-    """Returns a row for each mixture; those of an earlier run with the same models are kept."""
+    """Returns a row for each mixture; rows of an earlier run with the same models are kept."""
     daes = {net: Autoencoder(paths[f"dae_{net}"][0]) for net in DAES}
     experts = [
         open_expert(path, name) for name, (path, _) in paths.items() if not name.startswith("dae_")

@@ -56,11 +56,11 @@ LENGTH_TOLERANCE_SAMPLES = 16
 
 @dataclass(frozen=True)
 class Place:
-    """Where a signal comes from, for experts that look it up.
+    """The file and channel that a signal comes from, for experts that look up its result.
 
     Attributes:
         relative: Path of its file below the input folder, or its name.
-        channel: Which channel of the file, from 0.
+        channel: Number of the channel in the file, from 0.
     """
 
     relative: Path = Path()
@@ -72,11 +72,11 @@ class Expert:
     """One expert.
 
     Attributes:
-        name: In tables; unique in a pool.
+        name: Name in tables; unique in a pool.
         kind: See the module.
         source: The model file or folder.
-        sha256: Of the model file; '' for a folder.
-        conventions: What an expert over spectra takes; None for one over samples.
+        sha256: SHA-256 of the model file; '' for a folder.
+        conventions: Input of an expert over spectra; None for an expert over samples.
     """
 
     name: str
@@ -89,7 +89,7 @@ class Expert:
 
     @property
     def is_spectral(self) -> bool:
-        """Whether it takes spectra, so that one STFT serves it and others."""
+        """Whether the expert reads spectra, so that it can share one STFT with others."""
         return self.conventions is not None
 
     @property

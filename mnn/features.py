@@ -47,7 +47,7 @@ _PIECE_SAMPLES = 1024
 
 @dataclass(frozen=True)
 class Conventions:
-    """What a network over spectra takes.
+    """The form of the input of a network over spectra.
 
     Attributes:
         context: Frames joined to one input: 1 or 3.
@@ -229,7 +229,7 @@ class Pieces:
         ]
         if not starts:
             raise ValueError(
-                f"no utterance has {frames_each} frames, of which a recurrent network learns; the "
+                f"no utterance has the {frames_each} frames that a recurrent network needs; the "
                 f"longest has {max(frames.lengths)}"
             )
         return cls(frames, np.array(starts), frames_each)

@@ -1,6 +1,6 @@
-"""Which of several estimates of the speech is best, by an autoencoder that knows clean speech.
+"""Finds the best of several estimates of the speech by an autoencoder that knows clean speech.
 
-Symbols: x is the mixture, s an expert's estimate, D(s) what the autoencoder makes of it: magnitudes
+Symbols: x is the mixture, s an expert's estimate, D(s) the autoencoder's output for it: magnitudes
 [num_frames, num_bins], all divided by the same factor, the level of the mixture (`mnn.features`),
 so that a common gain changes nothing. Sums run over frames and bins.
 
@@ -10,9 +10,9 @@ Metrics (MNN, section 3.1):
     snr   10 log10(sum s(t)^2 / sum (s(t) - r(t))^2) in dB, eq. (11), where r(t) is the signal of
           D(s) with the phase of the estimate; the largest wins
 
-Eq. (10) is not free of scale: what is not there can't be reconstructed badly, so an expert that
-returns next to nothing beats all others. Dividing by the energy of the estimate is no answer: it
-forgives noise that an expert has left. The scorings of the metric ae, all to be minimised:
+Eq. (10) depends on scale: an expert that returns next to nothing beats all others, because the
+error of a faint estimate is small as well. Dividing by the energy of the estimate does not solve
+this: it forgives noise that an expert has left. The scorings of the metric ae, all to be minimised:
 
     paper     E, the literal form
     level     E / sum s^2
@@ -168,7 +168,7 @@ def needs_of(metric: str, scoring: str) -> tuple[str, ...]:
 
 @dataclass(frozen=True, eq=False)
 class Statistics:
-    """What the autoencoder found in one estimate.
+    """Statistics of one estimate, computed with the autoencoder.
 
     Attributes:
         frames: float64 [num_frames] by name; frame t is centred at sample hop * (t - 1).
@@ -189,7 +189,7 @@ class Statistics:
 def frame_statistics(
     names: Sequence[str], estimate: np.ndarray, rebuilt: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """Computes those of the named statistics that follow from magnitudes.
+    """Computes the named statistics, as far as they follow from magnitudes.
 
     Args:
         names: Keys of `STATISTICS`; others are left out.
@@ -226,7 +226,7 @@ def rebuilt_difference(
 
 
 def energy_by_hop(signal: np.ndarray, hop: int) -> np.ndarray:
-    """Returns the energy of each ``hop`` samples, the last of which may be fewer: float64."""
+    """Returns the energy of each piece of ``hop`` samples; the last may be shorter: float64."""
     whole = len(signal) // hop * hop
     energies = [
         np.sum(np.square(part.reshape(-1, hop), dtype=np.float64), axis=1)
@@ -282,7 +282,7 @@ def segment_sums(statistics: Statistics, bounds: np.ndarray, hop: int) -> dict[s
 def costs(
     sums: Sequence[Mapping[str, np.ndarray]], metric: str = "ae", scoring: str = DEFAULT_SCORING
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Scores estimates; what each expert gets does not depend on the others.
+    """Scores estimates; the score of an expert does not depend on the other experts.
 
     Args:
         sums: Per expert, from `segment_sums`.
@@ -290,8 +290,8 @@ def costs(
         scoring: Key of `SCORINGS`; with 'snr', 'paper' leaves the guard against silence out.
 
     Returns:
-        Scores as they are printed (for snr in dB), and costs, of which the smallest wins; infinite
-        for an estimate that is as good as silent, if others are not. Both float64
+        Scores as they are printed (for snr in dB), and costs; the smallest cost wins. The cost is
+        infinite for an estimate that is practically silent while others are not. Both float64
         [num_experts, num_segments].
     """
     needs_of(metric, scoring)

@@ -1,10 +1,11 @@
-"""Recurrent networks over frames in NumPy: LSTM, GRU and SimpleRNN beside what `mnn.layers` has.
+"""Recurrent networks over frames in NumPy: LSTM, GRU and SimpleRNN, and the layers of `mnn.layers`.
 
-Frames come block by block, and each recurrent layer keeps its state from one block to the next: the
-blocks give what the whole signal gives, up to rounding. A Bidirectional also reads from the end;
-such a network takes the whole signal as one block. All states start at zero.
+Frames come block by block, and each recurrent layer keeps its state from one block to the next, so
+that the blocks give the same results as the whole signal, up to rounding. A Bidirectional layer
+also reads from the end; such a network takes the whole signal as one block. All states start at
+zero.
 
-The equations are those of Keras, with its order of the gates along the last axis of a kernel:
+The equations follow Keras, with its order of the gates along the last axis of a kernel:
 input, forget, candidate, output for an LSTM (Hochreiter and Schmidhuber 1997, with the forget gate
 of Gers et al. 2000); update, reset, candidate for a GRU (Cho et al. 2014).
 """
@@ -68,7 +69,7 @@ class SequenceNetwork:
 
 
 def _start_of(layer: LayerSpec) -> Callable[[], Run] | None:
-    """Returns what starts a layer on a signal; None for the InputLayer."""
+    """Returns the function that starts a layer on a signal; None for the InputLayer."""
     if layer.class_name in GATES:
         return _Recurrent.of(layer.class_name, layer.config, layer.weights).start
     if layer.class_name == "Bidirectional":

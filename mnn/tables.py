@@ -26,16 +26,15 @@ def tabulate(
     """Averages rows by condition.
 
     Args:
-        rows: One a mixture: condition, scores by estimate and metric, picks by selection.
-        names: Of the experts, in order.
+        rows: One row per mixture: condition, scores by estimate and metric, picks by selection.
+        names: Names of the experts, in order.
         selected: Selections to tabulate.
 
     Returns:
-        One dict a condition and metric: condition, metric, n, unscored, and the columns: each
+        One dict per condition and metric: condition, metric, n, unscored, and the columns: each
         expert, 'chance', each selection, 'oracle'; and by selection ``recovery`` and
-        ``above_chance``, what it gains on chance: mean and ends of the 95 % interval over the
-        mixtures (`eval.statistics`). A mixture without a score of some expert or pick is counted
-        and left out.
+        ``above_chance``, its gain over chance: mean and ends of the 95 % interval over the mixtures
+        (`eval.statistics`). A mixture is counted and left out if an expert or pick has no score.
     """
     table = []
     for condition in [*dict.fromkeys(row["condition"] for row in rows), "all"]:

@@ -1,11 +1,12 @@
-"""Trains a network over frames; the same command takes an interrupted run up where it stood.
+"""Trains a network over frames; the same command resumes an interrupted run where it stopped.
 
-An iteration is one update on a batch of frames; each pass shuffles all frames anew, and what stands
-in a batch follows from the seed and the number of the iteration alone. A recurrent network learns
-from pieces of utterances, shuffled likewise, of which a batch has about as many frames. The error
+An iteration is one update on a batch of frames. Each pass shuffles all frames anew, and the frames
+of a batch follow from the seed and the number of the iteration alone. A recurrent network learns
+from pieces of utterances, shuffled likewise; a batch of pieces has about as many frames. The error
 is the sum of squared errors over the bins, averaged over the frames of a batch (MNN, section 4.1;
-Rprop is blind to the factor). Every so often the whole validation set is run without dropout, and
-the weights with the smallest error are kept; if that stands for too long, training ends early.
+the factor makes no difference to Rprop). At regular intervals the whole validation set is run
+without dropout, and the weights with the smallest error are kept; if that error does not fall for
+too long, training ends early.
 
 Beside ``NAME.h5`` lie ``NAME.history.csv`` and ``NAME.run.json``, and ``NAME.checkpoint.npz`` until
 the run is done. A run whose error is not finite any more leaves the best weights so far in
@@ -77,7 +78,7 @@ class _Progress:
 
 @dataclass
 class _Stored:
-    """What stands in a checkpoint beside the arrays."""
+    """The contents of a checkpoint besides the arrays."""
 
     fingerprint: dict[str, Any]
     state: _Progress

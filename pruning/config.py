@@ -1,4 +1,4 @@
-"""What is asked of a pruning. Defaults are the paper's values (docs/papers.md). No Keras."""
+"""Settings of a pruning. The defaults are the paper's values (docs/papers.md). No Keras."""
 
 from __future__ import annotations
 
@@ -14,30 +14,30 @@ NUM_STAGES = 7
 RETRAIN_EPOCHS = 2
 RETRAIN_LEARNING_RATE = 3e-4
 
-#: What channels are ranked by: the paper's sparsity, small kernels, chance.
+#: Ways to rank channels: by the paper's sparsity, by the size of the kernel, or at random.
 CRITERIA = ("sparsity", "magnitude", "random")
 
 
 @dataclass(frozen=True)
 class PruningConfig:
-    """How a model is pruned.
+    """Settings of a pruning.
 
     Attributes:
         theta: Channels whose sparsity S_j(k) lies above it are pruned.
         target_sparsity: Share of the channels to prune instead, 0 to 1; None for theta.
-        per_layer: Whether that share is taken of each layer, and not of all together.
-        criterion: What goes first, with a share: one of `CRITERIA`.
+        per_layer: Whether that share is taken from each layer, instead of from all together.
+        criterion: Which channels are pruned first, if a share is given: one of `CRITERIA`.
         prune_last: Whether the last layer is pruned as well.
         remove_filters: Share of the filters of every layer that leaves the file, or `BY_THETA`;
             None for channels that are set to zero.
-        retrain: Whether the network is retrained, and not pruned in one shot.
-        train_on: On what it is retrained, and where the test set comes from. Its epochs are those
-            of a stage, `RETRAIN_EPOCHS` if they are left open.
+        retrain: Whether the network is retrained, instead of pruned in one shot.
+        train_on: Data and settings of the retraining, and the source of the test set. Its epochs
+            are per stage, `RETRAIN_EPOCHS` if they are left open.
         stages: How many times the network is pruned and retrained.
-        final_epochs: Epochs at the end in which what is pruned is held at zero; None for as many
-            as two stages have.
-        seed: Of the criterion 'random'.
-        score: Whether the test set is found, for scores; None for only with retraining.
+        final_epochs: Epochs at the end in which pruned channels are held at zero; None for the
+            epochs of two stages.
+        seed: Seed of the criterion 'random'.
+        score: Whether the test set is found, for scores; None: only if the network is retrained.
         work: Folder of the checkpoints and of the test set; None for one below runs/pruning.
         gpu: As ``--gpu``, for retraining.
     """
@@ -59,7 +59,7 @@ class PruningConfig:
 
     @property
     def num_stages(self) -> int:
-        """How many stages there are: none in one shot."""
+        """Number of stages; 0 if the network is pruned in one shot."""
         return self.stages if self.retrain else 0
 
     @property

@@ -41,7 +41,7 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class PruningResult:
-    """What came of it.
+    """The result of a pruning.
 
     Attributes:
         before: The model as it was.
@@ -72,14 +72,14 @@ def prune_file(
     say: Say = lambda line: None,
     finish: Callable[[PruningResult], None] = lambda result: None,
 ) -> PruningResult:
-    """Prunes a model file; the same call takes an interrupted retraining up.
+    """Prunes a model file; the same call resumes a retraining that was interrupted.
 
     Args:
         path: The model.
         out: The file to write, .h5.
-        config: How.
+        config: Settings of the pruning.
         say: Called with lines for people, as work goes on.
-        finish: Called with the result, such as to score it, before another run may have its folder.
+        finish: Called with the result before another run may use its folder, such as to score it.
 
     Raises:
         FileNotFoundError: There is no such file.

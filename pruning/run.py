@@ -53,12 +53,12 @@ else:
 
 @dataclass(frozen=True)
 class Command:
-    """What one call of the command does.
+    """The parsed command line.
 
     Attributes:
         model: The model file.
         out: The file to write.
-        config: How it is pruned.
+        config: Settings of the pruning.
         json: File for the results.
     """
 

@@ -36,10 +36,10 @@ Layers = tuple[LayerSpec, ...]
 
 @dataclass(frozen=True)
 class Retraining:
-    """How a network is trained on after something was taken from it.
+    """The retraining of a network after channels or filters were taken from it.
 
     Attributes:
-        how: Data and settings of a stage; the ``epochs`` of its config are those of one stage.
+        how: Data and settings of a stage; the ``epochs`` of its config are per stage.
         out: Folder of all stages.
         on_epoch: Called with the label of the stage and the row of each finished epoch.
     """
@@ -102,7 +102,7 @@ def soft_prune(
 
     Args:
         layers: The network.
-        choose: One choice of channels a stage; the last one is final.
+        choose: One choice of channels per stage; the last one is final.
         retraining: Data and settings.
         final_epochs: Epochs of fine-tuning with the pruned channels at zero, 0 for none; the
             learning rate falls to a hundredth over them.

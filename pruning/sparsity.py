@@ -1,4 +1,4 @@
-"""Which channels of a layer are redundant: the sparsity criterion of the paper, in NumPy.
+"""Finds the redundant channels of a layer by the paper's sparsity criterion, in NumPy.
 
 Conventions: a layer's kernel is float [taps, in, out] (``speech.net.taps``): the taps of a Conv2D
 over time and bands are one row of L taps, and a Dense kernel [in, out] counts as one tap. The
@@ -222,7 +222,7 @@ def masks_to_json(masks: Mapping[str, np.ndarray]) -> dict[str, dict]:
 
 @dataclass(frozen=True)
 class LayerReport:
-    """What pruning leaves of a layer.
+    """The size of a layer before and after pruning.
 
     Attributes:
         name: The layer.
@@ -242,7 +242,7 @@ class LayerReport:
 
 
 def report(layers: Sequence[LayerSpec]) -> list[LayerReport]:
-    """Returns one row a layer with a kernel, by its zeros."""
+    """Returns one row per layer that has a kernel; channels that are all zero count as pruned."""
     rows = []
     times = _times_per_frame(layers) if works_on_spectra(layers) else {}
     for layer in prunable_layers(layers, keep_last=False):

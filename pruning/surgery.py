@@ -106,7 +106,7 @@ def kernel_layers(layers: Sequence[LayerSpec]) -> list[LayerSpec]:
 
 @dataclass(frozen=True, eq=False)
 class _Output:
-    """Where the channels of a layer's output are.
+    """The axis on which a layer's output has its channels, and the set that these belong to.
 
     Attributes:
         axis: Their axis, the batch being axis 0.
@@ -211,8 +211,9 @@ def _obstacle(layer: LayerSpec, read: Sequence[_Output], size: int) -> str:
 def filter_redundancy(layers: Sequence[LayerSpec], theta: float = THETA) -> dict[str, np.ndarray]:
     """Returns for each filter how redundant it is, by the channels of the paper.
 
-    The share of redundant channels, S_j(k) > theta, among the filter's own and those that read
-    it; among equals, by the mean of S over the same channels. Of tied filters all channels count.
+    A filter is rated by the share of redundant channels, S_j(k) > theta, among its own channels
+    and the channels that read it. Between filters of equal share, the mean of S over the same
+    channels decides. For tied filters, the channels of all of them count.
 
     Returns:
         First layer of a set -> float64 [size]; sets but the output's.
@@ -236,7 +237,7 @@ def _sparsity_with_zeros(kernel: np.ndarray) -> np.ndarray:
 def choose_down_to(
     layers: Sequence[LayerSpec], goal: Mapping[str, int], theta: float = THETA
 ) -> dict[str, np.ndarray]:
-    """Chooses the most redundant filters, so many that each set is left with its goal."""
+    """Chooses the most redundant filters, as many as leave each set with its goal."""
     chosen = {}
     for name, values in filter_redundancy(layers, theta).items():
         count = max(len(values) - goal[name], 0)
@@ -250,7 +251,9 @@ def choose_down_to(
 
 
 def filters_for_theta(layers: Sequence[LayerSpec], theta: float) -> dict[str, np.ndarray]:
-    """Chooses the filters of whose channels, own and reading, more than half have S > theta.
+    """Chooses filters for which over half of their own channels and their readers' are redundant.
+
+    A channel is redundant when S > theta (`filter_redundancy`).
 
     Raises:
         ValueError: A layer would be left without filters.

@@ -3,10 +3,10 @@
 Ways of counting, in bytes:
 
 * paper: non-zero weights x log2(k) bits and nothing else; k as asked, of one sign if per sign;
-* packed: indices of a fixed number of bits, a bit a channel for the mask where something is pruned,
-  codebook, and whatever else the layer has;
+* packed: indices of a fixed number of bits, one bit per channel for the mask where something is
+  pruned, the codebook, and whatever else the layer has;
 * entropy: the same with indices at their entropy, the bound of a code without context (Huffman's);
-* file: the bytes of the layer's section in the .icse file, whose code has context.
+* file: the bytes of the layer's section in the .icse file, which uses a code with context.
 
 The rows 'biases, norms', 'header' and 'frame' stand for what belongs to no kernel, so that the
 column 'file' adds up to the length of the file.

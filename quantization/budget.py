@@ -1,7 +1,7 @@
-"""The lambda of ``quantization.ratedistortion`` for a file of some bytes, or for an output error.
+"""Finds the lambda of ``quantization.ratedistortion`` for a file size or an output error.
 
-Both searches are deterministic. The bytes are those of the packed file itself, and the error is
-measured by running the network: neither is an estimate.
+Both searches are deterministic. The size is measured on the packed file itself, and the error by
+running the network: neither is an estimate.
 """
 
 from __future__ import annotations

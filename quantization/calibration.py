@@ -1,8 +1,8 @@
-"""What a network makes of signals, layer by layer, and how much each filter matters to its output.
+"""Runs a network on signals, layer by layer, and measures how much each filter matters.
 
-For rate-distortion quantization (``quantization.ratedistortion``): an error of a kernel is weighed
-by what it does to the output of its layer, which the correlations of the layer's inputs tell, and
-that by what it does to the output of the network, which gradients tell.
+Rate-distortion quantization (``quantization.ratedistortion``) weighs an error of a kernel by its
+effect on the output of the network. The correlations of a layer's inputs give its effect on the
+output of the layer, and gradients give the effect of that on the output of the network.
 
 Conventions: a signal is float32 [time, channels]. The weights of a layer are seen as a matrix
 [taps x in, filters], the input channel running faster. Correlations are means over time, of inputs
@@ -202,7 +202,7 @@ def _normalized(inputs: np.ndarray, epsilon: float) -> tuple[np.ndarray, np.ndar
 
 @dataclass(frozen=True)
 class Statistics:
-    """What decides what an error of a layer's weights does to its output.
+    """Statistics that tell how an error of a layer's weights changes the layer's output.
 
     Attributes:
         inputs: float64 [taps x in, taps x in], correlation of the inputs that reach a layer.

@@ -1,4 +1,4 @@
-"""What is asked of a quantization. Defaults are the paper's values (docs/papers.md). No Keras."""
+"""Settings of a quantization. The defaults are the paper's values (docs/papers.md). No Keras."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ FINETUNE_LEARNING_RATE = 3e-4
 METHODS = ("kmeans", "tfmot")
 #: How centroids are stored; arithmetic stays FP32.
 FORMATS = ("fp32", "fp16", "int8")
-#: How an error is weighed: by what it does to outputs, by its input's power, or not at all.
+#: Ways to weigh an error: by its effect on the outputs, by its input's power, or not at all.
 WEIGHTINGS = ("correlation", "power", "plain")
 
 
 @dataclass(frozen=True)
 class QuantizationConfig:
-    """How a model is quantized: by k, or by lambda if a lambda or a target is given.
+    """Settings of a quantization: by k, or by lambda if a lambda or a target is given.
 
     Attributes:
         k: Centroids of each layer, zero not counted.
@@ -29,21 +29,21 @@ class QuantizationConfig:
         per_sign: Whether k counts for each sign, as in the released model.
         centroids: How centroids are stored, one of `FORMATS`; None for FP32 by k, and FP16 by
             lambda.
-        lam: Relative error of the output that a bit per weight is worth.
-        target_bytes: Length of the largest file, instead.
-        target_percent: The same in percent of the model's file.
-        target_snr_db: Instead of both, how far the output must lie above its error.
-        weighting: Of errors by lambda, one of `WEIGHTINGS`.
-        method: Who fine-tunes, one of `METHODS`: tied weights, or TF-MOT.
-        finetune: Whether the centroids are trained, and the network not quantized in one shot.
-        train_on: On what, and where the test set comes from. Its epochs are `FINETUNE_EPOCHS`, and
-            its schedule is a cosine, if they are left open.
-        rounds: How many times the network is trained with free weights for an epoch and quantized
-            again, before.
+        lam: Lambda, the relative error of the output that one bit per weight is worth.
+        target_bytes: Instead of lambda, the largest number of bytes that the file may have.
+        target_percent: The same in percent of the original model's file.
+        target_snr_db: Instead of both, the least ratio of the output to its error.
+        weighting: How errors are weighed if lambda decides, one of `WEIGHTINGS`.
+        method: The way of fine-tuning, one of `METHODS`: tied weights, or TF-MOT.
+        finetune: Whether the centroids are trained, instead of quantizing in one shot.
+        train_on: Data and settings of the fine-tuning, and the source of the test set. If they are
+            left open, its epochs are `FINETUNE_EPOCHS` and its schedule is a cosine.
+        rounds: How many times, before the fine-tuning, the network is trained for an epoch with
+            free weights and quantized again.
         others: How biases and normalisation are stored, 'fp16' or 'fp32'.
-        keep_norms: Whether BatchNormalization is kept, and not folded away.
-        entropy: Whether indices are coded by their entropy, and not with a fixed number of bits.
-        score: Whether the test set is found, for scores; None for only with fine-tuning.
+        keep_norms: Whether BatchNormalization is kept, instead of folded away.
+        entropy: Whether indices are entropy-coded, instead of stored in a fixed number of bits.
+        score: Whether the test set is found, for scores; None: only if there is fine-tuning.
         work: Folder of the checkpoints; None for one below runs/quantization.
         gpu: As ``--gpu``, for fine-tuning.
     """
@@ -71,13 +71,13 @@ class QuantizationConfig:
 
     @property
     def is_by_lambda(self) -> bool:
-        """Whether error and code length decide about each weight."""
+        """Whether each weight is chosen by its error and code length, weighed by lambda."""
         asked = (self.lam, self.target_bytes, self.target_percent, self.target_snr_db)
         return any(value is not None for value in asked)
 
     @property
     def needs_training_data(self) -> bool:
-        """Whether the network goes through training, be it for no epoch."""
+        """Whether the network passes through training code, even if for 0 epochs."""
         return self.finetune or self.method == "tfmot"
 
     @property
@@ -86,7 +86,7 @@ class QuantizationConfig:
         return self.train_on.settings.get("epochs", FINETUNE_EPOCHS) if self.finetune else 0
 
     def name(self, stem: str) -> str:
-        """Returns a model's name with what is done to it, as 'fcn.k16'."""
+        """Returns a model's name with the kind of quantization added, such as 'fcn.k16'."""
         if self.target_bytes is not None:
             how = f"{self.target_bytes}b"
         elif self.target_percent is not None:

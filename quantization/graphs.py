@@ -102,7 +102,7 @@ def _as_complex(pairs: np.ndarray) -> np.ndarray:
 
 
 def forward(layers: Layers, features: np.ndarray, *, keep: bool = True) -> Tensors:
-    """Returns the outputs of all layers for one input; without ``keep`` those of the last alone."""
+    """Returns all layers' outputs for one input; without ``keep``, the last layer's alone."""
     layers = linked(layers)
     left = Counter(name for layer in layers for name in layer.inputs)
     outputs = {layers[0].name: features}
@@ -345,14 +345,14 @@ def sensitivities(layers: Layers, spectra: Sequence[Spectrum]) -> dict[str, Sens
 
 @dataclass(frozen=True)
 class Statistics:
-    """What decides what an error of a kernel does to the network's output.
+    """Statistics that tell how an error of a kernel changes the network's output.
 
     Attributes:
-        inputs: float64 [taps x in, taps x in]: e' R e, summed over filters, is the relative power
-            of the error of the network's output that errors e [taps x in, out] of a kernel make.
-        targets: float64 [taps x in, out], the inputs' correlation with the outputs wanted.
-        mean_input: float64 [taps x in], the mean that was taken off; zeros without a bias.
-        mean_target: float64 [out], likewise of the outputs.
+        inputs: float64 [taps x in, taps x in], R: if a kernel has errors e [taps x in, out], then
+            e' R e, summed over filters, is the relative power of the error of the network's output.
+        targets: float64 [taps x in, out], the inputs' correlation with the wanted outputs.
+        mean_input: float64 [taps x in], the mean that was subtracted; zeros without a bias.
+        mean_target: float64 [out], the mean that was subtracted from the outputs.
     """
 
     inputs: np.ndarray

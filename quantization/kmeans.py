@@ -2,7 +2,7 @@
 
 Conventions: each kernel has its own codebook. Weights that are exactly zero belong to no cluster
 and stay zero. Distortion is the sum of squared differences between weights and their centroids.
-The centroids are those of the optimum, found by dynamic programming.
+The centroids are the optimal ones, found by dynamic programming.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ MAX_K = 128
 
 @dataclass(frozen=True)
 class Codebooks:
-    """How to cluster a network.
+    """Settings of the clustering of a network.
 
     Attributes:
         k: Centroids of each layer, zero not counted; of each sign if ``per_sign``.
@@ -180,9 +180,9 @@ def clustered_layers(layers: Sequence[LayerSpec]) -> list[LayerSpec]:
 
 
 def clustered_kernels(layers: Sequence[LayerSpec]) -> dict[str, np.ndarray]:
-    """Returns the kernels that get a codebook each, those of recurrent layers too, by name.
+    """Returns, by name, the kernels that get a codebook each, including recurrent kernels.
 
-    The names are those of ``speech.modelfile.spec.kernel_name``.
+    The names are made by ``speech.modelfile.spec.kernel_name``.
     """
     return {
         kernel_name(layer.name, key): kernel

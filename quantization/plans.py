@@ -1,4 +1,4 @@
-"""How a network is quantized: by k, or by lambda, which is looked for if there is a target.
+"""Plans of a quantization: by k, or by lambda, which is searched for if there is a target.
 
 A plan is called with a network, once before and perhaps again between rounds of fine-tuning. It
 does not change: the call returns the quantized network, and the plan that holds what was found.

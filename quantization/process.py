@@ -56,7 +56,7 @@ _STATISTICS = ("moving_mean", "moving_variance")
 
 @dataclass(frozen=True)
 class QuantizationResult:
-    """What came of it.
+    """The result of a quantization.
 
     Attributes:
         settings: How it was quantized, as the meta data of the files say.
@@ -89,7 +89,7 @@ def quantize_file(
     say: Say = lambda line: None,
     finish: Callable[[QuantizationResult], None] = lambda result: None,
 ) -> QuantizationResult:
-    """Quantizes a model file; the same call takes an interrupted fine-tuning up.
+    """Quantizes a model file; the same call resumes a fine-tuning that was interrupted.
 
     Args:
         path: The model.

@@ -53,7 +53,7 @@ from speech.modelfile.icse import as_matrix, fitted_contexts, flat_contexts
 from speech.modelfile.spec import LayerSpec, is_chain
 from speech.net.taps import taps_of, with_taps
 
-#: Inputs of a network: signals float32 [time, 1], or those of ``quantization.graphs``.
+#: Inputs of a network: signals float32 [time, 1], or the spectra of ``quantization.graphs``.
 Signals = Sequence[np.ndarray] | Sequence[graphs.Spectrum]
 #: By layer name: a ``graphs.Sensitivity``, or of a chain float64 [filters].
 Sensitivities = Mapping[str, Any]
@@ -79,7 +79,7 @@ _PRIOR = 4.0
 
 @dataclass(frozen=True)
 class RateDistortion:
-    """How to quantize.
+    """Settings of a rate-distortion quantization.
 
     Attributes:
         lam: Lambda, see the module.
@@ -331,8 +331,8 @@ class _Problem:
         wanted: float [taps, in, filters].
         kept: bool [taps, in, filters]; the others are zero.
         correlation: float64 [taps x in, taps x in]; None for the unit matrix.
-        book_bits: Bits that each value of the codebook takes. 0 if they don't count beside those of
-            the weights; else the kernel is small, and its indices are coded without contexts.
+        book_bits: Bits that each value of the codebook takes; 0 if they are few beside the bits of
+            the weights. Otherwise the kernel is small, and its indices are coded without contexts.
     """
 
     wanted: np.ndarray
@@ -452,7 +452,7 @@ def _solve(problem: _Problem, lam: float) -> tuple[np.ndarray, np.ndarray]:
     if problem.correlation is not None:
         correlation = problem.correlation.astype(np.float32)
         factor = _feedback_factor(problem).astype(np.float32)
-    # Errors of step^2 / 12 a weight cost what the bits are worth that they save.
+    # The step is right when errors of step^2 / 12 per weight cost as much as the bits they save.
     cost = math.exp(-2 * np.log(np.diag(factor)).mean()) if factor is not None else 1.0
     step = math.sqrt(lam / (_STEP_COST * cost))
     most = int(np.clip(np.ceil(np.abs(wanted).max() / step), 1, _MAX_LEVEL))
@@ -480,8 +480,8 @@ class _Costs:
 
     Args:
         values: float64 [k], ascending, zero among them.
-        indices: int [taps, in, filters], whose statistics count.
-        kept: bool [taps, in, filters]; columns of which nothing is kept are not coded.
+        indices: int [taps, in, filters]; the code lengths follow from their statistics.
+        kept: bool [taps, in, filters]; columns in which nothing is kept are not coded.
         lam: What a bit costs.
         book_bits: Of `_Problem`.
     """
@@ -569,7 +569,7 @@ def _one_by_one(
     costs: _Costs,
     indices: np.ndarray,
 ) -> np.ndarray:
-    """Decides each weight again, given all others; the shapes are those of ``_with_feedback``."""
+    """Decides each weight again, given all others; for shapes see ``_with_feedback``."""
     taps, channels, filters = wanted.shape
     indices = indices.copy()
     slope = correlation @ (wanted - costs.values[indices]).reshape(-1, filters)

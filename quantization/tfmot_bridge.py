@@ -88,11 +88,11 @@ def cluster(
         layers: The network; it is not changed. Channels that are all zero stay so.
         codebooks: Layer name -> centroids to start with, float [k], k >= 2. Layers without one
             keep a kernel of free values.
-        data: Training data, of which epoch 0 and so on are used. Needed if ``epochs`` > 0.
-        validation: With it, the state with the smallest error after an epoch, or at the start, is
-            the result; without, the last one.
-        epochs: Of fine-tuning. 0: each weight becomes its nearest centroid, and nothing else
-            changes.
+        data: Training data; its epochs from 0 on are used. Needed if ``epochs`` > 0.
+        validation: If given, the result is the state with the smallest validation error, taken
+            after each epoch and at the start; otherwise it is the last state.
+        epochs: Epochs of fine-tuning. With 0, each weight becomes its nearest centroid, and nothing
+            else changes.
         learning_rate: At the start.
         loss: One of ``speech.net.losses.LOSSES``, or that of a network over time and frequency.
         seed: Of Dropout. What else is random is the data's, which has its own seed.
@@ -261,7 +261,7 @@ def _check_result(
 
 @dataclass
 class _Run:
-    """Where a run stands, and how it goes on.
+    """The state of a run, and the settings that it goes on with.
 
     Attributes:
         data: See `cluster`; likewise ``validation``, ``epochs``, ``learning_rate``, ``progress``.
@@ -270,7 +270,7 @@ class _Run:
         epoch: Epochs done.
         best: Weights of each layer at the smallest validation error.
         best_loss: That error; infinite if there is no validation.
-        state: Of the worker (``Clusterer.state``), after ``epoch``.
+        state: State of the worker (``Clusterer.state``), after ``epoch``.
     """
 
     data: Data | None
@@ -392,7 +392,7 @@ class _Run:
 
 @dataclass
 class _Stored:
-    """What stands in a checkpoint beside the arrays."""
+    """The contents of a checkpoint besides the arrays."""
 
     fingerprint: Any
     epoch: int
@@ -455,7 +455,7 @@ _idle: list[Worker] = []
 
 @contextlib.contextmanager
 def _borrowed_worker() -> Iterator[Worker]:
-    """Gives a process that is kept for the next call, unless a call was broken off."""
+    """Lends a worker process, which is kept for the next call unless this one is broken off."""
     worker = _idle.pop() if _idle else Worker()
     try:
         yield worker

@@ -72,7 +72,7 @@ def tfmot_classes() -> dict[str, Any]:
     class Lookup(api.ClusteringAlgorithm):  # type: ignore[name-defined]
         """TF-MOT's nearest centroid, by bisection: its own way makes [weights, k] differences.
 
-        With ``kept``, centroid 0 is the zero of the pruned weights, the others those of the rest.
+        With ``kept``, centroid 0 is the zero of the pruned weights; the others are for the rest.
         """
 
         def __init__(self, *args: Any, kept: np.ndarray | None, **kwargs: Any) -> None:
@@ -509,7 +509,7 @@ def _masked_normalization(tf: Any, layer: Any, inputs: Any, mask: Any, num_sampl
     """Per-utterance, per-channel normalisation over the valid samples of each utterance."""
     if layer.groups not in (-1, inputs.shape[-1]):
         raise ValueError(
-            f"layer {layer.name!r} normalises {layer.groups} groups; only one group a channel "
+            f"layer {layer.name!r} normalises {layer.groups} groups; only one group per channel "
             "(groups=-1) can be trained on padded batches"
         )
     mean = tf.reduce_sum(inputs * mask, axis=1, keepdims=True) / num_samples

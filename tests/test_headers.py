@@ -317,7 +317,7 @@ def test_sixteen_bits_in_the_lower_three_of_four_bytes(samples, tmp_path):
         (lambda s: container(np.random.default_rng(0).integers(-(2**31), 2**31, 900), 4, 24),
          "use all bits"),
         (lambda s: container(s, 2, 16, block=8), "blocks of 8 bytes, which disagree"),
-        (lambda s: container(s, 2, 24), "24 bits a sample, 1 channels and blocks of 2 bytes"),
+        (lambda s: container(s, 2, 24), "24 bits per sample, 1 channels and blocks of 2 bytes"),
         (lambda s: container(s, 2, 16, block=4), "use all bits"),
     ],
     ids=["quiet or low", "all bits", "eight", "more bits than room", "packed"],

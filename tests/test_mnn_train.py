@@ -469,7 +469,7 @@ def test_pieces_are_frames_in_order(rng):
         expected = frames.batch(np.arange(start, start + 5))
         assert_array_equal(given[place], expected[0])
         assert_array_equal(targets[place], expected[1])
-    with pytest.raises(ValueError, match="no utterance has 17 frames.*the longest has 16"):
+    with pytest.raises(ValueError, match="no utterance has the 17 frames.*the longest has 16"):
         Pieces.of(frames, 17)
 
 

@@ -1,1 +1,1 @@
-"""What every room stands on: commands, files, processes, records of runs. Imports no other room."""
+"""The basis of all other rooms: commands, files, processes, records of runs. Imports no other."""

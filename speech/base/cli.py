@@ -1,4 +1,4 @@
-"""What every command shares: exit codes, one-line errors, progress, announcements, options.
+"""The parts that all commands share: exit codes, one-line errors, progress, options.
 
 Exit codes: 0 done, 1 failed (one line on stderr says why), 2 wrong usage (argparse), 130 ended by
 Ctrl-C, 143 by SIGTERM, 129 when the terminal was closed.
@@ -110,9 +110,9 @@ def _run(command: Callable[[], int]) -> int:
 
 
 def _open_standard_streams() -> None:
-    """Gives those that the caller has closed (``2>&-``) a place, before a file of ours takes it.
+    """Opens the standard streams that the caller has closed (``2>&-``), so that no file takes them.
 
-    Else a model or a recording could get the number 2, and what TensorFlow says into it.
+    Otherwise a model or a recording could get the number 2, and TensorFlow would write into it.
     """
     for number in range(3):
         try:
@@ -256,7 +256,7 @@ class _StderrHandler(logging.Handler):
 
 
 def say(line: str) -> None:
-    """Prints a line of progress at once, also into a pipe."""
+    """Prints a line of progress without buffering it, even where the output is a pipe."""
     print(line, flush=True)
 
 
@@ -365,7 +365,7 @@ def python_environment(**changes: str) -> dict[str, str]:
 
 @contextlib.contextmanager
 def only_our_modules() -> Iterator[None]:
-    """As `python_command` for processes that a library starts inside."""
+    """Does what `python_command` does, for the processes that a library starts inside."""
     before = os.environ.get("PYTHONSAFEPATH")
     os.environ["PYTHONSAFEPATH"] = "1"
     try:

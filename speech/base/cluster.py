@@ -40,7 +40,7 @@ PATIENCE_S = 60.0
 TASKS_A_THREAD = 4
 
 #: Calls in a task at most, and how many tasks for each thread should be left all the same: the
-#: scheduler hands out some hundreds of tasks a second.
+#: scheduler hands out some hundreds of tasks per second.
 MOST_CALLS, TASKS_LEFT = 16, 8
 
 #: Settings of a local cluster: dead workers that a task is allowed each time that it is tried, and

@@ -107,7 +107,7 @@ def _naming(path: Path) -> Iterator[None]:
 def remove_leftovers(folder: str | os.PathLike, *, below: bool = False) -> int:
     """Removes temporary files of `atomic_path` whose writer was killed.
 
-    Those of a process that still runs stay, and of other machines those that are not old.
+    Files of a process that still runs are kept, and so are recent files of other machines.
 
     Args:
         folder: Where to look.

@@ -1,4 +1,4 @@
-"""What a run was made with: versions, machine, commit; written beside every result."""
+"""Records the versions, the machine and the commit of a run; written beside every result."""
 
 from __future__ import annotations
 

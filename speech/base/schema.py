@@ -21,7 +21,7 @@ from speech.base.lazy import msgspec
 
 T = TypeVar("T")
 
-#: Larger files are refused unread; so are those of more lists, objects and values.
+#: Larger files are refused unread, and so are files with more lists, objects and values than this.
 MAX_BYTES = 64 << 20
 MAX_PARTS = 2_000_000
 

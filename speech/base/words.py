@@ -15,10 +15,10 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-#: Longer names and reasons are cut; those that people give are far shorter.
+#: Names and reasons are cut beyond this length. People give far shorter ones.
 MOST = 1000
 
-#: How a cell begins that spreadsheets compute; full-width signs count in some of them.
+#: The beginning of a cell that spreadsheets compute. Some of them accept full-width signs too.
 _FORMULA = re.compile(r"'*[=+\-@\uff1d\uff0b\uff0d\uff20]")
 _QUOTED_FORMULA = re.compile(r"'+[=+\-@\uff1d\uff0b\uff0d\uff20]")
 _MARKUP = re.compile(r"([\\`|<>\[\]])")

@@ -1,4 +1,4 @@
-"""What a file was when it was written, to tell later whether it still is that."""
+"""Remembers a file as it was written, to tell later whether it has changed since."""
 
 from __future__ import annotations
 

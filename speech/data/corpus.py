@@ -78,7 +78,7 @@ class Utterance:
 
 @dataclass(frozen=True)
 class Noise:
-    """One noise recording, of which the part from ``start`` to ``stop`` may be used.
+    """One noise recording; only its part from ``start`` to ``stop`` may be used.
 
     Attributes:
         name: File name without its ending.
@@ -121,10 +121,10 @@ class Pair:
 
 @dataclass(frozen=True)
 class Matches:
-    """What a folder of noisy files and one of clean files give.
+    """The pairs that a folder of noisy files and a folder of clean files form.
 
     Attributes:
-        pairs: Those that belong together.
+        pairs: Noisy files with their clean files.
         unpaired: Noisy files without a clean partner, and why each has none.
     """
 
@@ -586,7 +586,7 @@ def training_pairs(
     *,
     keep_low_snr: bool = False,
 ) -> tuple[list[Pair], str]:
-    """Finds pairs to train on, without those of `drop_low_snr` unless these are kept.
+    """Finds pairs to train on; pairs at a low SNR (`drop_low_snr`) are left out unless kept.
 
     Returns:
         The pairs, and a sentence on those left out, '' if none are.
@@ -645,7 +645,7 @@ def spread_mixtures(
         utterances: As in `plan_mixtures`; likewise noises, snrs_db and seed.
         noises: See there.
         snrs_db: See there.
-        num_each: Utterances a condition; None (or more than there are) for all of them.
+        num_each: Utterances per condition; None (or more than there are) for all of them.
         seed: See there.
     """
     plans = plan_mixtures(utterances, noises, snrs_db, seed)
@@ -668,16 +668,16 @@ def spread_mixtures(
 def put_in_rooms(
     plans: Sequence[MixturePlan], probability: float, split: str | None = None
 ) -> list[MixturePlan]:
-    """Puts utterances into simulated rooms, all mixtures of one into the same: they share a target.
+    """Puts utterances into simulated rooms; all mixtures of an utterance share room and target.
 
     Whether an utterance is in a room, and in which, follows from its id and the seed of its plans
     alone. A higher probability adds rooms and changes none.
 
     Args:
         plans: Mixtures without rooms.
-        probability: That an utterance is in a room.
-        split: 'TRAIN' or 'TEST', whose rooms are others; None for that of each utterance, where
-            one that has none trains.
+        probability: Probability that an utterance is in a room.
+        split: 'TRAIN' or 'TEST', which have different rooms; None for the split of each utterance,
+            where an utterance without a split counts as 'TRAIN'.
     """
 
     def room_of(plan: MixturePlan) -> int | None:

@@ -110,7 +110,7 @@ CODECS = (
 
 @dataclass(frozen=True)
 class MixingConfig:
-    """What the pieces are made of.
+    """Settings of the pieces and how they are mixed.
 
     Every ``*_share`` is a probability, 0 to 1, every ``*_range*`` is (low, high), drawn uniformly.
 
@@ -206,7 +206,7 @@ class NoisePlan:
 
 @dataclass(frozen=True)
 class PiecePlan:
-    """What was drawn for one piece, apart from the samples.
+    """All random choices for one piece, without the samples.
 
     Attributes:
         kind: 'mixture' of speech and noise, 'noise' alone, whose target is silence, or 'speech'
@@ -585,8 +585,8 @@ def training_and_validation(
 ) -> tuple[PieceSource, PieceSource]:
     """Returns the sources of training and of validation, which share no utterance.
 
-    The held-out utterances are of training speakers, except where a speaker has no other. The
-    noises are the same: those of the training part of a corpus.
+    The held-out utterances come from training speakers, except where a speaker has no other. Both
+    sources use the same noises, from the training part of a corpus.
 
     Args:
         utterances: Of the training part of a corpus.

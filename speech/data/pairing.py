@@ -1,13 +1,13 @@
-"""Which clean file belongs to a noisy one: the one rule of all commands. Paths only; reads nothing.
+"""Pairs noisy files with clean ones by their paths, by one rule for all commands. Reads no file.
 
 A path is taken apart into its file name and its levels, the folders above it. Known levels are the
 SNR (`parse_snr_folder`), a dialect region of TIMIT, a split such as TRAIN, and words for what a
 folder holds, such as ``noisy_testset_wav`` or ``mix_both``. The partner of a noisy file is
 
 1. the clean file at the same relative path, whatever the ending and upper or lower case;
-2. otherwise the clean file of the same name all of whose levels stand in the noisy path too, in
-   their order: what the noisy path has besides is the noise and the SNR;
-3. otherwise the only clean file of that name, where the noisy path does not say another speaker.
+2. otherwise the clean file of the same name, if the noisy path contains all of its levels in the
+   same order: the remaining levels of the noisy path are the noise and the SNR;
+3. otherwise the only clean file of that name, unless the noisy path names another speaker.
 
 In 2 and 3 dialects, splits and SNRs must agree where both paths have one. Where a rule finds two
 files there is no partner, and where two speakers claim one file it is the partner of neither.
@@ -78,7 +78,7 @@ _NOISE = re.compile(
 
 @dataclass(frozen=True)
 class Match:
-    """What was found for one noisy file.
+    """The clean file, noise, speaker and SNR that were found for one noisy file.
 
     Attributes:
         clean: Position of its clean file in the list; None if it has none.
@@ -101,12 +101,12 @@ class _Levels:
 
     Attributes:
         name: The file's name, without endings and marks of copies, in lower case.
-        texts: Levels that are no known ones, as written; '' for those with words for roles.
-        keys: The same, without words for roles, in lower case; none is empty.
+        texts: Levels that are not known ones, as written; '' for a level with words for a role.
+        keys: The same levels without the empty ones and words for roles, in lower case.
         known: Kind -> value of dialect and split.
         snr_db: None where the path says none.
         is_mix: Whether a level says that the file is a mixture.
-        is_single: Whether a level says that it is one of a single speaker.
+        is_single: Whether a level says that the file holds a single speaker.
         is_noisy: Whether a level says that the file is noisy.
         is_noise: Whether a level says that it is noise, and none that it is noisy.
     """
@@ -153,7 +153,7 @@ def parse_snr_folder(name: str) -> float | None:
 
 
 def copies(paths: Iterable[PurePath]) -> set[PurePath]:
-    """Returns those that are converted copies of others.
+    """Returns the paths that are converted copies of other paths.
 
     ``x.WAV.wav`` and ``x_rif.wav`` are copies where ``x.WAV`` (any ending, any case) stands beside
     them, as in some distributions of TIMIT.
@@ -440,7 +440,7 @@ def _depths(paths: Sequence[PurePath], clean_names: set[str]) -> tuple[set[int],
 
 
 def _varies(paths: Sequence[PurePath], depth: int) -> bool:
-    """Whether a path occurs twice that differs at this depth only: it is a condition."""
+    """Whether two paths differ at this depth only: then the level there is a condition."""
     seen: set[tuple[str, ...]] = set()
     for path in paths:
         if len(path.parts) > depth + 1:
@@ -515,7 +515,7 @@ def _labelled(
 
 
 def _repeated_levels(levels: Sequence[_Levels]) -> bool:
-    """Whether an utterance occurs below several levels, in trees with one: that is the noise."""
+    """Whether an utterance occurs below several levels, in trees of one level: these are noises."""
     seen: dict[tuple[str, float | None], set[str]] = defaultdict(set)
     for own in levels:
         if len(own.keys) == 1 and not _SPEAKER.fullmatch(own.keys[0]):

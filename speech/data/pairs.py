@@ -49,7 +49,7 @@ class PairSource:
         return noisy, clean
 
     def description(self) -> list[str]:
-        """Returns a line a pair: its place in the tree, its clean file, and both sizes."""
+        """Returns one line per pair: its place in the tree, its clean file, and both sizes."""
         return [
             f"{pair.relative_path.as_posix()} {_size(pair.noisy_path)} "
             f"{pair.clean_path.name} {_size(pair.clean_path)}"

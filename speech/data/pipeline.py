@@ -180,8 +180,8 @@ class TrainingData:
 
     Args:
         source: Where utterances come from.
-        num_items: Utterances an epoch; default one pass over the source.
-        batch_size: Utterances a batch.
+        num_items: Utterances per epoch; default one pass over the source.
+        batch_size: Utterances per batch.
         crop_samples: Cut a random piece of this length from longer utterances; None for whole ones.
         seed: Of all that is random.
         shuffle: Shuffle each pass. Without, the list is read in order (validation).

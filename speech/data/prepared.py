@@ -53,7 +53,7 @@ MARKER = ".prepared"
 
 @dataclass
 class Report:
-    """What became of one utterance, or of all.
+    """The results for one utterance, or for all of them.
 
     Attributes:
         rows: One manifest row (`COLUMNS`, in a room also `ROOM_COLUMNS`) for each mixture written.
@@ -171,10 +171,10 @@ class _Entry:
 
 
 class _Journal:
-    """Which run writes, and which utterances are whole, with their rows of the manifest.
+    """A file that records the run and the finished utterances with their rows of the manifest.
 
-    The first line stands for the run. One more is added for an utterance as soon as it is written,
-    so that a run that is killed goes on where it was.
+    The first line identifies the run. Each utterance adds a line as soon as it is written, so that
+    a run that is killed resumes where it stopped.
 
     Args:
         path: The file.
@@ -286,8 +286,8 @@ def write_mixtures(
     """Writes ``out/noisy/...`` and ``out/clean/...`` of planned mixtures, in parallel.
 
     Args:
-        plans: `speech.data.corpus.MixturePlan` objects; those of one utterance share a gain and a
-            room.
+        plans: `speech.data.corpus.MixturePlan` objects; plans of the same utterance share a gain
+            and a room.
         out: Folder to write.
         num_jobs: Processes; -1 for one per core.
         subtype: 'FLOAT' or 'PCM_16'.

@@ -120,7 +120,7 @@ def _read_weights(groups: hdf5.Group, layer: LayerSpec, shapes: Shapes) -> dict[
     names = names_attribute(group, "weight_names")
     ends = [name.removesuffix(":0").rpartition("/")[2] for name in names]
     if layer.class_name == "Bidirectional" and ends == [key.partition("_")[2] for key in shapes]:
-        ends = list(shapes)  # Keras names those of both directions alike, the forward ones first
+        ends = list(shapes)  # Keras gives both directions the same names, the forward one first
     paths = dict(zip(ends, names, strict=True))
     if len(names) != len(paths) or paths.keys() != shapes.keys():
         raise ModelFileError(

@@ -303,7 +303,7 @@ class File:
 
 
 class _Object:
-    """What groups and datasets share: a path and attributes."""
+    """The common part of groups and datasets: a path and attributes."""
 
     def __init__(
         self, file: File, address: int, name: str, messages: list[tuple[int, bytes]]

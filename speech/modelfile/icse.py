@@ -95,7 +95,7 @@ _BOOKS: dict[int, np.dtype] = {
 
 @dataclass(frozen=True)
 class CompactFile:
-    """What a packed file holds and where its bytes go.
+    """The content of a packed file, and how many bytes each part of it takes.
 
     Attributes:
         model: Layers, weights, meta data.
@@ -178,7 +178,7 @@ def pack(layers: Sequence[LayerSpec], meta: Mapping[str, Any], *, entropy: bool 
 
 
 def _most_bytes(file_bytes: int) -> int:
-    """Returns how many bytes of weights a file may come to."""
+    """Returns how many bytes the weights of a file may have once they are unpacked."""
     return min(MAX_EXPANSION * file_bytes, max(LARGE_BYTES, MAX_EXPANSION_LARGE * file_bytes))
 
 
@@ -432,7 +432,7 @@ class _Flat(_Contexts):
     """One context for all indices; its counts adapt after at most 64 columns or a 16th of a row.
 
     Args:
-        levels: As those of `_Contexts`.
+        levels: The same as for `_Contexts`.
     """
 
     def __init__(self, levels: np.ndarray) -> None:
@@ -531,7 +531,7 @@ def flat_contexts(values: np.ndarray) -> _Contexts:
 
 
 class _Coder:
-    """What passes from kernel to kernel: counts, how many rows have gone through, and their work.
+    """State that is carried from kernel to kernel: counts, the number of rows coded, their work.
 
     Args:
         entropy: Whether to entropy-code at all.

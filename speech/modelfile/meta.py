@@ -38,7 +38,7 @@ MASK_FEATURES = ("real", "imaginary", "magnitude")
 
 @dataclasses.dataclass(frozen=True)
 class MaskConventions:
-    """What a network of the kind 'complex_mask' takes and gives (``speech.net.timefrequency``).
+    """Input and output of networks of the kind 'complex_mask' (``speech.net.timefrequency``).
 
     Attributes:
         sample_rate_hz: Rate of the signal.

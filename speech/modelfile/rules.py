@@ -50,7 +50,7 @@ Shape = tuple[int | Frames | None, ...]
 
 @dataclasses.dataclass(frozen=True)
 class LayerRule:
-    """What a layer class may look like.
+    """The settings, weights and shapes that a layer class may have.
 
     Attributes:
         settings: Check of each setting that is kept; all of them must be present.

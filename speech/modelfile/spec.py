@@ -1,6 +1,6 @@
-"""What a model file holds: its layers, as data, and what the file says of them.
+"""The content of a model file: its layers, as data, and the meta data.
 
-Floor of the room: everything else in it imports this.
+This is the lowest module of its package: all others in it import this one.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ class LayerSpec:
         name: Name of the layer, unique in its file.
         config: The settings that matter for the forward pass, and no others.
         weights: float32 arrays by name ('kernel', 'bias', 'gamma', 'moving_mean', ...). A recurrent
-            layer has a 'recurrent_kernel' too; those of a Bidirectional, which has two of all,
+            layer has a 'recurrent_kernel' too; a Bidirectional has two of each array, whose names
             begin with 'forward_' and 'backward_'.
         inputs: Names of the layers it reads, in order. Layers that were read from a file name
-            them all, the InputLayer none. Who builds a chain may leave them out: without a name,
-            a layer reads the one before it (see ``linked``).
+            them all; the InputLayer has none. Code that builds a chain may leave them out: a layer
+            without names reads the layer before it (see ``linked``).
     """
 
     class_name: str
@@ -55,7 +55,7 @@ class LayerSpec:
 
     @property
     def where(self) -> str:
-        """What messages call it: its name and class."""
+        """The layer's name and class, as messages name it."""
         return f"layer {self.name!r} ({self.class_name})"
 
     @property
@@ -93,15 +93,15 @@ class ModelFile:
 
     @property
     def num_parameters(self) -> int:
-        """Number of stored weights, those that training does not change included."""
+        """Number of stored weights, including those that training does not change."""
         return sum(array.size for layer in self.layers for array in layer.weights.values())
 
     @property
     def kind(self) -> str:
-        """What goes in and comes out (``speech.modelfile.meta``): what ``speech_meta`` says.
+        """The kind of input and output (``speech.modelfile.meta``), as ``speech_meta`` states it.
 
-        A file that says nothing is known by the shapes of its kernels, if they are those of a
-        'waveform' or a 'mask' network; else ''.
+        If the file does not state it, the shapes of the kernels decide between 'waveform' and
+        'mask'; '' if they fit neither.
         """
         stated = self.meta.get("kind")
         if not stated:

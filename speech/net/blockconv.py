@@ -146,10 +146,10 @@ def library() -> ctypes.CDLL | None:
 
 
 def _built(folder: Path, stem: str, compiler: list[str], variant: tuple[str, ...]) -> Path:
-    """Returns the compiled kernels, whose name says what their bytes are.
+    """Returns the compiled kernels; the name of the file contains a hash of its bytes.
 
-    What has been damaged, cut or exchanged since is removed and compiled again: loading it would
-    end the process, or compute something else.
+    A file that has been damaged, cut or exchanged since is removed and compiled again: loading it
+    would end the process, or compute something else.
     """
     for path in folder.glob(f"{stem}-*.so"):
         if path.name == _name_of_built(stem, path):
@@ -329,7 +329,7 @@ class Activation:
 
 @dataclass(frozen=True)
 class Signal:
-    """What a convolution reads: rows [time, channels], optionally through a function of each row.
+    """The input of a convolution: rows [time, channels], optionally through a function of each.
 
     Attributes:
         values: float32 [time, channels].

@@ -39,13 +39,13 @@ class ConvBlock:
 
     @property
     def num_parameters(self) -> int:
-        """Number of arrays: kernel, bias, gamma, beta; those that there are."""
+        """Number of arrays that the block has, out of kernel, bias, gamma and beta."""
         return 1 + self.use_bias + 2 * self.normalized
 
 
 @dataclass
 class _Trace:
-    """What the backward pass needs of one utterance."""
+    """The values of one utterance that the backward pass needs."""
 
     signal: np.ndarray
     preactivations: list[np.ndarray]
@@ -98,7 +98,7 @@ class Network:
             parameters: As in :meth:`__call__`.
 
         Returns:
-            Outputs float32 [batch, time, out] and one trace an utterance.
+            Outputs float32 [batch, time, out] and one trace per utterance.
         """
         spectra = self.prepare(parameters)
         output = np.zeros((*batch.shape[:2], spectra[-1].out_channels), np.float32)

@@ -127,7 +127,7 @@ class TrainingModel(keras.Model):
 
     def _run_chain(self, noisy, lengths):
         # TensorFlow keeps the gradient functions of every graph for good, so they must not hold
-        # the model, whose memory is that of a batch in all layers.
+        # the model: it keeps the outputs of all layers for a whole batch in memory.
         model = weakref.ref(self)
 
         def forward(batch, lengths, *parameters):
@@ -175,7 +175,7 @@ def _masked_normalization(layer, inputs, mask, num_samples):
     """Per-utterance, per-channel normalisation over the valid samples of each utterance."""
     if layer.groups not in (-1, inputs.shape[-1]):
         raise ValueError(
-            f"layer {layer.name!r} normalises {layer.groups} groups; only one group a channel "
+            f"layer {layer.name!r} normalises {layer.groups} groups; only one group per channel "
             "(groups=-1) can be trained on padded batches"
         )
     mean = ops.sum(inputs * mask, axis=1, keepdims=True) / num_samples

@@ -59,7 +59,7 @@ def fold_batch_normalization(layers: Iterable[LayerSpec]) -> tuple[LayerSpec, ..
 
 
 def _fold(layer: LayerSpec, normalization: LayerSpec) -> LayerSpec | None:
-    """Returns a layer that normalises by itself, None if it can't."""
+    """Returns a layer with the normalisation folded into its weights, None if that can't be."""
     axis = _OUTPUT_AXIS.get(layer.class_name)
     if axis is None or layer.config["activation"] != "linear":
         return None

@@ -93,7 +93,7 @@ class _Layer:
 
     @classmethod
     def of(cls, block: ConvBlock, group: Sequence[np.ndarray], size: int) -> _Layer:
-        """Transforms the kernels of one layer, those that are not zero."""
+        """Transforms the kernels of one layer, except those that are zero."""
         kernel = np.asarray(group[0], np.float64)
         spectra = np.conj(np.fft.rfft(kernel, size, axis=0)) / size
         out_index, in_index = np.nonzero(kernel.any(axis=0).T)
@@ -231,7 +231,7 @@ class InferenceNetwork:
 
 
 class _Frame:
-    """How a signal of one length lies in blocks and lanes, and which places are inside of it."""
+    """The layout of a signal of one length in blocks and lanes, and the places inside of it."""
 
     def __init__(self, num_samples: int, size: int, hop: int, width: int) -> None:
         self.num_samples = num_samples

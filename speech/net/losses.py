@@ -183,7 +183,7 @@ class _SpectralTerm:
         return self._compare_tensors(spectra[0], spectra[1], num_bins)
 
     def _compare(self, clean: np.ndarray, enhanced: np.ndarray) -> tuple[float, np.ndarray]:
-        """Returns the value for spectra [frame, bin] and its gradient to those of enhanced."""
+        """Returns the value for spectra [frame, bin] and its gradient in the enhanced spectra."""
         raise NotImplementedError
 
     def _compare_tensors(self, clean: Any, enhanced: Any, num_bins: Any) -> Any:

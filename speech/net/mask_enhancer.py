@@ -37,7 +37,7 @@ from speech.sound.audio import valid_signal
 from speech.sound.audiofiles import peak_of
 from speech.sound.stft import Synthesis, whole_frames
 
-#: Frames of a chunk besides those that it only starts earlier with: 10 s.
+#: New frames of a chunk, 10 s; the earlier frames that it starts with are not counted.
 NEW_FRAMES = 625
 
 #: Memory for the tensors of a chunk on Keras; beyond it, chunks become shorter.

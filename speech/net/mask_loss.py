@@ -50,14 +50,14 @@ def _part(weight: float, what: str) -> Any:
 
 @dataclass(frozen=True)
 class MaskLoss:
-    """What the parts of the loss weigh; a part of weight 0 is not computed.
+    """The weights of the parts of the loss; a part of weight 0 is not computed.
 
     Attributes:
-        magnitude: Of the error of the compressed magnitudes.
-        complex: Of the error of the compressed complex spectra.
-        consistency: Of the distance of the estimate from the spectra that a signal can have.
-        waveform: Of the absolute error of the samples.
-        si_sdr: Of the negative SI-SDR; a piece whose clean signal is silent has none.
+        magnitude: Weight of the error of the compressed magnitudes.
+        complex: Weight of the error of the compressed complex spectra.
+        consistency: Weight of the distance from the spectra that a signal can have.
+        waveform: Weight of the absolute error of the samples.
+        si_sdr: Weight of the negative SI-SDR; a piece with a silent clean signal has none.
     """
 
     magnitude: float = _part(7.0, "error of the compressed magnitudes")
@@ -79,7 +79,7 @@ class MaskLoss:
 
 @dataclass(frozen=True)
 class Prepared:
-    """What a step needs of a batch besides the network.
+    """The arrays of a batch that a training step needs besides the network.
 
     Attributes:
         noisy: complex64 [batch, frames, 256], compressed spectra.

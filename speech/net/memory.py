@@ -1,4 +1,4 @@
-"""What a network takes of memory for a signal, known before it runs.
+"""Computes how much memory a network needs for a signal, before it runs.
 
 A file of 3 KB may hold a layer of 65,536 channels, which come to 12 GB for three seconds of sound.
 The bound on the values per frame (``speech.modelfile.exam.MAX_VALUES``) accepts such a layer; it is

@@ -40,14 +40,14 @@ _TENSOR_BYTES, _LAYER_BYTES, _MODEL_BYTES, _STATE_BYTES = 16, 44, 52, 12 + 2 * p
 
 @dataclass(frozen=True)
 class DeviceSizes:
-    """What a network takes on a device.
+    """The bytes that a network needs on a device.
 
     Attributes:
-        weight_bytes: Of constants: kernels, codebooks and biases.
-        table_bytes: Of constants: tables of layers and tensors, with pointers of 4 bytes.
-        ram_bytes: Of state and memory.
-        state_bytes: Of these, what one hop leaves for the next.
-        scratch_bytes: Of these, room for the kernel that is unpacked.
+        weight_bytes: Constants: kernels, codebooks and biases.
+        table_bytes: Constants: tables of layers and tensors, with pointers of 4 bytes.
+        ram_bytes: State and working memory.
+        state_bytes: The part of ``ram_bytes`` that one hop leaves for the next.
+        scratch_bytes: The part of ``ram_bytes`` that holds the kernel being unpacked.
         num_unpacked: Weights that are unpacked for each hop.
     """
 

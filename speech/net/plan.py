@@ -34,15 +34,15 @@ NUM_ARRAYS = 7
 
 @dataclass(frozen=True)
 class Tensor:
-    """What a layer gives: float [frames][before + bands + after][wide].
+    """The output of a layer: float [frames][before + bands + after][wide].
 
     Attributes:
         bands: Bands.
-        channels: Channels that say something.
-        wide: The same filled up with zeros to whole groups of 8; the features are not.
+        channels: Number of channels, without padding.
+        wide: Channels padded with zeros to a multiple of 8; the features are not padded.
         before: Bands of zeros in front, which a convolution over bands reads.
-        after: The same behind.
-        frames: 1, or the frame at hand and all before it that are read.
+        after: Bands of zeros behind the last one, likewise.
+        frames: 1, or the current frame plus the earlier frames that are read.
         place: Floats from the start of the tensors' memory.
     """
 

@@ -1,4 +1,4 @@
-"""How far a network sees: the frames before and after a frame of the output that it depends on.
+"""Computes a network's reach: how many earlier and later frames a frame of the output depends on.
 
 It follows from the layers alone. A convolution over time of k taps and dilation d spans (k - 1) d
 frames more; padding shifts them; where branches meet, the widest span counts.
@@ -30,7 +30,7 @@ _FRAME_BY_FRAME = frozenset(
 
 @dataclasses.dataclass(frozen=True)
 class Reach:
-    """What a frame of the output depends on, itself left out.
+    """The number of other frames of the input that a frame of the output depends on.
 
     Attributes:
         behind: Frames before it.

@@ -239,7 +239,7 @@ class CEngine:
         self._library.denoise_reset(ctypes.byref(self._state))
 
     def run(self, samples: np.ndarray) -> np.ndarray:
-        """Takes whole hops, float32 [num_samples], and returns as many, a frame less a hop late."""
+        """Takes whole hops, float32 [num_samples]; returns as many, delayed by frame - hop."""
         found = np.empty_like(samples)
         self._library.denoise_hops(
             ctypes.byref(self._state), ctypes.c_void_p(samples.ctypes.data),

@@ -62,12 +62,12 @@ class Node:
     """One step of the network, as it will run.
 
     Attributes:
-        kind: 'input', 'conv', 'bands', 'apply' (normalisation, activation and residual, those that
-            there are) or 'add'.
+        kind: 'input', 'conv', 'bands', 'apply' (normalisation, activation and residual, as far as
+            the network has them) or 'add'.
         name: Layer that holds the weights; for 'apply' that of the normalisation, or ''.
         inputs: Indices of the nodes it reads; of an 'apply' the second one is the residual.
         bands: Bands of the output.
-        channels: Channels of the output, without those that fill up.
+        channels: Channels of the output, without padding.
         taps: Of a convolution over time.
         dilation: Frames from one tap to the next.
         width: Bands that a convolution sees.
@@ -104,7 +104,7 @@ class Node:
 
 @dataclass(frozen=True)
 class _Value:
-    """What a layer's output is in terms of nodes."""
+    """A layer's output, expressed by a node."""
 
     node: int
     swapped: bool = False  # bands and channels exchanged by a Permute
@@ -345,9 +345,9 @@ class _Buffer:
     """A tensor to find memory for.
 
     Attributes:
-        size: Floats: of a frame if it has frames, else in all.
-        array: float32 [owners, floats], once it was found; constants have it at once.
-        per: Who owns a row: 0 all, 1 each piece, 2 each thread.
+        size: Number of floats: per frame if it has frames, otherwise in all.
+        array: float32 [owners, floats], once memory was found; constants have it from the start.
+        per: The owner of a row: 0 all, 1 each piece, 2 each thread.
         has_frames: Whether it runs along the piece.
         first: Number of the operation that writes it first; likewise ``last``, that reads it last.
         phases: Phases in which it is used.
@@ -680,7 +680,7 @@ class Tape:
         )  # fmt: skip
 
     def _write_backward(self) -> None:
-        """Writes the operations that turn the gradient of the output into those of all weights."""
+        """Writes the operations that compute the gradients of all weights from the output's."""
         nodes, values, add = self.nodes, self._values, self._program.add
         gradients: list[_Buffer | None] = [None] * len(nodes)
         waiting: dict[int, Any] = {}  # node -> writes what needs the node's output once more

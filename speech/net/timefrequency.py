@@ -239,7 +239,7 @@ def compress(spectra: np.ndarray, power: float = 0.3) -> np.ndarray:
 
 
 def expand(compressed: np.ndarray, power: float = 0.3) -> np.ndarray:
-    """Returns the spectra of which `compress` makes ``compressed``, for levels above the floor."""
+    """Undoes `compress`: returns the spectra behind ``compressed``, for levels above the floor."""
     level = np.square(compressed.real) + np.square(compressed.imag)
     return compressed * np.power(level, level.dtype.type((1 / power - 1) / 2))
 

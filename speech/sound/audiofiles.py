@@ -164,7 +164,7 @@ def file_row(source: Path, target: Path, rate_hz: int, shape: tuple[int, ...]) -
 
 
 def too_short(source: Path) -> AudioError:
-    """Returns the error for a file of which resampling leaves no sample."""
+    """Returns the error for a file so short that resampling leaves no sample."""
     return AudioError(f"{source}: too short, nothing is left at {SAMPLE_RATE_HZ} Hz")
 
 

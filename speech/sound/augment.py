@@ -40,7 +40,7 @@ _MAX_ORDER = 24
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What is done to the training data; the defaults do nothing.
+    """Changes made to the training data; the defaults change nothing.
 
     Attributes:
         second_noise: Probability that a second noise is added to the first, at a level within

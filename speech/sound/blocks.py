@@ -83,8 +83,9 @@ def frame_energies(
 ) -> np.ndarray:
     """Returns the sum over bins of |STFT(scale (signal - minus))|^2 by Parseval's theorem.
 
-    Over all frequencies the squares add up to ``frame`` times those of the windowed samples. Half
-    of that, and half of the two bins that have no negative twin, are the bins from 0 up.
+    Over all frequencies the squares of the spectrum add up to ``frame`` times the squares of the
+    windowed samples. The bins from 0 up hold half of that sum, plus half of the squares of the two
+    bins that have no negative counterpart.
 
     Args:
         signal: float32 or float64 [num_samples].
@@ -105,7 +106,7 @@ def frame_energies(
     signs = 1 - 2 * (np.arange(config.frame) % 2).astype(hops.dtype)
 
     def by_frame(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
-        products = values @ weights.reshape(-1, config.hop).T  # a column a hop of the frame
+        products = values @ weights.reshape(-1, config.hop).T  # one column per hop of the frame
         columns = enumerate(products.T.astype(np.float64))
         return sum(column[place : place + stop - start] for place, column in columns)
 

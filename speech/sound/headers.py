@@ -1,9 +1,9 @@
-"""What the headers of sound files say, and what to make of those that are wrong.
+"""Checks the headers of sound files, and repairs those that are wrong where that is safe.
 
-libsndfile believes a header. Recorders that died, pipes and careless programs leave sizes that are
-no sizes, so they are compared with the file first (`inspect`): what is only unknown or wrong by a
-few bytes is read to the end of the file, through a view that shows libsndfile a header that is
-right (`View`); a size that the file proves wrong by more is an `AudioError`.
+libsndfile believes a header. Recorders that died, pipes and careless programs leave wrong sizes in
+it, so sizes are compared with the file first (`inspect`). If a size is unknown or wrong by only a
+few bytes, the file is read to its end, through a `View` that shows libsndfile a correct header. A
+size that is wrong by more than that is an `AudioError`.
 """
 
 from __future__ import annotations
@@ -58,14 +58,14 @@ class AudioError(ValueError):
 
 @dataclass(frozen=True)
 class Header:
-    """What is to be known of a file before libsndfile opens it.
+    """The facts about a file that are needed before libsndfile opens it.
 
     Attributes:
         patches: Bytes to show in place of those of the file: (offset, bytes).
         start: Bytes at the start to hide.
         is_mpeg: Whether the length is an estimate from the size of the file.
         shift: Bits by which the samples lie too low in their bytes.
-        word: What is wrong with the header, to be said; '' for nothing.
+        word: A message that says what is wrong with the header; '' if nothing is.
     """
 
     patches: tuple[tuple[int, bytes], ...] = ()
@@ -76,7 +76,7 @@ class Header:
 
     @property
     def is_plain(self) -> bool:
-        """Whether libsndfile may open the file itself."""
+        """Whether libsndfile may open the file directly, without a `View`."""
         return not (self.patches or self.start or self.is_mpeg)
 
 
@@ -119,7 +119,7 @@ class View(io.RawIOBase):
 
 
 def mend(block: np.ndarray, header: Header) -> np.ndarray:
-    """Returns samples at their level: those of ``header.shift`` bits are moved up, in place.
+    """Returns samples at their true level: it moves them up by ``header.shift`` bits, in place.
 
     Args:
         block: float32, as libsndfile takes whole numbers that fill their bytes.
@@ -173,11 +173,11 @@ def inspect(path: Path) -> Header:
 
 @dataclass(frozen=True)
 class _Samples:
-    """Where a header says that the samples are.
+    """The place of the samples in the file, as the header states it.
 
     Attributes:
         size_at: Offset of the field that holds the size.
-        code: Of the field, as ``struct`` has it.
+        code: Type of the field, as a ``struct`` format.
         start: Where they begin.
         num_bytes: What the field comes to; negative for unknown.
         more: What the field counts beside the samples.
@@ -341,7 +341,7 @@ def _of_riff(stream: BinaryIO, path: Path, file_bytes: int) -> Header:
 
 
 def _room_of(chunk: bytes, order: str, path: Path) -> tuple[int, int, int] | None:
-    """Checks the sizes of a WAV's samples, of which libsndfile believes only some.
+    """Checks the sizes of a WAV's samples, because libsndfile evaluates only some of them.
 
     Returns:
         Bytes and bits of a sample, if it has more room than it needs, and the block that would
@@ -362,7 +362,7 @@ def _room_of(chunk: bytes, order: str, path: Path) -> tuple[int, int, int] | Non
         valid = own if 0 < own <= bits else bits
     if tag == _PCM and (bits % 4 or not 8 <= bits <= 64):
         raise AudioError(
-            f"{path}: damaged header, it claims {bits} bits a sample; convert the file again"
+            f"{path}: damaged header, it claims {bits} bits per sample; convert the file again"
         )
     if tag not in (_PCM, _FLOAT) or not channels or not block:
         return None  # libsndfile refuses it, or goes by the bits
@@ -371,7 +371,7 @@ def _room_of(chunk: bytes, order: str, path: Path) -> tuple[int, int, int] | Non
         if packed:
             return None  # libsndfile goes by the bits
         raise AudioError(
-            f"{path}: damaged header, it claims {bits} bits a sample, {channels} channels and "
+            f"{path}: damaged header, it claims {bits} bits per sample, {channels} channels and "
             f"blocks of {block} bytes, which disagree; convert the file again"
         )
     has_room = tag == _PCM and valid < 8 * size and size > 1
@@ -567,7 +567,7 @@ def _crc_8(data: bytes) -> int:
 
 
 def _of_ogg(stream: BinaryIO, path: Path) -> Header:
-    """Ogg: pages, of which the first and the last of a stream are marked.
+    """Checks an Ogg file: a stream is a series of pages, with marks on the first and the last.
 
     Raises:
         AudioError: A second recording follows the first, which libsndfile leaves out.
@@ -579,7 +579,7 @@ def _of_ogg(stream: BinaryIO, path: Path) -> Header:
             break
         if head[5] & _OGG_FIRST and is_past_start:
             raise AudioError(
-                f"{path}: several recordings one after the other, of which only the first can be "
+                f"{path}: holds several recordings one after the other, and only the first can be "
                 "read; convert the file to WAV or FLAC"
             )
         is_past_start = is_past_start or not head[5] & _OGG_FIRST

@@ -67,7 +67,7 @@ def loop_or_crop(noise: np.ndarray, num_samples: int, offset: int = 0) -> np.nda
 
 
 def draw_offset(noise: np.ndarray, num_samples: int, rng: np.random.Generator) -> int:
-    """Draws where to cut a segment, uniformly over those that are not silent.
+    """Draws where to cut a segment: uniformly from all segments that are not silent.
 
     A noise of at least ``num_samples`` is cut without wrapping around; a shorter one starts
     anywhere and is repeated.

@@ -241,7 +241,7 @@ def neighbour_indices(num_frames: np.ndarray, context: int) -> np.ndarray:
 @functools.lru_cache(maxsize=8)
 def analysis_window(config: StftConfig, dtype: np.dtype) -> np.ndarray:
     """Returns the window, [frame]; shared, so not writeable."""
-    # scipy.signal.get_window("hann", frame), bit for bit, whose import takes half a second.
+    # Equals scipy.signal.get_window("hann", frame) bit for bit; that import takes half a second.
     window = 0.5 + 0.5 * np.cos(np.linspace(-np.pi, np.pi, config.frame + 1))[:-1]
     if config.window == "sqrt_hann":
         window = np.sqrt(window)

@@ -1,4 +1,4 @@
-"""How to train: every setting of a run but its data and its network. NumPy-level, no Keras."""
+"""All settings of a training run except its data and its network. NumPy-level, no Keras."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class TrainingError(ValueError):
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """How to train. The defaults are those of the published script (docs/papers.md).
+    """Settings of a training run. The defaults equal the published script's (docs/papers.md).
 
     A run has either a number of epochs or a budget of hours. In the second case its progress is
     the share of the budget that is used, over all sessions of the run, and the schedule of the

@@ -1,6 +1,6 @@
-"""What it takes to train a finished model on: data, settings and loss that suit its kind.
+"""Prepares the further training of a finished model: data, settings and loss that suit its kind.
 
-For the commands that take something from a model and train what is left: pruning, quantization.
+Used by the commands that make a model smaller and then retrain it: pruning and quantization.
 """
 
 from __future__ import annotations
@@ -45,13 +45,13 @@ _OF_WAVEFORMS = {"loss": "--loss", "gain_db": "--gain"}
 
 @dataclass(frozen=True)
 class Continuation:
-    """What it takes to train a model on.
+    """Everything that is needed to train a finished model further.
 
     Attributes:
-        training: What to train on.
-        validation: What to validate on.
-        config: How to train.
-        test: What to score on.
+        training: Data to train on.
+        validation: Data to validate on.
+        config: Settings of the training.
+        test: Pairs to score on.
         description: The data in one line.
         meta: ``speech_meta`` of what is saved on the way.
         conventions: Those of a network over time and frequency; None for one over waveforms.
@@ -67,7 +67,7 @@ class Continuation:
 
     @property
     def make_model(self) -> MakeModel | None:
-        """What trains the network, as `speech.training.trainer.Trainer` takes it."""
+        """The function that makes the training model, for `speech.training.trainer.Trainer`."""
         if self.conventions is None:
             return None
         conventions, loss = self.conventions, self.config.loss
@@ -109,10 +109,10 @@ def conventions_of(file: ModelFile) -> TimeFrequencyConfig:
 def continuation(
     file: ModelFile, asked: TrainOn, learning_rate: float, test_folder: Path
 ) -> Continuation:
-    """Returns what trains a model on.
+    """Returns everything that is needed to train a finished model further.
 
-    The loss is that which the model was trained with, unless a recipe is asked for: another would
-    pull it elsewhere. The learning rate is a small one; those of the recipes are for new networks.
+    The loss is the one that the model was trained with, unless a recipe is asked for: another loss
+    would move it elsewhere. The learning rate is small; the recipes' rates are for new networks.
 
     Args:
         file: The model, of a kind that passes `check_trains`.

@@ -32,7 +32,7 @@ _VALIDATION_PIECES = 128
 
 @dataclass(frozen=True)
 class Data:
-    """What to train, validate and test on.
+    """The data to train, validate and test on.
 
     Attributes:
         training: A `speech.data.pipeline.Source`.
@@ -40,7 +40,7 @@ class Data:
         validation_items: Number of validation items to use.
         test: `speech.data.corpus.Pair` objects.
         description: One line for people.
-        num_noises: Of training.
+        num_noises: Number of noises in the training data.
         left_out: Sentence on premixed files that are not trained on, or ''.
     """
 

@@ -57,12 +57,12 @@ class MachineLostError(ValueError):
 
 @dataclass(frozen=True)
 class Task:
-    """This process among those of one run.
+    """The place of this process among the processes of one run.
 
     Attributes:
         cluster: Kind of task ('chief', 'worker') to ``host:port`` of each, as in TF_CONFIG.
-        kind: Of this process.
-        index: Among those of its kind.
+        kind: Kind of this process.
+        index: Number of this process among the processes of its kind.
     """
 
     cluster: dict[str, list[str]]
@@ -406,7 +406,7 @@ def local_devices() -> list[str]:
 
 @dataclass(frozen=True)
 class Share:
-    """What one machine trains on in a step.
+    """The batches that one machine trains on in a step.
 
     Attributes:
         batches: One for each of its devices, None where nothing is left for it.
@@ -422,7 +422,7 @@ class Shares:
 
     Args:
         data: The whole epoch.
-        first: Number of this machine's first device among those of all.
+        first: Number of this machine's first device among the devices of all machines.
         count: Number of its devices.
         total: Number of devices of all machines.
     """

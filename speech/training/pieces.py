@@ -77,7 +77,7 @@ class PieceData:
     def with_seed(self, seed: int) -> PieceData:
         """Returns the same data, drawn by another seed; audio in memory is shared."""
         source = copy.copy(self.source)
-        source.seed = 2 * seed  # odd ones are those of validation
+        source.seed = 2 * seed  # odd seeds belong to validation
         return PieceData(source, num_items=self.num_items, workers=self._workers)
 
     def __len__(self) -> int:

@@ -23,11 +23,11 @@ def has_statistics(network: keras.Model) -> bool:
 
 
 def reestimate(model: keras.Model, batches: Iterable[Batch]) -> None:
-    """Replaces the moving statistics of a network by those of some batches.
+    """Replaces the moving statistics of a network by the statistics of some batches.
 
     The network runs in training mode, so that each layer sees what the layers before it give when
-    they are normalised by the batch. Mean and variance are those of all values of all batches
-    together, each batch weighing the same.
+    they are normalised by the batch. Mean and variance are taken over all values of all batches
+    together, and each batch has the same weight.
 
     Args:
         model: A training model with ``network`` and ``network_inputs``, such as
@@ -40,7 +40,7 @@ def reestimate(model: keras.Model, batches: Iterable[Batch]) -> None:
     count = 0
     try:
         for layer in layers:
-            layer.momentum = 0.0  # the moving statistics are then those of the last batch
+            layer.momentum = 0.0  # so that the moving statistics equal those of the last batch
         for batch in batches:
             count += 1
             with _without_gradients():

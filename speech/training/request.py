@@ -1,9 +1,9 @@
-"""What is asked of a training: frozen values, and the recipes that fill in what they leave open.
+"""Requests for a training, as frozen values, and the recipes that fill in what they leave open.
 
-The commands make these values of their options (``speech.training.options``); they are the Python
-API too. A recipe is a named set of settings. Its names, which single settings override, are the
-fields of `TrainingConfig` and of `Augmentation`, 'snr_range' for (LOW, HIGH) in dB, and those of
-`MIXING`. NumPy-level, no Keras.
+The commands make these values from their options (``speech.training.options``); they are the Python
+API too. A recipe is a named set of settings, and single settings override it. The settings are the
+fields of `TrainingConfig` and of `Augmentation`, 'snr_range' for (LOW, HIGH) in dB, and the names
+in `MIXING`. NumPy-level, no Keras.
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ NAMES = TRAINING_NAMES | AUGMENTATION_NAMES | MIXING.keys()
 
 @dataclass(frozen=True)
 class DataOptions:
-    """Which recordings to train and to test on; without any, the bundled corpus.
+    """The recordings to train and to test on; without any, the bundled corpus is used.
 
     Attributes:
         speech: Trees of clean speech.
@@ -156,7 +156,7 @@ class DataOptions:
 
     @property
     def is_bundled(self) -> bool:
-        """Whether the bundled corpus is meant."""
+        """Whether the bundled corpus is to be used."""
         return not self.speech and self.noisy is None
 
     @property
@@ -176,7 +176,7 @@ class DataOptions:
 
 @dataclass(frozen=True)
 class TrainOn:
-    """How a finished model is to be trained on; what is left open follows from its kind.
+    """A request to train a finished model further; what is left open follows from its kind.
 
     Attributes:
         data: Which recordings.
@@ -204,7 +204,7 @@ class TrainOn:
 
 @dataclass(frozen=True)
 class Request:
-    """What one call of ``speech.train`` trains.
+    """The network, data and settings of one call of ``speech.train``.
 
     Attributes:
         network: Key of `NETWORKS`.

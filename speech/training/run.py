@@ -35,10 +35,10 @@ else:
     chain_training = lazy.module("speech.net.chain_training")
     training_model = lazy.module("speech.net.training_model")
 
-#: Waiting for data that is worth a line.
+#: A line is printed if more than this share of the time is spent waiting for data.
 _WAITING_SHARE = 0.1
 
-#: What the loss of the network over time and frequency is, for the axis of a figure.
+#: The loss of the network over time and frequency, as the axis of a figure names it.
 _SPECTRAL = "weighted error of compressed spectra"
 
 
@@ -234,7 +234,7 @@ def train(
 
 
 def _line(row: dict[str, float], config: TrainingConfig) -> str:
-    """Returns a row of the history for people."""
+    """Returns a row of the history as a line for people to read."""
     errors = f"training {row['training_loss']:.5f}  validation {row['validation_loss']:.5f}"
     if config.hours is None:
         return f"epoch {row['epoch']:3d}/{config.epochs}  {errors}  {row['seconds']:.1f} s"

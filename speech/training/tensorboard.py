@@ -67,7 +67,7 @@ class TensorBoardLog:
 
     Args:
         folder: Where event files go.
-        pairs: Test files, of which some, always the same, are heard.
+        pairs: Test files; some of them, always the same, can be heard.
         model: The model file as it stands after each epoch.
         num_epochs: Of the whole run: after the last one clips are heard again.
 
