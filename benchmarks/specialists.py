@@ -131,8 +131,8 @@ def make_folders(
             f"{noise}: holds {len(noises)} of the noises {' '.join(wanted)}; give the corpus of "
             "speech.opencorpus"
         )
-    for item in noises:
-        _link(item.path, folder / "noise" / "TRAIN" / item.path.name)
+    for path in (item.path for item in noises):
+        _link(path, folder / "noise" / "TRAIN" / path.name)
     if not specialty.gender:
         return list(speech), folder / "noise"
     voices: list[Utterance] = []

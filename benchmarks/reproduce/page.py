@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from benchmarks.reproduce import eq10_tables, figures, mnn_tables, published
+from benchmarks.reproduce import eq10_tables, figures, judges_tables, mnn_tables, published
 from benchmarks.reproduce.raw import ALL, NOISY, SEEN, UNSEEN, Row, read_csv, read_json
 from benchmarks.reproduce.steps import CONTROLS, K_MAIN, ROOT, SECTIONS
 from benchmarks.reproduce.text import LABELS, duration, interval, number, score, table
@@ -458,7 +458,7 @@ def _our_departures() -> str:
 _SECTIONS: dict[str, Callable[[Path], list[str]]] = {
     "compression": _compression,
     "grid": _grid,
-    "mnn": mnn_tables.render,
+    "mnn": lambda results: [*mnn_tables.render(results), *judges_tables.render()],
     "eq10": eq10_tables.render,
     "cost": _cost,
     "rooms": _rooms,
