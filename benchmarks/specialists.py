@@ -32,7 +32,7 @@ import numpy as np
 
 from benchmarks import common
 from benchmarks.eq10 import MAX_SAMPLES, MODELS
-from benchmarks.judges import SUMS, made
+from benchmarks.judges import SUMS, made, unseen_plans
 from eval.metrics import METRICS as SCORES
 from eval.statistics import paired_differences
 from mnn import experiments
@@ -59,6 +59,9 @@ METRICS = ("sdr", "pesq_wb", "stoi")
 
 #: Test mixtures for each noise, by experiment.
 MIXTURES = {"noise": 20, "gender": 8, "snr": 6, "room": 6}
+
+#: Tests of the specialists by noise with the generalist in the pool: their noises, and others.
+KNOWN, UNSEEN = "all three, and the generalist", "unseen, and the generalist"
 
 #: Systems that are no specialist and no choice.
 NOISY, GENERAL, GENERAL_FP32, GONE_ON = "noisy", "generalist", "generalist, FP32", "all"
@@ -488,8 +491,14 @@ def _run(options: argparse.Namespace) -> int:
                 experiment, options.speech[0], options.noise,
                 options.mixtures or MIXTURES[experiment], options.seed,
             )  # fmt: skip
-            for test, own in plans.items():
-                rows = compare_all(own, experts, generalists, judges, out / "rows.jsonl")
+            pools = {test: (own, experts) for test, own in plans.items()}
+            if experiment == "noise":
+                wider = [*experts, generalists[0]]
+                every = [plan for own in plans.values() for plan in own]
+                unseen = unseen_plans(options.speech[0], options.noise, options.seed)
+                pools |= {KNOWN: (every, wider), UNSEEN: (unseen, wider)}
+            for test, (own, pool) in pools.items():
+                rows = compare_all(own, pool, generalists, judges, out / "rows.jsonl")
                 tests[test] = {
                     "experiment": experiment,
                     **tabulate(rows, (GENERAL, GENERAL_FP32, GONE_ON)),
