@@ -23,6 +23,7 @@ import argparse
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,10 +47,10 @@ from mnn.scoring import DEFAULT_SCORING, JUDGES, VERSION, needs_of
 from mnn.select import DEFAULT_DAE, DEFAULT_RANKER
 from mnn.selector import Selector
 from speech.base import cli, schema
-from speech.base.files import append_text, held, sha256_of, strict_json
+from speech.base.files import append_text, held, sha256_of, strict_json, write_json
 from speech.data import corpus
 from speech.data.corpus import MixturePlan, Utterance, noise_segment
-from speech.sound.audio import read_audio
+from speech.sound.audio import SAMPLE_RATE_HZ, read_audio
 from speech.sound.augment import reverberate, room_response
 from speech.sound.mixing import mix_at_snr
 
@@ -58,7 +59,7 @@ TARGET_BYTES = 32700
 METRICS = ("sdr", "pesq_wb", "stoi")
 
 #: Test mixtures for each noise, by experiment.
-MIXTURES = {"noise": 20, "gender": 8, "snr": 6, "room": 6}
+MIXTURES = {"noise": 20, "gender": 8, "snr": 4, "room": 4}
 
 #: Tests of the specialists by noise with the generalist in the pool: their noises, and others.
 KNOWN, UNSEEN = "all three, and the generalist", "unseen, and the generalist"
@@ -67,6 +68,9 @@ KNOWN, UNSEEN = "all three, and the generalist", "unseen, and the generalist"
 NOISY, GENERAL, GENERAL_FP32, GONE_ON = "noisy", "generalist", "generalist, FP32", "all"
 ORACLE = "oracle"
 BASES = (GENERAL, GENERAL_FP32, GONE_ON)
+
+#: The form of selectors that save time, and what share of a specialist's training they have.
+SMALL, SMALL_SHARE = "small", 0.5
 
 #: The tests have none of these; so does the training, for the generalist that goes on as well.
 OFF = (
@@ -160,13 +164,22 @@ def _link(path: Path, link: Path) -> None:
 
 
 def training_arguments(
-    specialty: Specialty, speech: Sequence[Path], noise: Path, hours: float, out: Path
+    specialty: Specialty,
+    speech: Sequence[Path],
+    noise: Path,
+    hours: float,
+    out: Path,
+    size: str = "",
 ) -> list[str]:
-    """Returns the arguments of ``python -m speech.train`` that train a specialist."""
+    """Returns the arguments of ``python -m speech.train`` that train a specialist.
+
+    With a ``size``, a network of this form starts anew, at the rate that `speech.train` has for it.
+    """
+    start = ["--size", size] if size else ["--init", str(INIT), "--learning-rate", "5e-4"]
     return [
-        "--network", "tf", "--init", str(INIT), "--speech", *map(str, speech),
+        "--network", "tf", *start, "--speech", *map(str, speech),
         "--noise", str(noise), "--hours", f"{hours:g}", "--validate-minutes", f"{60 * hours:g}",
-        "--learning-rate", "5e-4", "--warmup", "20", "--equalizer", "5", "--noise-speed", "1.1",
+        "--warmup", "20", "--equalizer", "5", "--noise-speed", "1.1",
         "--snr-range", *(f"{snr_db:g}" for snr_db in specialty.snr_range_db),
         "--rooms", f"{specialty.room_share:g}",
         *(word for name in OFF for word in (f"--{name}", "0")),
@@ -175,7 +188,13 @@ def training_arguments(
 
 
 def train(
-    name: str, specialty: Specialty, speech: Sequence[Path], noise: Path, hours: float, out: Path
+    name: str,
+    specialty: Specialty,
+    speech: Sequence[Path],
+    noise: Path,
+    hours: float,
+    out: Path,
+    size: str = "",
 ) -> Path:
     """Trains and packs a specialist, unless that is done.
 
@@ -186,6 +205,7 @@ def train(
         noise: Folder with TRAIN.
         hours: Of clock time.
         out: Folder of all specialists.
+        size: Form of a network that starts anew; '' to go on from `INIT`.
 
     Returns:
         The packed file, of at most `TARGET_BYTES`.
@@ -196,7 +216,11 @@ def train(
     folder = out / file_name(name)
     trees, noises = make_folders(specialty, speech, noise, folder)
     run, packed = folder / "run", out / f"{file_name(name)}.icse"
-    _call("speech.train", *training_arguments(specialty, trees, noises, hours, run))
+    arguments = training_arguments(specialty, trees, noises, hours, run, size)
+    record = folder / "arguments.json"
+    if packed.exists() and record.exists() and json.loads(record.read_bytes()) == arguments:
+        return packed
+    _call("speech.train", *arguments)
     model = run / "model.h5"
     if not packed.exists() or packed.stat().st_mtime < model.stat().st_mtime:
         _call(
@@ -204,6 +228,7 @@ def train(
             "--gpu", "-1", "-o", str(folder / "packed"),
         )  # fmt: skip
         (folder / "packed" / "model.icse").replace(packed)
+    write_json(record, arguments)
     return packed
 
 
@@ -413,6 +438,62 @@ def tabulate(rows: Sequence[Mapping[str, Any]], bases: Sequence[str]) -> dict[st
     }  # fmt: skip
 
 
+def two_stages(
+    plans: Sequence[MixturePlan],
+    experts: Sequence[Expert],
+    selectors: Mapping[str, Sequence[Expert]],
+    judges: Judges,
+) -> list[dict[str, Any]]:
+    """Lets copies of the experts choose, and only the winner run in full.
+
+    Args:
+        plans: Test mixtures.
+        experts: In full.
+        selectors: Copies of each, in their order, by what they are.
+        judges: See there; both choose.
+
+    Returns:
+        A row for all experts in full, and one for each kind of copies: 'chosen_by', bytes of the
+        copies and of the experts and what has to be read for one choice ('read_bytes'),
+        processor seconds for each second of audio, the share of choices that are those of the
+        experts in full, and mean SDR in dB.
+    """
+    names = [one.name for one in experts]
+    sizes = [Path(one.source).stat().st_size for one in experts]
+    found: dict[str, list[tuple[float, float, int]]] = {}
+    for plan in cli.progress(plans, total=len(plans), label="two stages"):
+        noisy, clean = rendered(plan)
+        for kind, copies in {"experts in full": (), **selectors}.items():
+            selector = Selector(
+                judges.arbiter, experts, selectors=copies, ranker=judges.ranker, judge=JUDGES[-1]
+            )
+            started = time.process_time()
+            decision, (signal,) = selector.choose([noisy])
+            seconds = time.process_time() - started
+            sdr_db = SCORES["sdr"](clean, signal.astype(np.float64)).value
+            own = (seconds / (len(noisy) / SAMPLE_RATE_HZ), sdr_db, names.index(decision.picks[0]))
+            found.setdefault(kind, []).append(own)
+    full = next(iter(found.values()))
+    rows = []
+    for kind, values in found.items():
+        own_bytes = [Path(one.source).stat().st_size for one in selectors.get(kind, ())]
+        winners = [sizes[place] for _, _, place in values]
+        alike = [one[2] == other[2] for one, other in zip(values, full, strict=True)]
+        rows.append(
+            {
+                "chosen_by": kind,
+                "mixtures": len(values),
+                "selector_bytes": sum(own_bytes),
+                "expert_bytes": sum(sizes),
+                "read_bytes": sum(own_bytes) + float(np.mean(winners)) if own_bytes else sum(sizes),
+                "seconds": float(np.median([value[0] for value in values])),
+                "agreement": float(np.mean(alike)),
+                "sdr_db": float(np.mean([value[1] for value in values])),
+            }
+        )  # fmt: skip
+    return rows
+
+
 def format_table(result: Mapping[str, Any], base: str) -> str:
     """Returns the gains over a generalist in Markdown: one row for each test and choice."""
     shown = [*JUDGES, *SUMS, ORACLE, GENERAL_FP32, GONE_ON]
@@ -484,7 +565,7 @@ def _run(options: argparse.Namespace) -> int:
             Arbiter(Autoencoder(DEFAULT_DAE), needs_of("ae", DEFAULT_SCORING)),
             Ranker(DEFAULT_RANKER),
         )
-        tests = {}
+        tests, stages = {}, []
         for experiment in options.experiments:
             experts = [open_expert(packed[name], name) for name in SPECIALISTS[experiment]]
             plans = plans_of(
@@ -497,21 +578,42 @@ def _run(options: argparse.Namespace) -> int:
                 every = [plan for own in plans.values() for plan in own]
                 unseen = unseen_plans(options.speech[0], options.noise, options.seed)
                 pools |= {KNOWN: (every, wider), UNSEEN: (unseen, wider)}
+                stages = two_stages(
+                    every,
+                    [open_expert(out / name / "run" / "model.h5", name) for name in plans],
+                    {"packed": experts, f"{SMALL} form": _small(options, out)},
+                    judges,
+                )
             for test, (own, pool) in pools.items():
                 rows = compare_all(own, pool, generalists, judges, out / "rows.jsonl")
                 tests[test] = {
                     "experiment": experiment,
-                    **tabulate(rows, (GENERAL, GENERAL_FP32, GONE_ON)),
+                    **tabulate(rows, BASES),
                 }
     result = {
         "hours": options.hours,
         "specialists": {name: _about(path) for name, path in packed.items()},
         "generalists": {one.name: _about(Path(one.source)) for one in generalists},
         "tests": tests,
+        "two_stages": stages,
     }
     print(format_table(result, GENERAL))
     common.write_result(options.json, strict_json(result))
     return 0
+
+
+def _small(options: argparse.Namespace, out: Path) -> list[Expert]:
+    """Trains small specialists by noise, unless that is done; returns them."""
+    return [
+        open_expert(
+            train(
+                f"{SMALL} {name}", own, options.speech, options.noise,
+                SMALL_SHARE * options.hours, out, SMALL,
+            ),
+            name,
+        )
+        for name, own in SPECIALISTS["noise"].items()
+    ]  # fmt: skip
 
 
 def _about(path: Path) -> dict[str, Any]:

@@ -34,7 +34,8 @@ def render(raw: Path = RAW) -> list[str]:
     """Returns the tables of the judges, of the ranker's ablation and of the specialists.
 
     Args:
-        raw: Folder of judges.json, judges_train.json, ranker_ablation.json and specialists.json.
+        raw: Folder of judges.json, judges_train.json, ranker_ablation.json, pool.json and
+            specialists.json, which may be absent.
     """
     test, development = (read_json(raw / f"{name}.json") for name in ("judges", "judges_train"))
     parts = [
@@ -50,8 +51,9 @@ def render(raw: Path = RAW) -> list[str]:
         *_ablation(read_json(raw / "ranker_ablation.json")),
     ]
     if (raw / "specialists.json").exists():
-        parts += specialists(read_json(raw / "specialists.json"))
-    return parts
+        found = read_json(raw / "specialists.json")
+        parts += [*specialists(found), *two_stages(found)]
+    return [*parts, *pool(read_json(raw / "pool.json"))]
 
 
 def _recoveries(found: Row) -> str:
@@ -220,3 +222,80 @@ def _counts(found: dict[str, list[str]], tests: Row) -> str:
         + (f" ({', '.join(names)})" if names else "")
         for metric, names in found.items()
     )
+
+
+def two_stages(found: Row) -> list[str]:
+    """Returns the table of copies that choose and winners that run in full."""
+    rows = found["two_stages"]
+    if not rows:
+        return []
+    whole = rows[0]
+    lines = [
+        [row["chosen_by"], f"{row['selector_bytes']:,}" if row["selector_bytes"] else "-",
+         f"{row['read_bytes']:,.0f}", _share(row, whole, "read_bytes"),
+         number(1e3 * row["seconds"], 1), _share(row, whole, "seconds"),
+         number(100 * row["agreement"], 1) + " %", number(row["sdr_db"], 2)]
+        for row in rows
+    ]  # fmt: skip
+    header = [
+        "chosen by", "bytes of the copies", "bytes read for one file", "of all in full",
+        "ms for each second of audio", "of all in full", "same choice", "SDR, dB",
+    ]  # fmt: skip
+    return [
+        "### Two stages with the network over time and frequency",
+        f"Specialists by noise in FP32 (`.h5`, {whole['expert_bytes']:,} bytes together) on "
+        f"{whole['mixtures']} mixtures of their noises. Copies choose by both judges, and only the "
+        "winner runs in full. The small form starts anew and is trained for half the time. Times "
+        "are those of the processor, medians over mixtures, with the judges.",
+        table(header, lines),
+    ]
+
+
+def _share(row: Row, whole: Row, key: str) -> str:
+    return number(100 * row[key] / whole[key], 0) + " %"
+
+
+def pool(found: Row) -> list[str]:
+    """Returns the table of `benchmarks.pool`: members, choices, and gains over the best member."""
+    if "gains" not in found:
+        return []
+    digits = {"sdr": 2, "pesq_wb": 3, "stoi": 3}
+    lines = []
+    for row in found["table"]:
+        cells = []
+        for metric, places in digits.items():
+            text = number(row[metric], places)
+            if row["system"] in found["gains"]:
+                _, mean, low, high = found["gains"][row["system"]][metric]
+                text += f", {number(mean, places, '+')}{interval(low, high, places)}"
+            cells.append(text)
+        share = row.get("recovery", {}).get("sdr")
+        picks = found["picks"].get(row["system"], {})
+        chosen = ", ".join(
+            f"{name} {count}" for name, count in sorted(picks.items(), key=lambda own: -own[1])
+        )
+        recovered = "" if share is None else number(100 * share, 0) + " %"
+        lines.append([row["system"], *cells, recovered, chosen])
+    best = next(iter(found["gains"].values()))
+    beats = [
+        f"{name} in {labels[metric]}"
+        for labels in [{"sdr": "SDR", "pesq_wb": "PESQ-WB", "stoi": "STOI"}]
+        for name, own in found["gains"].items()
+        for metric in digits
+        if own[metric][2] > 0
+    ]
+    verdict = (
+        "What was chosen or added is better than the best member by the whole interval in: "
+        f"{', '.join(beats) or 'nothing'}."
+    )
+    return [
+        "### The pool with other people's tools",
+        "Made by `python -m benchmarks.pool --gtcrn gtcrn_simple.onnx --dtln model_1.onnx "
+        "model_2.onnx --json benchmarks/results/pool.json`. "
+        f"{found['test_set'].split(':')[0]}, {found['table'][0]['n']} files. After the mean of a "
+        "choice or a sum stands its gain over the best single member "
+        f"({best['sdr'][0]} in SDR, {best['pesq_wb'][0]} in PESQ-WB, {best['stoi'][0]} in STOI), "
+        "file by file.",
+        table(["system", "SDR, dB", "PESQ-WB", "STOI", "recovery in SDR", "picks"], lines),
+        verdict,
+    ]
