@@ -145,7 +145,6 @@ def specialists(found: Row) -> list[str]:
     own = found["specialists"]
     general, fp32 = (found["generalists"][name]["bytes"] for name in (GENERAL, GENERAL_FP32))
     sizes = [one["bytes"] for name, one in own.items() if name != GONE_ON]
-    mixtures = sum(row["mixtures"] for row in tests.values())
     return [
         "### Specialists of the network over time and frequency",
         "Made by `python -m benchmarks.specialists --speech corpus/speech librispeech --noise "
@@ -154,8 +153,8 @@ def specialists(found: Row) -> list[str]:
         f"`models/denoise_fp32.icse` for {60 * found['hours']:.0f} minutes each, and so did one "
         f"network with all of their conditions. The generalist is `models/denoise.icse` "
         f"({general:,} bytes). In its FP32 form it has {fp32:,} bytes, more than all specialists "
-        f"of one test together ({_pool_bytes(found)}). Gains are means over {mixtures} mixtures "
-        "of test voices, mixture by mixture; in brackets stand 95 % intervals.",
+        f"of one test together ({_pool_bytes(found)}). Gains are means over the mixtures of test "
+        "voices, mixture by mixture; in brackets stand 95 % intervals.",
         "Gain over the generalist of one specialist's size:",
         _gains(tests, GENERAL, [name for name in SYSTEMS]),
         "Gain over the network that went on for as long with all conditions, also of one "
