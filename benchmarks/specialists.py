@@ -55,7 +55,7 @@ from speech.sound.augment import reverberate, room_response
 from speech.sound.mixing import mix_at_snr
 
 INIT, GENERALIST = MODELS / "denoise_fp32.icse", MODELS / "denoise.icse"
-TARGET_BYTES = 32700
+TARGET_BYTES, SMALL_TARGET_BYTES = 32700, 16350
 METRICS = ("sdr", "pesq_wb", "stoi")
 
 #: Test mixtures for each noise, by experiment.
@@ -208,7 +208,7 @@ def train(
         size: Form of a network that starts anew; '' to go on from `INIT`.
 
     Returns:
-        The packed file, of at most `TARGET_BYTES`.
+        The packed file, of at most `TARGET_BYTES`; half of that for a small one.
 
     Raises:
         ValueError: No data are left, or a command failed.
@@ -222,9 +222,10 @@ def train(
         return packed
     _call("speech.train", *arguments)
     model = run / "model.h5"
+    target = SMALL_TARGET_BYTES if size else TARGET_BYTES
     if not packed.exists() or packed.stat().st_mtime < model.stat().st_mtime:
         _call(
-            "quantization.run", str(model), "--target-bytes", str(TARGET_BYTES), "--no-score",
+            "quantization.run", str(model), "--target-bytes", str(target), "--no-score",
             "--gpu", "-1", "-o", str(folder / "packed"),
         )  # fmt: skip
         (folder / "packed" / "model.icse").replace(packed)
