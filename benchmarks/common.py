@@ -8,7 +8,7 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -128,13 +128,17 @@ def add_onnx_options(parser: argparse.ArgumentParser) -> None:
     add("--dtln", type=Path, nargs=2, metavar="FILE", help="both networks of DTLN as ONNX")
 
 
-def onnx_systems(options: argparse.Namespace) -> dict[str, peers.Spec]:
+def onnx_systems(gtcrn: Path | None, dtln: Sequence[Path] | None) -> dict[str, peers.Spec]:
     """Returns name -> what `peers.Worker` takes, of the networks whose files were given.
+
+    Args:
+        gtcrn: The streaming GTCRN.
+        dtln: Both networks of DTLN.
 
     Raises:
         ValueError: There is no such file.
     """
-    given = {"GTCRN": [options.gtcrn] if options.gtcrn else [], "DTLN": options.dtln or []}
+    given = {"GTCRN": [gtcrn] if gtcrn else [], "DTLN": list(dtln or ())}
     for path in sum(given.values(), []):
         if not path.is_file():
             raise ValueError(f"{path}: no such file; check the path")

@@ -171,7 +171,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(options: argparse.Namespace) -> int:
     from speech.net.enhancer import DEFAULT_MODEL
 
-    onnx = common.onnx_systems(options)
+    onnx = common.onnx_systems(options.gtcrn, options.dtln)
     if options.small and not options.small.is_file():
         raise ValueError(f"{options.small}: no such file; check the path")
     here = "benchmarks.streaming"
