@@ -142,6 +142,7 @@ def _own_command(options: argparse.Namespace) -> str:
         words += ["--timit", str(_absolute(options.timit)), "--noise"]
         words.append(str(_absolute(options.noise)))
         words += ["--scale", options.scale] if options.scale != Setting.scale else []
+    words += _setting(options).onnx
     return shlex.join(words)
 
 

@@ -44,8 +44,11 @@ def render(results: Path) -> list[str]:
     parts += [_scores(rooms, ALL), *_kept(rooms)]
     for metric in BY_SNR:
         parts += [f"### {LABELS[metric]} in rooms by SNR", _by_snr(rooms, metric)]
-    for name, reason in {**found["skipped"], **found["left_out"]}.items():
-        parts.append(f"Not run: {name}: {reason}.")
+    for where, reasons in (
+        ("", found["skipped"] | found["left_out"]),
+        (" in rooms", rooms["skipped"]),
+    ):
+        parts += [f"Not run{where}: {name}: {reason}." for name, reason in reasons.items()]
     return parts
 
 
