@@ -6,7 +6,7 @@ from setuptools import setup
 
 setup(
     name="small-speech-enhancement",
-    version="0.1.0",
+    version="0.2.0",
     description="Small speech enhancement in Keras: FCN baseline, pruning, quantization, "
     "and run-time selection among expert networks",
     long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),

@@ -3,8 +3,8 @@ r"""What compressing a modular network costs: experts and their autoencoder besi
 ::
 
     python -m benchmarks.copies gender --timit corpus/speech --noise corpus/noise \
-        --models runs/reproduce/mnn/models --copies dae_2048x2=models/dae_2048x2.icse \
-        male=models/expert_male.icse female=models/expert_female.icse
+        --models runs/reproduce/mnn/models --copies dae_2048x2=k16/dae_2048x2/model.icse \
+        male=k16/male/model.icse female=k16/female/model.icse
 
 The test mixtures of `mnn.experiments` meet both. Each expert is scored alone and beside its copy;
 then the autoencoder chooses among the experts, its copy among theirs, by the default scoring.

@@ -8,7 +8,7 @@ By eq. (10) the estimate wins that an autoencoder of clean speech gives back wit
 (docs/papers.md). The paper leaves open how estimates are scaled before the autoencoder hears them,
 whether its dropout acts at run time, which magnitudes it was trained on, and more. Each choice is a
 `Reading`: what the autoencoder hears (`HEARD`), which autoencoder it is (`DAES`), and how its error
-becomes a cost (`ERRORS`). All readings judge the same estimates of the shipped experts; the table
+becomes a cost (`ERRORS`). All readings judge the same estimates of the same experts; the table
 has the recovery of each of the paper's eight tests, (selected - chance) / (oracle - chance) in SDR,
 and the distance from the published recoveries: root mean square over the tests, in percent points.
 
@@ -58,11 +58,11 @@ if TYPE_CHECKING:
 
 MODELS = Path(__file__).parent.parent / "models"
 
-#: Shipped experts, and mixtures for each noise, by experiment; the paper's rows in their order.
+#: Experts, and mixtures for each noise, by experiment; the paper's rows in their order.
 EXPERTS = {
     "noise": ("birds", "typing", "engine"),
     "gender": ("male", "female"),
-    "snr": ("minus5_db", "0_db", "5_db"),
+    "snr": ("-5 dB", "0 dB", "5 dB"),
 }
 MIXTURES = {"noise": 12, "gender": 5, "snr": 4}
 METRICS = ("sdr", "stoi")
@@ -603,6 +603,41 @@ def format_table(result: Mapping[str, Any]) -> str:
 # --------------------------------------------------------------------------------------------
 # The command
 
+#: Where `benchmarks.reproduce` has the experts by gender and SNR, too large to be shipped.
+MADE = Path("runs/reproduce/mnn/models")
+
+
+def expert_paths(experiment: str, made: Path) -> list[Path]:
+    """Returns the files of an experiment's experts: shipped ones by noise, others of ``made``.
+
+    Args:
+        experiment: Key of `EXPERTS`.
+        made: Folder of models, as `mnn.experiments` writes it.
+
+    Raises:
+        ValueError: A file is missing.
+    """
+    names = EXPERTS[experiment]
+    if experiment == "noise":
+        return [MODELS / f"expert_{name}.icse" for name in names]
+    paths = [made / f"{name.replace(' ', '_')}.h5" for name in names]
+    for path in paths:
+        if not path.is_file():
+            raise ValueError(
+                f"{path}: no such expert; python -m mnn.experiments {experiment} --scale open "
+                f"--models {made} trains it, or --experts names another folder"
+            )
+    return paths
+
+
+def add_experts_option(parser: argparse.ArgumentParser) -> None:
+    """Adds ``--experts``, the folder for `expert_paths`."""
+    parser.add_argument(
+        "--experts", type=Path, default=MADE, metavar="DIR",
+        help="take experts by gender and SNR from this folder of mnn.experiments "
+        "(default %(default)s)",
+    )  # fmt: skip
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the benchmark; returns its exit code."""
@@ -635,6 +670,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="DIR",
         help="keep the autoencoders in this folder (default %(default)s)",
     )
+    add_experts_option(parser)
     add("--seed", **cli.SEED)
     add("--json", **cli.JSON)  # fmt: skip
     options = parser.parse_args(argv)
@@ -647,6 +683,7 @@ def _run(options: argparse.Namespace) -> int:
 
     num = dict(zip(EXPERTS, options.num, strict=True))
     plans = plan(options.timit, options.noise, num, options.seed)
+    experts = {name: expert_paths(name, options.experts) for name in EXPERTS}
     used = {one.utterance.path for own in plans.values() for one in own}
     speech = (
         corpus.bundled_speech("TRAIN") if options.timit is None
@@ -660,7 +697,7 @@ def _run(options: argparse.Namespace) -> int:
     chosen = readings()
     judged = [
         _judged(options.out / f"{experiment}_{condition}.json".replace(" ", "_"), own,
-                EXPERTS[experiment], daes, chosen)
+                experts[experiment], daes, chosen)
         for (experiment, condition), own in plans.items()
     ]  # fmt: skip
     table = tabulate(judged)
@@ -679,14 +716,14 @@ def _run(options: argparse.Namespace) -> int:
 def _judged(
     path: Path,
     plans: Sequence[MixturePlan],
-    names: Sequence[str],
+    paths: Sequence[Path],
     daes: Mapping[str, Rebuild],
     chosen: Sequence[Reading],
 ) -> Judged:
     """Does as `judge`, unless ``path`` holds what it gave before."""
     from mnn.expert_files import open_expert
 
-    experts = [open_expert(MODELS / f"expert_{name}.icse") for name in names]
+    experts = [open_expert(path) for path in paths]
     what = [*(f"{one.relative_path} {one.seed}" for one in plans), *(e.sha256 for e in experts)]
     what += [f"{reading.name} {daes[reading.dae].sha256}" for reading in chosen]
     data_sha256 = fingerprint(what)

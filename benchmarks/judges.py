@@ -5,10 +5,10 @@
     python -m benchmarks.judges --timit corpus/speech --noise corpus/noise --json judges.json
     python -m benchmarks.judges --split TRAIN                     # where constants were chosen
 
-The shipped experts by noise, gender and SNR enhance mixtures of the paper's eight tests, with the
-test voices and the test parts of the noises. A ninth test, ``unseen``, has the noises of the test
-part that have no training part: no expert, and none of the judges, has met them or the voices;
-its pool is the FCN with the three experts by noise.
+The shipped experts by noise, and those by gender and SNR that `mnn.experiments` has trained,
+enhance mixtures of the paper's eight tests, with the test voices and the test parts of the noises.
+A ninth test, ``unseen``, has the noises of the test part that have no training part: no expert, and
+none of the judges, has met them or the voices; its pool is the FCN with the three experts by noise.
 
 Recovery is (selected - chance) / (oracle - chance) of means over mixtures, in percent of SDR, where
 chance is the mean of the experts and the oracle takes the best of them for each mixture. A sum of
@@ -30,7 +30,14 @@ from typing import Any
 import numpy as np
 
 from benchmarks import common
-from benchmarks.eq10 import EXPERTS, MAX_SAMPLES, MODELS, NUM_RESAMPLES, plan
+from benchmarks.eq10 import (
+    MAX_SAMPLES,
+    MODELS,
+    NUM_RESAMPLES,
+    add_experts_option,
+    expert_paths,
+    plan,
+)
 from eval.metrics import METRICS
 from mnn.arbiter import Arbiter
 from mnn.dae import Autoencoder
@@ -212,6 +219,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="default: the shipped one")  # fmt: skip
     add("--reference", type=Path, metavar="MODEL",
         help="judge by the distance to what this network makes of the mixture, too")  # fmt: skip
+    add_experts_option(parser)
     add("--seed", **cli.SEED)
     add("--json", type=Path, metavar="FILE", help="also write the result to FILE")
     options = parser.parse_args(argv)
@@ -222,16 +230,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(options: argparse.Namespace) -> int:
     num = {name: options.mixtures or count for name, count in MIXTURES.items()}
     plans = plan(options.timit, options.noise, num, options.seed, split=options.split)
+    experts = {name: expert_paths(name, options.experts) for name, _ in plans}
     arbiter = Arbiter(Autoencoder(options.dae), needs_of("ae", DEFAULT_SCORING))
     ranker = Ranker(options.ranker)
     reference = open_expert(options.reference) if options.reference else None
     judged: dict[str, Judged] = {}
     for (experiment, condition), own in plans.items():
-        pool = [open_expert(MODELS / f"expert_{name}.icse") for name in EXPERTS[experiment]]
+        pool = [open_expert(path) for path in experts[experiment]]
         judged[condition] = judge(own, pool, arbiter, ranker, reference)
     own = unseen_plans(options.timit, options.noise, options.seed)
     if own and options.split == "TEST":
-        files = [MODELS / "fcn.h5", *(MODELS / f"expert_{n}.icse" for n in EXPERTS["noise"])]
+        files = [MODELS / "fcn.h5", *expert_paths("noise", options.experts)]
         judged[UNSEEN] = judge(
             own, [open_expert(path) for path in files], arbiter, ranker, reference
         )

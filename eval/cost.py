@@ -22,7 +22,7 @@ Size is counted in several ways, each against the FP32 parameters of the baselin
 * the bytes of the file.
 
 Of a causal network over time and frequency, the command also prints what it takes as plain C
-(``speech.export --to c``): RAM, and flash for weights and tables.
+(``speech.export --to c``): RAM, and flash for weights and tables, as the export chooses them.
 
 ``--measure`` also runs each model on one core and prints the seconds of computation per second of
 audio, and the peak memory of a process that does nothing else.
@@ -667,10 +667,11 @@ def format_cost(cost: ModelCost) -> str:
     )
     if cost.device is not None:
         device = cost.device
+        decoded = f", {device.index_bytes:,} for decoded indices" if device.index_bytes else ""
         lines.append(
             f"as C    {device.ram_bytes:>12,} bytes of RAM, {device.state_bytes:,} of them from "
-            f"hop to hop; flash: {device.weight_bytes:,} for weights, {device.table_bytes:,} for "
-            "tables"
+            f"hop to hop{decoded}; flash: {device.weight_bytes:,} for weights, "
+            f"{device.table_bytes:,} for tables"
         )
     rule = "no codebooks" if cost.codebook_size is None else f"k = {cost.codebook_size}"
     lines.append(f"size against {cost.baseline_parameters:,} parameters in FP32 ({rule}):")

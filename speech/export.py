@@ -5,17 +5,21 @@
     python -m speech.export model.h5 --to onnx
     python -m speech.export model.icse --to tflite --int8 -o small.tflite
     python -m speech.export model.icse --to c -o folder
+    python -m speech.export model.icse --to c --weights packed -o folder
 
 ``--to c`` writes a causal network over time and frequency as C99 sources without dependencies
-(``speech.net.plain_c``): samples in, samples out, STFT and mask included. Of the other formats, the
-exported network takes and gives what the Keras model does: float32 [batch, time, channels] of
-any batch and length, [batch, time, bands, channels] for a network over time and frequency, or
-[batch, values] for a network of matrices. STFT, compression and mask are not part of it, nor of the
-Keras model: ``speech.net.timefrequency`` defines them, and the model's ``speech_meta`` holds their
-numbers. LiteRT is exported for one item of any length: set it with ``resize_tensor_input``.
-``--int8`` (LiteRT) stores kernels as INT8 with one scale per filter and computes with what the
-runtime makes of them (dynamic-range quantization); all else is exact up to the order of additions.
-Of a graph, batch normalisations are folded into the layers before them.
+(``speech.net.plain_c``): samples in, samples out, STFT and mask included. ``--weights`` says how
+indices into codebooks are stored: ``coded``, which takes less flash, or ``packed``, which takes
+less RAM; by default they are coded where that saves more than 5 % of the flash for weights.
+
+Of the other formats, the exported network takes and gives what the Keras model does: float32
+[batch, time, channels] of any batch and length, [batch, time, bands, channels] for a network over
+time and frequency, or [batch, values] for a network of matrices. STFT, compression and mask are not
+part of it, nor of the Keras model: ``speech.net.timefrequency`` defines them, and the model's
+``speech_meta`` holds their numbers. LiteRT is exported for one item of any length: set it with
+``resize_tensor_input``. ``--int8`` (LiteRT) stores kernels as INT8 with one scale per filter and
+computes with what the runtime makes of them (dynamic-range quantization); all else is exact up to
+the order of additions. Of a graph, batch normalisations are folded into the layers before them.
 
 The ONNX graph is made from the layers themselves (opset 17, plain operators) and needs the package
 ``onnx``, extra ``[onnx]``. LiteRT goes through TensorFlow's own converter.
@@ -43,7 +47,7 @@ from speech.modelfile.read import read_model_file
 from speech.modelfile.spec import LayerSpec, ModelFile, is_chain, linked
 from speech.net.folding import fold_batch_normalization
 from speech.net.keras_models import build_model
-from speech.net.plain_c import plain_c
+from speech.net.plain_c import WEIGHTS, plain_c
 
 FORMATS = ("onnx", "tflite", "c")
 OPSET = 17
@@ -366,6 +370,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--to", choices=FORMATS,
         help="write this format (default: that of the ending of --out)")  # fmt: skip
     add("--int8", action="store_true", help="store kernels as INT8 (tflite only; dynamic range)")
+    add("--weights", choices=WEIGHTS,
+        help="store indices coded, which takes less flash, or packed, which takes less RAM (c "
+        "only; default: coded where that saves more than 5 %% of the flash for weights)",
+        )  # fmt: skip
     add("-o", "--out", type=Path, metavar="FILE",
         help="write this file, or this folder for c (default: beside MODEL)")  # fmt: skip
     options = parser.parse_args(argv)
@@ -376,14 +384,18 @@ def main(argv: Sequence[str] | None = None) -> int:
             parser.error(f"the format is missing; give {ways}")
     if options.int8 and options.to != "tflite":
         parser.error("--int8 is for --to tflite")
+    if options.weights and options.to != "c":
+        parser.error("--weights is for --to c")
     cli.log_to_stderr()
-    return cli.run(lambda: _run(options.model, options.to, options.out, options.int8))
+    model, out = options.model, options.out
+    if options.to == "c":
+        folder = out or model.with_name(model.stem + "_c")
+        return cli.run(lambda: _write_c(read_model_file(model), folder, options.weights))
+    return cli.run(lambda: _run(model, options.to, out, options.int8))
 
 
 def _run(model: Path, to: str, out: Path | None, int8: bool) -> int:
     file = read_model_file(model)
-    if to == "c":
-        return _write_c(file, out or model.with_name(model.stem + "_c"))
     out = out or model.with_suffix(".int8.tflite" if int8 else "." + to)
     if out.resolve() == model.resolve():
         raise ValueError(f"{out}: would overwrite the model; choose another -o")
@@ -399,8 +411,8 @@ def _run(model: Path, to: str, out: Path | None, int8: bool) -> int:
     return 0
 
 
-def _write_c(file: ModelFile, folder: Path) -> int:
-    found = plain_c(file)
+def _write_c(file: ModelFile, folder: Path, weights: str | None) -> int:
+    found = plain_c(file, weights)
     others = [name for name in sorted(found.files) if os.path.lexists(folder / name)]
     # An export begins with denoise.h: where that is, the rest is of an export too.
     if others and "denoise.h" not in others:
@@ -416,7 +428,9 @@ def _write_c(file: ModelFile, folder: Path) -> int:
     sizes = found.sizes
     print(f"flash      {sizes.weight_bytes:,} bytes of weights ({file.path.name} as .icse: "
           f"{found.packed_bytes:,}), {sizes.table_bytes:,} of tables")  # fmt: skip
-    print(f"RAM        {sizes.ram_bytes:,} bytes, {sizes.state_bytes:,} of them from hop to hop")
+    decoded = f", {sizes.index_bytes:,} for decoded indices" if sizes.index_bytes else ""
+    print(f"RAM        {sizes.ram_bytes:,} bytes, {sizes.state_bytes:,} of them from hop to hop"
+          f"{decoded}")  # fmt: skip
     return 0
 
 

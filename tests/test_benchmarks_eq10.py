@@ -123,6 +123,12 @@ def test_the_literal_reading_picks_silence(tmp_path):
     assert scores["sdr"].shape == (1, 2) and picks[LITERAL.name].tolist() == [0]
 
 
+def make_experts(folder):
+    folder.mkdir()
+    for number, name in enumerate(("male", "female", "-5_dB", "0_dB", "5_dB")):
+        write_mask(folder / f"{name}.h5", number - 2.0)
+
+
 def test_a_run_and_the_same_once_more(tmp_path, monkeypatch, capsys):
     """Two trainings and a mixture a test; the second time nothing is trained or judged."""
     all_plans = eq10.plan
@@ -135,8 +141,12 @@ def test_a_run_and_the_same_once_more(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(eq10, "TRAINED", {name: eq10.TRAINED[name] for name in chosen})
     monkeypatch.setattr(eq10, "NUM_RESAMPLES", 20)
     monkeypatch.setattr(eq10, "MAX_SAMPLES", 16000)
-    out = tmp_path / "work"
-    command = ["--num", "1", "1", "1", "--iterations", "2", "--out", str(out), "--json"]
+    out, made = tmp_path / "work", tmp_path / "made"
+    command = ["--num", "1", "1", "1", "--iterations", "2", "--out", str(out)]
+    command += ["--experts", str(made), "--json"]
+    assert eq10.main([*command, str(tmp_path / "one.json")]) == 1
+    assert "male.h5: no such expert; python -m mnn.experiments gender" in capsys.readouterr().err
+    make_experts(made)
     assert eq10.main([*command, str(tmp_path / "one.json")]) == 0
     printed = capsys.readouterr().out
     result = json.loads((tmp_path / "one.json").read_text(), parse_constant=pytest.fail)
@@ -174,5 +184,7 @@ def test_wrong_usage(tmp_path, capsys):
         with pytest.raises(SystemExit) as caught:
             eq10.main(wrong)
         assert caught.value.code == 2
-    assert eq10.main(["--num", "99", "99", "99", "--out", str(tmp_path)]) == 1
+    make_experts(tmp_path / "made")
+    command = ["--experts", str(tmp_path / "made"), "--out", str(tmp_path)]
+    assert eq10.main(["--num", "99", "99", "99", *command]) == 1
     assert "give a smaller --num" in capsys.readouterr().err

@@ -227,12 +227,12 @@ def test_copies_beside_their_originals(tmp_path, capsys, small_test_set):
         copies.main([*command, "nameless"])
 
 
-def test_the_card_says_what_copies_cost():
-    card = " ".join((ROOT / "models/mnn_2048x2.md").read_text().split())
+def test_the_guide_says_what_copies_cost():
+    guide = " ".join((ROOT / "docs/mnn.md").read_text().split())
     for name in ("gender", "snr"):
         result = json.loads((ROOT / f"benchmarks/results/copies_{name}.json").read_text())
         before, after = result["picked"]["sdr"]
-        assert f"{before:.2f} to {after:.2f} dB" in card
-        assert f"{result['same_picks']} of {result['mixtures']}" in card
+        assert f"{before:.2f} to {after:.2f} dB" in guide
+        assert f"{result['same_picks']} of {result['mixtures']}" in guide
         for change in result["change"].values():
-            assert f"{change['sdr']:.2f}" in card
+            assert f"{change['sdr']:.2f}" in guide

@@ -576,3 +576,25 @@ def test_outputs_are_found():
         "python -m quantization.run models/fcn.h5 -k 16",
         "python -m mnn.select",
     ]
+
+
+def test_the_release_is_the_same_everywhere():
+    version = re.search(r'version="(.+)"', (ROOT / "setup.py").read_text())[1]
+    number, date = re.search(
+        r"^## (\S+) \((\S+)\)$", (ROOT / "CHANGELOG.md").read_text(), re.M
+    ).groups()
+    citation = (ROOT / "CITATION.cff").read_text()
+    assert number == version and f"version: {version}\ndate-released: {date}\n" in citation
+
+
+def test_the_table_of_shipped_models_has_them_all_and_they_stay_small():
+    files = [path for path in (ROOT / "models").iterdir() if path.suffix in (".h5", ".icse")]
+    table = (ROOT / "models/README.md").read_text()
+    rows = [line for line in table.splitlines() if line.startswith("| `")]
+    named = {word for row in rows for word in re.findall(r"`(\w+\.(?:h5|icse))`", row)}
+    kept = {path.name for path in files if not re.match(r"fcn_p[pq]", path.name)}
+    assert {name for name in named if not re.match(r"fcn_p[pq]|_k", name)} == kept
+    for name in kept:
+        row = next(row for row in rows if f"`{name}`" in row)
+        assert f"{(ROOT / 'models' / name).stat().st_size:,}" in row, name
+    assert sum(path.stat().st_size for path in files) <= 8e6

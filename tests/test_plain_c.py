@@ -1,9 +1,12 @@
 """Networks as plain C: compiled with all warnings and sanitizers, they give what Python gives."""
 
 import dataclasses
+import functools
 import math
 import shutil
+import struct
 import subprocess
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -11,13 +14,15 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
 from speech import export
-from speech.net import plain_c
+from speech.modelfile.read import read_model_file
+from speech.net import indexcoder, plain_c
 from speech.net.enhancer import BASELINE_MODEL, Enhancer
 from speech.net.folding import fold_batch_normalization
 from speech.net.plan import plan_of
 from speech.net.timefrequency import SIZES
 from speech.sound.audio import read_audio
 from tests.builders import TINY, mask_layers, write_mask_network
+from tests.reference.range_decoder import decode
 
 ROOT = Path(__file__).parent.parent
 COMPILER = shutil.which("gcc") or shutil.which("clang")
@@ -38,6 +43,19 @@ def clustered(layers, num_values, share_of_zeros=0.0, exact_halves=True):
             rounded = book[np.abs(kernel[..., None] - book).argmin(axis=-1)]
             limit = np.quantile(np.abs(kernel), share_of_zeros)
             weights["kernel"] = np.where(np.abs(kernel) < limit, np.float32(0), rounded)
+        result.append(dataclasses.replace(layer, weights=weights))
+    return tuple(result)
+
+
+def uneven(layers):
+    """Makes four of five weights of each kernel the same."""
+    rng = np.random.default_rng(1)
+    result = []
+    for layer in layers:
+        weights = dict(layer.weights)
+        if "kernel" in weights:
+            is_same = rng.random(weights["kernel"].shape) < 0.8
+            weights["kernel"] = np.where(is_same, np.float32(0.5), weights["kernel"])
         result.append(dataclasses.replace(layer, weights=weights))
     return tuple(result)
 
@@ -63,16 +81,28 @@ def halves(layers):
     )
 
 
-def write(file, folder):
-    found = plain_c.plain_c(file)
+def write(file, folder, weights=None):
+    found = plain_c.plain_c(file, weights)
     for name, text in found.files.items():
         (folder / name).write_text(text)
     return found
 
 
+@functools.cache
+def runtime(source, header, flags):
+    """Compiles denoise.c, which is the same for all networks."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "denoise.c").write_text(source)
+        Path(folder, "denoise.h").write_text(header)
+        subprocess.run([COMPILER, *flags, "-c", "denoise.c"], cwd=folder, check=True)
+        return Path(folder, "denoise.o").read_bytes()
+
+
 def compiled(folder, *flags):
+    texts = [(folder / name).read_text() for name in ("denoise.c", "denoise.h")]
+    (folder / "denoise.o").write_bytes(runtime(*texts, flags))
     subprocess.run(
-        [COMPILER, *flags, "main.c", "denoise.c", "weights.c", "-o", "denoise", "-lm"],
+        [COMPILER, *flags, "main.c", "weights.c", "denoise.o", "-o", "denoise", "-lm"],
         cwd=folder, check=True,
     )  # fmt: skip
 
@@ -103,6 +133,10 @@ NETWORKS = {
     "single zeros": lambda: clustered(mask_layers(TINY), 16, 0.7),
     "zero columns": lambda: zero_channels(clustered(mask_layers(TINY), 16)),
     "one value": lambda: clustered(mask_layers(TINY), 1),
+    "coded, books of halves": lambda: uneven(clustered(mask_layers(TINY), 16)),
+    "coded, books of floats": lambda: uneven(clustered(mask_layers(TINY), 5, exact_halves=False)),
+    "coded, single zeros": lambda: clustered(mask_layers(TINY), 16, 0.9),
+    "coded, zero columns": lambda: zero_channels(uneven(clustered(mask_layers(TINY), 16))),
 }
 
 
@@ -110,7 +144,10 @@ NETWORKS = {
 @pytest.mark.parametrize("name", NETWORKS)
 def test_every_form_of_weights_gives_what_python_gives(name, tmp_path):
     file = write_mask_network(tmp_path / "net.icse", NETWORKS[name]())
-    write(file, tmp_path)
+    found = write(file, tmp_path, "coded" if name.startswith("coded") else "packed")
+    assert (found.sizes.index_bytes > 0) == name.startswith("coded")
+    if name.startswith("coded, books"):
+        assert f"DENOISE_CODED_TO_{name[16:].upper()}" in found.files["weights.c"]
     run = compiled(tmp_path, *STRICT)
     (signal,) = clips(1, 2500)
     found, complaints = run(signal, "-f")
@@ -135,6 +172,70 @@ def test_the_small_form_on_files(tmp_path):
     integers = np.round(signal * 32768).clip(-32768, 32767).astype(np.int16)
     expected = enhancer(integers / np.float32(32768)).clip(-1, 32767 / 32768)
     assert_allclose(run(integers)[0] / 32768, expected, rtol=0, atol=1e-4)
+
+
+@needs_compiler
+def test_the_shipped_network_takes_no_more_flash_than_its_file(tmp_path):
+    file = read_model_file(ROOT / "models" / "denoise.icse")
+    found = write(file, tmp_path)
+    assert found.sizes.weight_bytes <= found.packed_bytes == file.path.stat().st_size
+    packed = plain_c.sizes_of(file, "packed")
+    assert found.sizes.ram_bytes == packed.ram_bytes + found.sizes.index_bytes
+    assert 0 < found.sizes.index_bytes <= found.sizes.num_unpacked and packed.index_bytes == 0
+    run = compiled(tmp_path, *STRICT)
+    (signal,) = clips(1, 4000)
+    assert_allclose(run(signal, "-f")[0], Enhancer(file.path)(signal), rtol=0, atol=1e-4)
+
+
+@needs_compiler
+def test_indices_are_decoded_within_their_bytes(rng, tmp_path):
+    """Arrays of exactly the bytes that are needed, so that the sanitizers see one byte too many."""
+    cases = []
+    for num_values, count, evenness in [
+        (2, 1, 1), (2, 40_000, 0.01), (3, 500, 1), (16, 3072, 1), (62, 3072, 0.3), (200, 20_000, 1),
+        (256, 1, 1), (256, 9000, 100), (1, 50, 1), (16, 0, 1),
+    ]:  # fmt: skip
+        shares = rng.dirichlet(np.full(num_values, evenness))
+        cases.append((num_values, rng.choice(num_values, count, p=shares)))
+    # One value for long, then the others: halved counts go down to 1 and stay there.
+    cases.append((9, np.append(np.full(50_000, 4), np.arange(9))))
+    (tmp_path / "decode.c").write_text(
+        """#include "denoise.c"
+#include <stdio.h>
+#include <stdlib.h>
+int main(void)
+{
+    int32_t sizes[3]; /* values, indices, bytes */
+    while (fread(sizes, sizeof sizes, 1, stdin) == 1) {
+        size_t count = (size_t)sizes[1], num_bytes = (size_t)sizes[2];
+        uint8_t *data = malloc(num_bytes), *indices = malloc(count);
+        if (fread(data, 1, num_bytes, stdin) != num_bytes) return 1;
+        decode(data, count, (unsigned)sizes[0], indices);
+        fwrite(indices, 1, count, stdout);
+        free(data);
+        free(indices);
+    }
+    return 0;
+}
+"""
+    )
+    kernels = ROOT / "speech" / "net" / "kernels"
+    subprocess.run(
+        [COMPILER, *STRICT, f"-I{kernels}", "decode.c", "-o", "decode", "-lm"],
+        cwd=tmp_path, check=True,
+    )  # fmt: skip
+    coded = [indexcoder.encode(indices, num_values) for num_values, indices in cases]
+    records = [
+        struct.pack("=3i", num_values, len(indices), len(data)) + data
+        for (num_values, indices), data in zip(cases, coded, strict=True)
+    ]
+    # No encoder writes this; it lies beyond all counts and still is an index into the codebook.
+    records.append(struct.pack("=3i", 7, 20, 64) + b"\xff" * 64)
+    cases.append((7, np.full(20, 6)))
+    done = subprocess.run(["./decode"], cwd=tmp_path, input=b"".join(records), capture_output=True)
+    assert done.returncode == 0, done.stderr.decode()
+    found = np.frombuffer(done.stdout, np.uint8)
+    assert_array_equal(found, np.concatenate([indices for _, indices in cases]))
 
 
 @needs_compiler
@@ -178,7 +279,7 @@ def test_sizes_are_those_that_a_compiler_sees(tmp_path):
     tensor, layer, model, state, num_tensors, num_layers = map(int, done.stdout.split())
     # Pointers take 8 bytes here, 4 on the devices that the figures are for.
     sizes = tensor * num_tensors + (layer - 16) * num_layers + model - 8
-    assert found.sizes.table_bytes <= sizes <= found.sizes.table_bytes + 8 * num_layers + 8
+    assert found.sizes.table_bytes == sizes
     plan = plan_of(file)
     assert found.sizes.state_bytes == plan.state_bytes < found.sizes.ram_bytes
     assert state - 8 <= 12 + 128 + 8
@@ -195,12 +296,16 @@ def decoded(stored, shape):
         bits = np.unpackbits(np.frombuffer(stored.mask, np.uint8))[: stored.mask_rows * columns]
         rows = np.broadcast_to(bits.reshape(-1, columns), (size // columns, columns))
         kept = rows.ravel().astype(bool)
-    width = math.ceil(math.log2(stored.book_size))
-    text = "".join(f"{byte:08b}" for byte in stored.data)
-    indices = [int("0" + text[at * width :][:width], 2) for at in range(kept.sum())]
-    book = np.frombuffer(stored.book, {2: "<f4", 3: "<f2"}[stored.format])
+    if stored.num_indices:
+        assert stored.num_indices == kept.sum()
+        indices = decode(stored.data, stored.num_indices, stored.book_size)
+    else:
+        width = math.ceil(math.log2(stored.book_size))
+        text = "".join(f"{byte:08b}" for byte in stored.data)
+        indices = [int("0" + text[at * width :][:width], 2) for at in range(kept.sum())]
+        assert len(stored.data) == math.ceil(kept.sum() * width / 8) + 2
+    book = np.frombuffer(stored.book, {2: "<f4", 3: "<f2", 4: "<f4", 5: "<f2"}[stored.format])
     assert len(book) == stored.book_size
-    assert len(stored.data) == math.ceil(kept.sum() * width / 8) + 2
     kernel = np.zeros(size, np.float32)
     kernel[kept] = book[indices]
     return kernel.reshape(shape)
@@ -231,6 +336,42 @@ def test_a_kernel_comes_back_from_what_is_stored(rng, form):
     )
     assert stored.mask_rows == rows
     assert_array_equal(decoded(stored, shape), kernel)
+    coded = plain_c.stored(kernel, coded=True)
+    assert coded.num_bytes <= stored.num_bytes
+    # Coding saves something where some values are rare, or take a fraction of a bit less.
+    pays = form in ("columns of zeros", "zeros")
+    assert coded == stored if not pays else coded.num_indices > 0
+    assert_array_equal(decoded(coded, shape), kernel)
+
+
+@pytest.mark.parametrize("share", [0.5, 0.9, 0.99])
+def test_coded_indices_come_close_to_their_entropy(rng, share):
+    shares = np.append(share, rng.dirichlet(np.ones(19)) * (1 - share))
+    indices = rng.permutation(np.repeat(np.arange(20), np.rint(6000 * shares).astype(int)))
+    found = np.bincount(indices, minlength=20) / len(indices)
+    bits = -len(indices) * (found[found > 0] * np.log2(found[found > 0])).sum()
+    data = indexcoder.encode(indices, 20)
+    assert decode(data, len(indices), 20) == indices.tolist()
+    # Each of 19 free shares costs about half of log2(6000) bits to learn.
+    assert bits <= 8 * len(data) <= bits + 19 * 0.5 * np.log2(6000) + 64
+
+
+def test_indices_outside_of_the_codebook_are_refused():
+    for indices, num_values in [([0, 3], 3), ([-1], 3), ([0], 257)]:
+        with pytest.raises(ValueError, match=f"into {num_values} values, expected"):
+            indexcoder.encode(np.array(indices), num_values)
+
+
+def test_indices_are_coded_where_that_pays(tmp_path):
+    """Values of about equal numbers are packed, values of which some are rare are coded."""
+    even = clustered(mask_layers(TINY), 16)
+    for layers, is_coded in ((even, False), (uneven(even), True)):
+        file = write_mask_network(tmp_path / "net.icse", layers)
+        coded, packed = (plain_c.sizes_of(file, name) for name in plain_c.WEIGHTS)
+        assert (coded.weight_bytes < 0.95 * packed.weight_bytes) == is_coded
+        assert plain_c.sizes_of(file) == (coded if is_coded else packed)
+    with pytest.raises(ValueError, match="weights is 'gzip', expected coded or packed, or None"):
+        plain_c.plain_c(file, "gzip")
 
 
 def test_the_command(tmp_path, capsys):
@@ -245,6 +386,30 @@ def test_the_command(tmp_path, capsys):
     assert "bytes of weights (net.icse as .icse" in output and "RAM" in output
     readme = (tmp_path / "net_c" / "README.md").read_text()
     assert "$" not in readme.replace("$(", "") and "latency | 512 samples (32 ms)" in readme
+
+
+def test_the_command_stores_weights_as_told(tmp_path, capsys):
+    file = write_mask_network(tmp_path / "net.icse", clustered(mask_layers(TINY), 16, 0.7))
+    words = [str(file.path), "--to", "c", "-o", str(tmp_path / "c")]
+    for weights in plain_c.WEIGHTS:
+        sizes = plain_c.sizes_of(file, weights)
+        assert export.main([*words, "--weights", weights]) == 0
+        output = capsys.readouterr().out
+        texts = {path.name: path.read_text() for path in (tmp_path / "c").iterdir()}
+        assert ("DENOISE_CODED_TO" in texts["weights.c"]) == (weights == "coded")
+        assert f"flash      {sizes.weight_bytes:,} bytes of weights" in output
+        decoded_indices = f"{sizes.index_bytes:,} for decoded indices\n"
+        in_memory = f"{sizes.index_bytes:,} bytes of them for decoded indices"
+        in_readme = f"{sizes.index_bytes:,} are decoded indices"
+        for part, text in (
+            (decoded_indices, output),
+            (in_memory, texts["weights.h"]),
+            (in_readme, texts["README.md"]),
+        ):
+            assert (part in text) == (weights == "coded")
+    with pytest.raises(SystemExit) as stopped:
+        export.main([str(file.path), "--to", "onnx", "--weights", "coded"])
+    assert stopped.value.code == 2 and "--weights is for --to c" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["README.md", "Makefile", "main.c", "weights.c"])

@@ -336,24 +336,35 @@ def grid(setting: Setting) -> list[Step]:
     return [*steps, Step("grid/controls", command, (f"{out}/sweep.json",), sources)]
 
 
-def mnn(setting: Setting) -> list[Step]:
-    """The three experiments, and two-stage selection with compressed experts."""
-    from mnn.experiments import NOISE_TYPES, SCALES, conditions_of
+def _experts(setting: Setting) -> dict[str, list[str]]:
+    """Returns the file names of the experts of each experiment, without their ending."""
+    from mnn.experiments import NOISE_TYPES, conditions_of
 
     corpus = setting.scale if setting.data else "bundled"
-    scale = "small" if setting.small and "small" in SCALES else corpus
-    experts = {
+    return {
         name: [c.name.replace(" ", "_") for c in conditions_of(name, NOISE_TYPES[corpus])]
         for name in EXPERIMENTS
     }
-    steps, models = [], setting.at("mnn", "models")
-    for experiment in EXPERIMENTS:
-        out = setting.at("mnn", experiment)
-        command: Command = ("mnn.experiments", experiment, "--scale", scale, *setting.data)
-        command += ("--models", models, "--gpu", "-1", "--out", out)
-        results = [f"{out}/results.json", f"{out}/scores.csv", f"{models}/dae_128.h5"]
-        results += [f"{models}/{name}.h5" for name in experts[experiment]]
-        steps.append(Step(f"mnn/{experiment}", command, tuple(results)))
+
+
+def _experiment(setting: Setting, name: str) -> Step:
+    """Returns what trains the experts of an experiment; sections share it."""
+    from mnn.experiments import SCALES
+
+    corpus = setting.scale if setting.data else "bundled"
+    scale = "small" if setting.small and "small" in SCALES else corpus
+    out, models = setting.at("mnn", name), setting.at("mnn", "models")
+    command: Command = ("mnn.experiments", name, "--scale", scale, *setting.data)
+    command += ("--models", models, "--gpu", "-1", "--out", out)
+    results = [f"{out}/results.json", f"{out}/scores.csv", f"{models}/dae_128.h5"]
+    results += [f"{models}/{expert}.h5" for expert in _experts(setting)[name]]
+    return Step(f"mnn/{name}", command, tuple(results))
+
+
+def mnn(setting: Setting) -> list[Step]:
+    """The three experiments, and two-stage selection with compressed experts."""
+    experts, models = _experts(setting), setting.at("mnn", "models")
+    steps = [_experiment(setting, experiment) for experiment in EXPERIMENTS]
     inputs: tuple[str, ...] = ()
     if setting.data:
         test = _test_set(setting)
@@ -365,7 +376,7 @@ def mnn(setting: Setting) -> list[Step]:
         copies = []
         for name, source in zip(names, full, strict=True):
             out = setting.at("mnn", f"k{K_EXPERTS}", name)
-            command = ("quantization.run", source, "-k", str(K_EXPERTS), "--centroids", "fp16",
+            command: Command = ("quantization.run", source, "-k", str(K_EXPERTS), "--centroids", "fp16",
                        "-o", out)  # fmt: skip
             copies.append(f"{out}/model.icse")
             steps.append(Step(f"mnn/k{K_EXPERTS}-{name}", command, (copies[-1],), (source,)))
@@ -382,10 +393,14 @@ def eq10(setting: Setting) -> list[Step]:
     """Readings of the criterion of selection, on mixtures of the training parts."""
     result = setting.at("eq10", "eq10.json")
     command: Command = ("benchmarks.eq10", *setting.data, "--json", result)
-    command += ("--out", setting.at("eq10", "work"))
+    models = setting.at("mnn", "models")
+    command += ("--experts", models, "--out", setting.at("eq10", "work"))
     if setting.small:
         command += ("--num", "1", "1", "1", "--iterations", "10")
-    return [Step("eq10/eq10", command, (result,))]
+    names = _experts(setting)
+    experts = tuple(f"{models}/{name}.h5" for name in (*names["gender"], *names["snr"]))
+    made = [_experiment(setting, name) for name in ("gender", "snr")]
+    return [*made, Step("eq10/eq10", command, (result,), experts)]
 
 
 def cost(setting: Setting) -> list[Step]:

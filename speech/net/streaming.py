@@ -152,6 +152,7 @@ class _CLayer(ctypes.Structure):
         *((n, ctypes.c_int16) for n in ("source", "target", "residual", "first", "taps",
                                         "dilation", "width", "stride", "in", "out")),
         *((n, ctypes.c_uint16) for n in ("book_size", "mask_rows")),
+        ("indices", ctypes.c_int32),
         *((n, ctypes.c_void_p) for n in ("kernel", "book", "mask", "bias")),
     ]  # fmt: skip
 

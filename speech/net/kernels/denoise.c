@@ -4,7 +4,8 @@
  * the table turn them into a complex mask; the mask times the compressed spectrum is expanded and
  * becomes samples again. A convolution over time finds the frames that it looks back to in a ring,
  * which its source is written into. Kernels are read where they are if they are floats of the right
- * shape; others are unpacked into the same scratch memory, one layer at a time.
+ * shape; others are unpacked into the same scratch memory, one layer at a time. Indices that are
+ * coded are decoded once, at the start, behind the scratch.
  *
  * Channels come in groups of 8. With GCC and Clang a group is one vector or two, elsewhere 8 floats.
  */
@@ -48,7 +49,7 @@ static const float POWER_FLOOR = 1e-6f;
 static const float MOST_SAMPLE = 1e15f;
 
 /* ---------------------------------------------------------------------------------------------
- * Memory: some arrays of a frame each, then the tensors, then the scratch */
+ * Memory: some arrays of a frame each, the tensors, the scratch, then indices that were decoded */
 
 enum { HISTORY, OVERLAP, WINDOW, TWIDDLES, SPECTRUM, WORK, MORE_WORK, NUM_ARRAYS };
 
@@ -111,13 +112,74 @@ INLINE unsigned index_at(const uint8_t *bytes, size_t bit, unsigned num_bits)
     return both >> (16u - (unsigned)(bit & 7) - num_bits) & ((1u << num_bits) - 1u);
 }
 
-/* Unpacks a kernel as float [rows][wide_in][wide_out], zero beyond in and out. */
-static void unpack(const denoise_layer *l, int rows, int wide_in, int wide_out, float *to)
+static int is_coded(const denoise_layer *l)
 {
+    return l->kernel_format == DENOISE_CODED_TO_FLOATS || l->kernel_format == DENOISE_CODED_TO_HALVES;
+}
+
+static int is_masked(const denoise_layer *l, size_t place)
+{
+    return l->mask && !(l->mask[place >> 3] >> (7 - (place & 7)) & 1);
+}
+
+#define MOST_VALUES 256
+#define COUNT_STEP 2
+#define MOST_TOTAL (1u << 15)
+#define LEAST_RANGE (1u << 24)
+
+/* Decodes `count` indices into a codebook of some values: a range decoder (speech.net.indexcoder
+ * writes what it reads). Index i takes counts[i] / total of the range, and its count grows whenever
+ * it comes. `code` says where in the range the data lie. It reads each byte once, and none beyond. */
+static void decode(const uint8_t *from, size_t count, unsigned num_values, uint8_t *to)
+{
+    uint16_t counts[MOST_VALUES];
+    uint32_t total = num_values, range = 0xFFFFFFFFu, code = 0;
+    for (unsigned i = 0; i < num_values; i++) counts[i] = 1;
+    for (int i = 0; i < 4; i++) code = code << 8 | *from++;
+    for (; count; count--) {
+        uint32_t part = range / total, place = code / part, below = 0;
+        unsigned index = 0;
+        while (index + 1 < num_values && below + counts[index] <= place) below += counts[index++];
+        *to++ = (uint8_t)index;
+        code -= part * below;
+        for (range = part * counts[index]; range < LEAST_RANGE; range <<= 8)
+            code = code << 8 | *from++;
+        counts[index] += COUNT_STEP;
+        total += COUNT_STEP;
+        if (total <= MOST_TOTAL) continue;
+        total = 0;
+        for (unsigned i = 0; i < num_values; i++) {
+            counts[i] -= counts[i] / 2;
+            total += counts[i];
+        }
+    }
+}
+
+/* Decodes the kernels that are coded. */
+static void decode_kernels(const denoise_state *s)
+{
+    uint8_t *indices = (uint8_t *)array_of(s, NUM_ARRAYS);
+    for (int i = 0; i < s->model->num_layers; i++) {
+        const denoise_layer *l = s->model->layers + i;
+        if (!is_coded(l)) continue;
+        size_t columns = (size_t)l->in * (size_t)l->out, count = 0;
+        size_t rows = l->kind == DENOISE_CONVOLUTION ? (size_t)l->taps * (size_t)l->width : 1;
+        for (size_t k = 0; k < columns; k++) count += !is_masked(l, k); /* the mask has one row */
+        decode(l->kernel, rows * count, l->book_size, indices + l->indices);
+    }
+}
+
+/* Unpacks a kernel as float [rows][wide_in][wide_out], zero beyond in and out. */
+static void unpack(const denoise_state *s, const denoise_layer *l, int rows, int wide_in,
+                   int wide_out, float *to)
+{
+    const uint8_t *indices =
+        is_coded(l) ? (const uint8_t *)array_of(s, NUM_ARRAYS) + l->indices : NULL;
     int has_book = l->kernel_format >= DENOISE_INDICES_TO_FLOATS;
-    int book_format =
-        l->kernel_format == DENOISE_INDICES_TO_HALVES ? DENOISE_HALVES : DENOISE_FLOATS;
-    float book[256];
+    int has_halves = l->kernel_format == DENOISE_INDICES_TO_HALVES ||
+                     l->kernel_format == DENOISE_CODED_TO_HALVES;
+    int book_format = has_halves ? DENOISE_HALVES : DENOISE_FLOATS;
+    float book[MOST_VALUES];
     unsigned num_bits = 0;
     for (int i = 0; has_book && i < l->book_size; i++)
         book[i] = stored_value(l->book, book_format, (size_t)i);
@@ -130,8 +192,9 @@ static void unpack(const denoise_layer *l, int rows, int wide_in, int wide_out, 
             float *row = to + ((size_t)r * (size_t)wide_in + (size_t)i) * (size_t)wide_out;
             size_t column = ((size_t)(l->mask_rows > 1 ? r * l->in : 0) + (size_t)i) * (size_t)l->out;
             for (int o = 0; o < l->out; o++, column++) {
-                if (l->mask && !(l->mask[column >> 3] >> (7 - (column & 7)) & 1)) continue;
-                if (has_book) row[o] = book[index_at(l->kernel, read * num_bits, num_bits)];
+                if (is_masked(l, column)) continue;
+                if (indices) row[o] = book[indices[read]];
+                else if (has_book) row[o] = book[index_at(l->kernel, read * num_bits, num_bits)];
                 else row[o] = stored_value(l->kernel, l->kernel_format, read);
                 read++;
             }
@@ -152,7 +215,7 @@ static const float *kernel_of(const denoise_state *s, const denoise_layer *l, in
     if (l->kernel_format == DENOISE_FLOATS && !l->mask && wide_in == l->in && wide_out == l->out)
         return l->kernel;
     scratch += (wide_out + LANES - 1) / LANES * LANES;
-    unpack(l, rows, wide_in, wide_out, scratch);
+    unpack(s, l, rows, wide_in, wide_out, scratch);
     return scratch;
 }
 
@@ -385,6 +448,7 @@ int denoise_start(denoise_state *s, const denoise_model *model, float *memory, s
     s->model = model;
     s->memory = memory;
     denoise_reset(s);
+    decode_kernels(s);
     float *window = array_of(s, WINDOW), *twiddles = array_of(s, TWIDDLES);
     for (int i = 0; i < model->frame; i++) {
         double hann = 0.5 - 0.5 * cos(2 * pi * i / model->frame);
@@ -397,7 +461,7 @@ int denoise_start(denoise_state *s, const denoise_model *model, float *memory, s
     return 0;
 }
 
-/* Clears all tensors; the scratch behind them needs nothing. */
+/* Clears all tensors; the scratch behind them needs nothing, and the indices stay. */
 static void clear_tensors(denoise_state *s)
 {
     memset(s->slot, 0, sizeof s->slot);

@@ -21,7 +21,16 @@
 
 enum { DENOISE_CONVOLUTION, DENOISE_OVER_BANDS, DENOISE_POINTWISE };
 enum { DENOISE_LINEAR, DENOISE_SILU };
-enum { DENOISE_FLOATS, DENOISE_HALVES, DENOISE_INDICES_TO_FLOATS, DENOISE_INDICES_TO_HALVES };
+/* Values as they are; indices into a codebook, of as few bits as it needs; the same indices coded,
+ * which denoise_start decodes into a byte each. */
+enum {
+    DENOISE_FLOATS,
+    DENOISE_HALVES,
+    DENOISE_INDICES_TO_FLOATS,
+    DENOISE_INDICES_TO_HALVES,
+    DENOISE_CODED_TO_FLOATS,
+    DENOISE_CODED_TO_HALVES
+};
 enum { DENOISE_HANN, DENOISE_ROOT_HANN };
 
 /* float [frames][before + bands + after][channels], zero in the bands before and after. */
@@ -45,7 +54,8 @@ typedef struct {
     int16_t first, taps, dilation, width, stride, in, out;
     uint16_t book_size; /* values of the codebook */
     uint16_t mask_rows; /* rows of the mask: 1 for all rows of the kernel, or as many as it has */
-    const void *kernel; /* floats, halves, or indices of as few bits as book_size needs */
+    int32_t indices;    /* decoded ones: bytes from the start of the tensors' memory */
+    const void *kernel; /* in its format */
     const void *book;   /* the codebook, NULL: none */
     const uint8_t *mask; /* a bit for each [mask_rows][in][out]: stored, or zero; NULL: all stored */
     const void *bias;   /* NULL: none */
@@ -72,7 +82,7 @@ typedef struct {
 } denoise_state;
 
 /* Makes a state ready, with `num_floats` floats of memory; returns 0, or -1 if that is too little.
- */
+ * Kernels that are coded are decoded here. */
 int denoise_start(denoise_state *state, const denoise_model *model, float *memory,
                   size_t num_floats);
 
