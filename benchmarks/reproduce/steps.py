@@ -376,8 +376,8 @@ def mnn(setting: Setting) -> list[Step]:
         copies = []
         for name, source in zip(names, full, strict=True):
             out = setting.at("mnn", f"k{K_EXPERTS}", name)
-            command: Command = ("quantization.run", source, "-k", str(K_EXPERTS), "--centroids", "fp16",
-                       "-o", out)  # fmt: skip
+            command: Command = ("quantization.run", source, "-k", str(K_EXPERTS))
+            command += ("--centroids", "fp16", "-o", out)
             copies.append(f"{out}/model.icse")
             steps.append(Step(f"mnn/k{K_EXPERTS}-{name}", command, (copies[-1],), (source,)))
         dae, result = f"{models}/dae_128.h5", setting.at("mnn", f"two_stage_{experiment}.json")
