@@ -11,8 +11,16 @@ LOWEST_STAMP := $(LOWEST_VENV)/.installed
 
 install: $(STAMP)
 
+# The paper's FCN, trained and scored; then one of its test clips through the shipped default network,
+# with the scores of both.
+DEMO_CLIP := typing/FEL0/5db
+
 demo: $(STAMP)
 	$(BIN)/python timit_fcn_mse.py --gpu 0 --out runs/demo
+	$(BIN)/python -m speech.enhance runs/demo/test/noisy/$(DEMO_CLIP) -o runs/demo/denoise/$(DEMO_CLIP)
+	$(BIN)/python -m eval.run --clean runs/demo/test/clean --noisy runs/demo/test/noisy/$(DEMO_CLIP) \
+		--enhanced fcn=runs/demo/FCN_TIMIT_MSE_wav/$(DEMO_CLIP) \
+		denoise=runs/demo/denoise/$(DEMO_CLIP) --metrics pesq_wb stoi --out runs/demo/clip
 
 # Test files share the cores; each worker takes about 1.2 GB.
 PARALLEL := -n auto --maxprocesses 4 --dist loadfile

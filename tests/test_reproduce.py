@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks.quality import METRICS
 from benchmarks.reproduce import __main__ as reproduce
 from benchmarks.reproduce import page as results_page
 from benchmarks.reproduce import published as results_published
@@ -167,7 +168,7 @@ def test_a_failing_step_is_named_and_the_rest_goes_on(toy, monkeypatch, capsys):
         "cost": lambda setting: [
             toy_step(toy, "bad"), toy_step(toy, "after", "bad"), toy_step(toy, "beside")
         ],
-        "peers": lambda setting: [toy_step(toy, "good")],
+        "rooms": lambda setting: [toy_step(toy, "good")],
     }  # fmt: skip
     collected = []
 
@@ -179,7 +180,7 @@ def test_a_failing_step_is_named_and_the_rest_goes_on(toy, monkeypatch, capsys):
     monkeypatch.setattr(reproduce_raw, "collect", collect)
     arguments = ["--out", str(toy / "out"), "--page", str(toy / "page")]
     assert reproduce.main(arguments) == 1
-    assert calls(toy) == ["bad", "beside", "good"] and collected == ["peers"]
+    assert calls(toy) == ["bad", "beside", "good"] and collected == ["rooms"]
     lines = capsys.readouterr().err.splitlines()
     assert any("toys/bad" in line and "no room for bad" in line for line in lines)
     assert any("toys/after: not run" in line and "bad.h5 is missing" in line for line in lines)
@@ -187,7 +188,7 @@ def test_a_failing_step_is_named_and_the_rest_goes_on(toy, monkeypatch, capsys):
     (toy / "fail-bad").unlink()
     assert reproduce.main(arguments) == 0
     assert calls(toy) == ["bad", "beside", "good", "bad", "after"]
-    assert collected == ["peers", "cost", "peers"]
+    assert collected == ["rooms", "cost", "rooms"]
 
 
 def test_a_step_that_writes_nothing_has_failed(toy):
@@ -262,7 +263,7 @@ def test_every_command_parses_and_what_it_starts_from_is_made_before(
 
     monkeypatch.setattr("speech.base.cli.run", instead)
     steps = SECTIONS[section](settings(tmp_path)[size])
-    there = {reproduce_steps.BASELINE, reproduce_steps.SMALLEST}
+    there = {getattr(reproduce_steps, name) for name in ("BASELINE", "SMALLEST", "FOR_USE")}
     assert len({step.name for step in steps}) == len(steps)
     for number, step in enumerate(steps, 1):
         module, *words = step.command
@@ -585,10 +586,30 @@ def make_rooms(setting):
     write(setting.out / "rooms/joint/history.csv", history)
 
 
-def make_peers(setting):
-    folder = setting.out / "peers"
+def make_use(setting):
+    """A row of ours, which is new, and one of each kind of tool, all of an earlier run."""
+    from eval import cost
+
+    folder = setting.out / "use"
     folder.mkdir(parents=True)
-    shutil.copy(ROOT / "benchmarks/results/quality.json", folder / "quality.json")
+    models = [str(ROOT / path) for path in (reproduce_steps.FOR_USE, reproduce_steps.BASELINE)]
+    assert cost.main([*models, "--json", str(folder / "cost.json")]) == 0
+    scores = {"mean": 1.5, "gain": 0.25, "gain_ci95": 0.125}
+    groups = ("all", "noises with a training part", "noises without a training part", "5 dB")
+    rows = {group: {"n": 8, **dict.fromkeys(METRICS, scores)} for group in groups}
+    old = {"packages": {}, "groups": rows, "git_commit": "0123456789ab"}
+    systems = {
+        "denoise": {"bytes": 32_000, "weights": "denoise.icse, sha256 1", "delay_samples": 0},
+        "fcn": old | {"bytes": 1_265_608, "weights": "fcn.h5, sha256 2", "delay_samples": 0},
+        "DTLN": old | {"bytes": 3, "weights": "model_1.onnx, model_2.onnx", "delay_samples": 384},
+        "noisereduce": old | {"bytes": 0, "weights": "no weights", "delay_samples": 0},
+    }
+    systems["denoise"] |= {"packages": {}, "groups": rows}
+    noisy = {group: {"n": 8, **dict.fromkeys(METRICS, 1.25)} for group in groups}
+    for name in ("open", "rooms"):
+        found = {"test_set": f"a set, {name}", "noisy": noisy, "systems": systems,
+                 "skipped": {"RNNoise": "not installed (pyrnnoise)"}, "left_out": {}}  # fmt: skip
+        write(folder / f"{name}.json", found)
 
 
 def collected(section, setting, page):
@@ -608,7 +629,7 @@ def page(tmp_path_factory):
     patch.setattr("eval.statistics.NUM_RESAMPLES", 200)
     for section, make in {
         "compression": make_compression, "grid": make_sweep, "mnn": make_mnn, "eq10": make_eq10,
-        "cost": make_cost, "rooms": make_rooms, "peers": make_peers,
+        "cost": make_cost, "rooms": make_rooms, "use": make_use,
     }.items():  # fmt: skip
         make(setting)
         collected(section, setting, folder / "page")
@@ -622,11 +643,16 @@ def test_every_section_is_written_from_its_raw_files(page):
     text = path.read_text()
     assert text == results_page.render(page) and "Not run yet" not in text
     assert "A note of ours." in text.split("## (e)")[1].split("## (f)")[0]
-    for section in text.split("\n## (")[1:]:
+    titles = [line for line in text.splitlines() if line.startswith("## ")]
+    assert titles[:2] == ["## A network for use", "## (a) Compression: pruned, quantized, both"]
+    assert [title[4] for title in titles[1:]] == list("abcdefg")
+    for section in text.split("\n## ")[1:-1]:
         title, body = section.split("\n", 1)
-        if not title.startswith("h)"):
-            assert body.strip().startswith("```sh\npython -m benchmarks.reproduce --only "), title
-            assert "2 min in all" in body.split("\n\n")[2]
+        assert body.strip().startswith("Made by `python -m benchmarks.reproduce --only "), title
+        tables, commands = body.split('<details markdown="1">')
+        assert "\n| --- |" in tables and "```" not in tables
+        assert "```sh\npython -m x\n```\n\nCommands: 1, 2 min in all" in commands
+        assert commands.endswith("</details>\n")
     # Every table is whole: as many cells in each row as in its header.
     for block in re.findall(r"(?:^\|.*\n)+", text, re.M):
         widths = {len(re.findall(r"(?<!\\)\|", line)) for line in block.splitlines()}
@@ -692,23 +718,49 @@ def test_losses_within_the_limits_are_counted():
 
 def test_a_page_without_raw_files_says_so(tmp_path):
     text = results_page.render(tmp_path)
-    assert text.count("Not run yet: `python -m benchmarks.reproduce --only ") == 7
+    assert text.count("Not run yet: `python -m benchmarks.reproduce --only ") == len(SECTIONS) - 1
     assert "| normalisation |" in text and "| default judges: autoencoder" in text
 
 
-def test_numbers_of_more_tools_than_are_installed_are_kept(tmp_path, capsys):
-    setting, page = Setting(tmp_path / "out"), tmp_path / "page"
-    make_peers(setting)
-    assert reproduce_raw.collect("peers", setting, page)
-    target = page / "results/peers/quality.json"
-    before = target.read_text()
-    fewer = json.loads(before)
-    fewer["systems"].pop("RNNoise")
-    write(setting.out / "peers/quality.json", fewer)
-    assert not reproduce_raw.collect("peers", setting, page)
-    assert target.read_text() == before and "RNNoise" in capsys.readouterr().err
-    target.unlink()
-    assert reproduce_raw.collect("peers", setting, page)
+def test_the_network_for_use_stands_beside_the_others(page):
+    text = results_page.render(page).split("\n## ")[1]
+    speed = {own["given"]: own["factors"]
+             for own in reproduce_raw.read_json(page / "results/use/speed.json")}  # fmt: skip
+    streamed, whole = speed["frame by frame"], speed["whole files"]
+    systems = text.split("### The systems")[1].split("###")[0]
+    lines = [line.split("|") for line in systems.splitlines() if "|" in line]
+    rows = {cells[1].strip(): [cell.strip() for cell in cells[2:-1]] for cells in lines}
+    assert rows["denoise"][:2] == ["32,000", "63,418"]
+    assert rows["denoise"][2:7] == ["131", f"{streamed['denoise']:.4f}", "-", "32", "yes"]
+    assert rows["fcn"][1:3] == ["300,931", "4,805"]
+    assert rows["fcn"][4:7] == [f"{whole['fcn']:.4f}", "the whole utterance", "no"]
+    # 384 samples at 16 kHz are 24 ms, and DTLN takes blocks of 8 ms.
+    assert rows["DTLN"][3:7] == [f"{streamed['DTLN']:.4f}", f"{whole['DTLN']:.4f}", "32", "yes"]
+    assert rows["noisereduce"][5:] == ["the whole utterance", "no", "nothing"]
+    for heading in ("All noises", "Noises with a training part", "Noises without a training part",
+                    "In rooms"):  # fmt: skip
+        own = text.split(f"### {heading}\n")[1].split("###")[0]
+        assert "| noisy | 8 | 1.250 | 1.250 | 1.250 | 1.2 |" in own
+        assert "| denoise | 8 | 1.500, +0.250 ± 0.125 | 1.500, +0.250 ± 0.125 |" in own
+    assert "### STOI in rooms by SNR" in text and "a set, rooms." in text
+    assert text.count("not run again: fcn, DTLN, noisereduce (commit 012345678).") == 2
+    for where in ("", " in rooms"):
+        assert f"Not run{where}: RNNoise: not installed (pyrnnoise)." in text
+
+
+def test_files_of_others_go_into_the_commands(tmp_path):
+    files = [tmp_path / f"{name}.onnx" for name in ("g", "one", "two")]
+    setting = Setting(tmp_path, gtcrn=files[0], dtln=tuple(files[1:]))
+    words = ["--gtcrn", str(files[0]), "--dtln", str(files[1]), str(files[2])]
+    command = {step.name: " ".join(step.command) for step in SECTIONS["use"](setting)}
+    for name in ("open", "rooms"):
+        assert " ".join(words) in command[f"use/{name}"]
+        assert f"--keep results/use/{name}.json" in command[f"use/{name}"]
+    assert "--rooms" in command["use/rooms"] and "--rooms" not in command["use/open"]
+    options = reproduce._parser().parse_args([*words, "--out", str(tmp_path)])
+    assert reproduce._setting(options) == setting
+    assert reproduce._own_command(options).endswith(" ".join(words))
+    assert "--gtcrn" not in " ".join(SECTIONS["use"](Setting(tmp_path))[1].command)
 
 
 def test_published_figures_are_the_golden_ones():

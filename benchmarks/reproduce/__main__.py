@@ -36,6 +36,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, overload
 
+from benchmarks import common
 from benchmarks.reproduce import page as results_page
 from benchmarks.reproduce import raw
 from benchmarks.reproduce.steps import ROOT, SECTIONS, Setting, Step
@@ -121,7 +122,7 @@ def _setting(options: argparse.Namespace) -> Setting:
     out = options.out or (SMALL_OUT if options.small else OUT)
     return Setting(
         _absolute(out), options.small, _absolute(options.timit), _absolute(options.noise),
-        options.scale,
+        options.scale, _absolute(options.gtcrn), tuple(map(_absolute, options.dtln or ())),
     )  # fmt: skip
 
 
@@ -141,6 +142,7 @@ def _own_command(options: argparse.Namespace) -> str:
         words += ["--timit", str(_absolute(options.timit)), "--noise"]
         words.append(str(_absolute(options.noise)))
         words += ["--scale", options.scale] if options.scale != Setting.scale else []
+    words += _setting(options).onnx
     return shlex.join(words)
 
 
@@ -292,6 +294,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--scale", choices=("open", "paper"), default=Setting.scale,
         help="of the experiments of selection on --timit (default %(default)s; paper for TIMIT "
         "and its noises)")  # fmt: skip
+    common.add_onnx_options(parser)
     add("--out", type=Path, metavar="DIR",
         help="models, logs and records (default runs/reproduce, with --small "
         "runs/reproduce_small)")  # fmt: skip

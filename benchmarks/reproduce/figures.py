@@ -23,12 +23,12 @@ def draw_all(results: Path) -> None:
     grid = results / "grid"
     if (grid / "sweep.csv").exists() and (grid / "controls.csv").exists():
         _draw_grid(grid)
-    peers = results / "peers" / "quality.json"
-    if peers.exists():
-        _draw_peers(peers)
+    use = results / "use" / "open.json"
+    if use.exists():
+        _draw_use(use)
 
 
-def _draw_peers(path: Path) -> None:
+def _draw_use(path: Path) -> None:
     from benchmarks.quality import draw
 
     found = read_json(path)

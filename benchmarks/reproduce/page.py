@@ -1,7 +1,7 @@
 """Writes ``RESULTS.md`` from the raw files below ``results``; computes and measures nothing.
 
-Every section begins with the commands that made its raw files. ``results/SECTION/notes.md``, if it
-is there, is put below the section's tables as it is.
+Every section begins with the command that made its raw files, and ends with what that runs, folded
+up. ``results/SECTION/notes.md``, if it is there, is put below the section's tables as it is.
 """
 
 from __future__ import annotations
@@ -11,7 +11,14 @@ import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from benchmarks.reproduce import eq10_tables, figures, judges_tables, mnn_tables, published
+from benchmarks.reproduce import (
+    eq10_tables,
+    figures,
+    judges_tables,
+    mnn_tables,
+    published,
+    use_tables,
+)
 from benchmarks.reproduce.raw import ALL, NOISY, SEEN, UNSEEN, Row, read_csv, read_json
 from benchmarks.reproduce.steps import CONTROLS, K_MAIN, ROOT, SECTIONS
 from benchmarks.reproduce.text import LABELS, duration, interval, number, score, table
@@ -19,13 +26,13 @@ from speech.base.files import write_text
 
 PAGE = "RESULTS.md"
 TITLES = {
+    "use": "A network for use",
     "compression": "Compression: pruned, quantized, both",
     "grid": "Score against size, and the controls",
     "mnn": "Selection among experts: the three experiments",
     "eq10": "Eq. 10, explained",
     "cost": "Cost: operations, cycles, time",
     "rooms": "Denoising and dereverberation",
-    "peers": "Beside other tools",
     "departures": "What differs from the papers",
 }
 #: What a compressed model may lose.
@@ -37,9 +44,10 @@ INTRODUCTION = """\
 
 The tables of the two papers beside ours. This page is written by code from the files below
 `results/` (`python -m benchmarks.reproduce --render-only`); no number in it is typed by hand, but
-for the published ones and the notes. Each section begins with the commands that made its numbers,
-to be run in the root of the repository; `corpus` is what `python -m speech.opencorpus --out corpus`
-builds. `make reproduce-small` runs a reduced version of everything.
+for the published ones and the notes. Each section begins with the command that makes its numbers,
+to be run in the root of the repository, and ends with the commands that this one runs; `corpus` is
+what `python -m speech.opencorpus --out corpus` builds. `make reproduce-small` runs a reduced
+version of everything.
 
 Differences are taken file by file. In brackets: 95 % bootstrap intervals; n is the number of files.
 The published scores are of other recordings: compare differences, not levels."""
@@ -66,41 +74,51 @@ def render(page: Path) -> str:
         page: Folder of ``results``.
     """
     parts = [INTRODUCTION]
-    for letter, section in zip("abcdefgh", SECTIONS, strict=False):
-        parts.append(f"## ({letter}) {TITLES[section]}")
+    for letter, section in zip(" abcdefg", SECTIONS, strict=True):
+        parts.append(f"## ({letter}) {TITLES[section]}".replace("( ) ", ""))
         parts += _section(section, page / "results" / section)
     return "\n\n".join(parts) + "\n"
 
 
 def _section(section: str, results: Path) -> list[str]:
-    parts = []
+    first: list[str] = []
+    last: list[str] = []
     if section == "departures":
-        parts += departures()
+        parts = departures()
     elif (results / "commands.json").exists():
-        parts += [*_commands(read_json(results / "commands.json")), *_SECTIONS[section](results)]
+        made = read_json(results / "commands.json")
+        first, last = [f"Made by `{made['command']}`."], _commands(made)
+        parts = _SECTIONS[section](results)
     else:
-        parts.append(f"Not run yet: `python -m benchmarks.reproduce --only {section}`.")
-    notes = results / "notes.md"
-    return [*parts, notes.read_text(encoding="utf-8").strip()] if notes.exists() else parts
+        parts = [f"Not run yet: `python -m benchmarks.reproduce --only {section}`."]
+    if (results / "notes.md").exists():
+        parts.append((results / "notes.md").read_text(encoding="utf-8").strip())
+    return [*first, *parts, *last]
 
 
 def _commands(made: Row) -> list[str]:
+    """Returns what the command of a section runs, folded up, and with which versions."""
     seconds = sum(step.get("seconds", 0) for step in made["steps"])
-    lines = [made["command"], "", "# which runs:", *(step["command"] for step in made["steps"])]
+    lines = [step["command"] for step in made["steps"]]
     packages = made["packages"]
-    parts = [
-        "```sh\n" + "\n".join(lines) + "\n```",
+    told = [
         f"Commands: {len(made['steps'])}, {duration(seconds)} in all; commit "
         f"{(made['git_commit'] or 'unknown')[:9]}, TensorFlow {packages.get('tensorflow', '-')}, "
-        f"Keras {packages.get('keras', '-')}, Python {made['python']}.",
+        f"Keras {packages.get('keras', '-')}, Python {made['python']}."
     ]
     adopted = [step for step in made["steps"] if "adopted_sha256" in step]
     if adopted:
         names = ", ".join(f"{s['name']} (sha256 `{s['adopted_sha256'][:12]}`)" for s in adopted)
-        parts.append(
+        told.append(
             f"Not run again, but taken over as a file from an earlier run of the command: {names}."
         )
-    return parts
+    # With empty lines around it, GitHub and MkDocs (md_in_html) both read Markdown inside.
+    return [
+        '<details markdown="1">\n<summary>What this command runs</summary>',
+        "```sh\n" + "\n".join(lines) + "\n```",
+        *told,
+        "</details>",
+    ]
 
 
 # --------------------------------------------------------------------------------------------
@@ -319,7 +337,7 @@ def _sweep_cells(row: Row) -> list[str]:
 
 
 # --------------------------------------------------------------------------------------------
-# (d), (e), (f), (g)
+# (e), (f), (g)
 
 
 def _cost(results: Path) -> list[str]:
@@ -412,31 +430,6 @@ def _rooms(results: Path) -> list[str]:
     return parts
 
 
-def _peers(results: Path) -> list[str]:
-    found = read_json(results / "quality.json")
-    metrics = {"pesq_wb": 3, "stoi": 3, "si_sdr_db": 1}
-    parts = [found["test_set"] + ". Gains over noisy with 95 % intervals (Student's t)."]
-    if (results / "quality.png").exists():
-        parts.append("![quality against bytes](results/peers/quality.png)")
-    groups = [name for name in found["noisy"] if not name.endswith("dB")]
-    for group in groups:
-        lines = []
-        for name, system in found["systems"].items():
-            own = system["groups"][group]
-            cells = [
-                f"{number(own[m]['gain'], d, '+')} ± {number(own[m]['gain_ci95'], d)}"
-                for m, d in metrics.items()
-            ]
-            factor = number(system["real_time_factor"], 3)
-            lines.append([name, f"{system['bytes']:,}", factor, str(own["n"]), *cells])
-        header = ["system", "bytes", "real-time factor", "n", "PESQ-WB", "STOI", "SI-SDR, dB"]
-        title = "all noises" if group == ALL else group
-        parts += [f"### {title[0].upper()}{title[1:]}", table(header, lines)]
-    for name, reason in {**found["skipped"], **found["left_out"]}.items():
-        parts.append(f"Not run: {name}: {reason}.")
-    return parts
-
-
 def departures(root: Path = ROOT) -> list[str]:
     """Returns the tables of ``docs/departures.md`` and ``docs/mnn.md``, and that of this page."""
     parts = []
@@ -456,11 +449,11 @@ def _our_departures() -> str:
 
 
 _SECTIONS: dict[str, Callable[[Path], list[str]]] = {
+    "use": use_tables.render,
     "compression": _compression,
     "grid": _grid,
     "mnn": lambda results: [*mnn_tables.render(results), *judges_tables.render()],
     "eq10": eq10_tables.render,
     "cost": _cost,
     "rooms": _rooms,
-    "peers": _peers,
 }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from eval.plots import PUBLISHED_SIZE_PESQ
 from mnn import published
 
@@ -84,6 +86,50 @@ DEPARTURES = (
         "",
     ),
 )
+
+
+@dataclass(frozen=True)
+class Tool:
+    """What is known of a system of other people; '-' is what is not.
+
+    Attributes:
+        parameters: Of its networks.
+        million_macs: Per second of audio.
+        block_ms: Of the samples that it takes at a time; 0 if it needs all of them.
+        latency: If ``block_ms`` is 0.
+        causal: Whether no output depends on later input than its latency allows.
+        trained_on: Data.
+    """
+
+    parameters: str = "-"
+    million_macs: str = "-"
+    block_ms: float = 0.0
+    latency: str = "-"
+    causal: str = "-"
+    trained_on: str = "-"
+
+
+TOOLS = {
+    "noisereduce": Tool("none", latency="the whole utterance", causal="no", trained_on="nothing"),
+    "WebRTC": Tool("none", block_ms=10, causal="yes", trained_on="nothing"),
+    "RNNoise": Tool(block_ms=10, causal="yes"),
+    "GTCRN": Tool("48,228", "33", 16, causal="yes", trained_on="third DNS-Challenge"),
+    "DTLN": Tool("987,000", "123", 8, causal="yes", trained_on="first DNS-Challenge, 500 h"),
+    "DeepFilterNet 3": Tool("2,135,000", block_ms=10, causal="no, 20 ms ahead"),
+}
+TOOLS_SOURCE = (
+    "What others were trained on and the MACs of GTCRN stand in their repositories "
+    "(Xiaobin-Rong/gtcrn, breizhn/DTLN). Parameters of others were counted in their files, with "
+    "the fixed bands of GTCRN; the MACs of DTLN are its weights, each used once per frame of 8 ms; "
+    "the time ahead of DeepFilterNet 3 is that of its configuration. What is not known is left out."
+)
+
+#: Name of our model -> data.
+OUR_TRAINING = {
+    "denoise": "open corpus, 200 utterances of LibriSpeech ([card](models/denoise.md))",
+    "fcn": "open corpus ([card](models/fcn.md))",
+    "fcn_small": "open corpus ([card](models/compressed.md))",
+}
 
 
 def recoveries(metric: str = "sdr") -> dict[str, dict[str, list[float]]]:

@@ -11,12 +11,12 @@ import io
 import json
 import math
 import re
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from benchmarks.quality import ALL, SEEN, UNSEEN
 from benchmarks.reproduce.steps import (
     EXPERIMENTS,
     K_EXPERTS,
@@ -35,8 +35,6 @@ MAX_FILE_TABLE_BYTES = 300_000
 NUM_RESAMPLES = 10_000
 #: Metrics of that table.
 FILE_METRICS = ("pesq_wb", "stoi")
-ALL = "all"
-SEEN, UNSEEN = "noises with a training part", "noises without a training part"
 #: What `eval.scoring` calls the unprocessed files.
 NOISY = "noisy"
 
@@ -422,30 +420,39 @@ def _rooms(setting: Setting, results: Path) -> None:
     write_csv(results / "joint_history.csv", read_csv(setting.out / "rooms/joint/history.csv"))
 
 
-def _peers(setting: Setting, results: Path) -> bool:
-    """Keeps the numbers of an earlier run with more tools than are installed now."""
-    new = read_json(setting.out / "peers" / "quality.json")
-    target = results / "quality.json"
-    missing = set(read_json(target)["systems"]) - set(new["systems"]) if target.exists() else set()
-    if missing:
-        print(
-            f"peers       not installed here: {', '.join(sorted(missing))}; the earlier "
-            f"{target.name} is kept",
-            file=sys.stderr,
-        )
-        return False
-    write_json(target, portable(strict_json(new), setting))
-    return True
+#: Where speed was measured in one run, systems taking turns -> what they were given.
+SPEED = {
+    "benchmarks/results/streaming.json": "frame by frame",
+    "benchmarks/results/quality.json": "whole files",
+}
+#: What `benchmarks.streaming` calls the network for use.
+STREAMED = {"ours, medium": "denoise"}
+
+
+def _use(setting: Setting, results: Path) -> None:
+    """Also takes the real-time factors from where all systems were measured side by side."""
+    _copied("cost.json", "open.json", "rooms.json")(setting, results)
+    speed = []
+    for source, given in SPEED.items():
+        found = read_json(ROOT / source)
+        factors = {
+            STREAMED.get(name, name): system["real_time_factor"]
+            for name, system in found["systems"].items()
+            if "real_time_factor" in system
+        }
+        about = {key: found.get(key) for key in ("processor", "git_commit")}
+        speed.append({"source": source, "given": given, "factors": factors} | about)
+    write_json(results / "speed.json", speed)
 
 
 _COLLECTORS: dict[str, Callable[[Setting, Path], bool | None]] = {
+    "use": _use,
     "compression": _compression,
     "grid": _grid,
     "mnn": _mnn,
     "eq10": _copied("eq10.json"),
     "cost": _copied("cost.json", "cycles.json", "inference.json"),
     "rooms": _rooms,
-    "peers": _peers,
 }
 
 

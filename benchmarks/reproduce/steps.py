@@ -15,6 +15,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 BASELINE = "models/fcn.h5"
 SMALLEST = "models/fcn_small.icse"
+FOR_USE = "models/denoise.icse"
 
 #: Soft pruning and fine-tuning of ``docs/compression.md``.
 BATCH_SIZE = 4
@@ -97,6 +98,8 @@ class Setting:
         speech: Tree of speech to train and test on, absolute; None for the bundled corpus.
         noise: Noise to mix it with.
         scale: Of the experiments of selection on them: 'open', or 'paper' for TIMIT.
+        gtcrn: The streaming GTCRN as ONNX, absolute; None leaves it out.
+        dtln: Both networks of DTLN, likewise.
     """
 
     out: Path
@@ -104,6 +107,8 @@ class Setting:
     speech: Path | None = None
     noise: Path | None = None
     scale: str = "open"
+    gtcrn: Path | None = None
+    dtln: tuple[Path, ...] = ()
 
     @property
     def size(self) -> Size:
@@ -124,6 +129,12 @@ class Setting:
         if self.speech is None or self.noise is None:
             return ()
         return ("--timit", self.word(self.speech), "--noise", self.word(self.noise))
+
+    @property
+    def onnx(self) -> tuple[str, ...]:
+        """Options of the commands that run networks of others."""
+        words = ("--gtcrn", self.word(self.gtcrn)) if self.gtcrn else ()
+        return words + (("--dtln", *map(self.word, self.dtln)) if self.dtln else ())
 
 
 @dataclass(frozen=True)
@@ -147,6 +158,28 @@ class Step:
     def shown(self) -> str:
         """The command as a shell reads it."""
         return f"python -m {shlex.join(self.command)}"
+
+
+def use(setting: Setting) -> list[Step]:
+    """The network for use beside other people's tools, those that are here.
+
+    Rows of what has not changed, and of tools that are not here, stay as ``results`` has them.
+    """
+    models = {"denoise": FOR_USE, "fcn": BASELINE, "fcn_small": SMALLEST}
+    result = setting.at("use", "cost.json")
+    command: Command = ("eval.cost", *models.values(), "--json", result)
+    steps = [Step("use/cost", command, (result,), tuple(models.values()))]
+    for name in ("open", "rooms"):
+        result = setting.at("use", f"{name}.json")
+        own = {key: path for key, path in models.items() if name == "open" or path != SMALLEST}
+        command = ("benchmarks.quality", *setting.data, "--num-test", str(setting.size.num_open))
+        command += ("--rooms",) if name == "rooms" else ()
+        command += ("--snr", "5") if setting.small else ()
+        command += ("--model", *(f"{key}={path}" for key, path in own.items()))
+        command += (*setting.onnx, "--json", result)
+        command += () if setting.small else ("--keep", f"results/use/{name}.json")
+        steps.append(Step(f"use/{name}", command, (result,), tuple(own.values())))
+    return steps
 
 
 def compression(setting: Setting) -> list[Step]:
@@ -343,8 +376,8 @@ def mnn(setting: Setting) -> list[Step]:
         copies = []
         for name, source in zip(names, full, strict=True):
             out = setting.at("mnn", f"k{K_EXPERTS}", name)
-            command: Command = ("quantization.run", source, "-k", str(K_EXPERTS), "--centroids", "fp16",
-                       "-o", out)  # fmt: skip
+            command: Command = ("quantization.run", source, "-k", str(K_EXPERTS))
+            command += ("--centroids", "fp16", "-o", out)
             copies.append(f"{out}/model.icse")
             steps.append(Step(f"mnn/k{K_EXPERTS}-{name}", command, (copies[-1],), (source,)))
         dae, result = f"{models}/dae_128.h5", setting.at("mnn", f"two_stage_{experiment}.json")
@@ -411,21 +444,6 @@ def rooms(setting: Setting) -> list[Step]:
     return [*steps, Step("rooms/rooms", command, (result,), (BASELINE, model))]
 
 
-def peers(setting: Setting) -> list[Step]:
-    """The shipped models beside other people's tools, those that are installed."""
-    result = setting.at("peers", "quality.json")
-    command: Command = (
-        "benchmarks.quality",
-        *setting.data,
-        "--num-test",
-        str(setting.size.num_open),
-    )
-    command += ("--snr", "5") if setting.small else ()
-    command += ("--model", f"fcn={BASELINE}", f"fcn_small={SMALLEST}")
-    command += ("--json", result)
-    return [Step("peers/quality", command, (result,), (BASELINE, SMALLEST))]
-
-
 def departures(setting: Setting) -> list[Step]:
     """Text only."""
     return []
@@ -433,12 +451,12 @@ def departures(setting: Setting) -> list[Step]:
 
 #: Section -> its steps, in the order of the page.
 SECTIONS: dict[str, Callable[[Setting], Sequence[Step]]] = {
+    "use": use,
     "compression": compression,
     "grid": grid,
     "mnn": mnn,
     "eq10": eq10,
     "cost": cost,
     "rooms": rooms,
-    "peers": peers,
     "departures": departures,
 }
