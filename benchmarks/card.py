@@ -8,7 +8,9 @@
 ``RUN`` is the folder of an `eval.run` that scored the shipped file as ``denoise`` beside ``fcn``,
 on the test set of the open corpus and on the bundled one; the card has the commands. What the
 tables stand on is kept in ``results/denoise``: scores by file, the curve, the hash of the scored
-file. A file with another hash than the shipped one is refused, so that the two belong together.
+file. Several histories are of trainings of which each went on with the network of the one before,
+by ``--init``. A file with another hash than the shipped one is refused, so that the two belong
+together.
 """
 
 from __future__ import annotations
@@ -38,12 +40,13 @@ OF_BASELINE = ("pesq_wb", "pesq_nb", "stoi")
 METRICS = {"pesq_wb": ("PESQ-WB", 3), "stoi": ("STOI", 3), "si_sdr": ("SI-SDR in dB", 1)}
 
 
-def collect(runs: dict[str, Path], history: Path, root: Path = ROOT) -> None:
+def collect(runs: dict[str, Path], histories: Sequence[Path], root: Path = ROOT) -> None:
     """Keeps what the card stands on.
 
     Args:
         runs: Folder of the `eval.run` on each of `SETS`.
-        history: ``history.csv`` of the training; later validations than the file's are left out.
+        histories: ``history.csv`` of the training, and of those before it that it went on with;
+            later validations than the file's are left out.
         root: The repository.
 
     Raises:
@@ -59,8 +62,13 @@ def collect(runs: dict[str, Path], history: Path, root: Path = ROOT) -> None:
         keys = ("system", "noise", "snr_db", "name", "pesq_nb", *METRICS, "status")
         rows = [{key: row[key] for key in keys} for row in read_csv(run / "scores.csv")]
         write_csv(root / RAW / f"{name}.csv", rows)
+    *earlier, last = [read_csv(path) for path in histories]
     steps = file.meta["training"]["steps_done"]
-    curve = [row for row in read_csv(history) if row["steps"] <= steps]
+    curve: list[Row] = []
+    for part in (*earlier, [row for row in last if row["steps"] <= steps]):
+        before = curve[-1] if curve else {}
+        adds = {key: before.get(key, 0) for key in ("epoch", "hours", "steps")}
+        curve += [row | {key: row[key] + value for key, value in adds.items()} for row in part]
     write_csv(root / RAW / "history.csv", curve)
     write_json(root / RAW / "models.json", _hashes(root))
 
@@ -81,21 +89,21 @@ def render(root: Path = ROOT) -> dict[Path, str]:
         raise ValueError(f"{RAW}: of other files than {MODEL} and {BASELINE}; collect them again")
     rows = {name: read_csv(root / RAW / f"{name}.csv") for name in SETS}
     training = file.meta["training"]
-    steps, pieces = training["steps_done"], training["batch_size"]
-    heard = steps * pieces * training["crop_seconds"] / 3600
+    validated = read_csv(root / RAW / "history.csv")
+    steps, hours = int(validated[-1]["steps"]), validated[-1]["hours"]
+    heard = steps * training["batch_size"] * training["crop_seconds"] / 3600
     size = f"{(root / MODEL).stat().st_size:,}"
     curve = [
         [f"{row['hours']:.2f}", f"{row['steps']:.0f}", f"{row['training_loss']:.4f}",
          f"{row['validation_loss']:.4f}"]
-        for row in read_csv(root / RAW / "history.csv")
+        for row in validated
     ]  # fmt: skip
     card = (root / CARD).read_text(encoding="utf-8")
     for pattern, text in (
         (r"packed, [\d,]+ bytes; sha256 `\w+`",
          f"packed, {size} bytes; sha256 `{file.sha256}`"),
         (r"[\d,]+ steps, \d+ hours of mixtures, [\d.]+ hours of clock",
-         f"{steps:,} steps, {heard:.0f} hours of mixtures, {training['hours_done']:.1f} hours of "
-         "clock"),
+         f"{steps:,} steps, {heard:.0f} hours of mixtures, {hours:.1f} hours of clock"),
     ):  # fmt: skip
         card = _replaced(card, pattern, text)
     header = ["hours", "steps", "training loss", "validation loss"]
@@ -240,17 +248,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     add = parser.add_argument
     add("--open-set", type=Path, metavar="RUN", help="read the eval.run on the open test set")
     add("--bundled", type=Path, metavar="RUN", help="read the eval.run on the bundled test set")
-    add("--history", type=Path, metavar="FILE", help="read the history.csv of the training")
+    add("--history", type=Path, nargs="+", metavar="FILE",
+        help="read the history.csv of the training, after those that it went on with")  # fmt: skip
     options = parser.parse_args(argv)
     given = [options.open_set, options.bundled, options.history]
     if any(given) and not all(given):
         parser.error("--open-set, --bundled and --history go together")
-    return cli.run(lambda: _run(given if all(given) else None))
+    return cli.run(lambda: _run(options if all(given) else None))
 
 
-def _run(given: Sequence[Path] | None) -> int:
-    if given:
-        collect(dict(zip(SETS, given, strict=False)), given[2])
+def _run(options: argparse.Namespace | None) -> int:
+    if options is not None:
+        collect(dict(zip(SETS, (options.open_set, options.bundled), strict=True)), options.history)
     for path, text in render().items():
         write_text(ROOT / path, text)
         print(f"written     {path}")

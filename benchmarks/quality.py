@@ -129,6 +129,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(options: argparse.Namespace) -> int:
     models, onnx = named_models(options.model), common.onnx_systems(options.gtcrn, options.dtln)
     earlier = read_earlier(options.keep)
+    if options.rooms:
+        from speech.sound.augment import require_rooms
+
+        require_rooms()
     if options.figure and options.figure.suffix.lower() not in (".png", ".svg", ".pdf"):
         raise ValueError(f"{options.figure}: give a figure that ends in .png, .svg or .pdf")
     with tempfile.TemporaryDirectory() as name:

@@ -54,15 +54,23 @@ def test_what_was_scored_is_what_is_shipped(copy, tmp_path):
     found = json.loads((copy / card.RAW / "models.json").read_text())
     right = {card.OURS: found["denoise.icse"], card.BESIDE: found["fcn.h5"]}
     history = copy / card.RAW / "history.csv"
-    late = [*read_csv(history), read_csv(history)[-1] | {"steps": 1e6}]
-    write_csv(tmp_path / "history.csv", late)
+    rows = read_csv(history)
+    first, then = rows[:3], rows[:2]
+    paths = [tmp_path / "first.csv", tmp_path / "then.csv"]
+    write_csv(paths[0], first)
+    write_csv(paths[1], [*then, rows[0] | {"steps": 1e6}])
     good = run_of(tmp_path / "good", **right)
     for name, path in ((card.OURS, "models/denoise.icse"), (card.BESIDE, "models/fcn.h5")):
         other = run_of(tmp_path / name, **right | {name: "0" * 64})
         with pytest.raises(ValueError, match=f"{name}: scored no {name} that is {path}"):
-            card.collect({"open": good, "bundled": other}, tmp_path / "history.csv", copy)
-    card.collect({"open": good, "bundled": good}, tmp_path / "history.csv", copy)
-    assert read_csv(history) == late[:-1]
+            card.collect({"open": good, "bundled": other}, paths, copy)
+    card.collect({"open": good, "bundled": good}, paths, copy)
+    joined = read_csv(history)
+    assert joined[:3] == first and len(joined) == 5
+    for row, own in zip(joined[3:], then, strict=True):
+        assert row["steps"] == first[-1]["steps"] + own["steps"]
+        assert row["hours"] == pytest.approx(first[-1]["hours"] + own["hours"])
+        assert row["validation_loss"] == own["validation_loss"]
     assert (copy / card.RAW / "bundled.csv").read_text() == (
         copy / card.RAW / "open.csv"
     ).read_text()

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import math
 import os
+import sys
 import time
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 
 from benchmarks import peers, quality
 from speech.data import corpus
+from speech.sound import augment
 from speech.sound.audio import read_audio
 from tests.builders import make_speech
 
@@ -334,6 +336,14 @@ def test_in_rooms_the_same_utterances_ring(tmp_path):
     for one, other in zip(dry, rooms, strict=True):
         clean = [read_audio(pair.clean_path).samples for pair in (one, other)]
         assert quality.si_sdr_db(clean[0], clean[1][: len(clean[0])]) < 30
+
+
+def test_rooms_need_their_package(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "pyroomacoustics", None)
+    augment.room_response.cache_clear()
+    assert quality.main(["--rooms"]) == 1
+    error = capsys.readouterr().err
+    assert "pip install pyroomacoustics" in error and error.count("\n") == 1
 
 
 def test_networks_as_onnx_files(tmp_path, capsys):
