@@ -154,8 +154,8 @@ def specialists(found: Row) -> list[str]:
         f"`models/denoise_fp32.icse` for {60 * found['hours']:.0f} minutes each, and so did one "
         f"network with all of their conditions. The generalist is `models/denoise.icse` "
         f"(sha256 `{version}`, {general:,} bytes). In its FP32 form it has {fp32:,} bytes, more "
-        f"than all specialists of one test together ({_pool_bytes(found)}). Gains are means over mixtures of "
-        "test voices, mixture by mixture; in brackets stand 95 % intervals.",
+        f"than all specialists of one test together ({_pool_bytes(found)}). Gains are means over "
+        "mixtures of test voices, mixture by mixture; in brackets stand 95 % intervals.",
         "Gain over the generalist of one specialist's size:",
         _gains(tests, GENERAL, [name for name in SYSTEMS]),
         "Gain over the network that went on for as long with all conditions, also of one "
