@@ -34,8 +34,8 @@ def render(raw: Path = RAW) -> list[str]:
     """Returns the tables of the judges, of the ranker's ablation and of the specialists.
 
     Args:
-        raw: Folder of judges.json, judges_train.json, ranker_ablation.json, pool.json and
-            specialists.json, which may be absent.
+        raw: Folder of judges.json, judges_train.json, ranker_ablation.json and pool.json; and of
+            specialists.json and specialists_noise.json, which may be absent.
     """
     test, development = (read_json(raw / f"{name}.json") for name in ("judges", "judges_train"))
     parts = [
@@ -53,6 +53,8 @@ def render(raw: Path = RAW) -> list[str]:
     if (raw / "specialists.json").exists():
         found = read_json(raw / "specialists.json")
         parts += [*specialists(found), *two_stages(found)]
+    if (raw / "specialists_noise.json").exists():
+        parts += later(read_json(raw / "specialists_noise.json"))
     return [*parts, *pool(read_json(raw / "pool.json"))]
 
 
@@ -222,6 +224,20 @@ def _counts(found: dict[str, list[str]], tests: Row) -> str:
         + (f" ({', '.join(names)})" if names else "")
         for metric, names in found.items()
     )
+
+
+def later(found: Row) -> list[str]:
+    """Returns the gains of the specialists by noise over a generalist that was trained further."""
+    own = found["generalists"][GENERAL]
+    return [
+        "### Specialists by noise beside a generalist that was trained further",
+        "Made by the same command with `--experiments noise --json "
+        "benchmarks/results/specialists_noise.json`: the same specialists beside the "
+        f"`models/denoise.icse` of a later training (sha256 `{own['sha256'][:12]}`).",
+        _gains(
+            found["tests"], GENERAL, ["autoencoder", "ranker", "both", "added by bands", "oracle"]
+        ),
+    ]
 
 
 def two_stages(found: Row) -> list[str]:
