@@ -1,30 +1,37 @@
-"""A pool of our experts and of other people's tools, and what an autoencoder of speech picks.
+"""A pool of our experts and of other people's tools, and what each judge of `mnn.select` picks.
 
 ::
 
     python -m benchmarks.pool --json benchmarks/results/pool.json
+    python -m benchmarks.pool --gtcrn gtcrn_simple.onnx --dtln model_1.onnx model_2.onnx
     python -m benchmarks.pool --timit CORPUS/speech --noise CORPUS/noise --num-test 2
     python -m benchmarks.pool --experts models/fcn.h5 mine.h5 theirs.onnx
 
-Any network that is already trained can join (MNN, section 3). In this pool are the shipped FCN, the
-three shipped mask experts, and noisereduce, RNNoise and DeepFilterNet 3 from PyPI (extra
-``[quality]``; what is not installed is skipped with a note). The tools enhance the test set first,
-each in a process of its own, their delays taken out (`benchmarks.quality`); their files join by the
-candidates folders of `mnn.expert_files`, as with ``python -m mnn.select --candidates NAME=DIR``.
+Any network that is already trained can join (MNN, section 3). In this pool are the shipped networks
+`denoise.icse` and `fcn.h5`, the three shipped mask experts, and noisereduce, RNNoise and
+DeepFilterNet 3 from PyPI (extra ``[quality]``; what is not installed is skipped with a note). GTCRN
+and DTLN join where onnxruntime and the files of their authors are (`benchmarks.streaming`). The
+tools enhance the test set first, each in a process of its own, their delays taken out
+(`benchmarks.quality`); their files join by the candidates folders of `mnn.expert_files`, as with
+``python -m mnn.select --candidates NAME=DIR``.
 
 Rows of the table:
 
     noisy      the files as they are
     NAME       each member alone
     chance     mean of the members
-    voiced     the default of `mnn.select`: one member a file
+    voiced     the judge autoencoder of `mnn.select`: one member for each file
+    ranker     the judge ranker
+    both       the judge both, the default
     eq. 10     the paper's form; literal: estimates over samples at the level they come with (tools:
     eq. 11     peak 1), and with their levels fitted to the mixture
-    combined   all members, weighted by the default scoring
+    combined   all members, weighted by the scoring voiced
+    added by   all members, weighted by both judges: for each file, or by time and band
     oracle     the member with the best SDR of each file
 
 Recovery is (row - chance) / (oracle - chance). Means are over the files that have every score of
-every member; the others are counted.
+every member; the others are counted. Gains are over the member with the best mean in a metric, file
+by file, with 95 % bootstrap intervals.
 """
 
 from __future__ import annotations
@@ -51,7 +58,9 @@ if TYPE_CHECKING:
 #: Keys of `benchmarks.peers.PEERS`.
 TOOLS = ("noisereduce", "RNNoise", "DeepFilterNet 3")
 
-_MODELS = ("fcn.h5", "expert_birds.icse", "expert_typing.icse", "expert_engine.icse")
+_MODELS = (
+    "denoise.icse", "fcn.h5", "expert_birds.icse", "expert_typing.icse", "expert_engine.icse",
+)  # fmt: skip
 
 #: Test files per noise and SNR.
 NUM_TEST = 1
@@ -66,6 +75,11 @@ SELECTIONS = {
 }
 DEFAULT = "voiced"
 
+#: Judges that need the ranker; `DEFAULT` is that of the autoencoder alone.
+RANKED = ("ranker", "both")
+#: Sums by both judges -> how, as for `mnn.select --combine`.
+SUMS = {"added by files": "files", "added by bands": "bands"}
+
 NOISY, CHANCE, COMBINED, ORACLE = "noisy", "chance", "combined", "oracle"
 METRICS = {"sdr": "SDR dB", "pesq_wb": "PESQ-WB", "stoi": "STOI"}
 _DIGITS = {"sdr": 2, "pesq_wb": 3, "stoi": 3}
@@ -73,7 +87,7 @@ _DIGITS = {"sdr": 2, "pesq_wb": 3, "stoi": 3}
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the benchmark; returns its exit code."""
-    from mnn.select import DEFAULT_DAE
+    from mnn.select import DEFAULT_DAE, DEFAULT_RANKER
 
     models = DEFAULT_DAE.parent
     parser = argparse.ArgumentParser(
@@ -83,8 +97,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     add = parser.add_argument
     add("--snr", type=cli.decibels, nargs="+", metavar="DB", help="default -5 0 5 10 15")
     add("--experts", type=Path, nargs="+", default=[models / name for name in _MODELS],
-        metavar="FILE", help="our members (default: the shipped FCN and mask experts)")  # fmt: skip
+        metavar="FILE", help="our members (default: the shipped networks)")  # fmt: skip
+    add("--gtcrn", type=Path, metavar="FILE", help="the streaming GTCRN as ONNX")
+    add("--dtln", type=Path, nargs=2, metavar="FILE", help="both networks of DTLN as ONNX")
     add("--dae", type=Path, default=DEFAULT_DAE, metavar="FILE", help="default: the shipped one")
+    add("--ranker", type=Path, default=DEFAULT_RANKER, metavar="FILE",
+        help="default: the shipped one")  # fmt: skip
     options = parser.parse_args(argv)
     check_corpus(parser, options)
     return cli.run(lambda: _run(options))
@@ -100,20 +118,28 @@ def _run(options: argparse.Namespace) -> int:
             options.jobs,
         )  # fmt: skip
         print(description)
-        folders, tools, skipped = enhance_all(pairs, folder)
+        folders, tools, skipped = enhance_all(pairs, folder, options.gtcrn, options.dtln or ())
         opened, refused = open_pool(options.experts, list(folders.items()))
         members = [member for member in opened if member is not None]
         for reason in refused:
             print(f"refused: {reason}", file=sys.stderr)
         if not members:
             raise ValueError("no member is left, all were refused; give others with --experts")
-        rows = judge(pairs, members, options.dae, folder / "pool", options.jobs)
+        rows = judge(
+            pairs, members, options.dae, options.ranker, folder / "pool", options.jobs
+        )  # fmt: skip
     for row in rows:
         row["out"] = {key: why.replace(f"{folder}/", "") for key, why in row["out"].items()}
     names = [member.name for member in members]
     table, num_unscored = tabulate(rows, names)
-    picks = {which: count_picks(rows, which) for which in [*SELECTIONS, ORACLE]}
+    picks = {which: count_picks(rows, which) for which in rows[0]["picks"]}
+    gains = gains_of(rows, table, names)
     print("\n" + format_table(table))
+    for system, own in gains.items():
+        print(f"{system}: " + "; ".join(
+            f"{METRICS[key]} {gain[0]:+.3f} ({gain[1]:+.3f} to {gain[2]:+.3f}) over {base}"
+            for key, (base, *gain) in own.items()
+        ))  # fmt: skip
     for which, counts in picks.items():
         print(f"{which}: " + ", ".join(f"{name} {counts[name]}" for name in names))
     if num_unscored:
@@ -129,6 +155,7 @@ def _run(options: argparse.Namespace) -> int:
         "tools": tools,
         "skipped": skipped,
         "table": table,
+        "gains": gains,
         "picks": picks,
         "unscored": num_unscored,
         "files": rows,
@@ -138,9 +165,15 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def enhance_all(
-    pairs: Sequence[Any], folder: Path
+    pairs: Sequence[Any], folder: Path, gtcrn: Path | None = None, dtln: Sequence[Path] = ()
 ) -> tuple[dict[str, Path], dict[str, Any], dict[str, str]]:
     """Lets the tools enhance the test set.
+
+    Args:
+        pairs: The test set.
+        folder: Where their files go.
+        gtcrn: The network of GTCRN as ONNX; None to do without.
+        dtln: Both networks of DTLN; () to do without.
 
     Returns:
         Folder by tool; packages, delay and failures by tool; and why the others are skipped.
@@ -148,11 +181,15 @@ def enhance_all(
     clean = quality.at_peak(quality.read_samples(pairs[0].clean_path))
     contenders, skipped = [], {}
     with contextlib.ExitStack() as stack:
-        for name in TOOLS:
-            if name not in peers.PEERS:
-                continue
+        wanted: dict[str, tuple[str, tuple[str, ...]]] = {
+            name: (peers.PEERS[name], ()) for name in TOOLS if name in peers.PEERS
+        }
+        for name, paths in {"GTCRN": [gtcrn] if gtcrn else [], "DTLN": dtln}.items():
+            if paths:
+                wanted[name] = (f"benchmarks.streaming:{name}", tuple(map(str, paths)))
+        for name, (factory, arguments) in wanted.items():
             try:
-                worker = stack.enter_context(peers.Worker(peers.PEERS[name]))
+                worker = stack.enter_context(peers.Worker(factory, arguments))
                 delay_samples = quality.measure_delay(worker, clean)
             except (peers.PeerUnavailable, peers.PeerFailed) as error:
                 skipped[name] = str(error)
@@ -174,7 +211,12 @@ def enhance_all(
 
 
 def judge(
-    pairs: Sequence[Any], members: Sequence[Expert], dae_path: Path, folder: Path, num_jobs: int
+    pairs: Sequence[Any],
+    members: Sequence[Expert],
+    dae_path: Path,
+    ranker_path: Path,
+    folder: Path,
+    num_jobs: int,
 ) -> list[dict[str, Any]]:
     """Lets the members enhance each file, chooses in all ways, and scores what comes out.
 
@@ -182,23 +224,25 @@ def judge(
         pairs: The test set.
         members: The pool.
         dae_path: The autoencoder.
+        ranker_path: The ranker.
         folder: Where estimates go.
         num_jobs: Processes for scoring.
 
     Returns:
-        One row a file: noise, snr_db, name; ``scores`` by system (members, noisy, combined) and
+        One row for each file: noise, snr_db, name; ``scores`` by system (members, noisy, sums) and
         metric, NaN where there is none; ``picks`` by selection; ``out``, the members that failed
         with their reasons.
     """
     from eval.scoring import Task, score_all
     from mnn.dae import Autoencoder
+    from mnn.ranker import Ranker
     from speech.sound.audio import write_audio
 
-    dae = Autoencoder(dae_path)
+    dae, ranker = Autoencoder(dae_path), Ranker(ranker_path)
     rows, tasks = [], []
     for pair in cli.progress(pairs, total=len(pairs), label="judging"):
         noisy = quality.read_samples(pair.noisy_path)
-        signals, picks, out = choose(noisy, members, dae, pair.relative_path)
+        signals, picks, out = choose(noisy, members, dae, ranker, pair.relative_path)
         labels = (pair.clean_path, pair.noise, pair.snr_db, str(pair.relative_path))
         tasks.append(Task(NOISY, pair.noisy_path, *labels))
         for place, (name, signal) in enumerate(signals.items()):
@@ -214,7 +258,7 @@ def judge(
 
 
 def choose(
-    noisy: Any, members: Sequence[Expert], dae: Any, relative: Path
+    noisy: Any, members: Sequence[Expert], dae: Any, ranker: Any, relative: Path
 ) -> tuple[dict[str, Any], dict[str, str], dict[str, str]]:
     """Runs a pool on one signal.
 
@@ -222,15 +266,17 @@ def choose(
         noisy: float32 [num_samples] at 16 kHz.
         members: The pool.
         dae: The `mnn.dae.Autoencoder`.
+        ranker: The `mnn.ranker.Ranker`.
         relative: Path of the file below its folder, by which candidates are found.
 
     Returns:
-        Signals of the members (levels fitted) and of their combination; the pick of each selection;
-        and the reasons of members that are out.
+        Signals of the members (levels fitted) and of their sums; the pick of each selection; and
+        the reasons of members that are out.
 
     Raises:
         ValueError: All are out.
     """
+    from benchmarks.judges import made
     from mnn.arbiter import Arbiter
     from mnn.expert_files import Place
     from mnn.scoring import (
@@ -242,6 +288,7 @@ def choose(
         segment_sums,
         soft_weights,
     )
+    from mnn.selector import Selector
 
     bounds, hop = segment_bounds(len(noisy), None), dae.conventions.stft.hop
     signals: dict[str, Any] = {}
@@ -269,7 +316,16 @@ def choose(
                 own = [hearing.signal for hearing in hearings]
                 signals = {key[0]: signal for key, signal in zip(keys, own, strict=True)}
                 signals[COMBINED] = joined(own, soft_weights(cost), bounds, 0)
-    return signals, {name: picks[name] for name in SELECTIONS}, out
+    picks = {name: picks[name] for name in SELECTIONS}
+    arbiter = Arbiter(dae, needs_of("ae", DEFAULT))
+    pool = [made(member, signals[member.name]) for member in members if member.name in signals]
+    for name in RANKED:
+        selector = Selector(arbiter, pool, ranker=ranker, judge=name)
+        picks[name] = selector.choose([noisy], relative)[0].picks[0]
+    for name, how in SUMS.items():
+        selector = Selector(arbiter, pool, combine=how, ranker=ranker, judge=RANKED[-1])
+        signals[name] = selector.choose([noisy], relative)[1][0]
+    return signals, picks, out
 
 
 def tabulate(
@@ -287,7 +343,9 @@ def tabulate(
     """
     from mnn.tables import recovery
 
-    systems = [NOISY, *names, COMBINED]
+    sums = [name for name in (COMBINED, *SUMS) if any(name in row["scores"] for row in rows)]
+    selections = [name for name in (*SELECTIONS, *RANKED) if any(name in r["picks"] for r in rows)]
+    systems = [NOISY, *names, *sums]
     scored = [row for row in rows if all(_is_scored(row["scores"].get(name)) for name in systems)]
     means: dict[str, dict[str, float]] = {}
 
@@ -300,9 +358,10 @@ def tabulate(
     for name in [NOISY, *names]:
         average(name, [row["scores"][name] for row in scored])
     average(CHANCE, [row["scores"][name] for row in scored for name in names])
-    for which in SELECTIONS:
+    for which in selections:
         average(which, [row["scores"][row["picks"][which]] for row in scored])
-    average(COMBINED, [row["scores"][COMBINED] for row in scored])
+    for name in sums:
+        average(name, [row["scores"][name] for row in scored])
     for row in scored:
         sdr_db = {name: row["scores"][name]["sdr"] for name in names}
         row["picks"][ORACLE] = max(names, key=sdr_db.__getitem__)
@@ -310,12 +369,46 @@ def tabulate(
     table = []
     for system, own in means.items():
         line: dict[str, Any] = {"system": system, "n": len(scored), **own}
-        if system in SELECTIONS or system == COMBINED:
+        if system in (*selections, *sums):
             line["recovery"] = {
                 key: recovery(own[key], means[CHANCE][key], means[ORACLE][key]) for key in METRICS
             }
         table.append(line)
     return table, len(rows) - len(scored)
+
+
+def gains_of(
+    rows: Sequence[dict[str, Any]], table: Sequence[dict[str, Any]], names: Sequence[str]
+) -> dict[str, dict[str, list[Any]]]:
+    """Compares what was chosen, and the sums, with the best member, file by file.
+
+    Args:
+        rows: Of `judge`.
+        table: Of `tabulate`.
+        names: Of the members.
+
+    Returns:
+        By system and metric: the member that has the best mean in this metric, the mean of the
+        differences to it, and the ends of its 95 % bootstrap interval. Empty without scored files.
+    """
+    import numpy as np
+
+    from eval.statistics import paired_differences
+
+    means = {line["system"]: line for line in table}
+    chosen = [line["system"] for line in table if "recovery" in line]
+    systems = [*names, *(name for name in chosen if name in rows[0]["scores"])]
+    scored = [row for row in rows if all(_is_scored(row["scores"].get(n)) for n in systems)]
+    gains: dict[str, dict[str, list[Any]]] = {}
+    for system in chosen if scored else ():
+        gains[system] = {}
+        for key in METRICS:
+            best = max(names, key=lambda name: means[name][key])
+            own = [row["scores"][row["picks"].get(system, system)][key] for row in scored]
+            differences = np.subtract(own, [row["scores"][best][key] for row in scored])
+            (found,) = paired_differences(differences[:, None])
+            gains[system][key] = [best, found.mean, found.low, found.high]
+    return gains
 
 
 def _is_scored(scores: dict[str, float] | None) -> bool:

@@ -89,6 +89,21 @@ def test_without_scored_files_means_are_undefined():
     assert pool.format_table(table)
 
 
+def test_gains_are_over_the_best_member_of_each_metric_file_by_file():
+    rows = [
+        row("1", systems(2.0, 6.0), {"both": "b"}),
+        row("2", systems(8.0, 5.0), {"both": "a"}),
+        row("3", systems(math.nan, 9.0), {"both": "b"}),
+    ]
+    for one in rows:
+        one["scores"]["a"]["stoi"] = 0.9
+    table, _ = pool.tabulate(rows, ["a", "b"])
+    gains = pool.gains_of(rows, table, ["a", "b"])
+    assert gains["both"]["sdr"] == ["b", 1.5, 0.0, 3.0]
+    assert gains["combined"]["sdr"] == ["b", -0.5, -1.0, 0.0]
+    assert gains["both"]["stoi"][0] == "a" and "a" not in gains and "oracle" not in gains
+
+
 @pytest.fixture
 def small_test_set(monkeypatch):
     """The shortest utterance with one noise."""
@@ -116,7 +131,8 @@ def test_tools_join_by_their_folders(tmp_path, monkeypatch, capsys, small_test_s
     assert "DeepFilterNet 3" not in result["tools"]
     (file,) = result["files"]
     assert file["picks"]["eq. 10, literal"] == "silent"
-    assert file["picks"]["voiced"] != "silent"
+    assert not {"silent"} & {file["picks"][name] for name in ("voiced", "ranker", "both")}
+    assert {*pool.SUMS, "combined"} <= file["scores"].keys() and set(result["gains"]["both"])
     assert file["scores"]["noisereduce"]["sdr"] == pytest.approx(file["scores"]["noisy"]["sdr"])
     assert file["scores"]["half"]["sdr"] == pytest.approx(file["scores"]["noisy"]["sdr"], abs=0.01)
 

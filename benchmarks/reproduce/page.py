@@ -11,7 +11,14 @@ import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from benchmarks.reproduce import eq10_tables, figures, mnn_tables, published, use_tables
+from benchmarks.reproduce import (
+    eq10_tables,
+    figures,
+    judges_tables,
+    mnn_tables,
+    published,
+    use_tables,
+)
 from benchmarks.reproduce.raw import ALL, NOISY, SEEN, UNSEEN, Row, read_csv, read_json
 from benchmarks.reproduce.steps import CONTROLS, K_MAIN, ROOT, SECTIONS
 from benchmarks.reproduce.text import LABELS, duration, interval, number, score, table
@@ -445,7 +452,7 @@ _SECTIONS: dict[str, Callable[[Path], list[str]]] = {
     "use": use_tables.render,
     "compression": _compression,
     "grid": _grid,
-    "mnn": mnn_tables.render,
+    "mnn": lambda results: [*mnn_tables.render(results), *judges_tables.render()],
     "eq10": eq10_tables.render,
     "cost": _cost,
     "rooms": _rooms,
