@@ -218,7 +218,8 @@ def train(
     run, packed = folder / "run", out / f"{file_name(name)}.icse"
     arguments = training_arguments(specialty, trees, noises, hours, run, size)
     record = folder / "arguments.json"
-    if packed.exists() and record.exists() and json.loads(record.read_bytes()) == arguments:
+    made_from = [*arguments, *([] if size else [sha256_of(INIT)])]
+    if packed.exists() and record.exists() and json.loads(record.read_bytes()) == made_from:
         return packed
     _call("speech.train", *arguments)
     model = run / "model.h5"
@@ -229,7 +230,7 @@ def train(
             "--gpu", "-1", "-o", str(folder / "packed"),
         )  # fmt: skip
         (folder / "packed" / "model.icse").replace(packed)
-    write_json(record, arguments)
+    write_json(record, made_from)
     return packed
 
 

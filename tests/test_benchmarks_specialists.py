@@ -139,3 +139,31 @@ def test_mixtures_are_compared_once(tmp_path, monkeypatch):
 
     monkeypatch.setattr(specialists, "compare", lambda *a: pytest.fail("compared twice"))
     assert specialists.compare_all(plans, experts, generalists, judges, journal) == rows
+
+
+def test_a_finished_training_is_repeated_only_for_other_data_length_or_start(
+    trees, tmp_path, monkeypatch
+):
+    speech, _, noise = trees
+    out, calls = tmp_path / "out", []
+
+    def call(module, *arguments):
+        calls.append(module)
+        folder = out / "birds"
+        for path in (folder / "run" / "model.h5", folder / "packed" / "model.icse"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(b"x")
+
+    monkeypatch.setattr(specialists, "_call", call)
+    own = specialists.SPECIALISTS["noise"]["birds"]
+    for _ in range(2):
+        packed = specialists.train("birds", own, [speech], noise, 0.1, out)
+    assert packed == out / "birds.icse" and packed.exists()
+    assert calls == ["speech.train", "quantization.run"]
+    specialists.train("birds", own, [speech], noise, 0.2, out)
+    assert calls.count("speech.train") == 2
+    other = tmp_path / "other.icse"
+    other.write_bytes(b"another network")
+    monkeypatch.setattr(specialists, "INIT", other)
+    specialists.train("birds", own, [speech], noise, 0.2, out)
+    assert calls.count("speech.train") == 3

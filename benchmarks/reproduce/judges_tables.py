@@ -144,6 +144,7 @@ def specialists(found: Row) -> list[str]:
     tests = found["tests"]
     own = found["specialists"]
     general, fp32 = (found["generalists"][name]["bytes"] for name in (GENERAL, GENERAL_FP32))
+    version = found["generalists"][GENERAL].get("sha256", "")[:12]
     sizes = [one["bytes"] for name, one in own.items() if name != GONE_ON]
     return [
         "### Specialists of the network over time and frequency",
@@ -152,9 +153,9 @@ def specialists(found: Row) -> list[str]:
         f"{len(sizes)} specialists of {min(sizes):,} to {max(sizes):,} bytes went on from "
         f"`models/denoise_fp32.icse` for {60 * found['hours']:.0f} minutes each, and so did one "
         f"network with all of their conditions. The generalist is `models/denoise.icse` "
-        f"({general:,} bytes). In its FP32 form it has {fp32:,} bytes, more than all specialists "
-        f"of one test together ({_pool_bytes(found)}). Gains are means over the mixtures of test "
-        "voices, mixture by mixture; in brackets stand 95 % intervals.",
+        f"(sha256 `{version}`, {general:,} bytes). In its FP32 form it has {fp32:,} bytes, more "
+        f"than all specialists of one test together ({_pool_bytes(found)}). Gains are means over "
+        "mixtures of test voices, mixture by mixture; in brackets stand 95 % intervals.",
         "Gain over the generalist of one specialist's size:",
         _gains(tests, GENERAL, [name for name in SYSTEMS]),
         "Gain over the network that went on for as long with all conditions, also of one "
