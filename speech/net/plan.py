@@ -34,7 +34,7 @@ NUM_ARRAYS = 7
 
 @dataclass(frozen=True)
 class Tensor:
-    """The output of a layer: float [frames][before + bands + after][wide].
+    """The output of a layer: float [frames, before + bands + after, wide].
 
     Attributes:
         bands: Bands.
