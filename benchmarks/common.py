@@ -6,6 +6,7 @@ import argparse
 import gc
 import os
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -107,6 +108,18 @@ def write_result(path: Path | None, result: dict[str, Any]) -> None:
     if path is not None:
         write_json(path, result | {"cores": len(os.sched_getaffinity(0)), **run_info()})
         print(f"\nwritten {path}", file=sys.stderr)
+
+
+def run_command(module: str, *arguments: str) -> None:
+    """Runs one of our commands in a process of its own.
+
+    Raises:
+        ValueError: It failed.
+    """
+    command = cli.python_command("-m", module, *arguments)
+    done = subprocess.run(command, env=cli.python_environment(), check=False)
+    if done.returncode:
+        raise ValueError(f"python -m {module} ended with {done.returncode}; its reason is above")
 
 
 def add_test_options(parser: argparse.ArgumentParser, num_test: int) -> None:

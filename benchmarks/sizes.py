@@ -17,7 +17,6 @@ The same command goes on after an interruption: a file that is there is not made
 from __future__ import annotations
 
 import argparse
-import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -90,19 +89,13 @@ def make(way: Way, out: Path) -> Path:
     if way.pruned:
         source = out / "p22.h5"
         if not source.exists():
-            _call(
+            common.run_command(
                 "pruning.run", str(START), "--target-sparsity", "0.22", "--no-score",
                 "--gpu", "-1", "-o", str(source),
             )  # fmt: skip
-    _call("quantization.run", str(source), *way.options, "--no-score", "--gpu", "-1",
+    common.run_command("quantization.run", str(source), *way.options, "--no-score", "--gpu", "-1",
           "-o", str(folder))  # fmt: skip
     return packed
-
-
-def _call(module: str, *arguments: str) -> None:
-    done = subprocess.run([sys.executable, "-m", module, *arguments], check=False)
-    if done.returncode:
-        raise ValueError(f"python -m {module} ended with {done.returncode}; its reason is above")
 
 
 def points_of(made: dict[Way, Path], controls: Sequence[Point]) -> list[tuple[Point, str]]:

@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -221,23 +220,17 @@ def train(
     made_from = [*arguments, *([] if size else [sha256_of(INIT)])]
     if packed.exists() and record.exists() and json.loads(record.read_bytes()) == made_from:
         return packed
-    _call("speech.train", *arguments)
+    common.run_command("speech.train", *arguments)
     model = run / "model.h5"
     target = SMALL_TARGET_BYTES if size else TARGET_BYTES
     if not packed.exists() or packed.stat().st_mtime < model.stat().st_mtime:
-        _call(
+        common.run_command(
             "quantization.run", str(model), "--target-bytes", str(target), "--no-score",
             "--gpu", "-1", "-o", str(folder / "packed"),
         )  # fmt: skip
         (folder / "packed" / "model.icse").replace(packed)
     write_json(record, made_from)
     return packed
-
-
-def _call(module: str, *arguments: str) -> None:
-    done = subprocess.run([sys.executable, "-m", module, *arguments], check=False)
-    if done.returncode:
-        raise ValueError(f"python -m {module} ended with {done.returncode}; its reason is above")
 
 
 # --------------------------------------------------------------------------------------------

@@ -154,7 +154,7 @@ def test_a_finished_training_is_repeated_only_for_other_data_length_or_start(
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(b"x")
 
-    monkeypatch.setattr(specialists, "_call", call)
+    monkeypatch.setattr(specialists.common, "run_command", call)
     own = specialists.SPECIALISTS["noise"]["birds"]
     for _ in range(2):
         packed = specialists.train("birds", own, [speech], noise, 0.1, out)
