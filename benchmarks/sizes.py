@@ -26,14 +26,16 @@ from typing import Any
 from benchmarks import common
 from eval.plots import score_against_size
 from eval.points import Point, parse_point
+from eval.scoring import json_ready
 from eval.sweep import SweepConfig, sweep_models
 from speech.base import cli
 
 MODELS = Path("models")
 START, FCN = MODELS / "denoise_fp32.icse", MODELS / "fcn.h5"
-TRAINED, SHIPPED_FCN = "as trained", "FCN, shipped files"
+TRAINED, FCN_TRAINED, SHIPPED_FCN = "as trained", "FCN as trained", "FCN"
 RATE, KMEANS, PRUNED = "rate and distortion", "k-means", "22 % pruned, k-means"
-TIED, TFMOT = "tied, fine-tuned", "TF-MOT, fine-tuned"
+TIED, TFMOT = "k-means, tied, fine-tuned", "TF-MOT, fine-tuned"
+RATE_TIED = "rate and distortion, fine-tuned"
 BYTES, KS = (12000, 16384, 20000, 24000, 32700, 48000), (4, 8, 16, 32, 64)
 SMALLEST_FCN = ("fcn_least", "fcn_tiny", "fcn_small")
 FCN_KS = tuple(f"fcn_pp22_k{k}" for k in KS)
@@ -70,7 +72,11 @@ def ways(data: Sequence[str]) -> list[Way]:
         made += [
             Way("k4-tied", TIED, ("-k", "4", "--centroids", "fp16", *fit)),
             Way("k4-tfmot", TFMOT, ("-k", "4", "--method", "tfmot", *fit)),
-            Way("rd16384-tied", TIED, ("--target-bytes", "16384", "--learning-rate", "3e-5", *fit)),
+            Way(
+                "rd16384-tied",
+                RATE_TIED,
+                ("--target-bytes", "16384", "--learning-rate", "3e-5", *fit),
+            ),
         ]
     return made
 
@@ -102,7 +108,7 @@ def points_of(made: dict[Way, Path], controls: Sequence[Point]) -> list[tuple[Po
     """Returns the models to score with the series of each, the baseline first."""
     found = [(Point("denoise_fp32", START), TRAINED)]
     found += [(Point(way.name, path), way.series) for way, path in made.items()]
-    found.append((Point("fcn", FCN), TRAINED))
+    found.append((Point("fcn", FCN), FCN_TRAINED))
     found += [(Point(name, MODELS / f"{name}.icse"), SHIPPED_FCN + ", rate and distortion")
               for name in SMALLEST_FCN]  # fmt: skip
     found += [(Point(name, MODELS / f"{name}.icse"), SHIPPED_FCN + ", pruned, k-means")
@@ -122,7 +128,7 @@ def draw(table: Sequence[dict[str, Any]], series: dict[str, str], path: Path) ->
     points = [
         {
             "series": series[row["name"]],
-            "text": row["name"],
+            "text": "" if series[row["name"]].startswith(SHIPPED_FCN) else row["name"],
             "file_kb": row["file_bytes"] / 1000,
             "pesq_wb": row["pesq_wb"],
             "pesq_wb_low": base + row["pesq_wb_diff_low"],
@@ -171,7 +177,7 @@ def _run(options: argparse.Namespace) -> int:
         tuple(point for point, _ in points), num_test=options.num_test,
         out=options.out / "scores", num_jobs=options.jobs,
     )  # fmt: skip
-    table = sweep_models(config)
+    table = json_ready(sweep_models(config))
     series = {point.name: name for point, name in points}
     print(format_table(table, series))
     if options.figure:

@@ -24,6 +24,9 @@ from speech.sound.pictures import COLORS, new_figure, written
 
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 
+#: Of series in ``score_against_size``.
+MOST_IN_LEGEND = 12
+
 #: Of the labels that mark a point of ``score_against_size``.
 SYMBOLS = {"theta": r"$\theta$", "k": "k"}
 
@@ -114,7 +117,8 @@ def score_against_size(
 ) -> matplotlib.figure.Figure:
     """Draws a metric against size, log axis: the figure of Wu et al. 2019.
 
-    Points of one ``series`` are joined. Beside each stands its ``text``, or its theta and k, of
+    Points of one ``series`` are joined; more than `MOST_IN_LEGEND` have no legend, which would
+    leave no room for the picture. Beside each point stands its ``text``, or its theta and k, of
     which what is in the name of the series is not said again.
 
     Args:
@@ -160,9 +164,9 @@ def score_against_size(
     axes.xaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
     axes.margins(x=0.08, y=0.1)
     axes.grid(True, which="both", alpha=0.3)
-    if len(_names(points, "series")) > 1 or published:
-        axes.legend(loc="lower right")
-    axes.set_title(title)
+    if 1 < len(_names(points, "series")) <= MOST_IN_LEGEND or published:
+        axes.legend(loc="lower right", fontsize=8)
+    axes.set_title(title, fontsize=10)
     return written(figure, path)
 
 
