@@ -64,7 +64,7 @@ def _run(options: argparse.Namespace) -> int:
             f"--copies has {', '.join(copies)}; give one of {', '.join(experiments.DAES)} as "
             f"dae_NET, and {', '.join(names)}"
         )
-    originals = {name: options.models / f"{name.replace(' ', '_')}.h5" for name in copies}
+    originals = {name: options.models / experiments.file_name(name) for name in copies}
     pools = [_opened(files, daes[0], names) for files in (originals, copies)]
     plans = experiments.test_plans(
         conditions, options.num_test, options.timit, options.noise, options.seed

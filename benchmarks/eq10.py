@@ -507,19 +507,18 @@ def published_recoveries(metric: str, column: str) -> np.ndarray:
     return 100 * np.array([value for columns in found for value in columns[column]])
 
 
-def recovery(scores: np.ndarray, picks: np.ndarray, drawn: np.ndarray) -> np.ndarray:
+def recovery(scores: np.ndarray, selected: np.ndarray, drawn: np.ndarray) -> np.ndarray:
     """Returns (selected - chance) / (oracle - chance) of means over mixtures, in percent.
 
     Args:
         scores: float [num_mixtures, num_experts].
-        picks: int [num_mixtures].
+        selected: Of what was selected, float [num_mixtures].
         drawn: Mixtures of each draw, int [num_draws, n].
 
     Returns:
         float [num_draws]; 0 where the oracle is no better than chance.
     """
     chance, best = scores.mean(axis=1), scores.max(axis=1)
-    selected = scores[np.arange(len(scores)), picks]
     gained = (selected - chance)[drawn].mean(axis=1)
     gap = (best - chance)[drawn].mean(axis=1)
     return 100 * np.divide(gained, gap, out=np.zeros_like(gained), where=gap > 1e-9)
@@ -558,8 +557,9 @@ def tabulate(
                 rng = np.random.default_rng(0)
                 num = len(picks[name])
                 drawn = rng.integers(num, size=(NUM_RESAMPLES, num))
-                values.append(recovery(scores[metric], picks[name], np.arange(num)[None])[0])
-                draws.append(recovery(scores[metric], picks[name], drawn))
+                selected = scores[metric][np.arange(num), picks[name]]
+                values.append(recovery(scores[metric], selected, np.arange(num)[None])[0])
+                draws.append(recovery(scores[metric], selected, drawn))
             own, spread = np.array(values), np.stack(draws, axis=1)
             paper = published_recoveries(metric, column_of(name))
             row[metric] = own.tolist()
@@ -620,7 +620,7 @@ def expert_paths(experiment: str, made: Path) -> list[Path]:
     names = EXPERTS[experiment]
     if experiment == "noise":
         return [MODELS / f"expert_{name}.icse" for name in names]
-    paths = [made / f"{name.replace(' ', '_')}.h5" for name in names]
+    paths = [made / experiments.file_name(name) for name in names]
     for path in paths:
         if not path.is_file():
             raise ValueError(

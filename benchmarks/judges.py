@@ -37,6 +37,7 @@ from benchmarks.eq10 import (
     add_experts_option,
     expert_paths,
     plan,
+    recovery,
 )
 from eval.metrics import METRICS
 from mnn.arbiter import Arbiter
@@ -137,23 +138,6 @@ def judge(
 
 def _sdr_db(clean: np.ndarray, signal: np.ndarray) -> float:
     return METRICS["sdr"](clean, signal.astype(np.float64)).value
-
-
-def recovery(scores: np.ndarray, selected: np.ndarray, drawn: np.ndarray) -> np.ndarray:
-    """Returns (selected - chance) / (oracle - chance) of means over mixtures, in percent.
-
-    Args:
-        scores: float [num_mixtures, num_experts].
-        selected: float [num_mixtures].
-        drawn: Mixtures of each draw, int [num_draws, n].
-
-    Returns:
-        float [num_draws]; 0 where the oracle is no better than chance.
-    """
-    chance, best = scores.mean(axis=1), scores.max(axis=1)
-    gained = (selected - chance)[drawn].mean(axis=1)
-    gap = (best - chance)[drawn].mean(axis=1)
-    return 100 * np.divide(gained, gap, out=np.zeros_like(gained), where=gap > 1e-9)
 
 
 def tabulate(judged: Mapping[str, Judged]) -> dict[str, Any]:

@@ -43,7 +43,7 @@ import statistics
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -98,8 +98,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--snr", type=cli.decibels, nargs="+", metavar="DB", help="default -5 0 5 10 15")
     add("--experts", type=Path, nargs="+", default=[models / name for name in _MODELS],
         metavar="FILE", help="our members (default: the shipped networks)")  # fmt: skip
-    add("--gtcrn", type=Path, metavar="FILE", help="the streaming GTCRN as ONNX")
-    add("--dtln", type=Path, nargs=2, metavar="FILE", help="both networks of DTLN as ONNX")
+    common.add_onnx_options(parser)
     add("--dae", type=Path, default=DEFAULT_DAE, metavar="FILE", help="default: the shipped one")
     add("--ranker", type=Path, default=DEFAULT_RANKER, metavar="FILE",
         help="default: the shipped one")  # fmt: skip
@@ -111,6 +110,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(options: argparse.Namespace) -> int:
     from mnn.pool import open_pool
 
+    onnx = common.onnx_systems(options.gtcrn, options.dtln)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         pairs, _, description = quality.test_set(
@@ -118,7 +118,7 @@ def _run(options: argparse.Namespace) -> int:
             options.jobs,
         )  # fmt: skip
         print(description)
-        folders, tools, skipped = enhance_all(pairs, folder, options.gtcrn, options.dtln or ())
+        folders, tools, skipped = enhance_all(pairs, folder, onnx)
         opened, refused = open_pool(options.experts, list(folders.items()))
         members = [member for member in opened if member is not None]
         for reason in refused:
@@ -165,15 +165,14 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def enhance_all(
-    pairs: Sequence[Any], folder: Path, gtcrn: Path | None = None, dtln: Sequence[Path] = ()
+    pairs: Sequence[Any], folder: Path, onnx: Mapping[str, peers.Spec] | None = None
 ) -> tuple[dict[str, Path], dict[str, Any], dict[str, str]]:
     """Lets the tools enhance the test set.
 
     Args:
         pairs: The test set.
         folder: Where their files go.
-        gtcrn: The network of GTCRN as ONNX; None to do without.
-        dtln: Both networks of DTLN; () to do without.
+        onnx: Networks that come as ONNX files, of `common.onnx_systems`.
 
     Returns:
         Folder by tool; packages, delay and failures by tool; and why the others are skipped.
@@ -181,12 +180,10 @@ def enhance_all(
     clean = quality.at_peak(quality.read_samples(pairs[0].clean_path))
     contenders, skipped = [], {}
     with contextlib.ExitStack() as stack:
-        wanted: dict[str, tuple[str, tuple[str, ...]]] = {
+        wanted: dict[str, peers.Spec] = {
             name: (peers.PEERS[name], ()) for name in TOOLS if name in peers.PEERS
         }
-        for name, paths in {"GTCRN": [gtcrn] if gtcrn else [], "DTLN": dtln}.items():
-            if paths:
-                wanted[name] = (f"benchmarks.streaming:{name}", tuple(map(str, paths)))
+        wanted |= onnx or {}
         for name, (factory, arguments) in wanted.items():
             try:
                 worker = stack.enter_context(peers.Worker(factory, arguments))

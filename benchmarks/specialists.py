@@ -352,16 +352,6 @@ def compare(
     return {"scores": strict_json(scores), "picks": picks}
 
 
-@dataclass
-class _Row:
-    """A line of the journal of mixtures, as far as it is always alike."""
-
-    models: str
-    key: str
-    scores: dict[str, dict[str, int | float | None]]
-    picks: dict[str, str]
-
-
 def compare_all(
     plans: Sequence[MixturePlan],
     experts: Sequence[Expert],
@@ -376,7 +366,7 @@ def compare_all(
     )
     known = {}
     if journal.exists():
-        for row in schema.lines(journal, _Row):
+        for row in schema.lines(journal, experiments.Row):
             if row.models == models:
                 known[row.key] = {"scores": row.scores, "picks": row.picks}
     rows = []

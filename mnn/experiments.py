@@ -405,6 +405,11 @@ def _run_alone(config: ExperimentConfig, say: Callable[[str], None]) -> dict[str
     return result
 
 
+def file_name(name: str) -> str:
+    """Returns the file name of a model in the folder of models, such as '-5_dB.h5'."""
+    return f"{name.replace(' ', '_')}.h5"
+
+
 def _train(
     config: ExperimentConfig,
     conditions: Sequence[Condition],
@@ -417,7 +422,7 @@ def _train(
     models = config.models or config.folder / "models"
 
     def job(name: str, what: str, net: str, fit: FitConfig, **more: Any) -> TrainConfig:
-        out = models / f"{name.replace(' ', '_')}.h5"
+        out = models / file_name(name)
         more = {"data": data, **more}
         fit = replace(fit, seed=config.seed)
         return TrainConfig(what, out, net, fit=fit, gpu=config.gpu, **more)
@@ -519,7 +524,7 @@ def _judge(
 
 
 @dataclass
-class _Row:
+class Row:
     """A line of the journal of mixtures, as far as it is always alike."""
 
     models: str
@@ -533,7 +538,7 @@ def _read_rows(path: Path, models: str) -> dict[str, dict[str, Any]]:
     if path.exists():
         for row in schema.lines(path, dict[str, Any]):
             with contextlib.suppress(schema.SchemaError):
-                if schema.check(row, _Row).models == models:
+                if schema.check(row, Row).models == models:
                     rows[row["key"]] = row
     return rows
 

@@ -107,9 +107,7 @@ def test_tables_of_known_picks():
         assert row["sampling"] == 0
     alike = eq10.likeness(list(rows.values()))
     assert alike["literal"] == pytest.approx(200) and alike["explained"] == 0
-    np.testing.assert_array_equal(
-        eq10.recovery(np.ones((2, 2)), np.array([0, 1]), np.array([[0, 1]])), 0
-    )
+    np.testing.assert_array_equal(eq10.recovery(np.ones((2, 2)), np.ones(2), np.array([[0, 1]])), 0)
 
 
 def test_the_literal_reading_picks_silence(tmp_path):

@@ -31,10 +31,10 @@ COMMANDS = (
 
 
 def render(raw: Path = RAW) -> list[str]:
-    """Returns the tables of the judges, of the ranker's ablation and of the specialists.
+    """Returns the tables of the judges and of the specialists.
 
     Args:
-        raw: Folder of judges.json, judges_train.json, ranker_ablation.json and pool.json; and of
+        raw: Folder of judges.json, judges_train.json and pool.json; and of
             specialists.json and specialists_noise.json, which may be absent.
     """
     test, development = (read_json(raw / f"{name}.json") for name in ("judges", "judges_train"))
@@ -47,8 +47,6 @@ def render(raw: Path = RAW) -> list[str]:
         _recoveries(development),
         "### Judges: what was asked and what was reached",
         _asked(test),
-        "### The ranker: what was tried",
-        *_ablation(read_json(raw / "ranker_ablation.json")),
     ]
     if (raw / "specialists.json").exists():
         found = read_json(raw / "specialists.json")
@@ -103,21 +101,6 @@ def _asked(found: Row) -> str:
 
 def _eight(row: Row) -> dict[str, Any]:
     return {test: values for test, values in row["tests"].items() if test != UNSEEN}
-
-
-def _ablation(found: Row) -> list[str]:
-    lines = [
-        [row["inputs"], row["estimates"], f"{row['scenes']:,}", number(row["ranker"], 1),
-         number(row["both"], 1)]
-        for row in found["rows"]
-    ]  # fmt: skip
-    return [
-        f"Values are the {found['what']}. They were written down from the logs of development, "
-        "from trainings of different length, and the last two are of the form that was shipped "
-        "before and after its set of scenes grew.",
-        table(["inputs", "estimates of the scenes", "scenes", "ranker alone", "both"], lines),
-        f"{found['spread']} Not measured: {', '.join(found['not_measured'])}.",
-    ]
 
 
 # --------------------------------------------------------------------------------------------

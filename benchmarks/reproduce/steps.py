@@ -338,11 +338,11 @@ def grid(setting: Setting) -> list[Step]:
 
 def _experts(setting: Setting) -> dict[str, list[str]]:
     """Returns the file names of the experts of each experiment, without their ending."""
-    from mnn.experiments import NOISE_TYPES, conditions_of
+    from mnn.experiments import NOISE_TYPES, conditions_of, file_name
 
     corpus = setting.scale if setting.data else "bundled"
     return {
-        name: [c.name.replace(" ", "_") for c in conditions_of(name, NOISE_TYPES[corpus])]
+        name: [Path(file_name(c.name)).stem for c in conditions_of(name, NOISE_TYPES[corpus])]
         for name in EXPERIMENTS
     }
 
