@@ -50,7 +50,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="train the network over time and frequency, for use (tf), or the paper's "
         "(fcn)")  # fmt: skip
     add("--size", choices=tuple(SIZES),
-        help="train this form of tf (default medium; small on the bundled corpus)")  # fmt: skip
+        help="train this form of tf (default medium; small on the bundled corpus); with --init, "
+        "widen that network to it")  # fmt: skip
     add("--normalization", choices=NORMALIZATIONS,
         help="give tf BatchNormalization, which folds away (default), or none")  # fmt: skip
     add("--filters", type=positive_number, metavar="N",
@@ -158,7 +159,7 @@ def check_usage(parser: argparse.ArgumentParser, options: argparse.Namespace) ->
         parser.error("--hours and --epochs are two ways to say how long: give one of them")
     if options.init is not None:
         for name in network.options:
-            if getattr(options, name) is not None:
+            if name != "size" and getattr(options, name) is not None:
                 parser.error(f"{flags[name]} is for a new network; --init has its own")
 
 
@@ -208,7 +209,7 @@ def request(options: argparse.Namespace) -> Request:
         training=training_config(settings, init=start),
         data=data,
         out=out,
-        size=(options.size or settings.get("size")) if options.init is None else None,
+        size=options.size or (settings.get("size") if options.init is None else None),
         normalization=options.normalization or NORMALIZATIONS[0],
         num_filters=options.filters or NUM_FILTERS,
         init=options.init,

@@ -212,7 +212,8 @@ class Request:
         training: How to train.
         data: On which recordings.
         out: Folder of the run.
-        size: Form of the time-frequency network; None for the FCN, and with ``init``.
+        size: Form of the time-frequency network; None for the FCN; with ``init``,
+            what its network is widened to, or None to leave it as it is.
         normalization: Of a new time-frequency network, 'batch' or 'none'.
         num_filters: Of the FCN.
         init: Model file whose weights start the run.

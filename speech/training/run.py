@@ -18,6 +18,8 @@ from speech.net.blockconv import default_threads
 from speech.net.keras_models import build_model
 from speech.net.losses import DESCRIPTIONS
 from speech.net.mask_loss import MaskLoss
+from speech.net.timefrequency import SIZES
+from speech.net.widening import widened
 from speech.sound.audio import SAMPLE_RATE_HZ
 from speech.sound.pictures import learning_curve
 from speech.training.config import TrainingConfig
@@ -88,6 +90,8 @@ def _train_mask(asked: Request, machines: Machines | None, say: Callable[[str], 
         file = read_model_file(asked.init)
         network, form = build_model(file.layers), conventions_of(file)
         words = f"as in {asked.init}"
+        if asked.size is not None:
+            network, words = widened(network, SIZES[asked.size]), f"{asked.size}, widened from {asked.init}"
     say(f"network     over time and frequency, {words}, {network.count_params():,} weights")
     loss = config.loss
     assert isinstance(loss, MaskLoss)
