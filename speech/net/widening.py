@@ -1,7 +1,7 @@
 """A wider network that computes what a narrower one does, to train on from there.
 
-After Net2Net (Chen, Goodfellow and Shlens 2016, section 3.1): each new channel is a copy of an old
-one, and what reads a channel shares its weights out among the copies, so that their sum stays.
+After Net2Net (Chen, Goodfellow and Shlens 2016, section 3.1): each new channel, or band, is a copy
+of an old one, and what reads it shares its weights out among the copies, so that their sum stays.
 There the copies get equal shares, and noise tells them apart. Here the shares are random, each
 weight for itself: the output is the same but for rounding, and no two copies have one gradient.
 """
@@ -25,11 +25,11 @@ def widened(narrow: keras.Model, form: TimeFrequencyConfig, seed: int = 0) -> ke
 
     Args:
         narrow: A network of `speech.net.timefrequency.build_time_frequency`.
-        form: The same layers with more channels; normalisation is that of the narrow one.
+        form: The same layers with more channels, or bands; normalisation is that of the narrow one.
         seed: Of the shares.
 
     Raises:
-        ValueError: The layers differ in more than the number of channels, or the form has fewer.
+        ValueError: The layers differ in more than this, or the form has fewer.
     """
     own = {layer.name: layer for layer in narrow.layers if layer.weights}
     form = replace(form, normalization="batch" if any("norm" in name for name in own) else "none")
@@ -50,8 +50,8 @@ def _widened(values: np.ndarray, shape: tuple[int, ...], kind: str, rng: Any) ->
     """Returns weights of another shape: float32 ``shape``."""
     if values.ndim != len(shape) or any(a > b for a, b in zip(values.shape, shape, strict=True)):
         raise ValueError(f"weights of the shape {values.shape} can't be widened to {shape}")
-    reads, writes = (None, -1) if values.ndim == 1 else _AXES[kind]
-    for axis in {writes, reads} - {None}:
+    reads, writes = (0, -1) if values.ndim == 1 else _AXES[kind]
+    for axis in (writes,) if values.ndim == 1 else (writes, reads):
         old, size = values.shape[axis], shape[axis]
         values = np.take(values, np.arange(size) % old, axis=axis)
         if axis != reads or size == old:

@@ -24,6 +24,7 @@ from speech.training.request import (
     MIXING,
     NETWORKS,
     NUM_FILTERS,
+    TEACHER_SHARE,
     TF_RECIPES,
     Request,
     augmentation,
@@ -38,7 +39,8 @@ _OF_KIND = {
     COMPLEX_MASK: (
         "level", "noise_only", "speech_only", "babble", "synthetic_noise", "self_noise", "voices",
         "voice_speed", "voice_equalizer", "microphones", "microphone_equalizer", "clipping",
-        "codecs", "workers", *(f"loss_{field.name}" for field in fields(MaskLoss)),
+        "codecs", "workers", "teacher", "teacher_share",
+        *(f"loss_{field.name}" for field in fields(MaskLoss)),
     ),
 }  # fmt: skip
 
@@ -87,6 +89,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     for part in fields(MaskLoss):
         add(f"--loss-{part.name.replace('_', '-')}", type=float, metavar="W",
             help=f"weight the {part.metadata['what']} by W (default {part.default:g})")  # fmt: skip
+    add = parser.add_argument_group("distillation").add_argument
+    add("--teacher", type=Path, metavar="FILE",
+        help="let tf learn from what this model makes of the noisy speech, too")  # fmt: skip
+    add("--teacher-share", type=float, metavar="P",
+        help="mix the targets of P of it, the rest clean speech (default "
+        f"{TEACHER_SHARE:g})")  # fmt: skip
     _add_mixing(parser)
     run = parser.add_argument_group("run")
     add = run.add_argument
@@ -157,6 +165,8 @@ def check_usage(parser: argparse.ArgumentParser, options: argparse.Namespace) ->
     shared.check_data_options(parser, options)
     if options.hours is not None and options.epochs is not None:
         parser.error("--hours and --epochs are two ways to say how long: give one of them")
+    if options.teacher_share is not None and options.teacher is None:
+        parser.error("--teacher-share is of a teacher; name it by --teacher")
     if options.init is not None:
         for name in network.options:
             if name != "size" and getattr(options, name) is not None:
@@ -213,6 +223,8 @@ def request(options: argparse.Namespace) -> Request:
         normalization=options.normalization or NORMALIZATIONS[0],
         num_filters=options.filters or NUM_FILTERS,
         init=options.init,
+        teacher=options.teacher,
+        teacher_share=(TEACHER_SHARE if options.teacher_share is None else options.teacher_share),
         augmentation=Augmentation() if is_mask else augmentation(settings),
         snr_range_db=None if is_mask else settings.get("snr_range"),
         mixing=(

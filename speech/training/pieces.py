@@ -24,9 +24,17 @@ ENDLESS = 10**9
 class Pieces(Protocol):
     """A stream of pieces without end, such as `speech.data.mixtures.PieceSource`."""
 
-    batch_size: int
-    num_samples: int
     seed: int
+
+    @property
+    def batch_size(self) -> int:
+        """Pieces of a batch."""
+        ...
+
+    @property
+    def num_samples(self) -> int:
+        """Length of a piece."""
+        ...
 
     def batch(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """Returns noisy and clean, float32 [batch_size, num_samples] each."""

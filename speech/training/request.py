@@ -37,6 +37,9 @@ NUM_TEST = 20
 #: Filters of each hidden layer of the FCN (docs/papers.md).
 NUM_FILTERS = 30
 
+#: Of the teacher, in the targets of a network that is taught.
+TEACHER_SHARE = 0.5
+
 #: The recipes of the FCN.
 RECIPES: dict[str, dict[str, Any]] = {
     # The published script's values (docs/papers.md, "ICSE: training and test").
@@ -217,6 +220,8 @@ class Request:
         normalization: Of a new time-frequency network, 'batch' or 'none'.
         num_filters: Of the FCN.
         init: Model file whose weights start the run.
+        teacher: Model file whose output is part of the targets (`speech.training.teaching`).
+        teacher_share: How much of them.
         augmentation: Of the FCN's data.
         snr_range_db: The FCN's training SNRs are drawn from it.
         mixing: Of the pieces of the time-frequency network.
@@ -235,6 +240,8 @@ class Request:
     normalization: str = "batch"
     num_filters: int = NUM_FILTERS
     init: Path | None = None
+    teacher: Path | None = None
+    teacher_share: float = TEACHER_SHARE
     augmentation: Augmentation = Augmentation()
     snr_range_db: tuple[float, float] | None = None
     mixing: MixingConfig = MixingConfig()

@@ -28,6 +28,7 @@ from speech.training.datasets import Data, load_pieces, load_training, training_
 from speech.training.distribution import Machines
 from speech.training.pieces import PieceData
 from speech.training.request import NETWORKS, Request
+from speech.training.teaching import TaughtPieces
 from speech.training.tensorboard import TensorBoardLog
 from speech.training.trainer import MakeModel, Trainer
 
@@ -82,6 +83,9 @@ def _train_mask(asked: Request, machines: Machines | None, say: Callable[[str], 
         asked.data, asked.mixing, config, _workers(asked)
     )
     say(f"data        {description}; pieces of {config.crop_seconds:g} s")
+    if asked.teacher is not None:
+        training.source = TaughtPieces(training.source, asked.teacher, asked.teacher_share)
+        say(f"teacher     {asked.teacher}, {100 * asked.teacher_share:g} % of each target")
     if asked.init is None:
         network, form = NETWORKS[asked.network].build(asked)
         assert form is not None
@@ -91,7 +95,10 @@ def _train_mask(asked: Request, machines: Machines | None, say: Callable[[str], 
         network, form = build_model(file.layers), conventions_of(file)
         words = f"as in {asked.init}"
         if asked.size is not None:
-            network, words = widened(network, SIZES[asked.size]), f"{asked.size}, widened from {asked.init}"
+            network, words = (
+                widened(network, SIZES[asked.size]),
+                f"{asked.size}, widened from {asked.init}",
+            )
     say(f"network     over time and frequency, {words}, {network.count_params():,} weights")
     loss = config.loss
     assert isinstance(loss, MaskLoss)
