@@ -436,7 +436,7 @@ def _print_pool(config: SelectConfig, selector: Selector) -> None:
     unit = " in dB, the largest wins" if config.metric == "snr" else ", the smallest wins"
     what = {
         "autoencoder": f"{config.metric}, {config.scoring}",
-        "ranker": "of the ranker: expected error, a share of the mixture's energy",
+        "ranker": "of the ranker: expected error, a share of the speech's energy",
         "both": f"of both: expected error, times {config.scoring} to the 4th, to the 1/5",
     }[config.judged_by]
     print(f"scores      {what}{unit}")
