@@ -64,8 +64,7 @@ def train_ranker(config: RankerConfig, say: Callable[[str], None] = lambda line:
     count = write_noises(trees, folder / "noise" / "TRAIN", config.num_noises, config.num_jobs)
     say(f"noises      {count} made of the speech, 10 s each, in {folder / 'noise'}")
     settings = TF_RECIPES["best"] | {
-        "hours": config.hours, "validate_minutes": 60 * config.hours / 20, "loss": LOSS,
-        "seed": config.seed,
+        "hours": config.hours, "loss": LOSS, "seed": config.seed,
     }  # fmt: skip
     select_devices(config.gpu)
     trainer = run.train_request(
@@ -97,7 +96,7 @@ def write_noises(trees: Sequence[os.PathLike], folder: Path, count: int, num_job
         num_jobs: Processes; the noises are the same for any number.
 
     Returns:
-        How many there are: next to nothing may be left of one, which is then left out.
+        How many there are: one that is all but silent most of the time is left out.
     """
     paths = [folder / f"made{number:05d}.wav" for number in range(count)]
     missing = [number for number, path in enumerate(paths) if not path.is_file()]
@@ -134,7 +133,7 @@ def _write_noises(
         talkers = [draw_speech(rng, speakers, NOISE_SAMPLES) for _ in range(4)]
         noise = 0.1 * unit(draw_noise(rng, NOISE_SAMPLES, talkers))
         noise /= max(1.0, np.abs(noise).max() / 0.95)
-        if np.median(np.abs(noise)) < 2**-15:  # a knock, and nothing that 16 bits hold
+        if np.median(np.abs(noise)) < 2**-15:  # a few knocks, and hardly anything between them
             continue
         with atomic_path(paths[number]) as path:
             soundfile.write(path, noise, SAMPLE_RATE_HZ, format="WAV")

@@ -12,7 +12,6 @@ import pytest
 import soundfile
 from numpy.testing import assert_allclose, assert_array_equal
 
-
 from mnn.arbiter import Arbiter
 from mnn.dae import Autoencoder
 from mnn.expert_files import Expert, Place, folder_expert, open_expert
