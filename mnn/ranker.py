@@ -97,8 +97,9 @@ class Ranker:
         heard = signal_room(len(noisy))
         for start in range(0, len(noisy), _PUSHED):
             own = slice(start, start + _PUSHED)
-            mean = np.mean([estimate[own] for estimate in estimates], axis=0)
-            heard[own] = self._share * noisy[own] + (1 - self._share) * mean
+            heard[own] = self._share * noisy[own]
+            for estimate in estimates:
+                heard[own] += (1 - self._share) / len(estimates) * estimate[own]
         gain = np.float32(HEARD_LEVEL / level(heard))
         stream, made = self._network.stream(), 0
         for start in range(0, len(noisy) + 1, _PUSHED):
@@ -130,6 +131,7 @@ class Ranker:
         )
         for start, stop in frame_blocks(num_frames, TILE_FRAMES * 64):
             place = slice(start // TILE_FRAMES, -(-stop // TILE_FRAMES))
+            stop = start + TILE_FRAMES * (place.stop - place.start)  # beyond the end is silence
             known = stft_frames(reference, start, stop, STFT)
             given[0, place] = _products(known, known)
             for number, estimate in enumerate(estimates):
@@ -149,11 +151,12 @@ class Ranker:
 def _products(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     """Returns sums of Re(conj(one) other) over tiles and bands: float64 [num_tiles, 48].
 
-    Both are complex64 [num_frames, num_bins].
+    Both are complex64 [16 num_tiles, num_bins].
     """
-    parts = one.view(np.float32) * other.view(np.float32)
-    starts = np.arange(0, len(parts), TILE_FRAMES)
-    return band_sums(np.add.reduceat(parts, starts, axis=0, dtype=np.float64), 2 * BAND_EDGES)
+    tiles = [
+        part.view(np.float32).reshape(-1, TILE_FRAMES, 2 * STFT.num_bins) for part in (one, other)
+    ]
+    return band_sums(np.einsum("tfb,tfb->tb", *tiles).astype(np.float64), 2 * BAND_EDGES)
 
 
 def band_sums(values: np.ndarray, edges: np.ndarray = BAND_EDGES) -> np.ndarray:
