@@ -128,6 +128,7 @@ class RankerConfig:
         size: One of `speech.net.timefrequency.SIZES`.
         hours: Of clock time, over all calls.
         num_noises: Noises of 10 s that are made of the speech.
+        kinds: Names of the kinds of noise to make (`mnn.noises.NOISES`); none for all.
         num_jobs: Processes that make them.
         seed: Of weights and mixtures; the noises are always the same.
         gpu: As ``--gpu``.
@@ -137,7 +138,8 @@ class RankerConfig:
     speech: tuple[Path, ...] = ()
     size: str = "small"
     hours: float = 1.0
-    num_noises: int = 1400
+    num_noises: int = 2000
+    kinds: tuple[str, ...] = ()
     num_jobs: int = -1
     seed: int = 0
     gpu: str = "0"

@@ -258,20 +258,22 @@ NOISES: dict[Callable[[Rng, int, Signals], np.ndarray], float] = {
 }
 
 
-def draw_noise(rng: Rng, size: int, talkers: Signals) -> np.ndarray:
+def draw_noise(rng: Rng, size: int, talkers: Signals, names: Sequence[str] = ()) -> np.ndarray:
     """Returns one to three kinds of noise, added.
 
     Args:
         rng: Draws everything.
         size: Number of samples.
         talkers: Speech of others, from which noise of voices is made.
+        names: Of the kinds in `NOISES` that are drawn; none for all.
 
     Returns:
         float64 [size], of any level.
     """
-    kinds, weights = list(NOISES), list(NOISES.values())
-    number = 1 + (rng.random() < 0.45) + (rng.random() < 0.15)
-    chosen = [kinds[place] for place in rng.choice(len(kinds), number, p=weights)]
+    own = {kind: often for kind, often in NOISES.items() if not names or kind.__name__ in names}
+    kinds, weights = list(own), np.array(list(own.values()))
+    number = min(1 + (rng.random() < 0.45) + (rng.random() < 0.15), len(kinds))
+    chosen = [kinds[place] for place in rng.choice(len(kinds), number, p=weights / weights.sum())]
     parts = [unit(kind(rng, size, talkers)) * 10 ** (rng.normal(0, 6) / 20) for kind in chosen]
     return np.sum(parts, axis=0)
 

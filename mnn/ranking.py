@@ -61,7 +61,9 @@ def train_ranker(config: RankerConfig, say: Callable[[str], None] = lambda line:
     """
     folder = config.out.with_suffix("")
     trees = config.speech or (corpus.MINICORPUS / "speech",)
-    count = write_noises(trees, folder / "noise" / "TRAIN", config.num_noises, config.num_jobs)
+    count = write_noises(
+        trees, folder / "noise" / "TRAIN", config.num_noises, config.num_jobs, config.kinds
+    )
     say(f"noises      {count} made of the speech, 10 s each, in {folder / 'noise'}")
     settings = TF_RECIPES["best"] | {
         "hours": config.hours, "loss": LOSS, "seed": config.seed,
@@ -86,7 +88,13 @@ def train_ranker(config: RankerConfig, say: Callable[[str], None] = lambda line:
     return config.out
 
 
-def write_noises(trees: Sequence[os.PathLike], folder: Path, count: int, num_jobs: int) -> int:
+def write_noises(
+    trees: Sequence[os.PathLike],
+    folder: Path,
+    count: int,
+    num_jobs: int,
+    kinds: Sequence[str] = (),
+) -> int:
     """Writes noises that are made of speech; those that are there already stay.
 
     Args:
@@ -94,6 +102,7 @@ def write_noises(trees: Sequence[os.PathLike], folder: Path, count: int, num_job
         folder: Where to.
         count: How many.
         num_jobs: Processes; the noises are the same for any number.
+        kinds: As in `mnn.noises.draw_noise`.
 
     Returns:
         How many there are: one that is all but silent most of the time is left out.
@@ -105,7 +114,7 @@ def write_noises(trees: Sequence[os.PathLike], folder: Path, count: int, num_job
         speakers = _speakers(corpus.find_speech_trees(trees, "TRAIN"))
         jobs = joblib.effective_n_jobs(num_jobs)
         joblib.Parallel(n_jobs=jobs)(
-            joblib.delayed(_write_noises)(speakers, missing[first::jobs], paths)
+            joblib.delayed(_write_noises)(speakers, missing[first::jobs], paths, kinds)
             for first in range(jobs)
         )
     return sum(path.is_file() for path in paths)
@@ -126,12 +135,15 @@ def _speakers(utterances: Sequence[corpus.Utterance]) -> list[list[np.ndarray]]:
 
 
 def _write_noises(
-    speakers: Sequence[Signals], numbers: Sequence[int], paths: Sequence[Path]
+    speakers: Sequence[Signals],
+    numbers: Sequence[int],
+    paths: Sequence[Path],
+    kinds: Sequence[str],
 ) -> None:
     for number in numbers:
         rng = np.random.default_rng([5, number])
         talkers = [draw_speech(rng, speakers, NOISE_SAMPLES) for _ in range(4)]
-        noise = 0.1 * unit(draw_noise(rng, NOISE_SAMPLES, talkers))
+        noise = 0.1 * unit(draw_noise(rng, NOISE_SAMPLES, talkers, kinds))
         noise /= max(1.0, np.abs(noise).max() / 0.95)
         if np.median(np.abs(noise)) < 2**-15:  # a few knocks, and hardly anything between them
             continue

@@ -530,13 +530,6 @@ def _config(parser: argparse.ArgumentParser, options: argparse.Namespace) -> Sel
     return config
 
 
-def _named_folder(text: str) -> tuple[str, Path]:
-    name, equals, path = text.partition("=")
-    if not name or not equals or not path:
-        raise argparse.ArgumentTypeError(f"{text!r}: write NAME=DIR")
-    return name, Path(path)
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m mnn.select",
@@ -562,7 +555,7 @@ def _parser() -> argparse.ArgumentParser:
     pool("--experts", type=Path, nargs="+", metavar="FILE",
          help="take these models (.h5, .icse, .onnx) as experts (default: the shipped "
          "ones)")  # fmt: skip
-    pool("--candidates", type=_named_folder, action="append", default=[], metavar="NAME=DIR",
+    pool("--candidates", type=cli.named_path, action="append", default=[], metavar="NAME=DIR",
          help="take files that another tool has made of the inputs as an expert; "
          "repeatable")  # fmt: skip
     pool("--selector-experts", type=Path, nargs="+", metavar="FILE",

@@ -51,6 +51,7 @@ from mnn.features import (
     speech_frames,
 )
 from mnn.layers import load_network
+from mnn.noises import NOISES
 from mnn.ranking import train_ranker
 from speech.base import cli, lazy
 from speech.base.cli import natural_number, positive_number
@@ -342,7 +343,7 @@ def _ranker_config(parser: argparse.ArgumentParser, options: argparse.Namespace)
     try:
         return RankerConfig(
             options.out, tuple(options.timit or ()), options.size, options.hours, options.noises,
-            options.jobs, options.seed, options.gpu,
+            tuple(options.kinds), options.jobs, options.seed, options.gpu,
         )  # fmt: skip
     except ValueError as error:
         parser.error(str(error))
@@ -450,6 +451,8 @@ def _add_ranker_options(parser: argparse.ArgumentParser) -> None:
         "%(default)s)")  # fmt: skip
     add("--noises", type=positive_number, default=default.num_noises, metavar="N",
         help="make N noises of 10 s of the speech, 0.3 MB each (default %(default)s)")  # fmt: skip
+    add("--kinds", nargs="+", choices=[kind.__name__ for kind in NOISES], default=(),
+        help="make noises of these kinds (default: all)")  # fmt: skip
     add("--seed", **cli.SEED)
     add("--jobs", **cli.JOBS)
 

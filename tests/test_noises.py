@@ -39,6 +39,12 @@ def test_many_noises_are_finite(rng, talkers):
         assert noise.shape == (SIZE,) and np.isfinite(noise).all() and np.std(noise) > 0
 
 
+def test_only_kinds_that_are_named_are_drawn(talkers):
+    noise = draw_noise(np.random.default_rng(4), SIZE, talkers, ["coloured"])
+    again = draw_noise(np.random.default_rng(4), SIZE, talkers[::-1], ["coloured"])
+    assert_array_equal(noise, again)  # it needs no talkers
+
+
 def test_fields_are_smooth(rng):
     field = module.random_field(rng, (200, 100), (5, 4))
     assert field.shape == (200, 100) and field.dtype == np.float32

@@ -18,15 +18,17 @@ HEADINGS = {
     "both": "`--judge both`, the default",
     "added by files": "`both`, `--combine files`",
     "added by bands": "`both`, `--combine bands`",
-    "reference": "nearest to what `models/denoise.icse` makes",
-    "reference, enhancing": "`models/denoise.icse` itself",
+    "ranker, mixture alone": "`ranker` that hears the mixture alone",
+    "ranker, estimates alone": "`ranker` that hears the mean of the estimates alone",
+    "denoise": "`--judge ranker --ranker models/denoise.icse`",
+    "denoise itself": "`models/denoise.icse` itself",
 }
 PICKS = ("autoencoder", "ranker", "both")
 
 COMMANDS = (
-    "Made by `python -m benchmarks.judges --timit corpus/speech --noise corpus/noise --reference "
-    "models/denoise.icse --json benchmarks/results/judges.json`, and the same with `--split TRAIN "
-    "--mixtures 6` and judges_train.json."
+    "Made by `python -m benchmarks.judges --timit corpus/speech --noise corpus/noise --other "
+    "denoise=models/denoise.icse --experts DIR --json benchmarks/results/judges.json`, and the "
+    "same with `--split TRAIN --mixtures 6` and judges_train.json."
 )
 
 
