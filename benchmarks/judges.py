@@ -1,4 +1,4 @@
-"""Who chooses best: the autoencoder, the ranker, both, or the sums that follow from both.
+"""Who chooses best: the autoencoder, the ranker, both, or the sums that follow from the ranker.
 
 ::
 
@@ -46,7 +46,7 @@ from mnn.arbiter import Arbiter
 from mnn.dae import Autoencoder
 from mnn.expert_files import Expert, open_expert
 from mnn.ranker import Ranker
-from mnn.scoring import DEFAULT_SCORING, JUDGES, needs_of
+from mnn.scoring import DEFAULT_JUDGE, DEFAULT_SCORING, JUDGES, needs_of
 from mnn.select import COMBINATIONS, DEFAULT_DAE, DEFAULT_RANKER
 from mnn.selector import Selector
 from speech.base import cli
@@ -63,7 +63,7 @@ UNSEEN_SNRS_DB = (-5.0, 0.0, 5.0, 10.0)
 SUMS = {f"added by {how}": how for how in COMBINATIONS}
 
 #: The judge that is asked for, and others of the same network that hear something else.
-RANKER = JUDGES[1]
+RANKER = DEFAULT_JUDGE
 HEARINGS = {"ranker, mixture alone": 1.0, "ranker, estimates alone": 0.0}
 
 #: Expert scores [num_mixtures, num_experts] and the scores of what was selected, by judge.
@@ -104,7 +104,7 @@ def judge(
         plans: The mixtures.
         experts: Of the pool.
         arbiter: Asks the autoencoder.
-        rankers: By name; `RANKER` is the one that sums and both judges go by.
+        rankers: By name; `RANKER` is the one that both judges and all sums go by.
 
     Returns:
         SDR in dB of each expert, [num_mixtures, num_experts], and of what each judge selected,
@@ -134,9 +134,7 @@ def judge(
             decision, _ = selector.choose([noisy])
             found[name] = own[names.index(decision.picks[0])]
         for name, how in SUMS.items():
-            selector = Selector(
-                arbiter, pool, combine=how, ranker=rankers[RANKER], judge=JUDGES[-1]
-            )
+            selector = Selector(arbiter, pool, combine=how, ranker=rankers[RANKER], judge=RANKER)
             found[name] = _sdr_db(clean, selector.choose([noisy])[1][0])
         for name, other in rankers.items():
             if name != RANKER:

@@ -20,7 +20,7 @@ s, because SDR does not punish a filter:
 
     error = sum |s - g r|^2,    over all bands, divided by the energy of all g r.
 
-A tile is 16 frames (a quarter of a second) of 3 of those bands.
+A tile is 4 frames (64 ms) of one of those bands.
 """
 
 from __future__ import annotations
@@ -43,10 +43,8 @@ STFT = StftConfig(512, 256, "sqrt_hann")
 BAND_EDGES = np.concatenate([np.arange(1, 25), np.round(np.geomspace(25, 257, 25)).astype(int)])
 NUM_BANDS = len(BAND_EDGES) - 1
 
-#: A tile: so many frames, and so many of the bands.
-TILE_FRAMES, TILE_BANDS = 16, 3
-TILE_EDGES = BAND_EDGES[::TILE_BANDS]
-NUM_TILE_BANDS = len(TILE_EDGES) - 1
+#: Frames of a tile.
+TILE_FRAMES = 4
 
 #: Of the mixture in what the ranker hears; the rest is the mean of all estimates.
 MIXTURE_SHARE = 0.5
@@ -61,7 +59,7 @@ _PUSHED = 1 << 20
 _TINY = 1e-12
 
 #: How strongly the better estimates prevail in a tile, by its expected error and by their cost.
-TILE_POWER, COST_POWER = 2.0, 32.0
+TILE_POWER, COST_POWER = 4.0, 8.0
 
 
 class Ranker:
@@ -120,43 +118,46 @@ class Ranker:
             estimates: Likewise, at least one.
 
         Returns:
-            float64 [num_estimates, num_tiles, 16]: shares of the energy that the reference has in
-            the whole file, with its gains. Tile t begins with frame 16 t; the last may be shorter.
+            float32 [num_estimates, num_tiles, 48]: shares of the energy that the reference has in
+            the whole file, with its gains. Tile t begins with frame 4 t; the last may be shorter.
         """
         reference = self.reference(noisy, estimates)
         num_frames = STFT.num_frames(len(noisy))
-        own, shared, given = (
-            np.zeros((n, -(-num_frames // TILE_FRAMES), NUM_BANDS))
-            for n in (len(estimates), len(estimates), 1)
-        )
-        for start, stop in frame_blocks(num_frames, TILE_FRAMES * 64):
+        shape = -(-num_frames // TILE_FRAMES), NUM_BANDS
+        given = np.zeros(shape, np.float32)
+        own, shared = (np.zeros((len(estimates), *shape), np.float32) for _ in range(2))
+        for start, stop in frame_blocks(num_frames, TILE_FRAMES * 256):
             place = slice(start // TILE_FRAMES, -(-stop // TILE_FRAMES))
             stop = start + TILE_FRAMES * (place.stop - place.start)  # beyond the end is silence
             known = stft_frames(reference, start, stop, STFT)
-            given[0, place] = _products(known, known)
+            given[place] = _products(known, known)
             for number, estimate in enumerate(estimates):
                 spectra = stft_frames(estimate, start, stop, STFT)
                 own[number, place] = _products(spectra, spectra)
                 shared[number, place] = _products(known, spectra)
-        energies, common = given.sum(axis=1), shared.sum(axis=1)
+        energies, common = (sums.sum(axis=-2, dtype=np.float64) for sums in (given, shared))
         gains = common / (energies + _TINY * energies.max() + 1e-30)
         explained = np.sum(gains * common, axis=1)
-        errors = own - 2 * gains[:, None] * shared + np.square(gains)[:, None] * given
-        tiles = np.add.reduceat(errors, np.arange(0, NUM_BANDS, TILE_BANDS), axis=2)
-        tiles = np.maximum(tiles, _TINY * tiles.max(axis=(1, 2), keepdims=True))
-        floor = _TINY * explained.max() + 1e-30
-        return tiles / np.maximum(explained, floor)[:, None, None] + 1e-30
+        scale = 1 / np.maximum(explained, _TINY * explained.max() + 1e-30)
+        for tiles, products, gain, unit in zip(
+            own, shared, gains.astype(np.float32), scale, strict=True
+        ):
+            tiles += gain * (gain * given - 2 * products)
+            np.maximum(tiles, _TINY * tiles.max(), out=tiles)
+            tiles *= unit
+            tiles += np.float32(1e-30)
+        return own
 
 
 def _products(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """Returns sums of Re(conj(one) other) over tiles and bands: float64 [num_tiles, 48].
+    """Returns sums of Re(conj(one) other) over tiles and bands: float32 [num_tiles, 48].
 
-    Both are complex64 [16 num_tiles, num_bins].
+    Both are complex64 [4 num_tiles, num_bins].
     """
     tiles = [
         part.view(np.float32).reshape(-1, TILE_FRAMES, 2 * STFT.num_bins) for part in (one, other)
     ]
-    return band_sums(np.einsum("tfb,tfb->tb", *tiles).astype(np.float64), 2 * BAND_EDGES)
+    return band_sums(np.einsum("tfb,tfb->tb", *tiles), 2 * BAND_EDGES)
 
 
 def band_sums(values: np.ndarray, edges: np.ndarray = BAND_EDGES) -> np.ndarray:
@@ -174,7 +175,7 @@ def added_by_bands(
 
     Args:
         signals: float32 [num_samples] each.
-        tiles: float [num_signals, num_tiles, 16], from `Ranker.errors`.
+        tiles: float [num_signals, num_tiles, 48], from `Ranker.errors`.
         costs: float [num_signals, num_segments], of which the mean counts; infinite for an estimate
             that gets no weight.
 
@@ -189,7 +190,7 @@ def added_by_bands(
     logs = -TILE_POWER * np.log(tiles + floor) - COST_POWER * np.log(cost + 1e-12)[:, None, None]
     weights = np.exp(logs - logs.max(axis=0))
     weights /= weights.sum(axis=0)
-    centres = (TILE_EDGES[:-1] + TILE_EDGES[1:] - 1) / 2
+    centres = (BAND_EDGES[:-1] + BAND_EDGES[1:] - 1) / 2
     by_bin = _between(centres, np.arange(STFT.num_bins))
     num_samples = len(signals[0])
     num_frames = STFT.num_frames(num_samples)

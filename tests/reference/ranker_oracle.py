@@ -25,7 +25,7 @@ def edges():
 
 
 def errors(reference, estimates):
-    """Errors of tiles of 16 frames and 3 bands, shares of the fitted reference's energy.
+    """Errors of tiles of 4 frames and one band, shares of the fitted reference's energy.
 
     Args:
         reference: [num_samples].
@@ -35,13 +35,13 @@ def errors(reference, estimates):
     rows = []
     for estimate in estimates:
         own = spectra(estimate)
-        table, energy = np.zeros((-(-len(known) // 16), 16)), 0.0
+        table, energy = np.zeros((-(-len(known) // 4), 48)), 0.0
         for number, (low, high) in enumerate(itertools.pairwise(edges())):
             r, s = known[:, low:high], own[:, low:high]
             gain = np.sum((r.conj() * s).real) / np.sum(np.abs(r) ** 2)
             energy += np.sum(np.abs(gain * r) ** 2)
             for t in range(len(table)):
-                part = slice(16 * t, 16 * t + 16)
-                table[t, number // 3] += np.sum(np.abs(s[part] - gain * r[part]) ** 2)
+                part = slice(4 * t, 4 * t + 4)
+                table[t, number] = np.sum(np.abs(s[part] - gain * r[part]) ** 2)
         rows.append(table / energy)
     return np.array(rows)
