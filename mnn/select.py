@@ -533,9 +533,9 @@ def _config(parser: argparse.ArgumentParser, options: argparse.Namespace) -> Sel
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m mnn.select",
-        description="Let several experts enhance each recording and keep the result that a judge of "
-        "clean speech, a ranker or an autoencoder, finds best. Without inputs it takes noisy test "
-        "clips of the bundled corpus.",
+        description="Let several experts enhance each recording and keep the result that a judge "
+        "of clean speech, a ranker or an autoencoder, finds best. Without inputs it takes noisy "
+        "test clips of the bundled corpus.",
         **cli.examples(
             "python -m mnn.select",
             "python -m mnn.select noisy/ -o chosen/ --experts a.h5 b.icse models/fcn.h5",
