@@ -395,7 +395,7 @@ def plan(
     Args:
         speech: Tree with TRAIN; None for the bundled corpus.
         noise: Folder of noises.
-        num: Mixtures for each noise by experiment.
+        num: Mixtures for each noise by experiment, of those that are planned.
         seed: Of the noise segments.
         split: 'TRAIN' or 'TEST'.
 
@@ -409,7 +409,7 @@ def plan(
         kind, utterances = "open", corpus.find_speech(speech, split)
         noises = corpus.find_noise(noise, split)
     plans = {}
-    for experiment in EXPERTS:
+    for experiment in num:
         table = experiments.NOISE_TYPES if experiment == "noise" else experiments.MIXED_NOISES
         for condition in experiments.conditions_of(experiment, table[kind]):
             plans[experiment, condition.name] = experiments.plan_tests(

@@ -49,4 +49,4 @@ def test_a_small_run(tmp_path, monkeypatch, capsys):
                 min(found["experts"], key=lambda value: abs(value - found["selected"][name])),
                 abs=0.01,
             ), (test, name)
-    assert "| mean of eight |" in capsys.readouterr().out
+    assert "| mean |" in capsys.readouterr().out
