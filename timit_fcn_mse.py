@@ -224,7 +224,10 @@ def _parser() -> argparse.ArgumentParser:
         "OUT/tensorboard); needs pip install tensorboard")  # fmt: skip
     add("--jobs", **cli.JOBS)
     # What `request` asks of the options of speech.train, and this command has no option for.
-    parser.set_defaults(network="fcn", size=None, normalization=None, workers=None, json=None)
+    parser.set_defaults(
+        network="fcn", size=None, normalization=None, teacher=None, teacher_share=None,
+        workers=None, json=None,
+    )  # fmt: skip
     return parser
 
 
