@@ -9,6 +9,7 @@ Every stage is measured on utterances of 3 s, made of the bundled corpus, in a p
 that is bound to one core; training and the scheduler have all cores of the machine. Stages:
 
     mix       mixing on the fly for training (`speech.data.pipeline`), audio in memory
+    pieces    mixing pieces of 2 s (`speech.data.mixtures`), audio and rooms in memory
     train     a training step of the FCN, one utterance
     enhance   the shipped FCN, samples in memory
     score     PESQ-WB and STOI of files, with a cache
@@ -45,6 +46,7 @@ from speech.base import cli
 
 #: TIMIT's mean: 5.4 hours in 6300 utterances.
 UTTERANCE_S = 3.0
+PIECE_S = 2.0
 
 #: Mixtures of each utterance that `prepare` writes, and in how many noises.
 NUM_CONDITIONS, NUM_NOISES = 60, 6
@@ -75,12 +77,14 @@ class Stage:
             of the round; it may yield after itself, to close things.
         num_items: Utterances a round; calls for the scheduler.
         one_core: Whether it is bound to one core.
+        item_s: Seconds of audio of an item.
     """
 
     title: str
     start: Callable[[Path, int], Iterator[Callable[[int], None]]]
     num_items: int
     one_core: bool = True
+    item_s: float = UTTERANCE_S
 
 
 def _mix(folder: Path, num_items: int) -> Iterator[Callable[[int], None]]:
@@ -95,6 +99,19 @@ def _mix(folder: Path, num_items: int) -> Iterator[Callable[[int], None]]:
         epoch = data.at_epoch(number)
         for index in range(num_items):
             epoch.batch(index)
+
+    yield once
+
+
+def _pieces(folder: Path, num_items: int) -> Iterator[Callable[[int], None]]:
+    from speech.data import corpus
+    from speech.data.mixtures import PieceSource
+
+    source = PieceSource(corpus.bundled_speech("TRAIN"), corpus.bundled_noise("TRAIN"))
+
+    def once(number: int) -> None:
+        for position in range(num_items):
+            source.piece(position)
 
     yield once
 
@@ -185,11 +202,12 @@ def _schedule(folder: Path, num_items: int) -> Iterator[Callable[[int], None]]:
 
 STAGES = {
     "mix": Stage("mixing on the fly", _mix, 3000),
+    "pieces": Stage("mixing pieces of 2 s", _pieces, 1000, item_s=PIECE_S),
     "train": Stage("training step", _train, 30, one_core=False),
     "enhance": Stage("enhancing", _enhance, 60),
     "score": Stage("scoring, PESQ-WB and STOI", _score, 50),
     "prepare": Stage("preparing files", _prepare, 10 * NUM_CONDITIONS),
-    "schedule": Stage("handing out calls", _schedule, 10_000, one_core=False),
+    "schedule": Stage("handing out calls", _schedule, 10_000, one_core=False, item_s=0.0),
 }
 
 
@@ -262,7 +280,7 @@ def _measured(name: str, folder: Path, num_items: int) -> dict[str, Any]:
     next(running, None)
     return {
         "items": num_items,
-        "audio_seconds": 0.0 if name == "schedule" else num_items * UTTERANCE_S,
+        "audio_seconds": num_items * stage.item_s,
         "wall_seconds": statistics.median(wall[1:]),
         "cpu_seconds": statistics.median(cpu[1:]),
         "bytes_written": num_bytes,

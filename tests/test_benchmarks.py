@@ -14,7 +14,6 @@ from PIL import Image
 import timit_fcn_mse
 from benchmarks import (
     common,
-    evaluation,
     inference,
     mask_steps,
     pruning,
@@ -54,7 +53,7 @@ def test_ratios_are_taken_within_a_round():
 def test_too_few_rounds_are_refused(capsys):
     with pytest.raises(ValueError, match="at least 7"):
         common.take_turns({}, 3)
-    for module in (training, inference, evaluation):
+    for module in (training, inference):
         assert module.main(["--rounds", "1"]) == 1
         assert "at least 7" in capsys.readouterr().err
 
@@ -209,19 +208,3 @@ def test_pruning_commands_are_understood_and_train_alike(tmp_path):
             epochs, num_items, batch_size = parsed.epochs, parsed.num_items, parsed.batch_size
         steps.add(epochs * num_items // batch_size)
     assert steps == {7 * 3 + 3 * 3}
-
-
-def test_mixing_is_measured(tmp_path, capsys):
-    from benchmarks import mixing
-
-    result = tmp_path / "mixing.json"
-    words = ["--pieces", "3", "--seconds", "0.05", "--json", str(result)]
-    assert mixing.main(words) == 0
-    figures = json.loads(result.read_text())
-    assert 0 < figures["piece_ms"] < 1000
-    assert figures["loop_beside_thread"] > 0 and figures["loop_beside_process"] > 0
-    assert f"{figures['piece_ms']:.2f} ms of one core" in capsys.readouterr().out
-    with pytest.raises(SystemExit) as stopped:
-        mixing.main(["--speech", str(tmp_path)])
-    assert stopped.value.code == 2
-    assert "--speech and --noise go together" in capsys.readouterr().err
