@@ -14,6 +14,7 @@ from PIL import Image
 import timit_fcn_mse
 from benchmarks import (
     common,
+    evaluation,
     inference,
     mask_steps,
     pruning,
@@ -53,7 +54,7 @@ def test_ratios_are_taken_within_a_round():
 def test_too_few_rounds_are_refused(capsys):
     with pytest.raises(ValueError, match="at least 7"):
         common.take_turns({}, 3)
-    for module in (training, inference):
+    for module in (training, inference, evaluation):
         assert module.main(["--rounds", "1"]) == 1
         assert "at least 7" in capsys.readouterr().err
 
