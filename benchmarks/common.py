@@ -12,12 +12,15 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from benchmarks import peers
 from speech.base import cli
 from speech.base.files import write_json
 from speech.base.runinfo import run_info
+
+if TYPE_CHECKING:
+    from speech.data.corpus import MixturePlan, Noise, Utterance
 
 #: Fewer rounds give no median worth printing.
 MIN_ROUNDS = 7
@@ -132,6 +135,59 @@ def add_test_options(parser: argparse.ArgumentParser, num_test: int) -> None:
     add("--seed", **cli.SEED)
     add("--jobs", **cli.JOBS)
     add("--json", **cli.JSON)
+
+
+def recordings(
+    speech: Path | None, noise: Path | None, split: str
+) -> tuple[list[Utterance], list[Noise]]:
+    """Returns the speech and the noises of a split; without folders, those of the bundled corpus.
+
+    Args:
+        speech: Tree of speech.
+        noise: Folder of noises.
+        split: 'TRAIN' or 'TEST'.
+    """
+    from speech.data import corpus
+
+    if speech is None or noise is None:
+        return corpus.bundled_speech(split), corpus.bundled_noise(split)
+    return corpus.find_speech(speech, split), corpus.find_noise(noise, split)
+
+
+def write_test_set(
+    folder: Path,
+    speech: Path | None,
+    noise: Path | None,
+    snrs_db: Sequence[float],
+    num_test: int,
+    seed: int,
+    num_jobs: int,
+    room_share: float = 0.0,
+) -> tuple[list[MixturePlan], list[dict[str, Any]]]:
+    """Writes mixtures of the TEST part, the same files each time; says what can't be mixed.
+
+    Args:
+        folder: Gets ``noisy`` and ``clean``.
+        speech: Of `recordings`.
+        noise: Likewise.
+        snrs_db: SNRs.
+        num_test: Files per noise and SNR.
+        seed: Of the mixtures.
+        num_jobs: Processes that mix.
+        room_share: Share of the utterances that are put in rooms which no training has had.
+
+    Returns:
+        The plans, and the rows of the table of what was written.
+    """
+    from speech.data import corpus
+    from speech.data.prepared import write_mixtures
+
+    plans = corpus.spread_mixtures(*recordings(speech, noise, "TEST"), snrs_db, num_test, seed)
+    plans = corpus.put_in_rooms(plans, room_share, "TEST")
+    report = write_mixtures(plans, folder, num_jobs=num_jobs)
+    for _, reason in report.skipped:
+        print(f"skipped in the test set: {reason}", file=sys.stderr)
+    return plans, report.rows
 
 
 def add_onnx_options(parser: argparse.ArgumentParser) -> None:

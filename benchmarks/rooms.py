@@ -155,20 +155,11 @@ def test_set(
         The pairs; and how many rooms there are, and the least, median and largest reverberation
         time of the utterances in s, or None without rooms.
     """
-    from speech.data import corpus
-    from speech.data.prepared import write_mixtures
-
-    if options.timit is None:
-        speech, noise = corpus.bundled_speech("TEST"), corpus.bundled_noise("TEST")
-    else:
-        speech = corpus.find_speech(options.timit, "TEST")
-        noise = corpus.find_noise(options.noise, "TEST")
-    plans = corpus.spread_mixtures(speech, noise, JOINT_SNRS_DB, options.num_test, options.seed)
-    plans = corpus.put_in_rooms(plans, TEST_SETS[job][0], "TEST")
-    report = write_mixtures(plans, folder, num_jobs=options.jobs)
-    for _, reason in report.skipped:
-        print(f"skipped in the test set: {reason}", file=sys.stderr)
-    return [plan.pair(folder) for plan in plans], _rooms_of(report.rows)
+    plans, rows = common.write_test_set(
+        folder, options.timit, options.noise, JOINT_SNRS_DB, options.num_test, options.seed,
+        options.jobs, TEST_SETS[job][0],
+    )  # fmt: skip
+    return [plan.pair(folder) for plan in plans], _rooms_of(rows)
 
 
 def _rooms_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
