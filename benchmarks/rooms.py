@@ -204,7 +204,7 @@ def format_set(job: str, result: Mapping[str, Any]) -> str:
     head = ["SNR dB", "n"]
     for metric in METRICS:
         head += [f"{KNOWN[metric].label} {name}" for name in (NOISY, *models, "published")]
-    lines = [head, ["---"] * len(head)]
+    lines = []
     for snr_db in snrs_db:
         line = [format_snr(snr_db), str(scores[snr_db, NOISY]["n"])]
         for metric in METRICS:
@@ -214,8 +214,7 @@ def format_set(job: str, result: Mapping[str, Any]) -> str:
                 line.append(f"{score:.3f} {_format_gain(gains.get((snr_db, name, metric)))}")
             line.append(_published(job, metric, snr_db))
         lines.append(line)
-    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    return f"## {TEST_SETS[job][1]}\n\n{_caption(result)}\n\n{table}"
+    return f"## {TEST_SETS[job][1]}\n\n{_caption(result)}\n\n{common.table(head, lines)}"
 
 
 def _caption(result: Mapping[str, Any]) -> str:

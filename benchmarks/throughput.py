@@ -334,19 +334,16 @@ def _write_speech(folder: Path, num_files: int) -> Path:
 
 def markdown(rows: Mapping[str, Mapping[str, Any]]) -> str:
     """Returns the measured table of docs/scaling.md."""
-    lines = [
-        "| stage | cores | items/s | audio s per s | busy | MB/s written |",
-        "|---|---|---|---|---|---|",
-    ]
+    lines = []
     for name, row in rows.items():
         wall = row["wall_seconds"]
         audio = f"{row['audio_seconds'] / wall:.1f}" if row["audio_seconds"] else ""
         written = f"{row['bytes_written'] / wall / _MB:.1f}" if row["bytes_written"] else ""
-        lines.append(
-            f"| {STAGES[name].title} | {row['cores']} | {row['items'] / wall:.1f} | {audio} | "
-            f"{100 * row['cpu_seconds'] / wall / row['cores']:.0f} % | {written} |"
-        )
-    return "\n".join(lines)
+        busy = f"{100 * row['cpu_seconds'] / wall / row['cores']:.0f} %"
+        rate = f"{row['items'] / wall:.1f}"
+        lines.append([STAGES[name].title, str(row["cores"]), rate, audio, busy, written])
+    header = ["stage", "cores", "items/s", "audio s per s", "busy", "MB/s written"]
+    return common.table(header, lines)
 
 
 def arithmetic(rows: Mapping[str, Mapping[str, Any]]) -> str:
@@ -359,12 +356,7 @@ def arithmetic(rows: Mapping[str, Mapping[str, Any]]) -> str:
     text = []
     for load, hours in LOADS.items():
         columns = [f"{count} x {CORES} cores" for count in MACHINES]
-        text += [
-            f"**{load}**",
-            "",
-            f"| stage | {hours:,.0f} h / rate = core-hours | {' | '.join(columns)} |",
-            "|---" * (2 + len(columns)) + "|",
-        ]
+        lines = []
         num_files = hours * 3600 / UTTERANCE_S
         num_calls = {"enhance": 0, "score": num_files, "prepare": num_files / NUM_CONDITIONS}
         for name, count in num_calls.items():
@@ -374,11 +366,10 @@ def arithmetic(rows: Mapping[str, Mapping[str, Any]]) -> str:
                 + (" *" if least > needed / (number * CORES) else "")
                 for number in MACHINES
             ]
-            text.append(
-                f"| {STAGES[name].title} | {hours:,.0f} / {rates[name]:.1f} = {_digits(needed)} | "
-                f"{' | '.join(cells)} |"
-            )
-        text.append("")
+            ratio = f"{hours:,.0f} / {rates[name]:.1f} = {_digits(needed)}"
+            lines.append([STAGES[name].title, ratio, *cells])
+        header = ["stage", f"{hours:,.0f} h / rate = core-hours", *columns]
+        text += [f"**{load}**", "", common.table(header, lines), ""]
     calls, files = rates["schedule"], rates["score"] / UTTERANCE_S
     text += [
         f"\\* The process that hands out calls is the limit: {calls:,.0f} per second. Scoring "
