@@ -519,7 +519,7 @@ def _print_notes(
 def draw(systems: dict[str, dict[str, Any]], path: Path, title: str) -> None:
     """Draws the gains of PESQ-WB and STOI over noisy against the bytes of the weights.
 
-    Bars are 95 % intervals. Systems without weights stand left of the axis' break.
+    Bars are 95 % intervals. Systems without weights stand left of the smallest file.
 
     Args:
         systems: As in the JSON.
@@ -530,13 +530,7 @@ def draw(systems: dict[str, dict[str, Any]], path: Path, title: str) -> None:
 
     from speech.base.files import atomic_path
 
-    num_bytes = {name: system["bytes"] for name, system in systems.items()}
-    without = [name for name, count in num_bytes.items() if not count]
-    largest = max(max(num_bytes.values()), 10**6)
-    smallest = min((count for count in num_bytes.values() if count), default=largest)
-    edge = 10.0 ** math.floor(math.log10(smallest))
-    places = {name: edge * 10 ** -_spread(one, without) for one, name in enumerate(without)}
-    places |= {name: count for name, count in num_bytes.items() if count}
+    smallest = min((own["bytes"] for own in systems.values() if own["bytes"]), default=10**6)
     figure = Figure(figsize=(10, 4.6), layout="constrained")
     panels = figure.subplots(1, 2)
     for axes, metric in zip(panels, ("pesq_wb", "stoi"), strict=True):
@@ -544,45 +538,20 @@ def draw(systems: dict[str, dict[str, Any]], path: Path, title: str) -> None:
         for number, (name, system) in enumerate(systems.items()):
             score = system["groups"][ALL][metric]
             axes.errorbar(
-                places[name],
-                score["gain"],
-                yerr=score["gain_ci95"],
-                color=_COLOURS[number % len(_COLOURS)],
-                marker=_MARKERS[number % len(_MARKERS)],
-                markersize=8,
-                linestyle="none",
-                capsize=3,
-                label=name,
-            )
+                system["bytes"] or smallest / 10, score["gain"], yerr=score["gain_ci95"],
+                color=_COLOURS[number % len(_COLOURS)], marker=_MARKERS[number % len(_MARKERS)],
+                markersize=8, linestyle="none", capsize=3,
+                label=name if system["bytes"] else f"{name} (no weights)",
+            )  # fmt: skip
         axes.set_xscale("log")
-        axes.set_xlim(edge / 15 if without else edge, largest * 3)
         axes.set_xlabel("bytes of the weights")
         axes.set_ylabel(f"{METRICS[metric]} gain over noisy")
         axes.grid(True, alpha=0.3)
-        if without:
-            axes.axvspan(edge / 15, edge / 1.5, color="0.93", zorder=0)
-            _label_ticks(axes, edge, largest)
     handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 7))
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 5))
     figure.suptitle(title, fontsize="medium")
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=130)
-
-
-def _spread(place: int, names: Sequence[str]) -> float:
-    """Returns how many decades left of the axis a system without weights stands, in their order."""
-    return 0.95 - 0.55 * place / max(len(names) - 1, 1)
-
-
-def _label_ticks(axes: Any, edge: float, largest: float) -> None:
-    """Labels powers of ten from ``edge`` up, and what stands left of it."""
-    from matplotlib.ticker import FixedLocator, NullLocator
-
-    powers = range(round(math.log10(edge)), math.floor(math.log10(largest * 3)) + 1)
-    ticks = [edge / 10**0.675, *(10.0**power for power in powers)]
-    axes.xaxis.set_major_locator(FixedLocator(ticks))
-    axes.set_xticklabels(["none", *(f"$10^{power}$" for power in powers)])
-    axes.xaxis.set_minor_locator(NullLocator())
 
 
 def output_path(folder: Path, place: int, pair: Any) -> Path:
