@@ -20,7 +20,7 @@ from speech.base.files import write_json
 from speech.base.runinfo import run_info
 
 if TYPE_CHECKING:
-    from speech.data.corpus import MixturePlan, Noise, Utterance
+    from speech.data.corpus import MixturePlan
 
 #: Fewer rounds give no median worth printing.
 MIN_ROUNDS = 7
@@ -143,23 +143,6 @@ def add_test_options(parser: argparse.ArgumentParser, num_test: int) -> None:
     add("--json", **cli.JSON)
 
 
-def recordings(
-    speech: Path | None, noise: Path | None, split: str
-) -> tuple[list[Utterance], list[Noise]]:
-    """Returns the speech and the noises of a split; without folders, those of the bundled corpus.
-
-    Args:
-        speech: Tree of speech.
-        noise: Folder of noises.
-        split: 'TRAIN' or 'TEST'.
-    """
-    from speech.data import corpus
-
-    if speech is None or noise is None:
-        return corpus.bundled_speech(split), corpus.bundled_noise(split)
-    return corpus.find_speech(speech, split), corpus.find_noise(noise, split)
-
-
 def write_test_set(
     folder: Path,
     speech: Path | None,
@@ -174,7 +157,7 @@ def write_test_set(
 
     Args:
         folder: Gets ``noisy`` and ``clean``.
-        speech: Of `recordings`.
+        speech: Of `corpus.recordings`.
         noise: Likewise.
         snrs_db: SNRs.
         num_test: Files per noise and SNR.
@@ -188,7 +171,9 @@ def write_test_set(
     from speech.data import corpus
     from speech.data.prepared import write_mixtures
 
-    plans = corpus.spread_mixtures(*recordings(speech, noise, "TEST"), snrs_db, num_test, seed)
+    plans = corpus.spread_mixtures(
+        *corpus.recordings(speech, noise, "TEST"), snrs_db, num_test, seed
+    )
     plans = corpus.put_in_rooms(plans, room_share, "TEST")
     report = write_mixtures(plans, folder, num_jobs=num_jobs)
     for _, reason in report.skipped:

@@ -46,6 +46,7 @@ from mnn.layers import DenseNetwork
 from mnn.scoring import rebuilt_difference
 from speech.base import cli
 from speech.base.files import write_json
+from speech.data import corpus
 from speech.data.corpus import MixturePlan, Utterance, render
 from speech.modelfile.read import read_model_file
 from speech.sound.audio import read_audio
@@ -402,7 +403,7 @@ def plan(
         By experiment and condition, in the order of the published rows.
     """
     kind = "bundled" if speech is None or noise is None else "open"
-    utterances, noises = common.recordings(speech, noise, split)
+    utterances, noises = corpus.recordings(speech, noise, split)
     plans = {}
     for experiment in EXPERTS:
         table = experiments.NOISE_TYPES if experiment == "noise" else experiments.MIXED_NOISES
@@ -680,7 +681,7 @@ def _run(options: argparse.Namespace) -> int:
     plans = plan(options.timit, options.noise, num, options.seed)
     experts = {name: expert_paths(name, options.experts) for name in EXPERTS}
     used = {one.utterance.path for own in plans.values() for one in own}
-    speech, _ = common.recordings(options.timit, options.noise, "TRAIN")
+    speech, _ = corpus.recordings(options.timit, options.noise, "TRAIN")
     select_devices("-1")
     daes = {name: Rebuild(MODELS / file, acts, options.seed)
             for name, (file, acts) in SHIPPED.items()}  # fmt: skip

@@ -268,7 +268,7 @@ def test_set(
     )
     pairs = corpus.find_pairs(folder / "noisy", folder / "clean")
     unseen = {plan.noise.name for plan in plans}
-    unseen -= {noise.name for noise in common.recordings(timit, noises, "TRAIN")[1]}
+    unseen -= {noise.name for noise in corpus.recordings(timit, noises, "TRAIN")[1]}
     source = "bundled corpus" if timit is None else "/".join(timit.parts[-2:])
     speakers = {pair.speaker for pair in pairs}
     heard = {pair.noise for pair in pairs}
