@@ -2,6 +2,7 @@
 
 import json
 import math
+import multiprocessing
 import os
 import pickle
 import signal
@@ -97,6 +98,18 @@ def test_children_answer_raise_and_are_used_again(capfd):
     assert isolation.run_isolated(os.getenv, "OMP_NUM_THREADS") == "1"
     isolation.close_idle()
     assert "into stderr" in capfd.readouterr().err
+
+
+def test_a_child_ends_with_its_object_but_not_with_a_fork():
+    child = Child("operator:call")
+    process = child.process
+    assert child.call(os.getpid) == process.pid
+    fork = multiprocessing.get_context("fork").Process(target=child._end)
+    fork.start()
+    fork.join()
+    assert child.is_alive and child.call(os.getpid) == process.pid
+    del child
+    assert process.returncode == -signal.SIGKILL
 
 
 def test_a_child_that_takes_too_long_is_ended_alone():

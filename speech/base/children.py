@@ -58,7 +58,7 @@ class Child:
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr,
                 env=python_environment() if environment is None else environment,
             )  # fmt: skip
-        self._end = weakref.finalize(self, _ended, self.process)
+        self._end = weakref.finalize(self, _ended, self.process, os.getpid())
 
     @property
     def is_alive(self) -> bool:
@@ -120,7 +120,9 @@ def _pipes(process: subprocess.Popen) -> tuple[IO[bytes], IO[bytes]]:
     return process.stdin, process.stdout
 
 
-def _ended(process: subprocess.Popen) -> None:
+def _ended(process: subprocess.Popen, parent: int) -> None:
+    if os.getpid() != parent:  # a fork of the parent ends, which has no say
+        return
     process.kill()
     process.wait()
     for pipe in _pipes(process):
