@@ -145,16 +145,15 @@ def _enhance(folder: Path, num_items: int) -> Iterator[Callable[[int], None]]:
 
 def _score(folder: Path, num_items: int) -> Iterator[Callable[[int], None]]:
     from eval import scoring
+    from eval.systems import noisy_system, tasks_of
     from speech.data import corpus
     from speech.data.prepared import write_mixtures
 
     speech = corpus.find_speech(_write_speech(folder, num_items))
     plans = corpus.plan_mixtures(speech, corpus.bundled_noise("TEST")[:1], [5.0])
     write_mixtures(plans, folder / "pairs")
-    tasks = [
-        scoring.Task("noisy", pair.noisy_path, pair.clean_path, "n", 5.0, pair.name)
-        for pair in (plan.pair(folder / "pairs") for plan in plans)
-    ]
+    pairs = [plan.pair(folder / "pairs") for plan in plans]
+    tasks = tasks_of([noisy_system(pairs)], pairs)
 
     def once(number: int) -> None:
         cache = scoring.ScoreCache(folder / f"cache{number}.jsonl")
