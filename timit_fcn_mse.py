@@ -225,9 +225,14 @@ def _parser() -> argparse.ArgumentParser:
     add("--jobs", **cli.JOBS)
     # What `request` asks of the options of speech.train, and this command has no option for.
     parser.set_defaults(
-        network="fcn", size=None, normalization=None, teacher=None, teacher_share=None,
-        workers=None, json=None,
-    )  # fmt: skip
+        network="fcn",
+        size=None,
+        normalization=None,
+        workers=None,
+        teacher=None,
+        teacher_share=None,
+        json=None,
+    )
     return parser
 
 

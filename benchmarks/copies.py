@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--timit", type=Path, metavar="DIR", help="tree with TEST (default: the bundled corpus)")
     add("--noise", type=Path, metavar="DIR", help="noise recordings (to mix with --timit)")
     add("--models", type=Path, required=True, metavar="DIR", help="where the originals are")
-    add("--copies", type=_named, nargs="+", required=True, metavar="NAME=FILE",
+    add("--copies", type=cli.named_path, nargs="+", required=True, metavar="NAME=FILE",
         help="a copy of the autoencoder and of each expert, by the original's name")  # fmt: skip
     add("--num-test", type=cli.positive_number, default=2, metavar="N",
         help="utterances a condition and noise (default %(default)s)")  # fmt: skip
@@ -83,13 +83,6 @@ def _run(options: argparse.Namespace) -> int:
     print(format_result(result))
     common.write_result(options.json, result)
     return 0
-
-
-def _named(text: str) -> tuple[str, Path]:
-    name, separator, path = text.partition("=")
-    if not (name and separator and path):
-        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=FILE")
-    return name, Path(path)
 
 
 def _opened(files: dict[str, Path], dae: str, names: Sequence[str]) -> Pool:

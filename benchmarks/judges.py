@@ -1,4 +1,4 @@
-"""Who chooses best: the autoencoder, the ranker, both, or the sums that follow from both.
+"""Who chooses best: the autoencoder, the ranker, both, or the sums that follow from the ranker.
 
 ::
 
@@ -14,8 +14,10 @@ Recovery is (selected - chance) / (oracle - chance) of means over mixtures, in p
 chance is the mean of the experts and the oracle takes the best of them for each mixture. A sum of
 estimates can pass 100 %. Intervals come from mixtures drawn anew.
 
-``--reference MODEL`` adds a judge that is none of clean speech: the estimate wins that is nearest
-to what this network makes of the mixture. It shows how far a judge could come that has heard noise.
+Further rows are rankers that hear something else: the mixture alone, or the mean of all estimates
+alone. ``--other NAME=MODEL`` adds one that makes out the speech by another network, such as one
+that was trained with recordings of noise, and the score of what this network makes of the mixture
+itself.
 """
 
 from __future__ import annotations
@@ -42,10 +44,9 @@ from benchmarks.eq10 import (
 from eval.metrics import METRICS
 from mnn.arbiter import Arbiter
 from mnn.dae import Autoencoder
-from mnn.expert_files import Expert, Place, open_expert
-from mnn.features import level
+from mnn.expert_files import Expert, open_expert
 from mnn.ranker import Ranker
-from mnn.scoring import DEFAULT_SCORING, JUDGES, needs_of
+from mnn.scoring import DEFAULT_JUDGE, DEFAULT_SCORING, JUDGES, needs_of
 from mnn.select import COMBINATIONS, DEFAULT_DAE, DEFAULT_RANKER
 from mnn.selector import Selector
 from speech.base import cli
@@ -60,6 +61,10 @@ MIXTURES = {"noise": 20, "gender": 20, "snr": 8}
 UNSEEN, UNSEEN_EACH = "unseen", 3
 UNSEEN_SNRS_DB = (-5.0, 0.0, 5.0, 10.0)
 SUMS = {f"added by {how}": how for how in COMBINATIONS}
+
+#: The judge that is asked for, and others of the same network that hear something else.
+RANKER = DEFAULT_JUDGE
+HEARINGS = {"ranker, mixture alone": 1.0, "ranker, estimates alone": 0.0}
 
 #: Expert scores [num_mixtures, num_experts] and the scores of what was selected, by judge.
 Judged = tuple[np.ndarray, dict[str, np.ndarray]]
@@ -91,10 +96,15 @@ def judge(
     plans: Sequence[MixturePlan],
     experts: Sequence[Expert],
     arbiter: Arbiter,
-    ranker: Ranker,
-    reference: Expert | None = None,
+    rankers: Mapping[str, Ranker],
 ) -> Judged:
     """Lets experts enhance mixtures, and all judges choose.
+
+    Args:
+        plans: The mixtures.
+        experts: Of the pool.
+        arbiter: Asks the autoencoder.
+        rankers: By name; `RANKER` is the one that both judges and all sums go by.
 
     Returns:
         SDR in dB of each expert, [num_mixtures, num_experts], and of what each judge selected,
@@ -118,19 +128,20 @@ def judge(
         names = [expert.name for expert in pool]
         found = {}
         for name in JUDGES:
-            selector = Selector(arbiter, pool, ranker=ranker, judge=name)
+            selector = Selector(arbiter, pool, ranker=rankers[RANKER], judge=name)
             if name == JUDGES[0]:
                 selector = replace(selector, ranker=None)
             decision, _ = selector.choose([noisy])
             found[name] = own[names.index(decision.picks[0])]
         for name, how in SUMS.items():
-            selector = Selector(arbiter, pool, combine=how, ranker=ranker, judge=JUDGES[-1])
+            selector = Selector(arbiter, pool, combine=how, ranker=rankers[RANKER], judge=RANKER)
             found[name] = _sdr_db(clean, selector.choose([noisy])[1][0])
-        if reference is not None:
-            wanted = reference.signal(noisy, level(noisy), Place()).astype(np.float64)
-            near = [_sdr_db(wanted, signal) for signal in signals]
-            found["reference"] = own[int(np.nanargmax(near))]
-            found["reference, enhancing"] = _sdr_db(clean, wanted)
+        for name, other in rankers.items():
+            if name != RANKER:
+                errors = other.errors(noisy, signals).sum(axis=(1, 2))
+                found[name] = own[int(np.argmin(errors))]
+            if name not in (RANKER, *HEARINGS):
+                found[f"{name} itself"] = _sdr_db(clean, other.reference(noisy, [noisy]))
         for name, value in found.items():
             selected.setdefault(name, []).append(value)
     return np.array(scores), {name: np.array(values) for name, values in selected.items()}
@@ -201,8 +212,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--dae", type=Path, default=DEFAULT_DAE, metavar="FILE", help="default: the shipped one")
     add("--ranker", type=Path, default=DEFAULT_RANKER, metavar="FILE",
         help="default: the shipped one")  # fmt: skip
-    add("--reference", type=Path, metavar="MODEL",
-        help="judge by the distance to what this network makes of the mixture, too")  # fmt: skip
+    add("--other", type=cli.named_path, action="append", default=[], metavar="NAME=MODEL",
+        help="judge by a ranker that makes out the speech by this network, too")  # fmt: skip
     add_experts_option(parser)
     add("--seed", **cli.SEED)
     add("--json", type=Path, metavar="FILE", help="also write the result to FILE")
@@ -216,18 +227,17 @@ def _run(options: argparse.Namespace) -> int:
     plans = plan(options.timit, options.noise, num, options.seed, split=options.split)
     experts = {name: expert_paths(name, options.experts) for name, _ in plans}
     arbiter = Arbiter(Autoencoder(options.dae), needs_of("ae", DEFAULT_SCORING))
-    ranker = Ranker(options.ranker)
-    reference = open_expert(options.reference) if options.reference else None
+    rankers = {RANKER: Ranker(options.ranker)}
+    rankers |= {name: Ranker(options.ranker, share) for name, share in HEARINGS.items()}
+    rankers |= {name: Ranker(path) for name, path in options.other}
     judged: dict[str, Judged] = {}
     for (experiment, condition), own in plans.items():
         pool = [open_expert(path) for path in experts[experiment]]
-        judged[condition] = judge(own, pool, arbiter, ranker, reference)
+        judged[condition] = judge(own, pool, arbiter, rankers)
     own = unseen_plans(options.timit, options.noise, options.seed)
     if own and options.split == "TEST":
         files = [MODELS / "fcn.h5", *expert_paths("noise", options.experts)]
-        judged[UNSEEN] = judge(
-            own, [open_expert(path) for path in files], arbiter, ranker, reference
-        )
+        judged[UNSEEN] = judge(own, [open_expert(path) for path in files], arbiter, rankers)
     result = {
         "split": options.split,
         "mixtures": {test: len(scores) for test, (scores, _) in judged.items()},
@@ -243,8 +253,7 @@ def _run(options: argparse.Namespace) -> int:
         "judges": tabulate(judged),
         "files": {
             path.name: sha256_of(path)
-            for path in (options.dae, options.ranker, options.reference)
-            if path is not None
+            for path in (options.dae, options.ranker, *(path for _, path in options.other))
         },
     }
     print(format_table(result))

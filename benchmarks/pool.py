@@ -21,12 +21,12 @@ Rows of the table:
     NAME       each member alone
     chance     mean of the members
     voiced     the judge autoencoder of `mnn.select`: one member for each file
-    ranker     the judge ranker
-    both       the judge both, the default
+    ranker     the judge ranker, the default
+    both       the judge both
     eq. 10     the paper's form; literal: estimates over samples at the level they come with (tools:
     eq. 11     peak 1), and with their levels fitted to the mixture
     combined   all members, weighted by the scoring voiced
-    added by   all members, weighted by both judges: for each file, or by time and band
+    added by   all members, weighted by the ranker: for each file, or by time and band
     oracle     the member with the best SDR of each file
 
 Recovery is (row - chance) / (oracle - chance). Means are over the files that have every score of
@@ -77,7 +77,7 @@ DEFAULT = "voiced"
 
 #: Judges that need the ranker; `DEFAULT` is that of the autoencoder alone.
 RANKED = ("ranker", "both")
-#: Sums by both judges -> how, as for `mnn.select --combine`.
+#: Sums by the ranker -> how, as for `mnn.select --combine`.
 SUMS = {"added by files": "files", "added by bands": "bands"}
 
 NOISY, CHANCE, COMBINED, ORACLE = "noisy", "chance", "combined", "oracle"
@@ -320,7 +320,7 @@ def choose(
         selector = Selector(arbiter, pool, ranker=ranker, judge=name)
         picks[name] = selector.choose([noisy], relative)[0].picks[0]
     for name, how in SUMS.items():
-        selector = Selector(arbiter, pool, combine=how, ranker=ranker, judge=RANKED[-1])
+        selector = Selector(arbiter, pool, combine=how, ranker=ranker, judge=RANKED[0])
         signals[name] = selector.choose([noisy], relative)[1][0]
     return signals, picks, out
 

@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Not told by choices: what knows them imports NumPy.
     add("--metric", default="ae", help="as in mnn.select (default %(default)s)")
     add("--scoring", default=DEFAULT_SCORING, help="as in mnn.select (default %(default)s)")
-    add("--judge", default="both", help="as in mnn.select (default %(default)s)")
+    add("--judge", default="ranker", help="as in mnn.select (default %(default)s)")
     add("--json", type=Path, metavar="FILE", help="also write the result to FILE")
     options = parser.parse_args(argv)
     if not all(0.1 <= seconds <= 60 for seconds in options.seconds):

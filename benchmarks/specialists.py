@@ -42,7 +42,7 @@ from mnn.dae import Autoencoder
 from mnn.expert_files import Expert, Place, open_expert
 from mnn.features import fingerprint, level
 from mnn.ranker import Ranker
-from mnn.scoring import DEFAULT_SCORING, JUDGES, VERSION, needs_of
+from mnn.scoring import DEFAULT_JUDGE, DEFAULT_SCORING, JUDGES, VERSION, needs_of
 from mnn.select import DEFAULT_DAE, DEFAULT_RANKER
 from mnn.selector import Selector
 from speech.base import cli, schema
@@ -320,7 +320,7 @@ class Judges:
         sums = {}
         for name, how in SUMS.items():
             selector = Selector(
-                self.arbiter, pool, combine=how, ranker=self.ranker, judge=JUDGES[-1]
+                self.arbiter, pool, combine=how, ranker=self.ranker, judge=DEFAULT_JUDGE
             )
             sums[name] = selector.choose([noisy])[1][0]
         return picks, sums
@@ -435,7 +435,7 @@ def two_stages(
         plans: Test mixtures.
         experts: In full.
         selectors: Copies of each, in their order, by what they are.
-        judges: See there; both choose.
+        judges: See there; the ranker chooses.
 
     Returns:
         A row for all experts in full, and one for each kind of copies: 'chosen_by', bytes of the
@@ -450,7 +450,7 @@ def two_stages(
         noisy, clean = rendered(plan)
         for kind, copies in {"experts in full": (), **selectors}.items():
             selector = Selector(
-                judges.arbiter, experts, selectors=copies, ranker=judges.ranker, judge=JUDGES[-1]
+                judges.arbiter, experts, selectors=copies, ranker=judges.ranker, judge=DEFAULT_JUDGE
             )
             started = time.process_time()
             decision, (signal,) = selector.choose([noisy])

@@ -15,8 +15,6 @@ noise and speech are uncorrelated, this gives it the level that the speech has i
 from __future__ import annotations
 
 import math
-import os
-import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Sequence
@@ -44,12 +42,10 @@ from speech.sound.blocks import (
     frame_blocks,
     frame_energies,
     magnitude_frames,
+    signal_room,
     stft_frames,
 )
 from speech.sound.stft import StftConfig, Synthesis
-
-#: Signals longer than this (17 minutes) wait in nameless files, so that many experts fit in memory.
-MAX_MEMORY_SAMPLES = 1 << 24
 
 #: Frames judged at a time where nothing is drawn (4 s): few enough for the processor's cache.
 CACHED_FRAMES = 256
@@ -171,7 +167,7 @@ class Arbiter:
             run.differences = [Synthesis(num_samples, config) for _ in range(self.num_draws or 1)]
         if shared:
             if scene.keep or run.differences:
-                run.synthesis, run.signal = Synthesis(num_samples, config), _room(num_samples)
+                run.synthesis, run.signal = Synthesis(num_samples, config), signal_room(num_samples)
             started = time.perf_counter()
             try:
                 with np.errstate(over="ignore", invalid="ignore"):  # `_judge` sees to it
@@ -187,7 +183,7 @@ class Arbiter:
         except (ValueError, OSError, MemoryError) as error:
             hearing.reason = one_line(error)
         else:
-            run.signal = _room(num_samples)
+            run.signal = signal_room(num_samples)
             fit = self.fit and not expert.keeps_level
             gain = fitting_gain(scene.noisy, signal) if fit else 1.0
             np.multiply(signal, np.float32(gain), out=run.signal)
@@ -369,12 +365,3 @@ def _check(signal: np.ndarray, num_samples: int, expert: Expert) -> None:
         )
     if not np.isfinite(signal).all():
         raise ValueError(f"{expert.source}: gave a NaN or an infinity")
-
-
-def _room(num_samples: int) -> np.ndarray:
-    """Returns float32 [num_samples], in memory or, if it is long, in a nameless file."""
-    if num_samples <= MAX_MEMORY_SAMPLES:
-        return np.empty(num_samples, np.float32)
-    with tempfile.TemporaryFile() as file:
-        os.posix_fallocate(file.fileno(), 0, 4 * num_samples)  # a full disk is an error here
-        return np.memmap(file, np.float32, "r+", shape=(num_samples,))

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mnn import dae, experts
+from speech.net.timefrequency import SIZES
 from speech.training.request import DataOptions
 
 OPTIMIZERS = ("rprop", "adam")
@@ -16,7 +17,6 @@ SCHEDULES = ("constant", "cosine")
 NETS = {
     "dae": tuple(dae.NETS),
     "expert": (*experts.NETS, *experts.LSTM_NETS),
-    "ranker": ("48",),
 }
 
 #: Experts are made at this SNR unless another is asked for (section 4.2).
@@ -29,7 +29,7 @@ class FitConfig:
 
     Attributes:
         iterations: Number of updates at most.
-        batch_size: Frames, or scenes, per batch; all of them if there are fewer.
+        batch_size: Frames per batch; all of them if there are fewer.
         optimizer: 'rprop' or 'adam'.
         learning_rate: Adam's, or the first step of Rprop.
         schedule: Whether Adam's learning rate stays ('constant') or falls to 0 ('cosine').
@@ -76,8 +76,7 @@ class TrainConfig:
     """One training of `mnn.train.train`.
 
     Attributes:
-        what: 'dae', an autoencoder of clean speech, 'expert', a network that gives a soft mask, or
-            'ranker', a network that says how far estimates are from the speech.
+        what: 'dae', an autoencoder of clean speech, or 'expert', a network that gives a soft mask.
         out: The model file to write, ending in '.h5'.
         net: One of `NETS`; None for the first of them, and with ``init``.
         init: Model file whose weights start the training; its zeros stay zero.
@@ -88,8 +87,6 @@ class TrainConfig:
             bundled corpus.
         per_speaker: Utterances of each speaker at most; None likewise.
         num_draws: Mixtures of each utterance, noise and SNR.
-        num_scenes: Scenes that a ranker is trained on; a twentieth as many validate.
-        num_jobs: Processes that make scenes.
         gpu: As ``--gpu``.
     """
 
@@ -103,16 +100,12 @@ class TrainConfig:
     num_speakers: int | None = None
     per_speaker: int | None = None
     num_draws: int = 1
-    num_scenes: int = 12000
-    num_jobs: int = 1
     gpu: str = "0"
 
     def __post_init__(self) -> None:
         """Raises ValueError for values that make no sense or do not go together."""
         if self.what not in NETS:
             raise ValueError(f"what is {self.what!r}; give one of {', '.join(NETS)}")
-        if self.num_scenes < 1:
-            raise ValueError(f"num_scenes is {self.num_scenes}; give at least 1")
         if self.net and self.init:
             raise ValueError("--net is for a new network; --init has its own")
         if self.net and self.net not in NETS[self.what]:
@@ -122,3 +115,40 @@ class TrainConfig:
         for one, other in (("noisy", "clean"), ("speech", "noise")):
             if bool(getattr(self.data, one)) != bool(getattr(self.data, other)):
                 raise ValueError(f"the data has only one of {one} and {other}; give both")
+
+
+@dataclass(frozen=True)
+class RankerConfig:
+    """One training of `mnn.ranking.train_ranker`.
+
+    Attributes:
+        out: The model file to write, ending in '.h5'; what the run keeps is in a folder beside it
+            of the same name without the ending.
+        speech: Trees of clean speech; none for the bundled corpus.
+        size: One of `speech.net.timefrequency.SIZES`.
+        hours: Of clock time, over all calls.
+        num_noises: Noises of 10 s that are made of the speech.
+        kinds: Names of the kinds of noise to make (`mnn.noises.NOISES`); none for all.
+        num_jobs: Processes that make them.
+        seed: Of weights and mixtures; the noises are always the same.
+        gpu: As ``--gpu``.
+    """
+
+    out: Path
+    speech: tuple[Path, ...] = ()
+    size: str = "small"
+    hours: float = 1.0
+    num_noises: int = 2000
+    kinds: tuple[str, ...] = ()
+    num_jobs: int = -1
+    seed: int = 0
+    gpu: str = "0"
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for values that make no sense."""
+        if self.out.suffix != ".h5":
+            raise ValueError(f"--out is {self.out}; give a name that ends in .h5")
+        if self.size not in SIZES:
+            raise ValueError(f"size is {self.size!r}; give one of {', '.join(SIZES)}")
+        if not 1 <= self.num_noises <= 99_999:
+            raise ValueError(f"num_noises is {self.num_noises}; give 1 to 99,999")

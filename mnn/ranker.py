@@ -1,181 +1,114 @@
-"""The ranker: a small network that has learned how far an estimate is from the speech.
+"""The ranker: a small network that makes out the speech, and says which estimate is nearest to it.
 
-Like the autoencoder it knows nothing but clean speech (`mnn.degradations` makes the scenes that it
+Like the autoencoder it knows nothing but clean speech (`mnn.noises` makes all the noise that it
 learns from), so any expert can join a pool without retraining. Where the autoencoder asks whether
-an estimate looks like speech, the ranker hears the mixture too and says where, and by how much, an
-estimate is wrong.
+an estimate looks like speech, the ranker hears the mixture too, and makes an estimate r of its own,
+the reference. It need not be better than those of the experts. If S is the speech, of which the
+mixture leaves several possible, then for each estimate s
 
-Spectra are those of the network over time and frequency: frames of 512 samples every 256, square-
-root Hann. Their energies are added up in 48 bands, the lowest of one bin each, in the scale of
-`mnn.features` (the mixture's mean square is 1). What the ranker hears of a frame, in log10:
+    E|s - S|^2 = |s - E S|^2 + var S,
 
-    mixture     |x|^2
-    estimate    |s|^2
-    removed     |x - s|^2
-    mean        |m|^2, where m is the mean of all estimates
-    apart       |s - m|^2
+and the last term is the same for all: the mean E S ranks them by their expected squared error. The
+network is one over time and frequency (`speech.net.timefrequency`), trained on SI-SDR, whose best
+answer is that mean, but for a gain. It hears (x + m) / 2, where x is the mixture and m the mean of
+all estimates: what the experts have found out helps it, and what they have lost is still there. So
+what an expert gets depends on the others, though not on their order.
 
-It gives, for each frame and each of 16 bands of 3 of those, the log of the energy of s minus the
-speech that it expects. The sum over a tile, 16 frames (a quarter of a second) of one band, is that
-tile's expected error; the sum over a file ranks the estimates. As the mean of all estimates is
-heard, what an expert gets depends on the others, though not on their order.
+Errors are sums over frames of 512 samples every 256, square-root Hann, in 48 bands, the lowest of
+one bin each. In each band of the whole file the reference gets the gain g that brings it nearest to
+s, because SDR does not punish a filter:
+
+    error = sum |s - g r|^2,    over all bands, divided by the energy of all g r.
+
+A tile is 4 frames (64 ms) of one of those bands.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from mnn.features import level
-from speech.base.lazy import keras
 from speech.modelfile.read import read_model_file
-from speech.modelfile.spec import ModelFile
-from speech.sound.audio import SAMPLE_RATE_HZ
-from speech.sound.blocks import frame_blocks, stft_frames
+from speech.modelfile.spec import COMPLEX_MASK
+from speech.net.mask_enhancer import MaskEnhancer
+from speech.sound.blocks import frame_blocks, signal_room, stft_frames
 from speech.sound.stft import StftConfig, Synthesis
 
-KIND = "ranker"
 STFT = StftConfig(512, 256, "sqrt_hann")
 
 #: First bin of each band, and the end: 24 of one bin, from 31 Hz, then 24 that grow wider.
 BAND_EDGES = np.concatenate([np.arange(1, 25), np.round(np.geomspace(25, 257, 25)).astype(int)])
 NUM_BANDS = len(BAND_EDGES) - 1
-HEARD = ("mixture", "estimate", "removed", "mean", "apart")
 
-#: A tile: so many frames, and so many of the bands.
-TILE_FRAMES, TILE_BANDS = 16, 3
-TILE_EDGES = BAND_EDGES[::TILE_BANDS]
-NUM_TILE_BANDS = len(TILE_EDGES) - 1
+#: Frames of a tile.
+TILE_FRAMES = 4
 
-#: Energies below this share of the mixture's mean are as good as none.
-_FLOOR = 1e-7
+#: Of the mixture in what the ranker hears; the rest is the mean of all estimates.
+MIXTURE_SHARE = 0.5
 
-#: Brings the logs to about -1 to 2.
-_SCALE, _OFFSET = 0.3, 0.9
+#: The root of the mean square of what it hears, in the middle of the levels of its training.
+HEARD_LEVEL = 0.06
+
+#: Samples that the network is given at a time.
+_PUSHED = 1 << 20
+
+#: Energies below this share of the largest are as good as none.
+_TINY = 1e-12
 
 #: How strongly the better estimates prevail in a tile, by its expected error and by their cost.
-TILE_POWER, COST_POWER = 2.0, 32.0
-
-DILATIONS = (1, 2, 4, 8)
-WIDTH = 48
-
-
-def heard(
-    noisy: np.ndarray,
-    estimates: Sequence[np.ndarray],
-    mixture_level: float,
-    frames: tuple[int, int] | None = None,
-) -> np.ndarray:
-    """Returns what the ranker hears of estimates.
-
-    Args:
-        noisy: The mixture, float32 [num_samples].
-        estimates: Likewise, at least one.
-        mixture_level: `mnn.features.level` of the mixture.
-        frames: First frame, and the one after the last; None for all.
-
-    Returns:
-        float32 [num_estimates, num_frames, 5 * 48].
-    """
-    start, stop = frames or (0, STFT.num_frames(len(noisy)))
-    unit = mixture_level**2 * STFT.window_energy * (STFT.num_bins - 1) / NUM_BANDS
-    mixture = stft_frames(noisy, start, stop, STFT)
-    spectra = [stft_frames(estimate, start, stop, STFT) for estimate in estimates]
-    mean = np.asarray(np.mean(spectra, axis=0, dtype=np.complex64))
-    shared = {"mixture": _heights(mixture, unit), "mean": _heights(mean, unit)}
-    rows = []
-    for own in spectra:
-        parts = shared | {
-            "estimate": _heights(own, unit),
-            "removed": _heights(mixture - own, unit),
-            "apart": _heights(own - mean, unit),
-        }
-        rows.append(np.concatenate([parts[name] for name in HEARD], axis=1))
-    return np.stack(rows) * np.float32(_SCALE) + np.float32(_OFFSET)
-
-
-def _heights(spectra: np.ndarray, unit: float) -> np.ndarray:
-    """Returns log10 of band energies: float32 [num_frames, 48]."""
-    return np.log10(band_sums(np.square(np.abs(spectra)) / np.float32(unit)) + np.float32(_FLOOR))
-
-
-def band_sums(values: np.ndarray, edges: np.ndarray = BAND_EDGES) -> np.ndarray:
-    """Adds up [num_frames, num_bins] over bands; what lies beyond the last edge is left out."""
-    return np.add.reduceat(values[:, edges[0] : edges[-1]], edges[:-1] - edges[0], axis=1)
-
-
-def ranker_conventions() -> dict[str, Any]:
-    """Returns what the ``speech_meta`` of a ranker must say."""
-    return {
-        "kind": KIND,
-        "sample_rate_hz": SAMPLE_RATE_HZ,
-        "stft": STFT.to_json(),
-        "heard": list(HEARD),
-    }
-
-
-def build_ranker(*, width: int = WIDTH, seed: int = 0) -> keras.Model:
-    """Builds a ranker with fresh weights.
-
-    Args:
-        width: Channels of its layers.
-        seed: Of weights and dropout.
-
-    Returns:
-        A Sequential model of convolutions over time: [batch, num_frames, 240] to
-        [batch, num_frames, 16], natural logs of expected errors.
-    """
-    seeds = (int(s) for s in np.random.SeedSequence(seed).generate_state(len(DILATIONS) + 3))
-
-    def conv(channels: int, name: str, taps: int = 1, dilation: int = 1, bias: float = 0.0) -> Any:
-        return keras.layers.Conv1D(
-            channels, taps, dilation_rate=dilation, padding="same", name=name,
-            kernel_initializer=keras.initializers.GlorotUniform(seed=next(seeds)),
-            bias_initializer=keras.initializers.Constant(bias),
-        )  # fmt: skip
-
-    layers = [keras.Input((None, len(HEARD) * NUM_BANDS), name="input"), conv(width, "conv1")]
-    for number, dilation in enumerate(DILATIONS, start=2):
-        layers += [
-            keras.layers.LeakyReLU(name=f"act{number - 1}"),
-            conv(width, f"conv{number}", 3, dilation),
-        ]
-    layers += [
-        keras.layers.LeakyReLU(name=f"act{len(DILATIONS) + 1}"),
-        keras.layers.Dropout(0.2, seed=next(seeds), name="dropout"),
-        conv(NUM_TILE_BANDS, "output", bias=-4.0),
-    ]
-    return keras.Sequential(layers, name=KIND)
+TILE_POWER, COST_POWER = 4.0, 8.0
 
 
 class Ranker:
-    """A trained ranker, run by NumPy.
+    """A trained ranker.
 
     Args:
-        path: A model file, possibly from a stranger.
+        path: A model file, possibly from a stranger, of any network over time and frequency.
+        mixture_share: Of the mixture in what it hears, 0 to 1.
 
     Attributes:
         file: The model file as it was read.
-        halo: Frames on either side that the judgement of a frame depends on.
 
     Raises:
-        ValueError: The file is refused or is no ranker.
+        ValueError: The file is refused, or is of another kind.
     """
 
-    def __init__(self, path: str | os.PathLike) -> None:
+    def __init__(self, path: str | os.PathLike, mixture_share: float = MIXTURE_SHARE) -> None:
         self.file = read_model_file(path)
-        for key, expected in ranker_conventions().items():
-            if (found := self.file.meta.get(key)) != expected:
-                raise ValueError(
-                    f"{path}: speech_meta says {key} {found!r:.80}, expected {expected!r:.80}; "
-                    "choose a model made by python -m mnn.train ranker"
-                )
-        self._steps = convolutions(self.file)
-        self.halo = sum(step.reach for step in self._steps)
+        self.file.require_kind(COMPLEX_MASK, fix="choose a model of python -m mnn.train ranker")
+        self._network = MaskEnhancer(self.file)
+        self._share = mixture_share
+
+    def reference(self, noisy: np.ndarray, estimates: Sequence[np.ndarray]) -> np.ndarray:
+        """Returns what the ranker takes for the speech.
+
+        Args:
+            noisy: The mixture, float32 [num_samples].
+            estimates: Likewise, at least one.
+
+        Returns:
+            float32 [num_samples], of some gain.
+        """
+        heard = signal_room(len(noisy))
+        for start in range(0, len(noisy), _PUSHED):
+            own = slice(start, start + _PUSHED)
+            heard[own] = self._share * noisy[own]
+            for estimate in estimates:
+                heard[own] += (1 - self._share) / len(estimates) * estimate[own]
+        gain = np.float32(HEARD_LEVEL / level(heard))
+        stream, made = self._network.stream(), 0
+        for start in range(0, len(noisy) + 1, _PUSHED):
+            piece = heard[start : start + _PUSHED] * gain
+            found = stream.push(piece)
+            if start + _PUSHED > len(noisy):
+                found = np.concatenate([found, stream.finish()])
+            # What comes out came in before: there is room for it where it was read.
+            heard[made : made + len(found)] = found
+            made += len(found)
+        return heard
 
     def errors(self, noisy: np.ndarray, estimates: Sequence[np.ndarray]) -> np.ndarray:
         """Returns the expected errors of estimates, block by block.
@@ -185,25 +118,51 @@ class Ranker:
             estimates: Likewise, at least one.
 
         Returns:
-            float64 [num_estimates, num_tiles, 16]: energies, in the scale in which the mixture has
-            48 on average in a frame. Tile t begins with frame 16 t; the last may be shorter.
+            float32 [num_estimates, num_tiles, 48]: shares of the energy that the reference has in
+            the whole file, with its gains. Tile t begins with frame 4 t; the last may be shorter.
         """
-        num_frames, mixture_level = STFT.num_frames(len(noisy)), level(noisy)
-        tiles = np.zeros((len(estimates), -(-num_frames // TILE_FRAMES), NUM_TILE_BANDS))
-        for start, stop in frame_blocks(num_frames, TILE_FRAMES * 64):
-            first, last = max(start - self.halo, 0), min(stop + self.halo, num_frames)
-            inputs = heard(noisy, estimates, mixture_level, (first, last))
+        reference = self.reference(noisy, estimates)
+        num_frames = STFT.num_frames(len(noisy))
+        shape = -(-num_frames // TILE_FRAMES), NUM_BANDS
+        given = np.zeros(shape, np.float32)
+        own, shared = (np.zeros((len(estimates), *shape), np.float32) for _ in range(2))
+        for start, stop in frame_blocks(num_frames, TILE_FRAMES * 256):
             place = slice(start // TILE_FRAMES, -(-stop // TILE_FRAMES))
-            for number, values in enumerate(inputs):
-                energies = np.exp(self._run(values)[start - first :][: stop - start])
-                starts = np.arange(0, stop - start, TILE_FRAMES)
-                tiles[number, place] = np.add.reduceat(energies, starts, axis=0, dtype=np.float64)
-        return tiles
+            stop = start + TILE_FRAMES * (place.stop - place.start)  # beyond the end is silence
+            known = stft_frames(reference, start, stop, STFT)
+            given[place] = _products(known, known)
+            for number, estimate in enumerate(estimates):
+                spectra = stft_frames(estimate, start, stop, STFT)
+                own[number, place] = _products(spectra, spectra)
+                shared[number, place] = _products(known, spectra)
+        energies, common = (sums.sum(axis=-2, dtype=np.float64) for sums in (given, shared))
+        gains = common / (energies + _TINY * energies.max() + 1e-30)
+        explained = np.sum(gains * common, axis=1)
+        scale = 1 / np.maximum(explained, _TINY * explained.max() + 1e-30)
+        for tiles, products, gain, unit in zip(
+            own, shared, gains.astype(np.float32), scale, strict=True
+        ):
+            tiles += gain * (gain * given - 2 * products)
+            np.maximum(tiles, _TINY * tiles.max(), out=tiles)
+            tiles *= unit
+            tiles += np.float32(1e-30)
+        return own
 
-    def _run(self, values: np.ndarray) -> np.ndarray:
-        for step in self._steps:
-            values = step(values)
-        return values
+
+def _products(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Returns sums of Re(conj(one) other) over tiles and bands: float32 [num_tiles, 48].
+
+    Both are complex64 [4 num_tiles, num_bins].
+    """
+    tiles = [
+        part.view(np.float32).reshape(-1, TILE_FRAMES, 2 * STFT.num_bins) for part in (one, other)
+    ]
+    return band_sums(np.einsum("tfb,tfb->tb", *tiles), 2 * BAND_EDGES)
+
+
+def band_sums(values: np.ndarray, edges: np.ndarray = BAND_EDGES) -> np.ndarray:
+    """Adds up [num_frames, num_bins] over bands; what lies beyond the last edge is left out."""
+    return np.add.reduceat(values[:, edges[0] : edges[-1]], edges[:-1] - edges[0], axis=1)
 
 
 def added_by_bands(
@@ -216,7 +175,7 @@ def added_by_bands(
 
     Args:
         signals: float32 [num_samples] each.
-        tiles: float [num_signals, num_tiles, 16], from `Ranker.errors`.
+        tiles: float [num_signals, num_tiles, 48], from `Ranker.errors`.
         costs: float [num_signals, num_segments], of which the mean counts; infinite for an estimate
             that gets no weight.
 
@@ -231,7 +190,7 @@ def added_by_bands(
     logs = -TILE_POWER * np.log(tiles + floor) - COST_POWER * np.log(cost + 1e-12)[:, None, None]
     weights = np.exp(logs - logs.max(axis=0))
     weights /= weights.sum(axis=0)
-    centres = (TILE_EDGES[:-1] + TILE_EDGES[1:] - 1) / 2
+    centres = (BAND_EDGES[:-1] + BAND_EDGES[1:] - 1) / 2
     by_bin = _between(centres, np.arange(STFT.num_bins))
     num_samples = len(signals[0])
     num_frames = STFT.num_frames(num_samples)
@@ -250,73 +209,3 @@ def added_by_bands(
 def _between(centres: np.ndarray, places: np.ndarray) -> np.ndarray:
     """Returns what linear interpolation takes of each centre: [num_places, num_centres]."""
     return np.stack([np.interp(places, centres, row) for row in np.eye(len(centres))], axis=1)
-
-
-@dataclass(frozen=True, eq=False)
-class _Conv:
-    """A convolution over time that keeps the length, and the LeakyReLU in front of it.
-
-    Attributes:
-        kernel: float32 [num_taps, in_channels, out_channels], an odd number of taps.
-        bias: float32 [out_channels].
-        dilation: Frames from tap to tap.
-        slope: Of negative inputs; 1 for no LeakyReLU.
-    """
-
-    kernel: np.ndarray
-    bias: np.ndarray
-    dilation: int
-    slope: float
-
-    @property
-    def reach(self) -> int:
-        """Frames on either side that a frame depends on."""
-        return len(self.kernel) // 2 * self.dilation
-
-    def __call__(self, values: np.ndarray) -> np.ndarray:
-        if self.slope != 1:
-            values = np.where(values < 0, np.float32(self.slope) * values, values)
-        output = np.tile(self.bias, (len(values), 1))
-        for tap, matrix in enumerate(self.kernel):
-            shift = (tap - len(self.kernel) // 2) * self.dilation
-            low, high = max(0, -shift), min(len(values), len(values) - shift)
-            if low < high:
-                output[low:high] += values[low + shift : high + shift] @ matrix
-        return output
-
-
-def convolutions(file: ModelFile) -> list[_Conv]:
-    """Returns the steps of a ranker; ValueError if the network is none."""
-    steps, slope = [], 1.0
-    for layer in file.layers:
-        config = layer.config
-        match layer.class_name:
-            case "InputLayer" | "Dropout":
-                pass
-            case "LeakyReLU":
-                slope *= config["negative_slope"]
-            case "Conv1D" if _keeps_length(config):
-                kernel = layer.weights["kernel"]
-                bias = layer.weights.get("bias", np.zeros(kernel.shape[2], np.float32))
-                steps.append(_Conv(kernel, bias, _only(config["dilation_rate"]), slope))
-                slope = 1.0
-            case other:
-                raise ValueError(
-                    f"{file.path}: layer {layer.name!r} ({other}) has no place in a ranker"
-                )
-    shapes = [step.kernel.shape for step in steps]
-    if not shapes or (shapes[0][1], shapes[-1][2]) != (len(HEARD) * NUM_BANDS, NUM_TILE_BANDS):
-        raise ValueError(f"{file.path}: is no ranker: its convolutions have the shapes {shapes}")
-    return steps
-
-
-def _only(value: Any) -> int:
-    return value[0] if isinstance(value, list | tuple) else value
-
-
-def _keeps_length(config: dict[str, Any]) -> bool:
-    return (
-        config["padding"] == "same" and _only(config["strides"]) == 1
-        and _only(config["kernel_size"]) % 2 == 1 and config.get("groups", 1) == 1
-        and config["activation"] == "linear"
-    )  # fmt: skip

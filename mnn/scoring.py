@@ -46,9 +46,10 @@ METRICS = ("ae", "snr")
 #: Who judges: the autoencoder, by a metric and a scoring; the ranker (`mnn.ranker`), by the errors
 #: that it expects; or both, by the product of their costs.
 JUDGES = ("autoencoder", "ranker", "both")
+DEFAULT_JUDGE = "ranker"
 
 #: Raise it with any change of a score: choices kept from earlier runs are then made anew.
-VERSION = "2"
+VERSION = "3"
 
 DEFAULT_SCORING = "voiced"
 
@@ -62,9 +63,6 @@ QUIET_GAIN = 1.4
 
 BALANCED_RATE, VOICED_RATE = 0.02, 0.01
 BALANCED_POWER = 0.75
-
-#: In the product of both costs, the autoencoder's counts so much more than the ranker's.
-AUTOENCODER_POWER = 4.0
 
 #: How strongly the better estimates prevail in a combination.
 COMBINE_POWER = 16.0
@@ -340,8 +338,7 @@ def both(ranked: np.ndarray, cost: np.ndarray) -> np.ndarray:
         ranked: float [num_experts, num_segments], positive.
         cost: Likewise, from `costs`; infinite for an estimate that is passed over.
     """
-    power = 1 / (1 + AUTOENCODER_POWER)
-    return ranked**power * np.maximum(cost, 0) ** (AUTOENCODER_POWER * power)
+    return np.sqrt(ranked * np.maximum(cost, 0))
 
 
 def snr_db(signal: np.ndarray, difference: np.ndarray) -> np.ndarray:

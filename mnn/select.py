@@ -1,4 +1,4 @@
-"""Lets several experts enhance recordings and keeps the result that an autoencoder judges best.
+"""Lets several experts enhance recordings and keeps the result that a judge finds best.
 
 ::
 
@@ -37,7 +37,7 @@ from mnn.dae import Autoencoder
 from mnn.expert_files import Expert
 from mnn.pool import open_pool
 from mnn.ranker import Ranker
-from mnn.scoring import DEFAULT_SCORING, JUDGES, METRICS, SCORINGS, needs_of
+from mnn.scoring import DEFAULT_JUDGE, DEFAULT_SCORING, JUDGES, METRICS, SCORINGS, needs_of
 from mnn.selector import Selector
 from speech.base import cli
 from speech.base.cli import natural_number
@@ -85,7 +85,7 @@ class SelectConfig:
         selector_experts: Compressed copies of the experts, in their order, which choose; of
             ``experts`` only the winner is run.
         check: Whether all experts are run all the same, to count how often both choose alike.
-        judge: One of `mnn.scoring.JUDGES`; None for both, or for the autoencoder alone where
+        judge: One of `mnn.scoring.JUDGES`; None for the ranker, or for the autoencoder where
             ``dae``, ``metric`` or ``scoring`` is another than the shipped judges go with.
         ranker: Model file of the ranker.
         dae: Model file of the autoencoder of speech.
@@ -96,7 +96,7 @@ class SelectConfig:
         segment_s: Length of a segment in seconds, each with its own choice; None for one choice a
             file.
         combine: 'files' to add all estimates, weighted by their scores, 'bands' to weight them anew
-            for each quarter of a second and each band (which a ranker does); '' to choose one.
+            for each 64 ms and each band (which a ranker does); '' to choose one.
         strict: Whether the first model, file or estimate that is no good is an error.
     """
 
@@ -153,7 +153,7 @@ class SelectConfig:
         if self.judge is not None:
             return self.judge
         shipped = (DEFAULT_DAE, "ae", DEFAULT_SCORING)
-        return "both" if (self.dae, self.metric, self.scoring) == shipped else "autoencoder"
+        return DEFAULT_JUDGE if (self.dae, self.metric, self.scoring) == shipped else "autoencoder"
 
 
 @dataclass(eq=False)
@@ -436,8 +436,8 @@ def _print_pool(config: SelectConfig, selector: Selector) -> None:
     unit = " in dB, the largest wins" if config.metric == "snr" else ", the smallest wins"
     what = {
         "autoencoder": f"{config.metric}, {config.scoring}",
-        "ranker": "of the ranker: expected error, a share of the mixture's energy",
-        "both": f"of both: expected error, times {config.scoring} to the 4th, to the 1/5",
+        "ranker": "of the ranker: expected error, a share of the speech's energy",
+        "both": f"of both: the root of expected error times {config.scoring}",
     }[config.judged_by]
     print(f"scores      {what}{unit}")
 
@@ -530,19 +530,12 @@ def _config(parser: argparse.ArgumentParser, options: argparse.Namespace) -> Sel
     return config
 
 
-def _named_folder(text: str) -> tuple[str, Path]:
-    name, equals, path = text.partition("=")
-    if not name or not equals or not path:
-        raise argparse.ArgumentTypeError(f"{text!r}: write NAME=DIR")
-    return name, Path(path)
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m mnn.select",
-        description="Let several experts enhance each recording and keep the result that judges of "
-        "clean speech, an autoencoder and a ranker, find best. Without inputs it takes noisy test "
-        "clips of the bundled corpus.",
+        description="Let several experts enhance each recording and keep the result that a judge "
+        "of clean speech, a ranker or an autoencoder, finds best. Without inputs it takes noisy "
+        "test clips of the bundled corpus.",
         **cli.examples(
             "python -m mnn.select",
             "python -m mnn.select noisy/ -o chosen/ --experts a.h5 b.icse models/fcn.h5",
@@ -562,7 +555,7 @@ def _parser() -> argparse.ArgumentParser:
     pool("--experts", type=Path, nargs="+", metavar="FILE",
          help="take these models (.h5, .icse, .onnx) as experts (default: the shipped "
          "ones)")  # fmt: skip
-    pool("--candidates", type=_named_folder, action="append", default=[], metavar="NAME=DIR",
+    pool("--candidates", type=cli.named_path, action="append", default=[], metavar="NAME=DIR",
          help="take files that another tool has made of the inputs as an expert; "
          "repeatable")  # fmt: skip
     pool("--selector-experts", type=Path, nargs="+", metavar="FILE",
@@ -573,7 +566,7 @@ def _parser() -> argparse.ArgumentParser:
          "alike")  # fmt: skip
     how = parser.add_argument_group("how to choose").add_argument
     how("--judge", choices=JUDGES,
-        help="let these judge (default: both; the autoencoder alone with --dae, --metric or "
+        help="let these judge (default: the ranker; the autoencoder with --dae, --metric or "
         "--scoring)")  # fmt: skip
     how("--ranker", type=Path, default=DEFAULT_RANKER, metavar="FILE",
         help="judge by this ranker (default: the shipped one)")  # fmt: skip
@@ -594,7 +587,7 @@ def _parser() -> argparse.ArgumentParser:
         help="let segments last S seconds (default %(default)s)")  # fmt: skip
     how("--combine", nargs="?", const=COMBINATIONS[0], metavar="HOW",
         help="add all estimates instead of choosing one, weighted by their scores (files), or anew "
-        "for each quarter of a second and each band (bands)")  # fmt: skip
+        "for each 64 ms and each band (bands)")  # fmt: skip
     return parser
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from mnn.arbiter import Arbiter, Hearing
 from mnn.expert_files import Expert, Place
 from mnn.features import inner_product
-from mnn.ranker import NUM_BANDS, STFT, TILE_FRAMES, Ranker, added_by_bands
+from mnn.ranker import STFT, TILE_FRAMES, Ranker, added_by_bands
 from mnn.scoring import (
     DEFAULT_SCORING,
     SILENT_SHARE,
@@ -216,8 +216,8 @@ class Selector:
         ranked = np.empty(0)
         if tiles is not None:
             ranked = tile_sums(tiles, bounds, TILE_FRAMES * STFT.hop)
-            # So many units has the mixture on average: a share of its energy is what is shown.
-            ranked /= NUM_BANDS * np.diff(bounds) / STFT.hop * len(channels)
+            # The error of a whole file is a share of the speech's energy; that of a segment, too.
+            ranked /= np.diff(bounds) / bounds[-1] * len(channels)
         if self.judge == "ranker":
             kept = [sum(_energy(own[place].signal) for own in hearings) for place in places]
             whole = sum(_energy(signal) for signal in channels)

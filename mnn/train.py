@@ -20,7 +20,6 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,7 +29,15 @@ import numpy as np
 
 from mnn import conditions
 from mnn.conditions import description, parse_conditions
-from mnn.config import EXPERT_SNRS_DB, NETS, OPTIMIZERS, SCHEDULES, FitConfig, TrainConfig
+from mnn.config import (
+    EXPERT_SNRS_DB,
+    NETS,
+    OPTIMIZERS,
+    SCHEDULES,
+    FitConfig,
+    RankerConfig,
+    TrainConfig,
+)
 from mnn.dae import build_dae
 from mnn.expert_files import check_frames
 from mnn.experts import build_expert
@@ -44,17 +51,18 @@ from mnn.features import (
     speech_frames,
 )
 from mnn.layers import load_network
-from mnn.ranker import KIND, build_ranker, convolutions, ranker_conventions
-from mnn.ranking import Scenes, rank_loss
+from mnn.noises import NOISES
+from mnn.ranking import train_ranker
 from speech.base import cli, lazy
 from speech.base.cli import natural_number, positive_number
 from speech.base.device import select_devices
 from speech.base.lazy import keras
 from speech.data import corpus
-from speech.data.corpus import Pair, Utterance, render
+from speech.data.corpus import Pair, render
 from speech.modelfile.read import read_model_file
 from speech.net.keras_models import build_model, variables_of
-from speech.sound.audio import is_silent, read_audio
+from speech.net.timefrequency import SIZES
+from speech.sound.audio import read_audio
 from speech.training.common_options import add_data_options, check_data_options, data_options
 
 if TYPE_CHECKING:
@@ -67,11 +75,7 @@ else:
 _logger = logging.getLogger("speech")
 
 #: Speakers, and utterances of each: sections 4.1 and 4.2. Of the bundled corpus, all.
-PAPER_SPEAKERS = {"dae": (40, 10), "expert": (12, 5), "ranker": (None, 20)}
-
-
-#: Scenes that validate at most: they are in memory at once.
-MAX_VALIDATION_SCENES = 500
+PAPER_SPEAKERS = {"dae": (40, 10), "expert": (12, 5)}
 
 
 @dataclass(frozen=True)
@@ -104,7 +108,7 @@ class TrainResult:
 
 
 def train(config: TrainConfig, say: Callable[[str], None] | None = None) -> TrainResult:
-    """Trains an autoencoder, an expert or a ranker, unless this very training is done.
+    """Trains an autoencoder or an expert, unless this very training is done.
 
     Args:
         config: What to train, on what, and how.
@@ -132,7 +136,7 @@ def train(config: TrainConfig, say: Callable[[str], None] | None = None) -> Trai
     )
     meta = {
         "kind": kind,
-        **(conventions.to_json() if conventions else ranker_conventions()),
+        **conventions.to_json(),
         **start,
         "created_by": "python -m mnn.train",
         "training": {
@@ -149,15 +153,14 @@ def train(config: TrainConfig, say: Callable[[str], None] | None = None) -> Trai
     if done is not None:
         found = (done[key] for key in ("validation_error", "best_iteration", "iterations_done"))
         return TrainResult(config.out, True, *found)
-    training, validation, told = _examples(config, parts, conventions, len(model.input_shape) > 2)
+    training, validation = _examples(config, parts, conventions, len(model.input_shape) > 2)
     counts = [len(own) * own.frames_each for own in (training, validation)]
     say(
-        f"{'frames' if conventions else 'scenes'}      {counts[0]:,} to train on, {counts[1]:,} to "
-        f"validate; {model.count_params():,} parameters"
+        f"frames      {counts[0]:,} to train on, {counts[1]:,} to validate; "
+        f"{model.count_params():,} parameters"
     )
     trainer = network_training.FrameTrainer(
         model, training, validation, config.fit, config.out, meta=meta, data_sha256=data_sha256,
-        **told,
     )  # fmt: skip
     state = trainer.run(_saying(config.fit, say))
     best = state.best_row
@@ -184,29 +187,19 @@ def _saying(fit: FitConfig, say: Callable[[str], None]) -> Callable[[dict[str, f
 
 
 #: The ``kind`` of what is trained, in its ``speech_meta``.
-_KINDS = {"dae": "autoencoder", "expert": "mask", "ranker": KIND}
+_KINDS = {"dae": "autoencoder", "expert": "mask"}
 
 
 def _network(
     config: TrainConfig, kind: str, say: Callable[[str], None]
-) -> tuple[keras.Model, Conventions | None, dict[str, Any]]:
-    """Returns a network, what it takes, and how it started, for the meta of its file.
-
-    What a ranker takes is always the same.
-    """
-    conventions: Conventions | None = None
+) -> tuple[keras.Model, Conventions, dict[str, Any]]:
+    """Returns a network, what it takes, and how it started, for the meta of its file."""
     if config.init is None:
         net = config.net or NETS[config.what][0]
-        if kind == KIND:
-            model = build_ranker(width=int(net), seed=config.fit.seed)
-        else:
-            build = build_expert if config.what == "expert" else build_dae
-            model, conventions = build(net, seed=config.fit.seed)
+        build = build_expert if config.what == "expert" else build_dae
+        model, conventions = build(net, seed=config.fit.seed)
         return model, conventions, {"net": net}
-    if kind == KIND:
-        file = read_model_file(config.init)
-        convolutions(file)
-    elif kind == "mask":
+    if kind == "mask":
         file = read_model_file(config.init)
         conventions = conventions_of(file.meta, kind, config.init)
         check_frames(file, conventions)
@@ -226,37 +219,14 @@ def _network(
 
 
 def _examples(
-    config: TrainConfig, parts: _Parts, conventions: Conventions | None, are_pieces: bool
-) -> tuple[network_training.Examples, network_training.Examples, dict[str, Any]]:
-    """Returns what trains, what validates, and what a trainer of it is told."""
-    if conventions is not None:
-        training = _frames(parts.training, config, conventions, "training spectra")
-        validation = _frames(parts.validation, config, conventions, "validation spectra")
-        if are_pieces:
-            return Pieces.of(training), Pieces.of(validation), {}
-        return training, validation, {}
-    counts = config.num_scenes, min(-(-config.num_scenes // 20), MAX_VALIDATION_SCENES)
-    scenes = [
-        Scenes(
-            _by_speaker(part), count, [config.fit.seed, number], num_jobs=config.num_jobs,
-            folder=config.out.parent,
-        )
-        for number, (part, count) in enumerate(
-            zip((parts.training, parts.validation), counts, strict=True)
-        )
-    ]  # fmt: skip
-    told = {"loss": rank_loss, "error": "mnn.ranking.rank_loss", "clip_norm": 1.0}
-    return scenes[0], scenes[1], told
-
-
-def _by_speaker(items: Sequence[Utterance | Pair]) -> list[list[np.ndarray]]:
-    """Reads utterances that are not silent, by speaker."""
-    speakers: dict[str, list[np.ndarray]] = defaultdict(list)
-    for item in cli.progress(items, total=len(items), label="reading speech"):
-        for signal in _read_speech([item]):
-            if not is_silent(signal):
-                speakers[item.speaker].append(signal)
-    return list(speakers.values())
+    config: TrainConfig, parts: _Parts, conventions: Conventions, are_pieces: bool
+) -> tuple[network_training.Examples, network_training.Examples]:
+    """Returns what trains and what validates."""
+    training = _frames(parts.training, config, conventions, "training spectra")
+    validation = _frames(parts.validation, config, conventions, "validation spectra")
+    if are_pieces:
+        return Pieces.of(training), Pieces.of(validation)
+    return training, validation
 
 
 def _find_data(config: TrainConfig, say: Callable[[str], None]) -> _Parts:
@@ -353,9 +323,30 @@ class _Skipping:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
     parser = _parser()
-    config = _config(parser, parser.parse_args(argv))
+    options = parser.parse_args(argv)
+    if options.what == "ranker":
+        ranker = _ranker_config(parser, options)
+        cli.log_to_stderr()
+        return cli.run(lambda: _run_ranker(ranker))
+    config = _config(parser, options)
     cli.log_to_stderr()
     return cli.run(lambda: _run(config))
+
+
+def _run_ranker(config: RankerConfig) -> int:
+    print(f"written     {train_ranker(config, cli.say)}")
+    return 0
+
+
+def _ranker_config(parser: argparse.ArgumentParser, options: argparse.Namespace) -> RankerConfig:
+    """Returns what the options say; exits with code 2 if they make no sense."""
+    try:
+        return RankerConfig(
+            options.out, tuple(options.timit or ()), options.size, options.hours, options.noises,
+            tuple(options.kinds), options.jobs, options.seed, options.gpu,
+        )  # fmt: skip
+    except ValueError as error:
+        parser.error(str(error))
 
 
 def _run(config: TrainConfig) -> int:
@@ -382,9 +373,6 @@ def _config(parser: argparse.ArgumentParser, options: argparse.Namespace) -> Tra
     snrs_db = options.snr or EXPERT_SNRS_DB
     check_data_options(parser, options)
     is_expert = options.what == "expert"
-    ranking: dict[str, Any] = {}
-    if options.what == "ranker":
-        ranking = {"num_scenes": options.scenes, "num_jobs": options.jobs}
     try:
         conditions = parse_conditions(options.where)
         if options.gender:
@@ -405,7 +393,6 @@ def _config(parser: argparse.ArgumentParser, options: argparse.Namespace) -> Tra
             num_speakers=options.num_speakers,
             per_speaker=options.per_speaker,
             num_draws=options.draws if is_expert else 1,
-            **ranking,
             gpu=options.gpu,
         )  # fmt: skip
     except ValueError as error:
@@ -436,31 +423,43 @@ def _parser() -> argparse.ArgumentParser:
         add = command.add_argument
         add("-o", "--out", type=Path, required=True, metavar="FILE.h5",
             help="write this model file")  # fmt: skip
+        add("--gpu", **cli.GPU)
+        if what == "ranker":
+            _add_ranker_options(command)
+            continue
         add("--net", choices=NETS[what],
             help=f"take this network (default {NETS[what][0]})")  # fmt: skip
         add("--init", type=Path, metavar="FILE",
             help="start from the weights of this model, such as a pruned one; its zeros "
             "stay")  # fmt: skip
-        _add_training_options(command, what)
+        _add_training_options(command)
         _add_choices(command, what)
         add_data_options(command, test=False)
-        add("--gpu", **cli.GPU)
     return parser
 
 
-#: The paper's values, and those for a ranker, of which the paper knows nothing.
-_FITS = {
-    "dae": FitConfig(),
-    "expert": FitConfig(),
-    "ranker": FitConfig(3000, 10, "adam", 2e-3, "cosine", validate_every=250, patience=0),
-}
+def _add_ranker_options(parser: argparse.ArgumentParser) -> None:
+    add, default = parser.add_argument, RankerConfig(Path("ranker.h5"))
+    add("--speech", "--timit", type=Path, nargs="+", metavar="DIR", dest="timit",
+        help="read clean speech from TIMIT, or from any trees (default: the bundled "
+        "corpus)")  # fmt: skip
+    add("--size", choices=tuple(SIZES), default=default.size,
+        help="train this form of the network over time and frequency (default "
+        "%(default)s)")  # fmt: skip
+    add("--hours", type=cli.amount, default=default.hours, metavar="H",
+        help="end after H hours of clock time, over all calls of the command (default "
+        "%(default)s)")  # fmt: skip
+    add("--noises", type=positive_number, default=default.num_noises, metavar="N",
+        help="make N noises of 10 s of the speech, 0.3 MB each (default %(default)s)")  # fmt: skip
+    add("--kinds", nargs="+", choices=[kind.__name__ for kind in NOISES], default=(),
+        help="make noises of these kinds (default: all)")  # fmt: skip
+    add("--seed", **cli.SEED)
+    add("--jobs", **cli.JOBS)
 
 
-def _add_training_options(parser: argparse.ArgumentParser, what: str) -> None:
-    fit, ranks = _FITS[what], what == "ranker"
-    add = parser.add_argument_group(
-        "training", None if ranks else "The defaults are the paper's values."
-    ).add_argument
+def _add_training_options(parser: argparse.ArgumentParser) -> None:
+    fit = FitConfig()
+    add = parser.add_argument_group("training", "The defaults are the paper's values.").add_argument
     add("--optimizer", choices=OPTIMIZERS, default=fit.optimizer,
         help="train with this optimizer (default %(default)s)")  # fmt: skip
     add("--learning-rate", type=float, default=fit.learning_rate, metavar="R",
@@ -471,8 +470,7 @@ def _add_training_options(parser: argparse.ArgumentParser, what: str) -> None:
     add("--iterations", type=positive_number, default=fit.iterations, metavar="N",
         help="update the weights N times at most (default %(default)s)")  # fmt: skip
     add("--batch-size", type=positive_number, default=fit.batch_size, metavar="N",
-        help=f"take N {'scenes' if ranks else 'frames'} per update (default "
-        "%(default)s)")  # fmt: skip
+        help="take N frames per update (default %(default)s)")  # fmt: skip
     add("--validate-every", type=positive_number, default=fit.validate_every, metavar="N",
         help="validate every N iterations and keep the best weights (default "
         "%(default)s)")  # fmt: skip
@@ -480,13 +478,6 @@ def _add_training_options(parser: argparse.ArgumentParser, what: str) -> None:
         help="end after N iterations without a better validation; 0 means never (default "
         "%(default)s)")  # fmt: skip
     add("--seed", **cli.SEED)
-    if not ranks:
-        return
-    add = parser.add_argument_group("scenes").add_argument
-    add("--scenes", type=positive_number, default=TrainConfig.num_scenes, metavar="N",
-        help="make N scenes of noisy speech and estimates of it, 0.4 MB each (default "
-        "%(default)s)")  # fmt: skip
-    add("--jobs", **cli.JOBS)
 
 
 def _add_choices(parser: argparse.ArgumentParser, what: str) -> None:

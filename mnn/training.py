@@ -108,16 +108,12 @@ class FrameTrainer:
 
     Args:
         model: A built Keras model, from `mnn.dae.build_dae` or `mnn.experts.build_expert`.
-        training: Its frames, pieces if it is recurrent, or scenes (`mnn.ranking.Scenes`).
+        training: Its frames, or pieces if it is recurrent.
         validation: The same of other speakers or utterances.
         config: See :class:`FitConfig`.
         out: The model file to write, ending in '.h5'.
         meta: ``speech_meta`` of the file; what was trained is added.
         data_sha256: Fingerprint of the data, of both parts.
-        loss: Of targets and outputs.
-        error: What ``loss`` is, in words, for the meta.
-        clip_norm: Adam's gradients are clipped to this norm, each weight array by itself; None for
-            no clipping.
         checkpoint_seconds: Write the checkpoint so often.
     """
 
@@ -131,14 +127,11 @@ class FrameTrainer:
         *,
         meta: dict[str, Any],
         data_sha256: str,
-        loss: Callable[[Any, Any], Any] = sum_of_squares,
-        error: str = "sum of squares over bins, mean over frames",
-        clip_norm: float | None = None,
         checkpoint_seconds: float = 60.0,
     ) -> None:
         self.model, self.training, self.validation = model, training, validation
         self.config, self.out, self.meta = config, Path(out), meta
-        self.error, self.checkpoint_seconds = error, checkpoint_seconds
+        self.checkpoint_seconds = checkpoint_seconds
         self.checkpoint_path = self.out.with_suffix(".checkpoint.npz")
         self.state = _State()
         self.fingerprint = fingerprint_of(config, meta, data_sha256)
@@ -148,8 +141,8 @@ class FrameTrainer:
             rate = config.learning_rate
             if config.schedule == "cosine":
                 rate = keras.optimizers.schedules.CosineDecay(rate, config.iterations)
-            self.optimizer = keras.optimizers.Adam(rate, clipnorm=clip_norm)
-        model.compile(self.optimizer, loss=loss, jit_compile=False)
+            self.optimizer = keras.optimizers.Adam(rate)
+        model.compile(self.optimizer, loss=sum_of_squares, jit_compile=False)
         self.optimizer.build(model.trainable_variables)
         self._order: tuple[int, np.ndarray] | None = None
 
@@ -266,7 +259,7 @@ class FrameTrainer:
         assert best is not None
         training = {
             **asdict(self.config),
-            "error": self.error,
+            "error": "sum of squares over bins, mean over frames",
             "iterations_done": state.iteration,
             "best_iteration": best["iteration"],
             "validation_error": best["validation_error"],

@@ -7,11 +7,10 @@ from pathlib import Path
 import numpy as np
 
 from mnn.features import Conventions
-from mnn.ranker import HEARD, ranker_conventions
-from mnn.ranker import NUM_BANDS as NUM_HEARD_BANDS
 from speech.modelfile.h5 import write_model_file
 from speech.modelfile.icse import write_compact
 from speech.modelfile.spec import LayerSpec
+from tests.builders import write_mask_network
 
 NUM_BINS = 513
 
@@ -58,35 +57,9 @@ def write_dae(path: Path, *, units=6, context=3, seed=0, dropout=0.2) -> Path:
     return write(path, layers, {"kind": "autoencoder", **Conventions(context).to_json()})
 
 
-def ranker_layers(rng, width=5):
-    """Returns the layers of a ranker of random weights, of three convolutions."""
-    sizes = [(1, len(HEARD) * NUM_HEARD_BANDS, width, 1), (3, width, width, 2), (1, width, 16, 1)]
-    layers = [
-        LayerSpec(
-            "InputLayer", "input", {"batch_shape": [None, None, len(HEARD) * NUM_HEARD_BANDS]}
-        )
-    ]
-    for number, (taps, inputs, outputs, dilation) in enumerate(sizes):
-        if number:
-            layers.append(LayerSpec("LeakyReLU", f"act{number}", {"negative_slope": 0.3}))
-        config = {
-            "filters": outputs, "kernel_size": [taps], "strides": [1], "padding": "same",
-            "data_format": "channels_last", "dilation_rate": [dilation], "activation": "linear",
-            "use_bias": True,
-        }  # fmt: skip
-        weights = {
-            "kernel": rng.standard_normal((taps, inputs, outputs)) / np.sqrt(taps * inputs),
-            "bias": 0.1 * rng.standard_normal(outputs),
-        }
-        weights = {name: array.astype(np.float32) for name, array in weights.items()}
-        layers.append(LayerSpec("Conv1D", f"conv{number}", config, weights))
-    return tuple(layers)
-
-
-def write_ranker(path: Path, *, seed=0, layers=None, **meta) -> Path:
+def write_ranker(path: Path) -> Path:
     """Writes a ranker of random weights."""
-    layers = ranker_layers(np.random.default_rng(seed)) if layers is None else layers
-    return write(path, layers, ranker_conventions() | meta)
+    return write_mask_network(path).path
 
 
 def write_fcn(path: Path, *, taps=11, seed=0, meta=None, scale=1.0) -> Path:

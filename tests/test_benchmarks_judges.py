@@ -36,13 +36,15 @@ def test_a_small_run(tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(judges, "plan", few)
     out = tmp_path / "judges.json"
-    assert judges.main(["--mixtures", "1", "--json", str(out)]) == 0
+    words = ["--mixtures", "1", "--json", str(out), "--other", "denoise=models/denoise.icse"]
+    assert judges.main(words) == 0
     result = json.loads(out.read_text())
     assert result["mixtures"] == {"birds": 1, "typing": 1, "engine": 1}
-    assert set(result["judges"]) == {*judges.JUDGES, *judges.SUMS}
+    rows = {*judges.JUDGES, *judges.SUMS, *judges.HEARINGS, "denoise", "denoise itself"}
+    assert set(result["judges"]) == rows
     for test, found in result["sdr_db"].items():
         assert len(found["experts"]) == 3
-        for name in judges.JUDGES:
+        for name in (*judges.JUDGES, *judges.HEARINGS, "denoise"):
             assert found["selected"][name] == pytest.approx(
                 min(found["experts"], key=lambda value: abs(value - found["selected"][name])),
                 abs=0.01,

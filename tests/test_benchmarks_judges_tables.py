@@ -40,7 +40,7 @@ def found():
         return {metric: [sdr, sdr - 0.1, sdr + 0.1] for metric in judges_tables.DIGITS}
 
     systems = {name: gains(0.0) for name in judges_tables.SYSTEMS}
-    better, worse = ({**systems, "both": gains(sign * 0.5)} for sign in (1, -1))
+    better, worse = ({**systems, "ranker": gains(sign * 0.5)} for sign in (1, -1))
     bases = (judges_tables.GENERAL, judges_tables.GONE_ON, judges_tables.GENERAL_FP32)
     return {
         "hours": 0.1,
@@ -59,12 +59,12 @@ def test_specialists_are_better_only_with_the_whole_interval(found):
     assert text.count("worse in 1 of 2 tests by SDR (reverberant)") == 3
     for row in found["tests"].values():
         for own in row["gains"].values():
-            own["both"] = {metric: [0.5, -0.1, 1.1] for metric in judges_tables.DIGITS}
+            own["ranker"] = {metric: [0.5, -0.1, 1.1] for metric in judges_tables.DIGITS}
     assert "better by the whole interval in 0 of 2 tests by SDR, 0" in judges_tables._verdict(
         found["tests"]
     )
 
 
 def test_the_table_of_gains_leaves_out_the_base(found):
-    table = judges_tables._gains(found["tests"], judges_tables.GONE_ON, ["both", "all"])
+    table = judges_tables._gains(found["tests"], judges_tables.GONE_ON, ["ranker", "all"])
     assert len(table.splitlines()) == 2 + 2 and "gone on" not in table

@@ -12,7 +12,6 @@ import pytest
 import soundfile
 from numpy.testing import assert_allclose, assert_array_equal
 
-from mnn import arbiter
 from mnn.arbiter import Arbiter
 from mnn.dae import Autoencoder
 from mnn.expert_files import Expert, Place, folder_expert, open_expert
@@ -218,7 +217,7 @@ def test_long_signals_wait_in_files(tmp_path, noisy, monkeypatch):
         open_expert(write_fcn(tmp_path / "w.h5")),
     ]
     expected = heard(tmp_path, pool, noisy)
-    monkeypatch.setattr(arbiter, "MAX_MEMORY_SAMPLES", 100)
+    monkeypatch.setattr(blocks, "MAX_MEMORY_SAMPLES", 100)
     found = heard(tmp_path, pool, noisy)
     for one, other in zip(expected, found, strict=True):
         assert isinstance(other.signal, np.memmap)

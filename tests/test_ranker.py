@@ -1,18 +1,17 @@
-"""The ranker: what it hears and gives, sums over bands, training, and files that are none."""
+"""The ranker: what it makes out, errors, sums over bands, training, and files that are none."""
 
 import numpy as np
 import pytest
+import soundfile
 from numpy.testing import assert_allclose, assert_array_equal
 
 from mnn import ranker as module
-from mnn import ranking
-from mnn.degradations import Scene
-from mnn.features import level
-from mnn.ranker import HEARD, NUM_BANDS, STFT, Ranker, added_by_bands, build_ranker, heard
+from mnn.ranker import STFT, Ranker, added_by_bands
 from mnn.scoring import both, segment_bounds, tile_sums
 from speech.modelfile.read import read_model_file
+from speech.net.mask_enhancer import MaskEnhancer
 from tests.builders import make_speech
-from tests.mnn_files import ranker_layers, write_mask, write_ranker
+from tests.mnn_files import write_mask, write_ranker
 from tests.reference import ranker_oracle
 
 
@@ -28,30 +27,37 @@ def sounds(rng):
     return clean, noisy, [0.5 * (clean + noisy), noisy, 0.7 * clean]
 
 
-def part(inputs, name):
-    place = HEARD.index(name) * NUM_BANDS
-    return (inputs[..., place : place + NUM_BANDS] - 0.9) / 0.3
+def test_it_hears_the_mixture_and_the_mean_of_all_estimates(ranker, sounds):
+    _, noisy, estimates = sounds
+    heard = 0.5 * noisy + 0.5 * np.mean(estimates, axis=0)
+    heard *= 0.06 / np.sqrt(np.mean(np.square(heard, dtype=float)))
+    expected = MaskEnhancer(ranker.file)(heard.astype(np.float32))
+    assert_allclose(ranker.reference(noisy, estimates), expected, rtol=1e-3, atol=1e-6)
+    alone = Ranker(ranker.file.path, mixture_share=1.0)
+    assert_array_equal(alone.reference(noisy, estimates), alone.reference(noisy, estimates[:1]))
 
 
-def test_it_hears_energies_of_bands(sounds):
+def test_errors_are_distances_from_what_it_makes_out(ranker, sounds):
+    _, noisy, estimates = sounds
+    expected = ranker_oracle.errors(ranker.reference(noisy, estimates), estimates)
+    found = ranker.errors(noisy, estimates)
+    assert found.shape == (3, -(-STFT.num_frames(20000) // 4), 48)
+    assert_allclose(found, expected, rtol=2e-3, atol=1e-6 * expected.max())
+
+
+def test_what_the_ranker_makes_out_itself_is_best(ranker, sounds, monkeypatch):
     clean, noisy, estimates = sounds
-    inputs = heard(noisy, estimates, level(noisy))
-    assert inputs.shape == (3, STFT.num_frames(20000), 240) and inputs.dtype == np.float32
-    unit, mean = ranker_oracle.unit(noisy), np.mean(estimates, axis=0, dtype=np.float64)
-    for row, estimate in zip(inputs, estimates, strict=True):
-        for name, signal in {
-            "mixture": noisy, "estimate": estimate, "removed": noisy - estimate,
-            "mean": mean, "apart": estimate - mean,
-        }.items():  # fmt: skip
-            expected = ranker_oracle.heights(ranker_oracle.spectra(signal), unit)
-            # The floor is 7 decades down, where float32 of a difference has little left.
-            assert_allclose(part(row, name), expected, rtol=0, atol=0.02, err_msg=name)
+    monkeypatch.setattr(Ranker, "reference", lambda *_: clean)
+    half = 0.5 * (clean + estimates[0])
+    errors = ranker.errors(noisy, [*estimates, half, 0.1 * clean]).sum(axis=(1, 2))
+    assert_array_equal(np.argsort(errors)[2:], [3, 0, 1])
+    assert errors[2] < 1e-6 and errors[4] < 1e-6, "no gain is punished"
 
 
 def test_neither_order_nor_a_common_gain_changes_the_errors(ranker, sounds):
     _, noisy, estimates = sounds
     errors = ranker.errors(noisy, estimates)
-    assert errors.shape == (3, -(-STFT.num_frames(20000) // 16), 16) and np.all(errors > 0)
+    assert np.all(errors > 0)
     turned = ranker.errors(noisy, estimates[::-1])
     assert_allclose(turned[::-1], errors, rtol=1e-4)
     soft = ranker.errors(noisy / 64, [estimate / 64 for estimate in estimates])
@@ -85,21 +91,6 @@ def test_silence_is_judged(ranker):
     assert np.isfinite(ranker.errors(silence, [silence, silence])).all()
 
 
-def test_numpy_runs_what_keras_trains(tmp_path, rng):
-    from speech.net.keras_models import save_model
-
-    model = build_ranker(width=6, seed=3)
-    for weight in model.weights:
-        if weight.path.endswith("bias"):
-            weight.assign(0.1 * rng.standard_normal(weight.shape))
-    save_model(model, tmp_path / "r.h5", module.ranker_conventions())
-    ranker = Ranker(tmp_path / "r.h5")
-    assert ranker.halo == 15
-    inputs = rng.standard_normal((40, 240)).astype(np.float32)
-    expected = np.asarray(model(inputs[None]))[0]
-    assert_allclose(ranker._run(inputs), expected, rtol=1e-4, atol=1e-5)
-
-
 def test_estimates_are_added_where_they_are_good(rng):
     """One estimate is right in the first half, the other in the second; or below and above."""
     num_samples = 32768
@@ -110,20 +101,20 @@ def test_estimates_are_added_where_they_are_good(rng):
     clean, first = low + high, np.arange(num_samples) < num_samples // 2
     noise = rng.standard_normal(num_samples).astype(np.float32)
     estimates = [clean + noise * first, clean + noise * ~first]
-    tiles = np.full((2, -(-STFT.num_frames(num_samples) // 16), 16), 1e-6)
+    tiles = np.full((2, -(-STFT.num_frames(num_samples) // 4), 48), 1e-6)
     tiles[0, : tiles.shape[1] // 2] = tiles[1, tiles.shape[1] // 2 :] = 100.0
     joined = added_by_bands(estimates, tiles, np.ones((2, 1)))
     inside = np.abs(np.arange(num_samples) - num_samples // 2) > 8192
     assert np.mean((joined - clean)[inside] ** 2) < 1e-3 * np.mean((estimates[0] - clean) ** 2)
     tiles[:] = 1e-6
-    tiles[0, :, 12:] = tiles[1, :, :10] = 100.0
+    tiles[0, :, 36:] = tiles[1, :, :30] = 100.0
     joined = added_by_bands([low, high], tiles, np.ones((2, 1)))
     assert np.mean((joined - clean) ** 2) < 0.02 * np.mean(clean**2)
 
 
 def test_an_estimate_of_infinite_cost_gets_no_weight(rng):
     signals = [rng.standard_normal(5000).astype(np.float32) for _ in range(2)]
-    tiles = np.ones((2, 2, 16))
+    tiles = np.ones((2, 6, 48))
     joined = added_by_bands(signals, tiles, np.array([[np.inf], [1.0]]))
     assert_allclose(joined, signals[1], atol=1e-5)
 
@@ -140,35 +131,12 @@ def test_tiles_are_added_up_over_segments(rng):
 
 def test_both_costs_are_a_geometric_mean():
     found = both(np.array([[2.0, 1.0]]), np.array([[3.0, np.inf]]))
-    assert_allclose(found, [[(2 * 3**4) ** 0.2, np.inf]])
+    assert_allclose(found, [[6**0.5, np.inf]])
 
 
-@pytest.mark.parametrize(
-    "change, reason",
-    [
-        ({"kind": "autoencoder"}, "kind 'autoencoder', expected 'ranker'"),
-        ({"heard": ["mixture"]}, "heard"),
-        ({"stft": {"frame": 1024, "hop": 256, "window": "hann"}}, "stft"),
-    ],
-)
-def test_files_of_other_conventions_are_refused(tmp_path, change, reason):
-    path = write_ranker(tmp_path / "r.h5", **change)
-    with pytest.raises(ValueError, match=reason):
-        Ranker(path)
-
-
-def test_files_that_are_no_rankers_are_refused(tmp_path, rng):
-    layers = ranker_layers(rng)
-    even = [layer for layer in layers if layer.class_name != "LeakyReLU"]
-    narrow = (*layers[:-1], layers[-2], layers[-1])[:-2]
-    for number, (chosen, reason) in enumerate(
-        ((narrow, "is no ranker"), (even[:1] + even[2:], "240|is no ranker"))
-    ):
-        path = tmp_path / f"{number}.h5"
-        with pytest.raises(ValueError, match=reason):
-            Ranker(write_ranker(path, layers=tuple(chosen)))
+def test_files_that_are_no_rankers_are_refused(tmp_path):
     mask = write_mask(tmp_path / "mask.h5", 1.0)
-    with pytest.raises(ValueError, match="expected 'ranker'"):
+    with pytest.raises(ValueError, match="mnn.train ranker"):
         Ranker(mask)
 
 
@@ -176,78 +144,43 @@ def test_files_that_are_no_rankers_are_refused(tmp_path, rng):
 # Training
 
 
-def scene(rng, count=3):
-    clean = make_speech(rng, ranking.SCENE_SAMPLES).astype(np.float32)
-    noise = 0.1 * rng.standard_normal(len(clean)).astype(np.float32)
-    estimates = [clean + share * noise for share in (0.1, 0.5, 1.0)][:count]
-    return Scene(clean, clean + noise, np.stack(estimates))
-
-
-def test_targets_are_the_true_errors(rng):
-    shown = scene(rng)
-    inputs, targets = ranking.example(shown)
-    assert inputs.shape == (4, 176, 240) and targets.shape == (4, ranking.num_targets())
-    noise = shown.noisy - shown.clean
-    whole_db = 20 * np.log10(np.std(shown.clean) / np.std(noise))
-    assert_allclose(targets[:3, 0], whole_db + 20 * np.log10([10, 2, 1]), atol=0.3)
-    assert_array_equal(targets[3], targets[0])
-    expected = ranker_oracle.products(shown.clean, shown.estimates, shown.noisy, 11)
-    again = [0, 1, 2, 0]
-    table = targets[:, 1:].reshape(4, 4, 11, 16)
-    assert_allclose(table, expected[again][:, again], rtol=2e-3, atol=1e-6)
-
-
-def test_the_loss_is_that_of_the_words(rng):
-    shown = [scene(rng), scene(rng, 2)]
-    targets = np.concatenate([ranking.example(each)[1] for each in shown])
-    logs = rng.normal(-3, 1, (8, 176, 16)).astype(np.float32)
-    expected = []
-    for own, row in zip(targets.reshape(2, 4, -1), logs.reshape(2, 4, 176, 16), strict=True):
-        table = own[:, 1:].reshape(4, 4, 11, 16).astype(float)
-        expected.append(ranker_oracle.loss(own[:, 0].astype(float), table, row))
-    expected = np.mean(expected)
-    assert_allclose(float(ranking.rank_loss(targets, logs)), expected, rtol=1e-4)
-
-
-def test_the_truth_has_a_smaller_loss_than_anything_else(rng):
-    targets = ranking.example(scene(rng))[1]
-    table = targets[:, 1:].reshape(4, 4, 11, 16)
-    true = np.log(np.stack([table[i, i] for i in range(4)]) / 16 + 1e-6)
-    logs = np.repeat(true, 16, axis=1).astype(np.float32)
-    least = float(ranking.rank_loss(targets, logs))
-    for change in (rng.normal(0, 1, logs.shape), 2.0, -2.0):
-        assert float(ranking.rank_loss(targets, (logs + change).astype(np.float32))) > least
-    assert float(ranking.rank_loss(targets, logs[::-1].copy())) > least
-
-
-def test_the_command_trains_and_goes_on(timit, noises, tmp_path, monkeypatch, capsys):
+def test_the_command_trains_and_goes_on(timit, tmp_path, capsys):
     from mnn.train import main
 
-    monkeypatch.setattr(ranking, "NUM_PUPILS", 2)
-    words = [
-        "ranker", "--timit", timit, "--noise", noises, "--scenes", "6",
-        "--iterations", "4", "--batch-size", "2", "--validate-every", "2", "--gpu", "-1",
-    ]  # fmt: skip
-    for name in ("one", "two"):
-        assert main([*map(str, words), "--out", str(tmp_path / f"{name}.h5")]) == 0
-    assert "6 to train on" in capsys.readouterr().out
-    one, two = (read_model_file(tmp_path / f"{name}.h5") for name in ("one", "two"))
-    for layer, other in zip(one.layers, two.layers, strict=True):
-        for name, array in layer.weights.items():
-            assert_array_equal(array, other.weights[name])
-    Ranker(tmp_path / "one.h5")
-    assert main([*map(str, words), "--out", str(tmp_path / "one.h5")]) == 0
-    assert "done" in capsys.readouterr().out
+    words = ["ranker", "--speech", timit, "--noises", "3", "--gpu", "-1", "--jobs", "1"]
+    words = [*map(str, words), "--out", str(tmp_path / "r.h5"), "--hours", "0.001"]
+    assert main(words) == 0
+    assert "made of the speech" in capsys.readouterr().out
+    first = read_model_file(tmp_path / "r.h5")
+    Ranker(first.path)
+    assert first.meta["kind"] == "complex_mask" and first.meta["training"]["loss"]["si_sdr"] == 0.05
+    first.path.unlink()
+    assert main(words) == 0
+    assert "a larger --hours goes on" in capsys.readouterr().err
+    assert read_model_file(first.path).sha256 == first.sha256
 
 
-def test_scenes_are_the_same_for_any_number_of_processes(rng, monkeypatch):
-    monkeypatch.setattr(ranking, "CHUNK", 2)
-    monkeypatch.setattr(ranking, "NUM_PUPILS", 1)
-    speakers = [[make_speech(rng, 30000)], [make_speech(rng, 60000)]]
-    one, other, third = (
-        ranking.Scenes(speakers, 3, [seed, 0], num_jobs=jobs)
-        for seed, jobs in ((5, 1), (5, 1), (6, 1))
-    )
-    for mine, yours in zip(one.batch(np.arange(3)), other.batch(np.arange(3)), strict=True):
-        assert_array_equal(mine, yours)
-    assert np.any(one.batch(np.arange(3))[1] != third.batch(np.arange(3))[1])
+def test_noises_are_the_same_for_any_number_of_processes(timit, tmp_path):
+    from mnn.ranking import write_noises
+
+    one, two = (tmp_path / name for name in ("one", "two"))
+    assert write_noises([timit], one, 4, 1) == write_noises([timit], two, 4, 2) >= 2
+    paths = sorted(one.iterdir())
+    for path in paths:
+        assert path.read_bytes() == (two / path.name).read_bytes()
+        samples, rate_hz = soundfile.read(path)
+        assert (len(samples), rate_hz) == (160_000, 16_000) and 0 < np.abs(samples).max() < 1
+    paths[0].write_bytes(b"mine")
+    paths[1].unlink()
+    write_noises([timit], one, 4, 1)
+    assert paths[0].read_bytes() == b"mine"
+    assert paths[1].read_bytes() == (two / paths[1].name).read_bytes()
+
+
+@pytest.mark.parametrize("words", [["--hours", "-1"], ["--noises", "0"], ["--out", "r.icse"]])
+def test_what_makes_no_sense_is_wrong_usage(words, tmp_path):
+    from mnn.train import main
+
+    with pytest.raises(SystemExit) as exit_info:
+        main(["ranker", "--out", str(tmp_path / "r.h5"), *words])
+    assert exit_info.value.code == 2

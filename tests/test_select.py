@@ -318,7 +318,7 @@ def test_shipped_files_that_are_missing_are_named(run, tmp_path, monkeypatch, no
         (["--experts", "a.h5", "--check"], "--check compares"),
         (["--selector-experts", "a.h5"], "1 --selector-experts for 3 --experts"),
         (["--experts", "a.h5", "--selector-experts", "b.h5", "--candidates", "x=y"], "leave out"),
-        (["--candidates", "tool"], "write NAME=DIR"),
+        (["--candidates", "tool"], "write NAME=PATH"),
         (["--granularity", "segment", "--segment-seconds", "0"], "give 0.1 to 3600"),
     ],
 )

@@ -15,19 +15,21 @@ RAW = Path(__file__).parent.parent / "results"
 UNSEEN = "unseen"
 HEADINGS = {
     "autoencoder": "`--judge autoencoder`",
-    "ranker": "`--judge ranker`",
-    "both": "`--judge both`, the default",
-    "added by files": "`both`, `--combine files`",
-    "added by bands": "`both`, `--combine bands`",
-    "reference": "nearest to what `models/denoise.icse` makes",
-    "reference, enhancing": "`models/denoise.icse` itself",
+    "ranker": "`--judge ranker`, the default",
+    "both": "`--judge both`",
+    "added by files": "`--combine files`",
+    "added by bands": "`--combine bands`",
+    "ranker, mixture alone": "`ranker` that hears the mixture alone",
+    "ranker, estimates alone": "`ranker` that hears the mean of the estimates alone",
+    "denoise": "`--judge ranker --ranker models/denoise.icse`",
+    "denoise itself": "`models/denoise.icse` itself",
 }
 PICKS = ("autoencoder", "ranker", "both")
 
 COMMANDS = (
-    "Made by `python -m benchmarks.judges --timit corpus/speech --noise corpus/noise --reference "
-    "models/denoise.icse --json benchmarks/results/judges.json`, and the same with `--split TRAIN "
-    "--mixtures 6` and judges_train.json."
+    "Made by `python -m benchmarks.judges --timit corpus/speech --noise corpus/noise --other "
+    "denoise=models/denoise.icse --experts DIR --json benchmarks/results/judges.json`, and the "
+    "same with `--split TRAIN --mixtures 6` and judges_train.json."
 )
 
 
@@ -146,9 +148,9 @@ def specialists(found: Row) -> list[str]:
         _gains(tests, GENERAL, [name for name in SYSTEMS]),
         "Gain over the network that went on for as long with all conditions, also of one "
         "specialist's size:",
-        _gains(tests, GONE_ON, ["both", "added by bands", "oracle"]),
+        _gains(tests, GONE_ON, ["ranker", "added by bands", "oracle"]),
         "Gain over the generalist in FP32:",
-        _gains(tests, GENERAL_FP32, ["both", "added by bands", "oracle"]),
+        _gains(tests, GENERAL_FP32, ["ranker", "added by bands", "oracle"]),
         _verdict(tests),
     ]
 
@@ -187,15 +189,15 @@ def _verdict(tests: Row) -> str:
         (GENERAL_FP32, "the generalist in FP32"),
     ):
         above = {
-            metric: [t for t, row in tests.items() if row["gains"][base]["both"][metric][1] > 0]
+            metric: [t for t, row in tests.items() if row["gains"][base]["ranker"][metric][1] > 0]
             for metric in DIGITS
         }
         below = {
-            metric: [t for t, row in tests.items() if row["gains"][base]["both"][metric][2] < 0]
+            metric: [t for t, row in tests.items() if row["gains"][base]["ranker"][metric][2] < 0]
             for metric in DIGITS
         }
         words.append(
-            f"- Against {what}, what both judges pick is better by the whole interval in "
+            f"- Against {what}, what the ranker picks is better by the whole interval in "
             f"{_counts(above, tests)}, and worse in {_counts(below, tests)}."
         )
     return "\n".join(words)
@@ -244,7 +246,7 @@ def two_stages(found: Row) -> list[str]:
     return [
         "### Two stages with the network over time and frequency",
         f"Specialists by noise in FP32 (`.h5`, {whole['expert_bytes']:,} bytes together) on "
-        f"{whole['mixtures']} mixtures of their noises. Copies choose by both judges, and only the "
+        f"{whole['mixtures']} mixtures of their noises. Copies choose by the ranker, and only the "
         "winner runs in full. The small form starts anew and is trained for half the time. Times "
         "are those of the processor, medians over mixtures, with the judges.",
         table(header, lines),

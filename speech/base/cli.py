@@ -444,6 +444,14 @@ def overlap(one: Path, other: Path) -> bool:
     return places[0].is_relative_to(places[1]) or places[1].is_relative_to(places[0])
 
 
+def named_path(text: str) -> tuple[str, Path]:
+    """Parses NAME=PATH, for ``type`` of an option."""
+    name, equals, path = text.partition("=")
+    if not (name and equals and path):
+        raise argparse.ArgumentTypeError(f"{text!r}: write NAME=PATH")
+    return name, Path(path)
+
+
 def num_jobs(text: str) -> int:
     """Parses a number of processes; 0 is one per core, which joblib calls -1."""
     return natural_number(text) or -1

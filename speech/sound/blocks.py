@@ -6,6 +6,8 @@ from the samples that its frames meet. The way back is `speech.sound.stft.Synthe
 
 from __future__ import annotations
 
+import os
+import tempfile
 from collections.abc import Iterator
 
 import numpy as np
@@ -16,6 +18,9 @@ from speech.sound.stft import StftConfig, analysis_window
 #: Frames a block: 65 s at 16 kHz, 17 MB of spectra.
 BLOCK_FRAMES = 4096
 
+#: Signals longer than this (17 minutes) wait in nameless files, so that many fit in memory.
+MAX_MEMORY_SAMPLES = 1 << 24
+
 #: Frames transformed at a time: what is only needed on the way stays in the cache.
 _FFT_FRAMES = 64
 
@@ -25,6 +30,19 @@ def frame_blocks(num_frames: int, size: int | None = None) -> Iterator[tuple[int
     size = size or BLOCK_FRAMES
     for start in range(0, num_frames, size):
         yield start, min(start + size, num_frames)
+
+
+def signal_room(num_samples: int) -> np.ndarray:
+    """Returns float32 [num_samples], in memory or, if it is long, in a nameless file.
+
+    Raises:
+        OSError: The disk is full.
+    """
+    if num_samples <= MAX_MEMORY_SAMPLES:
+        return np.empty(num_samples, np.float32)
+    with tempfile.TemporaryFile() as file:
+        os.posix_fallocate(file.fileno(), 0, 4 * num_samples)  # a full disk is an error here
+        return np.memmap(file, np.float32, "r+", shape=(num_samples,))
 
 
 def stft_frames(signal: np.ndarray, start: int, stop: int, config: StftConfig) -> np.ndarray:
