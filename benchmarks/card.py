@@ -21,9 +21,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks.common import table
 from benchmarks.reproduce.raw import NOISY, Row, read_csv, read_json, write_csv
 from benchmarks.reproduce.steps import ROOT
-from benchmarks.reproduce.text import interval, number, table
+from benchmarks.reproduce.text import interval, number
 from eval.scoring import compare, summarize
 from speech.base import cli
 from speech.base.files import sha256_of, write_json, write_text

@@ -9,15 +9,18 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from benchmarks import peers
 from speech.base import cli
 from speech.base.files import write_json
 from speech.base.runinfo import run_info
+
+if TYPE_CHECKING:
+    from speech.data.corpus import MixturePlan
 
 #: Fewer rounds give no median worth printing.
 MIN_ROUNDS = 7
@@ -103,6 +106,12 @@ def print_table(title: str, timing: Timing, base: str) -> None:
         print(f"  {name:<34}skipped: {reason}")
 
 
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Returns a Markdown table."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
 def write_result(path: Path | None, result: dict[str, Any]) -> None:
     """Writes the result with what it was made with, if a file was asked for."""
     if path is not None:
@@ -132,6 +141,44 @@ def add_test_options(parser: argparse.ArgumentParser, num_test: int) -> None:
     add("--seed", **cli.SEED)
     add("--jobs", **cli.JOBS)
     add("--json", **cli.JSON)
+
+
+def write_test_set(
+    folder: Path,
+    speech: Path | None,
+    noise: Path | None,
+    snrs_db: Sequence[float],
+    num_test: int,
+    seed: int,
+    num_jobs: int,
+    room_share: float = 0.0,
+) -> tuple[list[MixturePlan], list[dict[str, Any]]]:
+    """Writes mixtures of the TEST part, the same files each time; says what can't be mixed.
+
+    Args:
+        folder: Gets ``noisy`` and ``clean``.
+        speech: Of `corpus.recordings`.
+        noise: Likewise.
+        snrs_db: SNRs.
+        num_test: Files per noise and SNR.
+        seed: Of the mixtures.
+        num_jobs: Processes that mix.
+        room_share: Share of the utterances that are put in rooms which no training has had.
+
+    Returns:
+        The plans, and the rows of the table of what was written.
+    """
+    from speech.data import corpus
+    from speech.data.prepared import write_mixtures
+
+    plans = corpus.spread_mixtures(
+        *corpus.recordings(speech, noise, "TEST"), snrs_db, num_test, seed
+    )
+    plans = corpus.put_in_rooms(plans, room_share, "TEST")
+    report = write_mixtures(plans, folder, num_jobs=num_jobs)
+    for _, reason in report.skipped:
+        print(f"skipped in the test set: {reason}", file=sys.stderr)
+    return plans, report.rows
 
 
 def add_onnx_options(parser: argparse.ArgumentParser) -> None:

@@ -25,10 +25,13 @@ from speech.base import cli
 from speech.training.common_options import check_corpus
 
 if TYPE_CHECKING:
-    from mnn.arbiter import Arbiter
+    from mnn.dae import Autoencoder
     from mnn.expert_files import Expert
 
 METRICS = ("sdr", "stoi")
+
+#: An autoencoder by the name of its net, and experts.
+Pool = tuple[dict[str, "Autoencoder"], Sequence["Expert"]]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -82,47 +85,27 @@ def _run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _opened(files: dict[str, Path], dae: str, names: Sequence[str]) -> tuple[Arbiter, list[Expert]]:
-    from mnn.arbiter import Arbiter
+def _opened(files: dict[str, Path], dae: str, names: Sequence[str]) -> Pool:
     from mnn.dae import Autoencoder
     from mnn.expert_files import open_expert
-    from mnn.scoring import DEFAULT_SCORING, needs_of
 
-    arbiter = Arbiter(Autoencoder(files[dae]), needs_of("ae", DEFAULT_SCORING))
-    return arbiter, [open_expert(files[name], name) for name in names]
+    experts = [open_expert(files[name], name) for name in names]
+    return {dae.removeprefix("dae_"): Autoencoder(files[dae])}, experts
 
 
-def compare(plan: Any, pools: Sequence[tuple[Arbiter, Sequence[Expert]]]) -> dict[str, Any]:
+def compare(plan: Any, pools: Sequence[Pool]) -> dict[str, Any]:
     """Returns, for a mixture, the scores of each pool's experts and whom its autoencoder picks.
 
     Raises:
         ValueError: An expert fails.
     """
-    import numpy as np
+    from mnn.scoring import DEFAULT_SCORING
 
-    from eval.metrics import METRICS as SCORES
-    from mnn.scoring import costs, pick, segment_bounds, segment_sums
-    from speech.data.corpus import render
-
-    mixture = render(plan)
-    noisy = mixture.noisy.astype(np.float32)
-    bounds = segment_bounds(len(noisy), None)
     scores, picks = [], []
-    for arbiter, experts in pools:
-        own, sums = {}, []
-        for hearing in arbiter.hear(noisy, experts):
-            if hearing.signal is None or hearing.statistics is None:
-                raise ValueError(f"{hearing.expert.name}: {hearing.reason}")
-            estimate = hearing.signal.astype(np.float64)
-            own[hearing.expert.name] = {
-                metric: SCORES[metric](mixture.clean, estimate).value for metric in METRICS
-            }
-            hop = arbiter.dae.conventions.stft.hop
-            sums.append(segment_sums(hearing.statistics, bounds, hop))
-        _, cost = costs(sums)
-        keys = [(expert.name, expert.sha256) for expert in experts]
-        scores.append(own)
-        picks.append(keys[pick(cost, keys)[0]][0])
+    for daes, experts in pools:
+        found, chosen = experiments.judge_mixture(plan, experts, daes)
+        scores.append({expert.name: found[expert.name] for expert in experts})
+        picks.append(chosen[f"ae {DEFAULT_SCORING} {next(iter(daes))}"])
     return {"name": plan.relative_path.as_posix(), "scores": scores, "picks": picks}
 
 

@@ -402,12 +402,8 @@ def plan(
     Returns:
         By experiment and condition, in the order of the published rows.
     """
-    if speech is None or noise is None:
-        kind, utterances = "bundled", corpus.bundled_speech(split)
-        noises = corpus.bundled_noise(split)
-    else:
-        kind, utterances = "open", corpus.find_speech(speech, split)
-        noises = corpus.find_noise(noise, split)
+    kind = "bundled" if speech is None or noise is None else "open"
+    utterances, noises = corpus.recordings(speech, noise, split)
     plans = {}
     for experiment in num:
         table = experiments.NOISE_TYPES if experiment == "noise" else experiments.MIXED_NOISES
@@ -685,10 +681,7 @@ def _run(options: argparse.Namespace) -> int:
     plans = plan(options.timit, options.noise, num, options.seed)
     experts = {name: expert_paths(name, options.experts) for name in EXPERTS}
     used = {one.utterance.path for own in plans.values() for one in own}
-    speech = (
-        corpus.bundled_speech("TRAIN") if options.timit is None
-        else corpus.find_speech(options.timit, "TRAIN")
-    )  # fmt: skip
+    speech, _ = corpus.recordings(options.timit, options.noise, "TRAIN")
     select_devices("-1")
     daes = {name: Rebuild(MODELS / file, acts, options.seed)
             for name, (file, acts) in SHIPPED.items()}  # fmt: skip

@@ -115,25 +115,14 @@ def _time_sdr(pairs: Sequence[tuple[Any, Any]], rounds: int) -> dict[str, Any]:
 
 
 def _write_mixtures(folder: Path, num_files: int) -> list[Any]:
-    from eval.scoring import Task
+    from eval.systems import noisy_system, tasks_of
     from speech.data import corpus
     from speech.data.prepared import write_mixtures
 
-    plans = corpus.plan_mixtures(
-        corpus.bundled_speech("TEST"), corpus.bundled_noise("TEST"), [5.0]
-    )[:num_files]
+    plans = corpus.plan_mixtures(*corpus.recordings(None, None, "TEST"), [5.0])[:num_files]
     write_mixtures(plans, folder)
-    return [
-        Task(
-            "noisy",
-            folder / "noisy" / plan.relative_path,
-            folder / "clean" / f"{plan.utterance.id}.wav",
-            plan.noise.name,
-            plan.snr_db,
-            str(plan.relative_path),
-        )
-        for plan in plans
-    ]
+    pairs = [plan.pair(folder) for plan in plans]
+    return tasks_of([noisy_system(pairs)], pairs)
 
 
 def _ours(tasks: Sequence[Any], num_jobs: int) -> Callable[[], Any]:

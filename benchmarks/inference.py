@@ -11,9 +11,6 @@ length (1 s to 1 h) and against the number of files.
 from __future__ import annotations
 
 import argparse
-import json
-import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -23,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import common
-from eval.cost import peak_bytes
+from eval.cost import measure
 from speech.base import cli
 
 BASE = "ours"
@@ -40,10 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=21, metavar="N")
     parser.add_argument("--growth", action="store_true", help="also time and memory by length")
     parser.add_argument("--json", type=Path, metavar="FILE")
-    parser.add_argument("--one-length", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
-    if options.one_length is not None:
-        return _one_length(float(options.one_length[0]), options.one_length[1])
     return cli.run(lambda: _run(options))
 
 
@@ -115,74 +109,34 @@ def _tf_function(model: Any, signal: Any) -> Callable[[], Any]:
 
 
 def _onnx_runtime(model: Any, signal: Any) -> Callable[[], Any]:
-    import numpy as np
-    import onnx
     import onnxruntime
-    from onnx import helper, numpy_helper
 
-    nodes: list[Any] = []
-    constants: list[Any] = []
-    name = "x"
+    from speech.export import to_onnx
 
-    def constant(array: Any) -> str:
-        label = f"c{len(constants)}"
-        constants.append(numpy_helper.from_array(np.ascontiguousarray(array), label))
-        return label
-
-    def node(kind: str, inputs: Sequence[str], **attributes: Any) -> str:
-        label = f"y{len(nodes)}"
-        nodes.append(helper.make_node(kind, list(inputs), [label], **attributes))
-        return label
-
-    for layer in _spec_of(model):
-        weights = layer.weights
-        if layer.class_name == "Conv1D":
-            taps = weights["kernel"].shape[0]
-            pads = [(taps - 1) // 2, taps - 1 - (taps - 1) // 2]
-            kernel = constant(weights["kernel"].transpose(2, 1, 0))
-            name = node("Conv", [name, kernel, constant(weights["bias"])], pads=pads)
-        elif layer.class_name == "GroupNormalization":
-            parts = [constant(weights["gamma"]), constant(weights["beta"])]
-            epsilon = layer.config["epsilon"]
-            name = node("InstanceNormalization", [name, *parts], epsilon=epsilon)
-        elif layer.class_name == "LeakyReLU":
-            name = node("LeakyRelu", [name], alpha=layer.config["negative_slope"])
-        elif layer.class_name == "Activation":
-            name = node("Tanh", [name])
-    shape = [1, 1, None]
-    graph = helper.make_graph(
-        nodes,
-        "fcn",
-        [helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, shape)],
-        [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape)],
-        constants,
-    )
-    opset = helper.make_opsetid("", 17)
-    proto = helper.make_model(graph, opset_imports=[opset], ir_version=8)
     session = onnxruntime.InferenceSession(
-        proto.SerializeToString(), providers=["CPUExecutionProvider"]
+        to_onnx(_spec_of(model)), providers=["CPUExecutionProvider"]
     )
-    values = {"x": np.ascontiguousarray(signal.transpose(0, 2, 1))}
-    _require_equal(model, signal, session.run(None, values)[0].transpose(0, 2, 1))
-    return lambda: session.run(None, values)
+
+    def run() -> Any:
+        return session.run(None, {"input": signal})[0]
+
+    _require_equal(model, signal, run())
+    return run
 
 
 def _litert(model: Any, signal: Any) -> Callable[[], Any]:
     import os
 
-    import tensorflow as tf
     from ai_edge_litert.interpreter import Interpreter
 
-    call = tf.function(
-        lambda x: model(x, training=False),
-        input_signature=[tf.TensorSpec(signal.shape, tf.float32)],
-    )
-    converter = tf.lite.TFLiteConverter.from_concrete_functions([call.get_concrete_function()])
+    from speech.export import to_tflite
+
     interpreter = Interpreter(
-        model_content=converter.convert(), num_threads=len(os.sched_getaffinity(0))
+        model_content=to_tflite(_spec_of(model)), num_threads=len(os.sched_getaffinity(0))
     )
-    interpreter.allocate_tensors()
     entry = interpreter.get_input_details()[0]["index"]
+    interpreter.resize_tensor_input(entry, signal.shape)
+    interpreter.allocate_tensors()
     out = interpreter.get_output_details()[0]["index"]
 
     def run() -> Any:
@@ -251,8 +205,9 @@ def _compressed(model: Any, rounds: int) -> dict[str, Any]:
     }
 
 
-def _growth(model: Any) -> list[dict[str, float]]:
+def _growth(model: Any) -> list[dict[str, Any]]:
     """Measures each length in a process of its own, so that peak memory is that length's."""
+    from speech.net.enhancer import WHOLE_SECONDS
     from speech.net.keras_models import save_model
 
     rows = []
@@ -261,44 +216,19 @@ def _growth(model: Any) -> list[dict[str, float]]:
         path = Path(folder) / "fcn.h5"
         save_model(model, path, {})
         for seconds in GROWTH_SECONDS:
-            done = subprocess.run(
-                cli.python_command(
-                    "-m", "benchmarks.inference", "--one-length", str(seconds), str(path)
-                ),
-                env=cli.python_environment(),
-                capture_output=True,
-                text=True,
-                check=True,
-            )
-            row = json.loads(done.stdout)
-            rows.append(row)
+            rounds = common.MIN_ROUNDS if seconds <= 600 else 1
+            found = measure(path, seconds, rounds, one_core=False)
+            rows.append({
+                "seconds": seconds,
+                "time_s": found.real_time_factor * seconds,
+                "peak_bytes": found.peak_bytes,
+                "way": "whole" if seconds <= WHOLE_SECONDS else "blocks",
+            })  # fmt: skip
             print(
-                f"  {row['seconds']:>8g}{row['time_s']:>10.3f}{row['time_s'] / seconds:>12.5f}"
-                f"{row['peak_bytes'] / 1e6:>10.0f}  {row['way']}"
+                f"  {seconds:>8g}{rows[-1]['time_s']:>10.3f}{found.real_time_factor:>12.5f}"
+                f"{found.peak_bytes / 1e6:>10.0f}  {rows[-1]['way']}"
             )
     return rows
-
-
-def _one_length(seconds: float, path: str) -> int:
-    """Enhances one signal through the library and prints time and peak memory as JSON."""
-    from speech.net.enhancer import WHOLE_SECONDS, Enhancer
-
-    enhancer = Enhancer(path)
-    signal = common.random_speech(seconds)[0, :, 0]
-    enhancer.enhance(signal[:16000])
-    times = []
-    for _ in range(common.MIN_ROUNDS if seconds <= 600 else 1):
-        start = time.perf_counter()
-        enhancer.enhance(signal)
-        times.append(time.perf_counter() - start)
-    result = {
-        "seconds": seconds,
-        "time_s": statistics.median(times),
-        "peak_bytes": peak_bytes(),
-        "way": "whole" if seconds <= WHOLE_SECONDS else "blocks",
-    }
-    print(json.dumps(result))
-    return 0
 
 
 def _files(model: Any, counts: Sequence[int] = (1, 4, 16, 64)) -> list[dict[str, float]]:

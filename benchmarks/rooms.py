@@ -155,20 +155,11 @@ def test_set(
         The pairs; and how many rooms there are, and the least, median and largest reverberation
         time of the utterances in s, or None without rooms.
     """
-    from speech.data import corpus
-    from speech.data.prepared import write_mixtures
-
-    if options.timit is None:
-        speech, noise = corpus.bundled_speech("TEST"), corpus.bundled_noise("TEST")
-    else:
-        speech = corpus.find_speech(options.timit, "TEST")
-        noise = corpus.find_noise(options.noise, "TEST")
-    plans = corpus.spread_mixtures(speech, noise, JOINT_SNRS_DB, options.num_test, options.seed)
-    plans = corpus.put_in_rooms(plans, TEST_SETS[job][0], "TEST")
-    report = write_mixtures(plans, folder, num_jobs=options.jobs)
-    for _, reason in report.skipped:
-        print(f"skipped in the test set: {reason}", file=sys.stderr)
-    return [plan.pair(folder) for plan in plans], _rooms_of(report.rows)
+    plans, rows = common.write_test_set(
+        folder, options.timit, options.noise, JOINT_SNRS_DB, options.num_test, options.seed,
+        options.jobs, TEST_SETS[job][0],
+    )  # fmt: skip
+    return [plan.pair(folder) for plan in plans], _rooms_of(rows)
 
 
 def _rooms_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
@@ -213,7 +204,7 @@ def format_set(job: str, result: Mapping[str, Any]) -> str:
     head = ["SNR dB", "n"]
     for metric in METRICS:
         head += [f"{KNOWN[metric].label} {name}" for name in (NOISY, *models, "published")]
-    lines = [head, ["---"] * len(head)]
+    lines = []
     for snr_db in snrs_db:
         line = [format_snr(snr_db), str(scores[snr_db, NOISY]["n"])]
         for metric in METRICS:
@@ -223,8 +214,7 @@ def format_set(job: str, result: Mapping[str, Any]) -> str:
                 line.append(f"{score:.3f} {_format_gain(gains.get((snr_db, name, metric)))}")
             line.append(_published(job, metric, snr_db))
         lines.append(line)
-    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    return f"## {TEST_SETS[job][1]}\n\n{_caption(result)}\n\n{table}"
+    return f"## {TEST_SETS[job][1]}\n\n{_caption(result)}\n\n{common.table(head, lines)}"
 
 
 def _caption(result: Mapping[str, Any]) -> str:

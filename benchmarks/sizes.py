@@ -188,7 +188,7 @@ def _run(options: argparse.Namespace) -> int:
 
 def format_table(table: Sequence[dict[str, Any]], series: dict[str, str]) -> str:
     """Returns the table in Markdown; differences are to the baseline, the second row."""
-    lines = ["| way | file | bytes | PESQ-WB | STOI |", "|---|---|---|---|---|"]
+    lines = []
     for row in table[1:]:
         cells = [series[row["name"]], row["name"], f"{row['file_bytes']:,}"]
         for metric, digits in (("pesq_wb", 3), ("stoi", 4)):
@@ -196,8 +196,8 @@ def format_table(table: Sequence[dict[str, Any]], series: dict[str, str]) -> str
             difference = f"{row[f'{metric}_diff']:+.{digits}f}"
             difference += f" ({low:+.{digits}f} to {high:+.{digits}f})"
             cells.append(f"{row[metric]:.3f}" if row is table[1] else difference)
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        lines.append(cells)
+    return common.table(["way", "file", "bytes", "PESQ-WB", "STOI"], lines)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ Every stage is measured on utterances of 3 s, made of the bundled corpus, in a p
 that is bound to one core; training and the scheduler have all cores of the machine. Stages:
 
     mix       mixing on the fly for training (`speech.data.pipeline`), audio in memory
+    pieces    mixing pieces of 2 s (`speech.data.mixtures`), audio and rooms in memory
     train     a training step of the FCN, one utterance
     enhance   the shipped FCN, samples in memory
     score     PESQ-WB and STOI of files, with a cache
@@ -45,6 +46,7 @@ from speech.base import cli
 
 #: TIMIT's mean: 5.4 hours in 6300 utterances.
 UTTERANCE_S = 3.0
+PIECE_S = 2.0
 
 #: Mixtures of each utterance that `prepare` writes, and in how many noises.
 NUM_CONDITIONS, NUM_NOISES = 60, 6
@@ -75,12 +77,14 @@ class Stage:
             of the round; it may yield after itself, to close things.
         num_items: Utterances a round; calls for the scheduler.
         one_core: Whether it is bound to one core.
+        item_s: Seconds of audio of an item.
     """
 
     title: str
     start: Callable[[Path, int], Iterator[Callable[[int], None]]]
     num_items: int
     one_core: bool = True
+    item_s: float = UTTERANCE_S
 
 
 def _mix(folder: Path, num_items: int) -> Iterator[Callable[[int], None]]:
@@ -95,6 +99,19 @@ def _mix(folder: Path, num_items: int) -> Iterator[Callable[[int], None]]:
         epoch = data.at_epoch(number)
         for index in range(num_items):
             epoch.batch(index)
+
+    yield once
+
+
+def _pieces(folder: Path, num_items: int) -> Iterator[Callable[[int], None]]:
+    from speech.data import corpus
+    from speech.data.mixtures import PieceSource
+
+    source = PieceSource(corpus.bundled_speech("TRAIN"), corpus.bundled_noise("TRAIN"))
+
+    def once(number: int) -> None:
+        for position in range(num_items):
+            source.piece(position)
 
     yield once
 
@@ -128,16 +145,15 @@ def _enhance(folder: Path, num_items: int) -> Iterator[Callable[[int], None]]:
 
 def _score(folder: Path, num_items: int) -> Iterator[Callable[[int], None]]:
     from eval import scoring
+    from eval.systems import noisy_system, tasks_of
     from speech.data import corpus
     from speech.data.prepared import write_mixtures
 
     speech = corpus.find_speech(_write_speech(folder, num_items))
     plans = corpus.plan_mixtures(speech, corpus.bundled_noise("TEST")[:1], [5.0])
     write_mixtures(plans, folder / "pairs")
-    tasks = [
-        scoring.Task("noisy", pair.noisy_path, pair.clean_path, "n", 5.0, pair.name)
-        for pair in (plan.pair(folder / "pairs") for plan in plans)
-    ]
+    pairs = [plan.pair(folder / "pairs") for plan in plans]
+    tasks = tasks_of([noisy_system(pairs)], pairs)
 
     def once(number: int) -> None:
         cache = scoring.ScoreCache(folder / f"cache{number}.jsonl")
@@ -185,11 +201,12 @@ def _schedule(folder: Path, num_items: int) -> Iterator[Callable[[int], None]]:
 
 STAGES = {
     "mix": Stage("mixing on the fly", _mix, 3000),
+    "pieces": Stage("mixing pieces of 2 s", _pieces, 1000, item_s=PIECE_S),
     "train": Stage("training step", _train, 30, one_core=False),
     "enhance": Stage("enhancing", _enhance, 60),
     "score": Stage("scoring, PESQ-WB and STOI", _score, 50),
     "prepare": Stage("preparing files", _prepare, 10 * NUM_CONDITIONS),
-    "schedule": Stage("handing out calls", _schedule, 10_000, one_core=False),
+    "schedule": Stage("handing out calls", _schedule, 10_000, one_core=False, item_s=0.0),
 }
 
 
@@ -262,7 +279,7 @@ def _measured(name: str, folder: Path, num_items: int) -> dict[str, Any]:
     next(running, None)
     return {
         "items": num_items,
-        "audio_seconds": 0.0 if name == "schedule" else num_items * UTTERANCE_S,
+        "audio_seconds": num_items * stage.item_s,
         "wall_seconds": statistics.median(wall[1:]),
         "cpu_seconds": statistics.median(cpu[1:]),
         "bytes_written": num_bytes,
@@ -316,19 +333,16 @@ def _write_speech(folder: Path, num_files: int) -> Path:
 
 def markdown(rows: Mapping[str, Mapping[str, Any]]) -> str:
     """Returns the measured table of docs/scaling.md."""
-    lines = [
-        "| stage | cores | items/s | audio s per s | busy | MB/s written |",
-        "|---|---|---|---|---|---|",
-    ]
+    lines = []
     for name, row in rows.items():
         wall = row["wall_seconds"]
         audio = f"{row['audio_seconds'] / wall:.1f}" if row["audio_seconds"] else ""
         written = f"{row['bytes_written'] / wall / _MB:.1f}" if row["bytes_written"] else ""
-        lines.append(
-            f"| {STAGES[name].title} | {row['cores']} | {row['items'] / wall:.1f} | {audio} | "
-            f"{100 * row['cpu_seconds'] / wall / row['cores']:.0f} % | {written} |"
-        )
-    return "\n".join(lines)
+        busy = f"{100 * row['cpu_seconds'] / wall / row['cores']:.0f} %"
+        rate = f"{row['items'] / wall:.1f}"
+        lines.append([STAGES[name].title, str(row["cores"]), rate, audio, busy, written])
+    header = ["stage", "cores", "items/s", "audio s per s", "busy", "MB/s written"]
+    return common.table(header, lines)
 
 
 def arithmetic(rows: Mapping[str, Mapping[str, Any]]) -> str:
@@ -341,12 +355,7 @@ def arithmetic(rows: Mapping[str, Mapping[str, Any]]) -> str:
     text = []
     for load, hours in LOADS.items():
         columns = [f"{count} x {CORES} cores" for count in MACHINES]
-        text += [
-            f"**{load}**",
-            "",
-            f"| stage | {hours:,.0f} h / rate = core-hours | {' | '.join(columns)} |",
-            "|---" * (2 + len(columns)) + "|",
-        ]
+        lines = []
         num_files = hours * 3600 / UTTERANCE_S
         num_calls = {"enhance": 0, "score": num_files, "prepare": num_files / NUM_CONDITIONS}
         for name, count in num_calls.items():
@@ -356,11 +365,10 @@ def arithmetic(rows: Mapping[str, Mapping[str, Any]]) -> str:
                 + (" *" if least > needed / (number * CORES) else "")
                 for number in MACHINES
             ]
-            text.append(
-                f"| {STAGES[name].title} | {hours:,.0f} / {rates[name]:.1f} = {_digits(needed)} | "
-                f"{' | '.join(cells)} |"
-            )
-        text.append("")
+            ratio = f"{hours:,.0f} / {rates[name]:.1f} = {_digits(needed)}"
+            lines.append([STAGES[name].title, ratio, *cells])
+        header = ["stage", f"{hours:,.0f} h / rate = core-hours", *columns]
+        text += [f"**{load}**", "", common.table(header, lines), ""]
     calls, files = rates["schedule"], rates["score"] / UTTERANCE_S
     text += [
         f"\\* The process that hands out calls is the limit: {calls:,.0f} per second. Scoring "

@@ -513,17 +513,31 @@ class Measured:
     engine: str
 
 
-def measure(path: str | os.PathLike) -> Measured:
+def measure(
+    path: str | os.PathLike,
+    seconds: float = _MEASURED_SECONDS,
+    rounds: int = _MEASURED_ROUNDS,
+    *,
+    one_core: bool = True,
+) -> Measured:
     """Enhances noise in a process of its own.
+
+    Args:
+        path: Model file.
+        seconds: Length of the noise.
+        rounds: How often it is enhanced.
+        one_core: Whether the process has one thread, and not one per core.
 
     Raises:
         ValueError: The file enhances nothing by itself, or the process has failed; the message
             says why.
     """
     threads = ("SPEECH_THREADS", "OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS",
-               "TF_NUM_INTEROP_THREADS")  # fmt: skip
+               "TF_NUM_INTEROP_THREADS") if one_core else ()  # fmt: skip
     done = subprocess.run(
-        cli.python_command("-m", "eval.cost", "--measured", os.path.abspath(path)),
+        cli.python_command(
+            "-m", "eval.cost", os.path.abspath(path), "--measured", str(seconds), str(rounds)
+        ),
         env=cli.python_environment(**dict.fromkeys(threads, "1")),
         capture_output=True, text=True, check=False,
     )  # fmt: skip
@@ -545,20 +559,20 @@ def peak_bytes() -> int:
     raise OSError("/proc/self/status: has no VmHWM; memory is measured on Linux only")
 
 
-def _measured(path: Path) -> int:
+def _measured(path: Path, seconds: float, rounds: int) -> int:
     enhancer = Enhancer(path)
     rng = np.random.default_rng(0)
-    noise = 0.1 * rng.standard_normal(_MEASURED_SECONDS * SAMPLE_RATE_HZ).astype(np.float32)
-    enhancer(noise[:SAMPLE_RATE_HZ])
+    noise = 0.1 * rng.standard_normal(round(seconds * SAMPLE_RATE_HZ)).astype(np.float32)
+    enhancer.enhance(noise[:SAMPLE_RATE_HZ])
     times = []
-    for _ in range(_MEASURED_ROUNDS):
+    for _ in range(rounds):
         start = time.perf_counter()
-        enhancer(noise)
+        enhancer.enhance(noise)
         times.append(time.perf_counter() - start)
     print(json.dumps({
-        "real_time_factor": statistics.median(times) / _MEASURED_SECONDS,
+        "real_time_factor": statistics.median(times) / seconds,
         "peak_bytes": peak_bytes(),
-        "seconds": _MEASURED_SECONDS,
+        "seconds": seconds,
         "engine": enhancer.engine,
     }))  # fmt: skip
     return 0
@@ -727,11 +741,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--measure", action="store_true",
         help="also run each model on one core of this machine, and "
         "print its time per second of audio and its peak memory")  # fmt: skip
-    add("--measured", action="store_true", help=argparse.SUPPRESS)
+    add("--measured", type=float, nargs=2, help=argparse.SUPPRESS)
     add("--json", **cli.JSON)
     options = parser.parse_args(argv)
     if options.measured:
-        return cli.run(lambda: _measured(options.models[0]))
+        seconds, rounds = options.measured
+        return cli.run(lambda: _measured(options.models[0], seconds, int(rounds)))
     try:
         config = CostConfig(
             tuple(options.models), options.k, options.centroid_bits, options.baseline,

@@ -467,10 +467,7 @@ def test_plans(
     Raises:
         ValueError: No utterance or noise meets a condition.
     """
-    if speech is None or noise is None:
-        utterances, noises = corpus.bundled_speech("TEST"), corpus.bundled_noise("TEST")
-    else:
-        utterances, noises = corpus.find_speech(speech, "TEST"), corpus.find_noise(noise, "TEST")
+    utterances, noises = corpus.recordings(speech, noise, "TEST")
     return [
         (condition, plan)
         for condition in conditions

@@ -21,28 +21,25 @@ own version.
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import hashlib
 import json
 import logging
 import math
 import os
-import pickle
-import signal
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
 from speech.base import cli
 from speech.base.checkpoint import CheckpointError, read_checkpoint, write_checkpoint
+from speech.base.children import Child, ChildDied
 from speech.base.lazy import tensorflow as tf
 from speech.base.lazy import tqdm
 from speech.base.runinfo import version_of
@@ -475,35 +472,18 @@ def close_idle() -> None:
         _idle.pop().stop()
 
 
-atexit.register(close_idle)
-
-
 class Worker:
     """The process with TF-MOT in it."""
 
     def __init__(self) -> None:
         self._notes = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the process
-        command = cli.python_command("-c", "from quantization.tfmot_worker import serve; serve()")
-        self._process = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._notes,
-            env=_environment(),
-        )
+        function = "quantization.tfmot_worker:answer"
+        self._child = Child(function, _environment(), self._notes.fileno())
 
     def stop(self) -> None:
         """Ends the process; there is nothing in it to save."""
-        self._process.kill()
-        self._process.wait()
-        for stream in (*self._pipes(), self._notes):
-            with contextlib.suppress(OSError):  # what was not sent any more
-                stream.close()
-
-    def _pipes(self) -> tuple[IO[bytes], IO[bytes]]:
-        calls, answers = self._process.stdin, self._process.stdout
-        assert calls is not None and answers is not None
-        return calls, answers
+        self._child.end()
+        self._notes.close()
 
     def call(self, name: str, *positional: Any, **keyword: Any) -> Any:
         """Returns what ``Clusterer.<name>`` returns; 'start' makes the clusterer.
@@ -513,27 +493,18 @@ class Worker:
             ChildProcessError: The process died; the text says how.
             RuntimeError: The call failed, for a reason that is no fault of the input.
         """
-        calls, answers = self._pipes()
         try:
-            pickle.dump((name, positional, keyword), calls)
-            calls.flush()
-            kind, answer = pickle.load(answers)
-        except (EOFError, OSError, pickle.UnpicklingError):
-            raise ChildProcessError(f"the TF-MOT process died ({self._last_words()})") from None
-        if kind == "refused":
-            raise ValueError(answer)
-        if kind == "failed":
-            raise RuntimeError(f"the TF-MOT process failed:\n{answer}")
-        return answer
+            return self._child.call(name, positional, keyword)
+        except ChildDied as error:
+            text = f"the TF-MOT process {error}: {self._last_words()}"
+            raise ChildProcessError(text) from None
 
     def _last_words(self) -> str:
-        """Returns how the process ended and the last line that it wrote."""
-        code = self._process.wait()
-        names = {int(number): number.name for number in signal.Signals}
+        """Returns the last line that the process wrote."""
         self._notes.seek(0)
         lines = self._notes.read().decode(errors="replace").split("\n")
         last = next((line.strip() for line in reversed(lines) if line.strip()), "no message")
-        return f"{names.get(-code, f'exit code {code}')}: {last[:300]}"
+        return last[:300]
 
 
 def _environment() -> dict[str, str]:

@@ -22,17 +22,12 @@ What we add, where TF-MOT's own way does not do:
 from __future__ import annotations
 
 import functools
-import os
-import pickle
-import signal
-import sys
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from speech.base import cli
 from speech.base.lazy import tensorflow as tf
 from speech.modelfile.spec import LayerSpec, is_chain, linked
 from speech.net import blockconv, mask_loss, tape
@@ -520,32 +515,28 @@ def _masked_normalization(tf: Any, layer: Any, inputs: Any, mask: Any, num_sampl
     return outputs if layer.beta is None else outputs + layer.beta
 
 
-def serve() -> None:
-    """Answers calls until the parent closes the pipe: the main function of the process.
+_clusterer: list[Clusterer] = []
 
-    A call is a pickled (name, positional, keyword arguments). 'start' makes the `Clusterer`, any
-    other name is one of its methods. An answer is ('done', result), ('refused', message) for a
-    ValueError, or ('failed', traceback).
+
+def answer(name: str, positional: Sequence[Any], keyword: Mapping[str, Any]) -> Any:
+    """Answers a call of `quantization.tfmot_bridge.Worker`.
+
+    Args:
+        name: 'start' makes the `Clusterer`, any other name is one of its methods.
+        positional: Arguments.
+        keyword: Likewise.
+
+    Raises:
+        ValueError: The call was refused.
+        RuntimeError: It failed; the text has the traceback.
     """
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    cli.end_with_parent()  # also in the middle of a call
-    calls, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # whatever prints does not print into the answers
-    clusterer = None
-    while True:
-        try:
-            name, positional, keyword = pickle.load(calls)
-        except EOFError:
-            return
-        try:
-            if name == "start":
-                clusterer = Clusterer(*positional, **keyword)
-                answer: tuple[str, Any] = "done", clusterer.uses_c_kernels
-            else:
-                answer = "done", getattr(clusterer, name)(*positional, **keyword)
-        except ValueError as error:
-            answer = "refused", str(error)
-        except Exception:
-            answer = "failed", traceback.format_exc()
-        pickle.dump(answer, answers)
-        answers.flush()
+    try:
+        if name == "start":
+            _clusterer[:] = [Clusterer(*positional, **keyword)]
+            return _clusterer[0].uses_c_kernels
+        return getattr(_clusterer[0], name)(*positional, **keyword)
+    except ValueError as error:
+        raise ValueError(str(error)) from None
+    except Exception:
+        text = f"the TF-MOT process failed:\n{traceback.format_exc()}"
+        raise RuntimeError(text) from None

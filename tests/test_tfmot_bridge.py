@@ -429,7 +429,7 @@ def test_only_the_worker_imports_tfmot():
 
 def test_a_process_that_dies_says_so():
     worker = Worker()
-    worker._process.kill()
+    worker._child.process.kill()
     with pytest.raises(ChildProcessError, match="TF-MOT process died .SIGKILL"):
         worker.call("start", (), {}, {})
     worker.stop()

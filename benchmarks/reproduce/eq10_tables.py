@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.common import table
 from benchmarks.eq10 import (
     EQ_11,
     EXPLAINED,
@@ -17,7 +18,7 @@ from benchmarks.eq10 import (
 from benchmarks.reproduce.mnn_tables import heading
 from benchmarks.reproduce.raw import Row, read_csv, read_json
 from benchmarks.reproduce.steps import EXPERIMENTS
-from benchmarks.reproduce.text import interval, number, table
+from benchmarks.reproduce.text import interval, number
 
 #: Selections of the tests of section 'mnn' -> the published column beside them.
 ON_TESTS = {

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.common import table
 from benchmarks.reproduce.raw import Row, read_json
-from benchmarks.reproduce.text import interval, number, table
+from benchmarks.reproduce.text import interval, number
 
 RAW = Path(__file__).parent.parent / "results"
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks.common import table
 from benchmarks.reproduce import published
 from benchmarks.reproduce.raw import Row, read_csv, read_json
 from benchmarks.reproduce.steps import EXPERIMENTS
-from benchmarks.reproduce.text import interval, number, table
+from benchmarks.reproduce.text import interval, number
 
 #: Column of our tables -> heading, and that of the published ones.
 SELECTIONS = {

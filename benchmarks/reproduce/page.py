@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from benchmarks.common import table
 from benchmarks.reproduce import (
     eq10_tables,
     figures,
@@ -21,7 +22,7 @@ from benchmarks.reproduce import (
 )
 from benchmarks.reproduce.raw import ALL, NOISY, SEEN, UNSEEN, Row, read_csv, read_json
 from benchmarks.reproduce.steps import CONTROLS, K_MAIN, ROOT, SECTIONS
-from benchmarks.reproduce.text import LABELS, duration, interval, number, score, table
+from benchmarks.reproduce.text import LABELS, duration, interval, number, score
 from speech.base.files import write_text
 
 PAGE = "RESULTS.md"

@@ -228,14 +228,8 @@ def compressed_models(setting: Setting) -> dict[str, str]:
 def _soft_pruned(setting: Setting, share: int) -> Step:
     size, name = setting.size, pruned_name(share)
     out = setting.at("compression", f"{name}.h5")
-    command: Command = (
-        "pruning.run",
-        BASELINE,
-        "-o",
-        out,
-        "--target-sparsity",
-        f"{share / 100:g}",
-    )
+    command: Command = ("pruning.run", BASELINE, "-o", out)
+    command += ("--target-sparsity", f"{share / 100:g}")
     command += ("--retrain", "--stages", str(size.stages), "--retrain-epochs", "1")
     command += ("--num-train", str(size.stage_steps * BATCH_SIZE))
     command += ("--final-epochs", str(size.final_epochs), "--learning-rate", "0.0005")
@@ -247,16 +241,7 @@ def _soft_pruned(setting: Setting, share: int) -> Step:
 def _tied(setting: Setting, name: str, source: str, k: int) -> Step:
     """Returns k-means with tied weights that are trained on."""
     out = setting.at("compression", name)
-    command: Command = (
-        "quantization.run",
-        source,
-        "-k",
-        str(k),
-        "--centroids",
-        "fp16",
-        "-o",
-        out,
-    )
+    command: Command = ("quantization.run", source, "-k", str(k), "--centroids", "fp16", "-o", out)
     command += ("--finetune-epochs", "2", "--learning-rate", "0.0002", "--warmup", "10")
     command += ("--num-train", str(setting.size.finetune_steps // 2 * BATCH_SIZE), *_best(setting))
     command += ("--work", setting.at("compression", "work", name))
@@ -307,14 +292,7 @@ def grid(setting: Setting) -> list[Step]:
     folder = setting.at("grid", "pruning")
     models = {name: f"{folder}/{name}/model.h5" for name in CONTROLS}
     result = setting.at("grid", "pruning.json")
-    command = (
-        "benchmarks.pruning",
-        *setting.data,
-        "--out",
-        folder,
-        "--json",
-        result,
-    )
+    command = ("benchmarks.pruning", *setting.data, "--out", folder, "--json", result)
     command += ("--rounds", str(size.rounds), *test)
     if setting.small:
         command += ("--which", "retrained", "--stage-steps", str(size.stage_steps))
@@ -411,11 +389,7 @@ def cost(setting: Setting) -> list[Step]:
         command: Command = (f"eval.{name}", *models, "--json", result)
         steps.append(Step(f"cost/{name}", command, (result,), models))
     result = setting.at("cost", "inference.json")
-    command = (
-        "benchmarks.inference",
-        "--seconds",
-        *map(str, setting.size.lengths_s),
-    )
+    command = ("benchmarks.inference", "--seconds", *map(str, setting.size.lengths_s))
     command += ("--rounds", str(setting.size.rounds), "--json", result)
     command += () if setting.small else ("--growth",)
     return [*steps, Step("cost/inference", command, (result,))]
@@ -431,13 +405,7 @@ def rooms(setting: Setting) -> list[Step]:
     model = f"{out}/last.h5"  # model.h5 is the best at validation, which has no rooms
     steps = [Step("rooms/joint", command, (model, f"{out}/history.csv"), (BASELINE,))]
     result = setting.at("rooms", "rooms.json")
-    command = (
-        "benchmarks.rooms",
-        *setting.data,
-        "--model",
-        f"fcn={BASELINE}",
-        f"joint={model}",
-    )
+    command = ("benchmarks.rooms", *setting.data, "--model", f"fcn={BASELINE}", f"joint={model}")
     command += ("--json", result, "--out", setting.at("rooms", "test"))
     if setting.small:
         command += ("--num-test", "1")

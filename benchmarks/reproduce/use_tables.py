@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.common import table
 from benchmarks.quality import ALL, METRICS, SEEN, UNSEEN
 from benchmarks.reproduce import published
 from benchmarks.reproduce.raw import Row, read_json
-from benchmarks.reproduce.text import number, table
+from benchmarks.reproduce.text import number
 
 RATE_KHZ = 16
 #: Of the tables, with decimals; the raw files also have PESQ-NB.

@@ -25,7 +25,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import multiprocessing
 import os
 import tempfile
 import threading
@@ -39,6 +38,7 @@ from typing import Any
 from benchmarks import common
 from benchmarks.trials import mutation
 from speech.base import cli
+from speech.base.children import Child, ChildDied
 
 READERS = ("h5", "icse", "wav", "flac", "sphere")
 TIMEOUT_S = 2.0
@@ -184,6 +184,10 @@ def make_input(reader: str, seed: int, number: int) -> bytes:
     return mutation.damaged(_files[reader], rng)
 
 
+#: What answers in the process that reads.
+ANSWER = "benchmarks.trials.fuzz:answer"
+
+
 class _Worker:
     """A process that reads inputs, started again whenever it dies or has to be killed.
 
@@ -198,66 +202,48 @@ class _Worker:
     def __init__(self, reader: str, seed: int, timeout_s: float) -> None:
         self._settings = reader, seed
         self._timeout_s = timeout_s
-        self._process: Any = None
+        self._child: Child | None = None
 
     def __enter__(self) -> _Worker:
         self._folder = tempfile.TemporaryDirectory()  # outlives the process, which may be killed
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._stop()
+        if self._child is not None:
+            self._child.end()
         self._folder.cleanup()
 
     def read(self, number: int) -> tuple[str, str, float, float]:
         """Returns outcome, reason, seconds and MB of an input."""
-        if self._process is None:
-            self._start()
+        if self._child is None or not self._child.is_alive:
+            with open(Path(self._folder.name, "said"), "w+b") as said:
+                self._child = Child(ANSWER, stderr=said)
+            if self._ask(_WARM_UP, self._START_S)[0] != ACCEPTED:
+                raise RuntimeError(f"the reader {self._settings[0]} fails on a valid file")
         start = time.perf_counter()
         try:
-            self._pipe.send(number)
-            if self._pipe.poll(10 * self._timeout_s):
-                outcome, reason, seconds, peak_mb = self._pipe.recv()
-                if seconds > self._timeout_s:
-                    outcome, reason = HANG, f"{seconds:.1f} s of processor time; {reason}"
-                return outcome, reason, seconds, peak_mb
-            outcome, reason = HANG, f"no answer in {10 * self._timeout_s:g} s"
-        except (EOFError, OSError):
-            self._process.join()
-            outcome, reason = CRASH, f"the process died ({self._process.exitcode})"
-        self._stop()
-        return outcome, reason, time.perf_counter() - start, 0.0
+            outcome, reason, seconds, peak_mb = self._ask(number, 10 * self._timeout_s)
+        except ChildDied as error:
+            spent_s = time.perf_counter() - start
+            return HANG if error.late else CRASH, f"the process {error}", spent_s, 0.0
+        if seconds > self._timeout_s:
+            outcome, reason = HANG, f"{seconds:.1f} s of processor time; {reason}"
+        return outcome, reason, seconds, peak_mb
 
-    def _start(self) -> None:
-        context = multiprocessing.get_context("spawn")
-        self._pipe, other = context.Pipe()
-        settings = other, *self._settings, self._folder.name
-        self._process = context.Process(target=_serve, args=settings, daemon=True)
-        self._process.start()
-        other.close()
-        self._pipe.send(_WARM_UP)
-        if not self._pipe.poll(self._START_S) or self._pipe.recv()[0] != ACCEPTED:
-            raise RuntimeError(f"the reader {self._settings[0]} fails on a valid file")
-
-    def _stop(self) -> None:
-        if self._process is not None:
-            self._process.kill()
-            self._process.join()
-            self._pipe.close()
-            self._process = None
+    def _ask(self, number: int, limit_s: float) -> tuple[str, str, float, float]:
+        assert self._child is not None
+        return self._child.call(*self._settings, number, self._folder.name, limit_s=limit_s)
 
 
 # --------------------------------------------------------------------------------------------
 # In the process that reads
 
 
-def _serve(pipe: Any, reader: str, seed: int, folder: str) -> None:
-    with open(Path(folder, "said"), "w+b") as said:
-        for standard in (1, 2):  # so that what C libraries print is found
-            os.dup2(said.fileno(), standard)
-        path = Path(folder, f"input.{reader}")
-        for number in iter(pipe.recv, None):
-            path.write_bytes(make_input(reader, seed, number))
-            pipe.send(_outcome_of(_reading(reader), path, said))
+def answer(reader: str, seed: int, number: int, folder: str) -> tuple[str, str, float, float]:
+    """Reads an input; what C libraries print meanwhile lies in the file behind descriptor 2."""
+    path = Path(folder, f"input.{reader}")
+    path.write_bytes(make_input(reader, seed, number))
+    return _outcome_of(_reading(reader), path)
 
 
 def _reading(reader: str) -> Callable[[Path], Any]:
@@ -272,7 +258,7 @@ def _reading(reader: str) -> Callable[[Path], Any]:
     return read_audio
 
 
-def _outcome_of(read: Callable[[Path], Any], path: Path, said: Any) -> tuple:
+def _outcome_of(read: Callable[[Path], Any], path: Path) -> tuple[str, str, float, float]:
     before_mb, start = reset_peak(), time.process_time()
     outcome, reason = ACCEPTED, ""
     try:
@@ -284,9 +270,9 @@ def _outcome_of(read: Callable[[Path], Any], path: Path, said: Any) -> tuple:
     except BaseException as error:  # also what is no Exception, as a panic in Rust
         outcome, reason = ESCAPE, f"{type(error).__name__}: {error}"
     seconds, most_mb = time.process_time() - start, peak_mb() - before_mb
-    if size := os.fstat(said.fileno()).st_size:
-        outcome, reason = ESCAPE, f"printed {os.pread(said.fileno(), min(size, 200), 0)!r}"
-        os.ftruncate(said.fileno(), 0)
+    if size := os.fstat(2).st_size:
+        outcome, reason = ESCAPE, f"printed {os.pread(2, min(size, 200), 0)!r}"
+        os.ftruncate(2, 0)
     reason = reason.replace(str(path), path.name)[:300]
     return outcome, reason, seconds, max(0.0, most_mb)
 

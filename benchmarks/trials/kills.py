@@ -204,7 +204,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(options: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory() as name:
         rows = kill_all(Path(name), options.only, options.kills, options.seed)
-    print(format_rows(rows))
+    print(markdown(rows))
     result = {
         "seed": options.seed,
         "rows": [asdict(row) for row in rows],
@@ -486,35 +486,15 @@ def total(rows: Sequence[Row]) -> Row:
     return Row("all", "", **sums)
 
 
-def format_rows(rows: Sequence[Row]) -> str:
-    """Returns the table as plain text."""
-    header = (
-        f"{'command':<30}{'kills':>7}{'runs':>6}{'files':>7}{'identical':>11}{'lost':>6}"
-        f"{'half':>6}{'left':>6}"
-    )
-    lines = [header, "-" * len(header)]
-    for row in [*rows, total(rows)]:
-        lines.append(
-            f"{row.command or row.name:<30}{row.kills:>7}{row.runs:>6}{row.files:>7}"
-            f"{row.identical:>11}{row.lost:>6}{row.half:>6}{row.left:>6}"
-        )
-    return "\n".join(lines)
-
-
 def markdown(rows: Sequence[Row]) -> str:
     """Returns the table of docs/scaling.md."""
-    lines = [
-        "| command | kills survived | runs | results identical | files compared | files lost | "
-        "half files | left over |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for row in [*rows, total(rows)]:
-        name = f"`{row.command}`" if row.command else row.name
-        lines.append(
-            f"| {name} | {row.kills} | {row.runs} | {row.identical} | {row.files} | {row.lost} | "
-            f"{row.half} | {row.left} |"
-        )
-    return "\n".join(lines)
+    header = ["command", "kills survived", "runs", "results identical", "files compared",
+              "files lost", "half files", "left over"]  # fmt: skip
+    return common.table(header, (
+        [f"`{row.command}`" if row.command else row.name,
+         *map(str, (row.kills, row.runs, row.identical, row.files, row.lost, row.half, row.left))]
+        for row in [*rows, total(rows)]
+    ))  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -88,7 +88,7 @@ def _run(options: argparse.Namespace) -> int:
         for row in measure(Path(name), options.files, options.hours, options.experts):
             rows.append(row)
             print(f"measured {row['name']}", file=sys.stderr)
-    print(format_rows(rows))
+    print(markdown(rows))
     common.write_result(options.json, strict_json({"short_seconds": SHORT_SECONDS, "rows": rows}))
     return 0
 
@@ -341,43 +341,18 @@ def _row(name: str, found: dict[str, Any], files: int, audio_seconds: float) -> 
     }
 
 
-def format_rows(rows: Sequence[dict[str, Any]]) -> str:
-    """Returns the table as plain text."""
-    header = (
-        f"{'':<20}{'files':>7}{'audio s':>10}{'wall s':>9}{'CPU s':>9}{'files/s':>9}{'RTF':>9}"
-        f"{'peak MiB':>10}{'growth MiB':>12}{'MiB/min':>9}"
-    )
-    lines = [header, "-" * len(header)]
-    for row in rows:
-        growth, slope = (
-            "" if row[key] is None else f"{row[key]:+.1f}"
-            for key in ("growth_mib", "slope_mib_per_minute")
-        )
-        lines.append(
-            f"{row['name']:<20}{row['files']:>7}{row['audio_seconds']:>10.1f}"
-            f"{row['wall_seconds']:>9.1f}{row['cpu_seconds']:>9.1f}"
-            f"{row['files_per_second']:>9.2f}{row['real_time_factor']:>9.4f}"
-            f"{row['peak_mib']:>10.0f}{growth:>12}{slope:>9}"
-        )
-    return "\n".join(lines)
-
-
 def markdown(rows: Sequence[dict[str, Any]]) -> str:
     """Returns the table of docs/scaling.md."""
-    lines = [
-        "| | files | audio s | s | processor s | files/s | real-time factor | peak MiB | "
-        "growth MiB |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
-    for row in rows:
-        growth = "" if row["growth_mib"] is None else f"{row['growth_mib']:+.1f}"
-        lines.append(
-            f"| {row['name']} | {row['files']} | {row['audio_seconds']:.0f} | "
-            f"{row['wall_seconds']:.0f} | {row['cpu_seconds']:.0f} | "
-            f"{row['files_per_second']:.2f} | {row['real_time_factor']:.3f} | "
-            f"{row['peak_mib']:.0f} | {growth} |"
-        )
-    return "\n".join(lines)
+    header = ["", "files", "audio s", "s", "processor s", "files/s", "real-time factor",
+              "peak MiB", "growth MiB"]  # fmt: skip
+    return common.table(header, (
+        [row["name"], str(row["files"]), f"{row['audio_seconds']:.0f}",
+         f"{row['wall_seconds']:.0f}", f"{row['cpu_seconds']:.0f}",
+         f"{row['files_per_second']:.2f}", f"{row['real_time_factor']:.3f}",
+         f"{row['peak_mib']:.0f}",
+         "" if row["growth_mib"] is None else f"{row['growth_mib']:+.1f}"]
+        for row in rows
+    ))  # fmt: skip
 
 
 if __name__ == "__main__":

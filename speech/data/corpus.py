@@ -502,6 +502,24 @@ def bundled_noise(split: str | None = None) -> list[Noise]:
     return find_noise(MINICORPUS / "noise", split)
 
 
+def recordings(
+    speech: Path | None, noise: Path | None, split: str
+) -> tuple[list[Utterance], list[Noise]]:
+    """Returns the utterances and the noises of a split; without folders, those of this package.
+
+    Args:
+        speech: Of `find_speech`.
+        noise: Of `find_noise`.
+        split: 'TRAIN' or 'TEST'.
+
+    Raises:
+        ValueError: There are none.
+    """
+    if speech is None or noise is None:
+        return bundled_speech(split), bundled_noise(split)
+    return find_speech(speech, split), find_noise(noise, split)
+
+
 def split_utterances(
     items: Sequence[Item], validation_fraction: float = 0.05, seed: int = 0
 ) -> tuple[list[Item], list[Item]]:
