@@ -441,11 +441,10 @@ def _parser() -> argparse.ArgumentParser:
 def _add_ranker_options(parser: argparse.ArgumentParser) -> None:
     add, default = parser.add_argument, RankerConfig(Path("ranker.h5"))
     add("--speech", "--timit", type=Path, nargs="+", metavar="DIR", dest="timit",
-        help="read clean speech from TIMIT, or from any trees (default: the bundled "
+        help="read speech from TIMIT, or from any trees (default: the bundled "
         "corpus)")  # fmt: skip
     add("--size", choices=tuple(SIZES), default=default.size,
-        help="train this form of the network over time and frequency (default "
-        "%(default)s)")  # fmt: skip
+        help="train this form of tf (default %(default)s)")  # fmt: skip
     add("--hours", type=cli.amount, default=default.hours, metavar="H",
         help="end after H hours of clock time, over all calls of the command (default "
         "%(default)s)")  # fmt: skip

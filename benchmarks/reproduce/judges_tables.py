@@ -9,6 +9,7 @@ from typing import Any
 from benchmarks.common import table
 from benchmarks.reproduce.raw import Row, read_json
 from benchmarks.reproduce.text import interval, number
+from mnn.scoring import DEFAULT_JUDGE
 
 RAW = Path(__file__).parent.parent / "results"
 
@@ -24,8 +25,6 @@ HEADINGS = {
     "denoise": "`--judge ranker --ranker models/denoise.icse`",
     "denoise itself": "`models/denoise.icse` itself",
 }
-PICKS = ("autoencoder", "ranker", "both")
-
 COMMANDS = (
     "Made by `python -m benchmarks.judges --timit corpus/speech --noise corpus/noise --other "
     "denoise=models/denoise.icse --experts DIR --json benchmarks/results/judges.json`, and the "
@@ -73,33 +72,22 @@ def _cell(values: Sequence[float]) -> str:
 
 
 def _asked(found: Row) -> str:
-    """Returns the aims of the judges beside the best that is reached by one pick, and by sums."""
-    judges = found["judges"]
-
-    def best(values: dict[str, Any]) -> tuple[str, Any]:
-        return max(values.items(), key=lambda item: item[1][0])
-
-    pick, mean = best({name: judges[name]["mean"] for name in PICKS})
-    weakest, (test, low) = max(
-        ((name, min(_eight(judges[name]).items(), key=lambda item: item[1][0])) for name in PICKS),
-        key=lambda item: item[1][1][0],
-    )
-    bands = judges["added by bands"]["mean"]
+    """Returns the aims of the judges beside what the default one reaches."""
+    own = found["judges"][DEFAULT_JUDGE]
+    low_test, low = min(_eight(own).items(), key=lambda item: item[1][0])
     rows = [
-        ["mean of the eight tests, one pick for each file", "88 %", _cell(mean), HEADINGS[pick]],
-        ["the weakest of the eight tests", "75 %", _cell(low), f"{HEADINGS[weakest]}, {test}"],
-        ["added by time and band, of the oracle's way", "100 %", _cell(bands),
-         HEADINGS["added by bands"]],
+        ["mean of the eight tests, one pick for each file", "88 %", _cell(own["mean"])],
+        [f"the weakest of the eight tests, {low_test}", "75 %", _cell(low)],
+        ["added by time and band, of the oracle's way", "100 %",
+         _cell(found["judges"]["added by bands"]["mean"])],
     ]  # fmt: skip
     if UNSEEN in found["mixtures"]:
-        one, unseen = best({name: judges[name]["tests"][UNSEEN] for name in PICKS})
-        rows.append(
-            ["voices and noises that nothing has met", "70 %", _cell(unseen), HEADINGS[one]]
-        )
+        unseen = own["tests"][UNSEEN]
+        rows.append(["voices and noises that nothing has met", "70 %", _cell(unseen)])
     asked = [float(row[1].split()[0]) for row in rows]
     for row, wanted in zip(rows, asked, strict=True):
         row.append("yes" if float(row[2].split()[0]) >= wanted else "no")
-    return table(["recovery in SDR", "asked for", "reached", "by", "is it reached"], rows)
+    return table(["recovery in SDR", "asked for", "reached", "is it reached"], rows)
 
 
 def _eight(row: Row) -> dict[str, Any]:
