@@ -58,8 +58,8 @@ _PUSHED = 1 << 20
 #: Energies below this share of the largest are as good as none.
 _TINY = 1e-12
 
-#: How strongly the better estimates prevail in a tile, by its expected error and by their cost.
-TILE_POWER, COST_POWER = 4.0, 8.0
+#: How strongly the better estimates prevail in a sum: in a tile, and by the cost of the whole.
+TILE_POWER, COST_POWER = 4.0, 4.0
 
 
 class Ranker:

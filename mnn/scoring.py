@@ -49,7 +49,7 @@ JUDGES = ("autoencoder", "ranker", "both")
 DEFAULT_JUDGE = "ranker"
 
 #: Raise it with any change of a score: choices kept from earlier runs are then made anew.
-VERSION = "3"
+VERSION = "4"
 
 DEFAULT_SCORING = "voiced"
 
@@ -64,7 +64,7 @@ QUIET_GAIN = 1.4
 BALANCED_RATE, VOICED_RATE = 0.02, 0.01
 BALANCED_POWER = 0.75
 
-#: How strongly the better estimates prevail in a combination.
+#: How strongly the better estimates prevail in a combination by the autoencoder.
 COMBINE_POWER = 16.0
 
 #: SNRs of eq. (11) stay within this, also where there is silence.

@@ -17,8 +17,9 @@ import numpy as np
 from mnn.arbiter import Arbiter, Hearing
 from mnn.expert_files import Expert, Place
 from mnn.features import inner_product
-from mnn.ranker import STFT, TILE_FRAMES, Ranker, added_by_bands
+from mnn.ranker import COST_POWER, STFT, TILE_FRAMES, Ranker, added_by_bands
 from mnn.scoring import (
+    COMBINE_POWER,
     DEFAULT_SCORING,
     SILENT_SHARE,
     both,
@@ -174,7 +175,8 @@ class Selector:
                 whole_scores = scores[:, 0]
         left = [experts[place] for place in places]
         picks = pick(cost, [(expert.name, expert.sha256) for expert in left])
-        weights = soft_weights(cost) if self.combine else hard_weights(picks, len(left))
+        power = COMBINE_POWER if self.judge == "autoencoder" else COST_POWER
+        weights = soft_weights(cost, power) if self.combine else hard_weights(picks, len(left))
         return Decision(
             [expert.name for expert in left],
             whole_scores.tolist(),
