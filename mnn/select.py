@@ -429,7 +429,7 @@ def _print_pool(config: SelectConfig, selector: Selector) -> None:
             digest = f"sha256 {expert.sha256[:12]}" if expert.sha256 else "a folder"
             print(f"{kind:10s}  {expert.name}: {expert.source} ({expert.kind}, {digest})")
     for name, judge in (("dae", selector.arbiter.dae), ("ranker", selector.ranker)):
-        if judge is not None:
+        if judge is not None and (name == "ranker" or config.judged_by != "ranker"):
             print(f"{name:10s}  {judge.file.path} (sha256 {judge.file.sha256[:12]})")
     if len(selector.experts) == 1:
         print("one expert: there is nothing to choose")
