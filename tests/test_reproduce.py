@@ -691,7 +691,7 @@ def test_losses_within_the_limits_are_counted():
 def test_a_page_without_raw_files_says_so(tmp_path):
     text = results_page.render(tmp_path)
     assert text.count("Not run yet: `python -m benchmarks.reproduce --only ") == len(SECTIONS) - 1
-    assert "| normalisation |" in text and "| default judges: autoencoder" in text
+    assert "| normalisation |" in text and "| default judge: the ranker" in text
 
 
 def test_the_network_for_use_stands_beside_the_others(page):
