@@ -122,6 +122,7 @@ class Ranker:
             the whole file, with its gains. Tile t begins with frame 4 t; the last may be shorter.
         """
         reference = self.reference(noisy, estimates)
+        unit = np.float32(HEARD_LEVEL / level(noisy))  # squares of any level stay numbers
         num_frames = STFT.num_frames(len(noisy))
         shape = -(-num_frames // TILE_FRAMES), NUM_BANDS
         given = np.zeros(shape, np.float32)
@@ -132,20 +133,21 @@ class Ranker:
             known = stft_frames(reference, start, stop, STFT)
             given[place] = _products(known, known)
             for number, estimate in enumerate(estimates):
-                spectra = stft_frames(estimate, start, stop, STFT)
+                spectra = stft_frames(estimate, start, stop, STFT) * unit
                 own[number, place] = _products(spectra, spectra)
                 shared[number, place] = _products(known, spectra)
         energies, common = (sums.sum(axis=-2, dtype=np.float64) for sums in (given, shared))
         gains = common / (energies + _TINY * energies.max() + 1e-30)
         explained = np.sum(gains * common, axis=1)
         scale = 1 / np.maximum(explained, _TINY * explained.max() + 1e-30)
-        for tiles, products, gain, unit in zip(
+        for tiles, products, gain, share in zip(
             own, shared, gains.astype(np.float32), scale, strict=True
         ):
             tiles += gain * (gain * given - 2 * products)
             np.maximum(tiles, _TINY * tiles.max(), out=tiles)
-            tiles *= unit
+            tiles *= share
             tiles += np.float32(1e-30)
+        own[explained <= _TINY * explained.max()] = 1.0  # no speech at all, and be it silence
         return own
 
 

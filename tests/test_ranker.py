@@ -64,6 +64,21 @@ def test_neither_order_nor_a_common_gain_changes_the_errors(ranker, sounds):
     assert_allclose(soft, errors, rtol=1e-4)
 
 
+@pytest.mark.parametrize("gain", [1e-15, 1e15])
+def test_no_level_is_too_soft_or_too_loud(ranker, sounds, gain):
+    _, noisy, estimates = sounds
+    gain = np.float32(gain)
+    found = ranker.errors(gain * noisy, [gain * estimate for estimate in estimates])
+    expected = ranker.errors(noisy, estimates).sum(axis=(1, 2))
+    assert_allclose(found.sum(axis=(1, 2)), expected, rtol=1e-3)
+
+
+def test_silence_is_nobody_s_speech(ranker, sounds):
+    _, noisy, estimates = sounds
+    errors = ranker.errors(noisy, [*estimates, 0 * noisy]).sum(axis=(1, 2))
+    assert errors[3] > 10 * errors[:3].max()
+
+
 def test_blocks_give_what_the_whole_gives(ranker, sounds, monkeypatch):
     _, noisy, estimates = sounds
     whole = ranker.errors(noisy, estimates)
