@@ -198,12 +198,14 @@ def added_by_bands(
     num_frames = STFT.num_frames(num_samples)
     middles = (np.arange(tiles.shape[1]) + 0.5) * TILE_FRAMES - 0.5
     synthesis, parts = Synthesis(num_samples, STFT), []
-    for start, stop in frame_blocks(num_frames):
-        by_frame = _between(middles, np.arange(start, stop))
+    for start, stop in frame_blocks(num_frames, TILE_FRAMES * 256):
+        # Only these tiles have a say in the block.
+        near = slice(max(start // TILE_FRAMES - 1, 0), stop // TILE_FRAMES + 2)
+        by_frame = _between(middles[near], np.arange(start, stop))
         total = np.zeros((stop - start, STFT.num_bins), np.complex64)
         for own, place in zip(weights, used, strict=True):
             spectra = stft_frames(signals[int(place)], start, stop, STFT)
-            total += (by_frame @ own @ by_bin.T).astype(np.float32) * spectra
+            total += (by_frame @ own[near] @ by_bin.T).astype(np.float32) * spectra
         parts.append(synthesis.add(total))
     return np.concatenate(parts)
 

@@ -127,6 +127,23 @@ def test_estimates_are_added_where_they_are_good(rng):
     assert np.mean((joined - clean) ** 2) < 0.02 * np.mean(clean**2)
 
 
+def test_a_sum_is_the_same_in_blocks_and_needs_no_more_for_a_long_signal(rng, monkeypatch):
+    signals = [rng.standard_normal(60_000).astype(np.float32) for _ in range(2)]
+    tiles = rng.random((2, -(-STFT.num_frames(60_000) // 4), 48))
+    whole = added_by_bands(signals, tiles, np.ones((2, 1)))
+    asked, between = [], module._between
+    monkeypatch.setattr(
+        module, "_between", lambda *two: (asked.append(len(two[0])), between(*two))[1]
+    )
+    monkeypatch.setattr(
+        module,
+        "frame_blocks",
+        lambda count, size: [(a, min(a + 16, count)) for a in range(0, count, 16)],
+    )
+    assert_allclose(added_by_bands(signals, tiles, np.ones((2, 1))), whole, atol=1e-5)
+    assert max(asked[1:]) <= 16 // 4 + 3  # tiles that a block looks at
+
+
 def test_an_estimate_of_infinite_cost_gets_no_weight(rng):
     signals = [rng.standard_normal(5000).astype(np.float32) for _ in range(2)]
     tiles = np.ones((2, 6, 48))
