@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mnn.config import RankerConfig
+from mnn.features import fingerprint
 from mnn.noises import Signals, draw_noise, draw_speech, unit
 from speech.base import cli, lazy
 from speech.base.device import select_devices
-from speech.base.files import atomic_path
+from speech.base.files import atomic_path, write_text
 from speech.base.lazy import joblib, soundfile
 from speech.data import corpus
 from speech.data.mixtures import MixingConfig
@@ -106,18 +107,36 @@ def write_noises(
 
     Returns:
         How many there are: one that is all but silent most of the time is left out.
+
+    Raises:
+        ValueError: The folder holds noises of other kinds, or of other speech.
     """
+    utterances = corpus.find_speech_trees(trees, "TRAIN")
+    _claim(folder, [f"kinds {sorted(kinds)}", *(item.id for item in utterances)])
     paths = [folder / f"made{number:05d}.wav" for number in range(count)]
     missing = [number for number, path in enumerate(paths) if not path.is_file()]
     if missing:
-        folder.mkdir(parents=True, exist_ok=True)
-        speakers = _speakers(corpus.find_speech_trees(trees, "TRAIN"))
+        speakers = _speakers(utterances)
         jobs = joblib.effective_n_jobs(num_jobs)
         joblib.Parallel(n_jobs=jobs)(
             joblib.delayed(_write_noises)(speakers, missing[first::jobs], paths, kinds)
             for first in range(jobs)
         )
     return sum(path.is_file() for path in paths)
+
+
+def _claim(folder: Path, lines: Sequence[str]) -> None:
+    """Notes what the noises of a folder are made of; ValueError if it is something else."""
+    record = folder.with_suffix(".sha256")
+    own = fingerprint(lines)
+    folder.mkdir(parents=True, exist_ok=True)
+    if not record.exists():
+        write_text(record, f"{own}\n")
+    elif record.read_text().strip() != own:
+        raise ValueError(
+            f"{folder.parent} holds the noises of another run; repeat its command, choose another "
+            "--out, or delete it"
+        )
 
 
 def _speakers(utterances: Sequence[corpus.Utterance]) -> list[list[np.ndarray]]:

@@ -209,6 +209,20 @@ def test_noises_are_the_same_for_any_number_of_processes(timit, tmp_path):
     assert paths[1].read_bytes() == (two / paths[1].name).read_bytes()
 
 
+def test_noises_of_other_kinds_or_speech_are_not_taken_for_one_s_own(timit, tmp_path, rng):
+    from mnn.ranking import write_noises
+
+    folder = tmp_path / "noise"
+    write_noises([timit], folder, 2, 1)
+    with pytest.raises(ValueError, match="noises of another run"):
+        write_noises([timit], folder, 2, 1, ["coloured"])
+    other = tmp_path / "other" / "TRAIN" / "A"
+    other.mkdir(parents=True)
+    soundfile.write(other / "a.wav", make_speech(rng, 20_000), 16_000)
+    with pytest.raises(ValueError, match="noises of another run"):
+        write_noises([tmp_path / "other"], folder, 2, 1)
+
+
 @pytest.mark.parametrize("words", [["--hours", "-1"], ["--noises", "0"], ["--out", "r.icse"]])
 def test_what_makes_no_sense_is_wrong_usage(words, tmp_path):
     from mnn.train import main
