@@ -669,16 +669,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
     options = _parser().parse_args(argv)
     cli.log_to_stderr()
-    return cli.run(lambda: _run(**vars(options)))
-
-
-def _run(models: list[Path], experts: list[Path], host: str, port: int, max_mb: float) -> int:
     before = {number: signal.signal(number, _stop) for number in _ENDINGS}
     try:
-        return _serve(models, experts, host, port, max_mb)
+        return cli.run(lambda: _serve(**vars(options)))
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        # A command that was told to end hears nothing more until its process is gone.
+        stopped = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+        if not stopped or argv is not None:
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
 
 @contextlib.contextmanager

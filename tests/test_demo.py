@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from urllib.parse import urlencode
 
@@ -349,11 +350,28 @@ def test_the_command_ends_clean(tmp_path, number):
         assert b"<title>" in connection.getresponse().read()
         connection.close()
         assert len(list(tmp_path.glob("speech-demo-*"))) == 1
+        # Twice at once, as `timeout` does, and then as the impatient do, until it is gone.
         process.send_signal(number)
-        process.send_signal(number)  # as `timeout` does, and the impatient
-        assert process.wait(30) == 0
+        while process.poll() is None:
+            process.send_signal(number)
+            time.sleep(0.001)
+        assert process.returncode == 0
         assert "Traceback" not in process.stderr.read()
     assert not list(tmp_path.iterdir())
+
+
+def test_a_caller_in_this_process_gets_its_signals_back(monkeypatch, capsys):
+    serve = demo.Server.serve_forever
+
+    def interrupted(server):
+        os.kill(os.getpid(), signal.SIGINT)
+        serve(server)
+
+    monkeypatch.setattr(demo.Server, "serve_forever", interrupted)
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    assert demo.main(["--port", "0"]) == 0
+    assert "ended" in capsys.readouterr().err
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
 
 
 # --------------------------------------------------------------------------------------------
