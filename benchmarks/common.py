@@ -152,8 +152,9 @@ def write_test_set(
     seed: int,
     num_jobs: int,
     room_share: float = 0.0,
+    split: str = "TEST",
 ) -> tuple[list[MixturePlan], list[dict[str, Any]]]:
-    """Writes mixtures of the TEST part, the same files each time; says what can't be mixed.
+    """Writes mixtures of one part, the same files each time; says what can't be mixed.
 
     Args:
         folder: Gets ``noisy`` and ``clean``.
@@ -164,6 +165,7 @@ def write_test_set(
         seed: Of the mixtures.
         num_jobs: Processes that mix.
         room_share: Share of the utterances that are put in rooms which no training has had.
+        split: The part, TRAIN or TEST.
 
     Returns:
         The plans, and the rows of the table of what was written.
@@ -172,9 +174,9 @@ def write_test_set(
     from speech.data.prepared import write_mixtures
 
     plans = corpus.spread_mixtures(
-        *corpus.recordings(speech, noise, "TEST"), snrs_db, num_test, seed
+        *corpus.recordings(speech, noise, split), snrs_db, num_test, seed
     )
-    plans = corpus.put_in_rooms(plans, room_share, "TEST")
+    plans = corpus.put_in_rooms(plans, room_share, split)
     report = write_mixtures(plans, folder, num_jobs=num_jobs)
     for _, reason in report.skipped:
         print(f"skipped in the test set: {reason}", file=sys.stderr)

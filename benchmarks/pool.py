@@ -6,6 +6,7 @@
     python -m benchmarks.pool --gtcrn gtcrn_simple.onnx --dtln model_1.onnx model_2.onnx
     python -m benchmarks.pool --timit CORPUS/speech --noise CORPUS/noise --num-test 2
     python -m benchmarks.pool --experts models/fcn.h5 mine.h5 theirs.onnx
+    python -m benchmarks.pool --calibrate VOICES NOISES
 
 Any network that is already trained can join (MNN, section 3). In this pool are the shipped networks
 `denoise.icse` and `fcn.h5`, the three shipped mask experts, and noisereduce, RNNoise and
@@ -27,7 +28,15 @@ Rows of the table:
     eq. 11     peak 1), and with their levels fitted to the mixture
     combined   all members, weighted by the scoring voiced
     added by   all members, weighted by the ranker: for each file, or by time and band
+    calibrated the judge ranker with what `mnn.calibrate` has measured of the members, on mixtures
+               of the TRAIN part of the folders --calibrate (the tools enhance these, too)
+    others     the ranker's distance, not from its own reference, but from all other members, added
+    clean      the ranker's distance from the clean speech: the limit for judges that measure so
     oracle     the member with the best SDR of each file
+
+The likeness of a member is the correlation of its error with that of the ranker's reference, both
+after the gain that brings the signal nearest to the clean speech. The ranker is in favour of
+members that err as its reference does.
 
 Recovery is (row - chance) / (oracle - chance). Means are over the files that have every score of
 every member; the others are counted. Gains are over the member with the best mean in a metric, file
@@ -44,6 +53,7 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,7 +63,11 @@ from speech.base.files import strict_json
 from speech.training.common_options import check_corpus
 
 if TYPE_CHECKING:
+    import numpy as np
+
+    from mnn.calibration import Calibration
     from mnn.expert_files import Expert
+    from mnn.ranker import Ranker
 
 #: Keys of `benchmarks.peers.PEERS`.
 TOOLS = ("noisereduce", "RNNoise", "DeepFilterNet 3")
@@ -80,6 +94,12 @@ RANKED = ("ranker", "both")
 #: Sums by the ranker -> how, as for `mnn.select --combine`.
 SUMS = {"added by files": "files", "added by bands": "bands"}
 
+#: The ranker's pick and sum, calibrated; and mixtures for each noise and SNR to calibrate with.
+CALIBRATED, CALIBRATED_SUM, NUM_CALIBRATE = "calibrated", "added, calibrated", 3
+
+#: What the distance of the ranker is taken from, to find where its limit lies.
+OTHERS, CLEAN = "others", "clean"
+
 NOISY, CHANCE, COMBINED, ORACLE = "noisy", "chance", "combined", "oracle"
 METRICS = {"sdr": "SDR dB", "pesq_wb": "PESQ-WB", "stoi": "STOI"}
 _DIGITS = {"sdr": 2, "pesq_wb": 3, "stoi": 3}
@@ -102,6 +122,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--dae", type=Path, default=DEFAULT_DAE, metavar="FILE", help="default: the shipped one")
     add("--ranker", type=Path, default=DEFAULT_RANKER, metavar="FILE",
         help="default: the shipped one")  # fmt: skip
+    add("--calibrate", type=Path, nargs=2, metavar=("SPEECH", "NOISE"),
+        help="calibrate the pool with mixtures of the TRAIN part of these folders")  # fmt: skip
     options = parser.parse_args(argv)
     check_corpus(parser, options)
     return cli.run(lambda: _run(options))
@@ -125,8 +147,9 @@ def _run(options: argparse.Namespace) -> int:
             print(f"refused: {reason}", file=sys.stderr)
         if not members:
             raise ValueError("no member is left, all were refused; give others with --experts")
+        calibration = _calibration(options, folder / "calibration", onnx)
         rows = judge(
-            pairs, members, options.dae, options.ranker, folder / "pool", options.jobs
+            pairs, members, options.dae, options.ranker, folder / "pool", options.jobs, calibration
         )  # fmt: skip
     for row in rows:
         row["out"] = {key: why.replace(f"{folder}/", "") for key, why in row["out"].items()}
@@ -140,6 +163,11 @@ def _run(options: argparse.Namespace) -> int:
             f"{METRICS[key]} {gain[0]:+.3f} ({gain[1]:+.3f} to {gain[2]:+.3f}) over {base}"
             for key, (base, *gain) in own.items()
         ))  # fmt: skip
+    likeness = {
+        name: statistics.fmean(row["likeness"][name] for row in rows if name in row["likeness"])
+        for name in names
+    }
+    print("likeness to the ranker: " + ", ".join(f"{n} {v:.2f}" for n, v in likeness.items()))
     for which, counts in picks.items():
         print(f"{which}: " + ", ".join(f"{name} {counts[name]}" for name in names))
     if num_unscored:
@@ -157,11 +185,37 @@ def _run(options: argparse.Namespace) -> int:
         "table": table,
         "gains": gains,
         "picks": picks,
+        "likeness": likeness,
+        "calibration": asdict(calibration) if calibration else None,
         "unscored": num_unscored,
         "files": rows,
     }
     common.write_result(options.json, strict_json(result))
     return 0
+
+
+def _calibration(
+    options: argparse.Namespace, folder: Path, onnx: Mapping[str, peers.Spec]
+) -> Calibration | None:
+    """Calibrates the pool as the command says, on files that go below ``folder``."""
+    if not options.calibrate:
+        return None
+    from mnn.calibrate import CalibrateConfig, calibrate
+    from speech.data import corpus
+    from speech.training.request import SNRS_DB
+
+    speech, noise = options.calibrate
+    common.write_test_set(
+        folder, speech, noise, options.snr or SNRS_DB, NUM_CALIBRATE, options.seed, options.jobs,
+        split="TRAIN",
+    )  # fmt: skip
+    noisy, clean = folder / "noisy", folder / "clean"
+    folders, _, _ = enhance_all(corpus.find_pairs(noisy, clean), folder, onnx)
+    return calibrate(
+        CalibrateConfig(
+            tuple(options.experts), tuple(folders.items()), noisy, clean, ranker=options.ranker
+        )
+    )
 
 
 def enhance_all(
@@ -214,6 +268,7 @@ def judge(
     ranker_path: Path,
     folder: Path,
     num_jobs: int,
+    calibration: Calibration | None = None,
 ) -> list[dict[str, Any]]:
     """Lets the members enhance each file, chooses in all ways, and scores what comes out.
 
@@ -224,11 +279,12 @@ def judge(
         ranker_path: The ranker.
         folder: Where estimates go.
         num_jobs: Processes for scoring.
+        calibration: Of the pool; None for none.
 
     Returns:
         One row for each file: noise, snr_db, name; ``scores`` by system (members, noisy, sums) and
-        metric, NaN where there is none; ``picks`` by selection; ``out``, the members that failed
-        with their reasons.
+        metric, NaN where there is none; ``picks`` by selection; ``likeness`` by member; ``out``,
+        the members that failed with their reasons.
     """
     from eval.scoring import Task, score_all
     from mnn.dae import Autoencoder
@@ -238,8 +294,10 @@ def judge(
     dae, ranker = Autoencoder(dae_path), Ranker(ranker_path)
     rows, tasks = [], []
     for pair in cli.progress(pairs, total=len(pairs), label="judging"):
-        noisy = quality.read_samples(pair.noisy_path)
-        signals, picks, out = choose(noisy, members, dae, ranker, pair.relative_path)
+        noisy, clean = (quality.read_samples(path) for path in (pair.noisy_path, pair.clean_path))
+        signals, picks, out = choose(noisy, members, dae, ranker, pair.relative_path, calibration)
+        made = {name: signals[name] for name in (m.name for m in members) if name in signals}
+        found, likeness = limits(noisy, clean, made, ranker)
         labels = (pair.clean_path, pair.noise, pair.snr_db, str(pair.relative_path))
         tasks.append(Task(NOISY, pair.noisy_path, *labels))
         for place, (name, signal) in enumerate(signals.items()):
@@ -247,7 +305,8 @@ def judge(
             write_audio(path, signal)
             tasks.append(Task(name, path, *labels))
         rows.append({"noise": pair.noise, "snr_db": pair.snr_db, "name": labels[-1],
-                     "picks": picks, "out": out, "scores": {}})  # fmt: skip
+                     "picks": picks | found, "likeness": likeness, "out": out,
+                     "scores": {}})  # fmt: skip
     by_name = {row["name"]: row for row in rows}
     for task, scores in zip(tasks, score_all(tasks, num_jobs, tuple(METRICS)), strict=True):
         by_name[task.name]["scores"][task.system] = {key: scores[key] for key in METRICS}
@@ -255,7 +314,12 @@ def judge(
 
 
 def choose(
-    noisy: Any, members: Sequence[Expert], dae: Any, ranker: Any, relative: Path
+    noisy: Any,
+    members: Sequence[Expert],
+    dae: Any,
+    ranker: Any,
+    relative: Path,
+    calibration: Calibration | None = None,
 ) -> tuple[dict[str, Any], dict[str, str], dict[str, str]]:
     """Runs a pool on one signal.
 
@@ -265,6 +329,7 @@ def choose(
         dae: The `mnn.dae.Autoencoder`.
         ranker: The `mnn.ranker.Ranker`.
         relative: Path of the file below its folder, by which candidates are found.
+        calibration: Of the pool; None for none.
 
     Returns:
         Signals of the members (levels fitted) and of their sums; the pick of each selection; and
@@ -322,7 +387,51 @@ def choose(
     for name, how in SUMS.items():
         selector = Selector(arbiter, pool, combine=how, ranker=ranker, judge=RANKED[0])
         signals[name] = selector.choose([noisy], relative)[1][0]
+    if calibration is not None:
+        selector = Selector(
+            arbiter, pool, combine="files", ranker=ranker, judge=RANKED[0], calibration=calibration
+        )
+        decision, added = selector.choose([noisy], relative)
+        picks[CALIBRATED], signals[CALIBRATED_SUM] = decision.picks[0], added[0]
     return signals, picks, out
+
+
+def limits(
+    noisy: np.ndarray, clean: np.ndarray, estimates: Mapping[str, np.ndarray], ranker: Ranker
+) -> tuple[dict[str, str], dict[str, float]]:
+    """Chooses by the ranker's distance from something other than its own reference.
+
+    Args:
+        noisy: float32 [num_samples] at 16 kHz.
+        clean: Likewise.
+        estimates: Likewise, by member.
+        ranker: The ranker.
+
+    Returns:
+        The picks `OTHERS` (where there are others) and `CLEAN`; and the likeness by member.
+    """
+    import numpy as np
+
+    from mnn.calibration import seen
+    from mnn.features import level
+    from mnn.ranker import distances
+
+    names, signals, picks = [*estimates], [*estimates.values()], {}
+    if len(names) > 1:
+        picks[OTHERS] = names[int(np.argmin(seen(ranker, noisy, signals)[1]))]
+    from_clean = distances(clean, signals, level(noisy)).sum(axis=(1, 2))
+    picks[CLEAN] = names[int(np.argmin(from_clean))]
+    own = _error(ranker.reference(noisy, signals), clean)
+    return picks, {name: float(own @ _error(s, clean)) for name, s in estimates.items()}
+
+
+def _error(signal: np.ndarray, clean: np.ndarray) -> np.ndarray:
+    """Returns what a signal has beside the clean speech, with the energy 1."""
+    import numpy as np
+
+    error = signal.astype(np.float64)
+    error -= (error @ clean) / max(float(clean @ clean), 1e-30) * clean
+    return error / max(float(np.linalg.norm(error)), 1e-30)
 
 
 def tabulate(
@@ -340,8 +449,13 @@ def tabulate(
     """
     from mnn.tables import recovery
 
-    sums = [name for name in (COMBINED, *SUMS) if any(name in row["scores"] for row in rows)]
-    selections = [name for name in (*SELECTIONS, *RANKED) if any(name in r["picks"] for r in rows)]
+    sums = [
+        name
+        for name in (COMBINED, *SUMS, CALIBRATED_SUM)
+        if any(name in row["scores"] for row in rows)
+    ]
+    known = (*SELECTIONS, *RANKED, CALIBRATED, OTHERS, CLEAN)
+    selections = [name for name in known if any(name in row["picks"] for row in rows)]
     systems = [NOISY, *names, *sums]
     scored = [row for row in rows if all(_is_scored(row["scores"].get(name)) for name in systems)]
     means: dict[str, dict[str, float]] = {}

@@ -26,7 +26,7 @@ A tile is 4 frames (64 ms) of one of those bands.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -61,6 +61,9 @@ _TINY = 1e-12
 #: How strongly the better estimates prevail in a sum: in a tile, and by the cost of the whole.
 TILE_POWER, COST_POWER = 4.0, 4.0
 
+#: The same in the sum of the others, from which an estimate's distance is taken.
+OTHERS_POWER = 2.0
+
 
 class Ranker:
     """A trained ranker.
@@ -92,12 +95,8 @@ class Ranker:
         Returns:
             float32 [num_samples], of some gain.
         """
-        heard = signal_room(len(noisy))
-        for start in range(0, len(noisy), _PUSHED):
-            own = slice(start, start + _PUSHED)
-            heard[own] = self._share * noisy[own]
-            for estimate in estimates:
-                heard[own] += (1 - self._share) / len(estimates) * estimate[own]
+        each = (1 - self._share) / len(estimates)
+        heard = _added([noisy, *estimates], [self._share, *(each for _ in estimates)])
         gain = np.float32(HEARD_LEVEL / level(heard))
         stream, made = self._network.stream(), 0
         for start in range(0, len(noisy) + 1, _PUSHED):
@@ -121,34 +120,82 @@ class Ranker:
             float32 [num_estimates, num_tiles, 48]: shares of the energy that the reference has in
             the whole file, with its gains. Tile t begins with frame 4 t; the last may be shorter.
         """
-        reference = self.reference(noisy, estimates)
-        unit = np.float32(HEARD_LEVEL / level(noisy))  # squares of any level stay numbers
-        num_frames = STFT.num_frames(len(noisy))
-        shape = -(-num_frames // TILE_FRAMES), NUM_BANDS
-        given = np.zeros(shape, np.float32)
-        own, shared = (np.zeros((len(estimates), *shape), np.float32) for _ in range(2))
-        for start, stop in frame_blocks(num_frames, TILE_FRAMES * 256):
-            place = slice(start // TILE_FRAMES, -(-stop // TILE_FRAMES))
-            stop = start + TILE_FRAMES * (place.stop - place.start)  # beyond the end is silence
-            known = stft_frames(reference, start, stop, STFT)
-            given[place] = _products(known, known)
-            for number, estimate in enumerate(estimates):
-                spectra = stft_frames(estimate, start, stop, STFT) * unit
-                own[number, place] = _products(spectra, spectra)
-                shared[number, place] = _products(known, spectra)
-        energies, common = (sums.sum(axis=-2, dtype=np.float64) for sums in (given, shared))
-        gains = common / (energies + _TINY * energies.max() + 1e-30)
-        explained = np.sum(gains * common, axis=1)
-        scale = 1 / np.maximum(explained, _TINY * explained.max() + 1e-30)
-        for tiles, products, gain, share in zip(
-            own, shared, gains.astype(np.float32), scale, strict=True
-        ):
-            tiles += gain * (gain * given - 2 * products)
-            np.maximum(tiles, _TINY * tiles.max(), out=tiles)
-            tiles *= share
-            tiles += np.float32(1e-30)
-        own[explained <= _TINY * explained.max()] = 1.0  # no speech at all, and be it silence
-        return own
+        return distances(self.reference(noisy, estimates), estimates, level(noisy))
+
+
+def distances(
+    reference: np.ndarray, estimates: Sequence[np.ndarray], noisy_level: float
+) -> np.ndarray:
+    """Returns the distances of estimates from a reference, as `Ranker.errors` does from its own.
+
+    Args:
+        reference: float32 [num_samples].
+        estimates: Likewise, at least one.
+        noisy_level: Of the mixture (`mnn.features.level`).
+    """
+    unit = HEARD_LEVEL / noisy_level  # squares of any level stay numbers
+    num_frames = STFT.num_frames(len(reference))
+    shape = -(-num_frames // TILE_FRAMES), NUM_BANDS
+    given = np.zeros(shape, np.float32)
+    own, shared = (np.zeros((len(estimates), *shape), np.float32) for _ in range(2))
+    for start, stop in frame_blocks(num_frames, TILE_FRAMES * 256):
+        place = slice(start // TILE_FRAMES, -(-stop // TILE_FRAMES))
+        stop = start + TILE_FRAMES * (place.stop - place.start)  # beyond the end is silence
+        known = stft_frames(reference, start, stop, STFT)
+        given[place] = _products(known, known)
+        for number, estimate in enumerate(estimates):
+            spectra = stft_frames(estimate, start, stop, STFT, scale=unit)
+            own[number, place] = _products(spectra, spectra)
+            shared[number, place] = _products(known, spectra)
+    energies, common = (sums.sum(axis=-2, dtype=np.float64) for sums in (given, shared))
+    gains = common / (energies + _TINY * energies.max() + 1e-30)
+    explained = np.sum(gains * common, axis=1)
+    scale = 1 / np.maximum(explained, _TINY * explained.max() + 1e-30)
+    for tiles, products, gain, share in zip(
+        own, shared, gains.astype(np.float32), scale, strict=True
+    ):
+        tiles += gain * (gain * given - 2 * products)
+        np.maximum(tiles, _TINY * tiles.max(), out=tiles)
+        tiles *= share
+        tiles += np.float32(1e-30)
+    own[explained <= _TINY * explained.max()] = 1.0  # no speech at all, and be it silence
+    return own
+
+
+def distances_from_others(
+    estimates: Sequence[np.ndarray], costs: np.ndarray, noisy_level: float
+) -> np.ndarray:
+    """Returns the distance of each estimate from the sum of the others.
+
+    In the sum the better ones have more weight.
+
+    Args:
+        estimates: float32 [num_samples] each, at least two.
+        costs: Of each, above 0.
+        noisy_level: Of the mixture (`mnn.features.level`).
+
+    Returns:
+        As `distances`.
+    """
+    weights = (costs / costs.min()) ** -OTHERS_POWER
+    found = []
+    for number, estimate in enumerate(estimates):
+        own = np.where(np.arange(len(weights)) == number, 0.0, weights)
+        others = _added(estimates, own / own.sum())
+        found.append(distances(others, [estimate], noisy_level))
+    return np.concatenate(found)
+
+
+def _added(signals: Sequence[np.ndarray], weights: Iterable[float]) -> np.ndarray:
+    """Adds signals, float32 [num_samples] each, with weights."""
+    total = signal_room(len(signals[0]))
+    shares = [np.float32(weight) for weight in weights]
+    for start in range(0, len(total), _PUSHED):
+        own = slice(start, start + _PUSHED)
+        total[own] = shares[0] * signals[0][own]
+        for share, signal in zip(shares[1:], signals[1:], strict=True):
+            total[own] += share * signal[own]
+    return total
 
 
 def _products(one: np.ndarray, other: np.ndarray) -> np.ndarray:

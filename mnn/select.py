@@ -6,6 +6,7 @@
     python -m mnn.select --experts a.h5 b.h5 c.icse noisy/ -o chosen/
     python -m mnn.select --experts a.h5 b.h5 --candidates rnnoise=DIR noisy/ -o chosen/
     python -m mnn.select --selector-experts a.icse b.icse --experts a.h5 b.h5 noisy/ -o chosen/
+    python -m mnn.select --calibration pool.json noisy/ -o chosen/          # of mnn.calibrate
 
 Experts may be of any kind (`mnn.expert_files`); `mnn.scoring` says how they are scored. Every file
 is given to all of them, one is chosen, and its signal is written with the rate, channels, length,
@@ -33,6 +34,7 @@ from pathlib import Path
 from typing import Any
 
 from mnn.arbiter import Arbiter
+from mnn.calibration import read_calibration
 from mnn.dae import Autoencoder
 from mnn.expert_files import Expert
 from mnn.pool import open_pool
@@ -88,6 +90,8 @@ class SelectConfig:
         judge: One of `mnn.scoring.JUDGES`; None for the ranker, or for the autoencoder where
             ``dae``, ``metric`` or ``scoring`` is another than the shipped judges go with.
         ranker: Model file of the ranker.
+        calibration: File of `mnn.calibrate` about the experts that are judged and this ranker;
+            None for none.
         dae: Model file of the autoencoder of speech.
         metric: Key of `mnn.scoring.METRICS`.
         scoring: Key of `mnn.scoring.SCORINGS`.
@@ -108,6 +112,7 @@ class SelectConfig:
     check: bool = False
     judge: str | None = None
     ranker: Path = DEFAULT_RANKER
+    calibration: Path | None = None
     dae: Path = DEFAULT_DAE
     metric: str = "ae"
     scoring: str = DEFAULT_SCORING
@@ -135,6 +140,8 @@ class SelectConfig:
             raise ValueError(f"--judge is {self.judge!r}; give one of {', '.join(JUDGES)}")
         if self.judged_by != "autoencoder" and self.metric != "ae":
             raise ValueError("eq. (11) is of the autoencoder: --metric snr goes with no ranker")
+        if self.calibration is not None and self.judged_by != "ranker":
+            raise ValueError("--calibration goes with --judge ranker")
         if self.combine not in ("", *COMBINATIONS):
             raise ValueError(
                 f"--combine is {self.combine!r}; give one of {', '.join(COMBINATIONS)}"
@@ -201,6 +208,7 @@ class SelectResult:
         return {
             "judge": config.judged_by,
             "ranker": _source(self.selector.ranker),
+            "calibration": str(config.calibration) if config.calibration else None,
             "dae": {"source": str(dae.path), "sha256": dae.sha256},
             "experts": [_described(expert) for expert in self.selector.experts],
             "selector_experts": [_described(expert) for expert in self.selector.selectors],
@@ -352,6 +360,13 @@ def open_selector(config: SelectConfig) -> tuple[Selector, list[str]]:
         _logger.warning("refused: %s", reason)
     if not experts:
         raise ValueError("no expert is left, all were refused; give others with --experts")
+    calibration = None
+    if config.calibration is not None and ranker is not None:
+        calibration = read_calibration(config.calibration)
+        try:
+            calibration.require(selectors or experts, ranker)
+        except ValueError as error:
+            raise ValueError(f"{config.calibration}: {error}") from None
     arbiter = Arbiter(
         dae,
         needs_of(config.metric, config.scoring),
@@ -361,7 +376,7 @@ def open_selector(config: SelectConfig) -> tuple[Selector, list[str]]:
     )
     selector = Selector(
         arbiter, experts, config.metric, config.scoring, config.segment_s, config.combine,
-        selectors, config.check, ranker, config.judged_by,
+        selectors, config.check, ranker, config.judged_by, calibration,
     )  # fmt: skip
     return selector, refused
 
@@ -436,7 +451,8 @@ def _print_pool(config: SelectConfig, selector: Selector) -> None:
     unit = " in dB, the largest wins" if config.metric == "snr" else ", the smallest wins"
     what = {
         "autoencoder": f"{config.metric}, {config.scoring}",
-        "ranker": "of the ranker: expected error, a share of the speech's energy",
+        "ranker": f"of the {'calibrated ' if config.calibration else ''}ranker: expected error, a "
+        "share of the speech's energy",
         "both": f"of both: the root of expected error times {config.scoring}",
     }[config.judged_by]
     print(f"scores      {what}{unit}")
@@ -514,6 +530,7 @@ def _config(parser: argparse.ArgumentParser, options: argparse.Namespace) -> Sel
             check=options.check,
             judge=options.judge,
             ranker=options.ranker,
+            calibration=options.calibration,
             dae=options.dae,
             metric=options.metric,
             scoring=options.scoring,
@@ -570,6 +587,9 @@ def _parser() -> argparse.ArgumentParser:
         "--scoring)")  # fmt: skip
     how("--ranker", type=Path, default=DEFAULT_RANKER, metavar="FILE",
         help="judge by this ranker (default: the shipped one)")  # fmt: skip
+    how("--calibration", type=Path, metavar="FILE",
+        help="correct the ranker by what python -m mnn.calibrate has measured of these "
+        "experts")  # fmt: skip
     how("--dae", type=Path, default=DEFAULT_DAE, metavar="FILE",
         help="judge by this autoencoder of speech (default: the shipped one)")  # fmt: skip
     how("--metric", choices=METRICS, default="ae",

@@ -15,9 +15,17 @@ from pathlib import Path
 import numpy as np
 
 from mnn.arbiter import Arbiter, Hearing
+from mnn.calibration import Calibration
 from mnn.expert_files import Expert, Place
-from mnn.features import inner_product
-from mnn.ranker import COST_POWER, STFT, TILE_FRAMES, Ranker, added_by_bands
+from mnn.features import inner_product, level
+from mnn.ranker import (
+    COST_POWER,
+    STFT,
+    TILE_FRAMES,
+    Ranker,
+    added_by_bands,
+    distances_from_others,
+)
 from mnn.scoring import (
     COMBINE_POWER,
     DEFAULT_SCORING,
@@ -82,6 +90,8 @@ class Selector:
         check: Run all experts all the same, and compare.
         ranker: Judges too, or alone; None for the autoencoder alone.
         judge: One of `mnn.scoring.JUDGES`.
+        calibration: Of the experts that are judged, by the judge 'ranker'; None for its costs as
+            they are.
         seconds: What was spent on running 'experts', selectors ('choosing'), experts for comparison
             only ('checking'), and on 'judging'.
         agreement: Whether experts and selectors chose alike, a segment each.
@@ -97,6 +107,7 @@ class Selector:
     check: bool = False
     ranker: Ranker | None = None
     judge: str = "autoencoder"
+    calibration: Calibration | None = None
     seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     agreement: list[bool] = field(default_factory=list)
 
@@ -165,15 +176,20 @@ class Selector:
         places = [place for place, own in enumerate(hearings[0]) if not own.reason]
         if not places:
             raise _nobody(out)
+        left = [experts[place] for place in places]
         tiles = self._tiles(channels, hearings, places)
         num_samples = len(channels[0])
+        others = self._from_others(channels, hearings, places, tiles)
         length = self.segment_seconds and round(self.segment_seconds * SAMPLE_RATE_HZ)
         for size in (None, length) if length else (None,):
             bounds = segment_bounds(num_samples, size)
             scores, cost = self._costs(channels, hearings, places, tiles, bounds)
+            if others is not None and self.calibration is not None:
+                names = [expert.name for expert in left]
+                scores = self.calibration.costs(names, scores, _shares(others, bounds, channels))
+                cost = np.where(np.isfinite(cost), scores, cost)
             if size is None:
                 whole_scores = scores[:, 0]
-        left = [experts[place] for place in places]
         picks = pick(cost, [(expert.name, expert.sha256) for expert in left])
         power = COMBINE_POWER if self.judge == "autoencoder" else COST_POWER
         weights = soft_weights(cost, power) if self.combine else hard_weights(picks, len(left))
@@ -206,6 +222,27 @@ class Selector:
         self.seconds["judging"] += time.perf_counter() - started
         return np.sum(tiles, axis=0)
 
+    def _from_others(
+        self,
+        channels: Sequence[np.ndarray],
+        hearings: Sequence[Sequence[Hearing]],
+        places: Sequence[int],
+        tiles: np.ndarray | None,
+    ) -> np.ndarray | None:
+        """Returns distances from the other estimates; None where nothing is calibrated."""
+        if self.calibration is None or tiles is None or len(places) < 2:
+            return None
+        started = time.perf_counter()
+        found = [
+            distances_from_others(
+                [_signal(own[place]) for place in places],
+                tiles.sum(axis=(1, 2), dtype=np.float64), level(signal),
+            )
+            for signal, own in zip(channels, hearings, strict=True)
+        ]  # fmt: skip
+        self.seconds["judging"] += time.perf_counter() - started
+        return np.sum(found, axis=0)
+
     def _costs(
         self,
         channels: Sequence[np.ndarray],
@@ -217,9 +254,7 @@ class Selector:
         """Returns scores and costs, both [num_experts, num_segments], as `mnn.scoring.costs`."""
         ranked = np.empty(0)
         if tiles is not None:
-            ranked = tile_sums(tiles, bounds, TILE_FRAMES * STFT.hop)
-            # The error of a whole file is a share of the speech's energy; that of a segment, too.
-            ranked /= np.diff(bounds) / bounds[-1] * len(channels)
+            ranked = _shares(tiles, bounds, channels)
         if self.judge == "ranker":
             kept = [sum(_energy(own[place].signal) for own in hearings) for place in places]
             whole = sum(_energy(signal) for signal in channels)
@@ -299,6 +334,15 @@ class Selector:
         weights[best, ~weights.any(axis=0)] = 1
         decision.weights = weights / weights.sum(axis=0)
         decision.picks = [decision.names[place] for place in np.argmax(weights, axis=0)]
+
+
+def _shares(tiles: np.ndarray, bounds: np.ndarray, channels: Sequence[np.ndarray]) -> np.ndarray:
+    """Returns the errors of segments as shares of the speech's energy, [num_experts, num_segments].
+
+    The errors ``tiles`` are shares of the energy of the whole file, summed over channels.
+    """
+    sums = tile_sums(tiles, bounds, TILE_FRAMES * STFT.hop)
+    return sums / (np.diff(bounds) / bounds[-1] * len(channels))
 
 
 def _signal(hearing: Hearing) -> np.ndarray:

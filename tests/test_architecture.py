@@ -20,6 +20,7 @@ MAY_IMPORT = {
 }
 #: Commands that print scores of what they made; no module but the command itself.
 ALSO = {
+    "mnn/calibrate.py": {"eval"},
     "mnn/experiments.py": {"eval"},
     "mnn/tables.py": {"eval"},
     "pruning/run.py": {"eval"},

@@ -121,6 +121,7 @@ def test_tools_join_by_their_folders(tmp_path, monkeypatch, capsys, small_test_s
     out = tmp_path / "r.json"
     command = ["--experts", str(expert), str(silent), "--dae", str(write_dae(tmp_path / "d.h5"))]
     command += ["--snr", "5", "--jobs", "1", "--json", str(out)]
+    command += ["--calibrate", *(str(corpus.MINICORPUS / name) for name in ("speech", "noise"))]
     assert pool.main(command) == 0
     printed = capsys.readouterr().out
     assert "skipped RNNoise: not installed (nowhere)" in printed
@@ -132,7 +133,13 @@ def test_tools_join_by_their_folders(tmp_path, monkeypatch, capsys, small_test_s
     (file,) = result["files"]
     assert file["picks"]["eq. 10, literal"] == "silent"
     assert not {"silent"} & {file["picks"][name] for name in ("voiced", "ranker", "both")}
-    assert {*pool.SUMS, "combined"} <= file["scores"].keys() and set(result["gains"]["both"])
+    assert file["picks"]["clean"] in ("half", "noisereduce") and "others" in result["gains"]
+    # What errs as the mixture does is all that is left at half its level.
+    assert file["likeness"]["half"] == pytest.approx(file["likeness"]["noisereduce"], abs=0.01)
+    assert 0 < result["likeness"]["half"] < 1
+    assert result["calibration"]["num_files"] == 24 and len(result["calibration"]["experts"]) == 3
+    assert file["picks"]["calibrated"] != "silent"
+    assert {*pool.SUMS, "combined", "added, calibrated"} <= file["scores"].keys() and set(result["gains"]["both"])
     assert file["scores"]["noisereduce"]["sdr"] == pytest.approx(file["scores"]["noisy"]["sdr"])
     assert file["scores"]["half"]["sdr"] == pytest.approx(file["scores"]["noisy"]["sdr"], abs=0.01)
 

@@ -29,9 +29,9 @@ from speech.net import blockconv
 from speech.net.folding import fold_batch_normalization
 from speech.net.keras_models import keras_function
 from speech.net.memory import MAX_BYTES, keras_bytes
-from speech.net.plan import Plan, plan_of
+from speech.net.plan import plan_of
 from speech.net.reach import causal_reach
-from speech.net.streaming import MAX_SAMPLE, CEngine
+from speech.net.streaming import MAX_SAMPLE, CEngine, CTable
 from speech.net.timefrequency import compress, expand, features
 from speech.sound.audio import valid_signal
 from speech.sound.audiofiles import peak_of
@@ -74,9 +74,9 @@ class MaskEnhancer:
         with refusals(file.path):
             self.conventions = MaskConventions.of(file.meta)
             self.behind = causal_reach(file.layers)
-            self._plan = _runnable(file) if engine == "fast" else None
-            self.engine = "keras" if self._plan is None else "c"
-            if self._plan is None:
+            self._table = _runnable(file) if engine == "fast" else None
+            self.engine = "keras" if self._table is None else "c"
+            if self._table is None:
                 layers = fold_batch_normalization(file.layers)
                 self._frame_bytes = _bytes_of(layers)
                 num_frames = 2 * (self.behind + 1)
@@ -86,7 +86,7 @@ class MaskEnhancer:
                         f"the network reaches {self.behind:,} frames back and needs {least:,} "
                         f"bytes, expected at most {MAX_BYTES:,}"
                     )
-        if self._plan is None:
+        if self._table is None:
             self._function = keras_function(layers)
 
     def __call__(self, signal: np.ndarray, threads: int | None = None) -> np.ndarray:
@@ -108,8 +108,8 @@ class MaskEnhancer:
 
     def stream(self, threads: int | None = None) -> MaskStream:
         """Begins a signal that comes piece by piece; the argument is that of `__call__`."""
-        if self._plan is not None:
-            return _CoresStream(self, self._plan, threads)
+        if self._table is not None:
+            return _CoresStream(self, self._table, threads)
         return _KerasStream(self)
 
     @property
@@ -137,12 +137,12 @@ class MaskEnhancer:
         return found.view(np.complex64)[0, known:, :, 0]
 
 
-def _runnable(file: ModelFile) -> Plan | None:
+def _runnable(file: ModelFile) -> CTable | None:
     """Returns the network as a table if the C kernels are there and know it."""
     if not blockconv.is_available():
         return None
     try:
-        return plan_of(file)
+        return CTable(plan_of(file))
     except ModelFileError:
         return None
 
@@ -181,11 +181,12 @@ class _CoresStream(MaskStream):
     as many hops early as their output depends on. There are no more cores than have room.
     """
 
-    def __init__(self, enhancer: MaskEnhancer, plan: Plan, threads: int | None) -> None:
+    def __init__(self, enhancer: MaskEnhancer, table: CTable, threads: int | None) -> None:
+        plan = table.plan
         at_once = max(1, MAX_BYTES // (4 * plan.tensor_floats))
         cores = min(blockconv.num_threads(threads), at_once)
-        self._path, self._engines = enhancer.path, [CEngine(plan)]
-        self._more = lambda: CEngine(plan)
+        self._path, self._engines = enhancer.path, [CEngine(table)]
+        self._more = lambda: CEngine(table)
         stft = plan.conventions.stft
         self._hop, self._beyond = stft.hop, stft.frame - stft.hop
         # An output depends on the frames that it lies in, those behind them, and their samples.

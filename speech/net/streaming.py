@@ -65,7 +65,8 @@ class Stream:
         self.plan = model
         is_fast = engine == "fast" and blockconv.is_available()
         self.engine = "c" if is_fast else "numpy"
-        self._engine: CEngine | _NumpyEngine = (CEngine if is_fast else _NumpyEngine)(model)
+        self._engine: CEngine | _NumpyEngine
+        self._engine = CEngine(CTable(model)) if is_fast else _NumpyEngine(model)
         stft = model.conventions.stft
         self.sample_rate_hz = model.conventions.sample_rate_hz
         self.hop_samples, self.latency_samples = stft.hop, stft.frame
@@ -193,12 +194,15 @@ def _fill(
         record.bias = bias.ctypes.data
 
 
-class CEngine:
-    """Runs whole hops through ``kernels/denoise.c``; kernels are floats, nothing is unpacked."""
+class CTable:
+    """A network's table as C reads it; any number of engines share it, in any threads.
+
+    Args:
+        plan: The network.
+    """
 
     def __init__(self, plan: Plan) -> None:
-        self._hop = plan.conventions.stft.hop
-        self._plan = plan  # the table points to its kernels
+        self.plan = plan  # the table points to its kernels
         self._tensors = (_CTensor * len(plan.tensors))()
         ring = 0
         for tensor, record in zip(plan.tensors, self._tensors, strict=True):
@@ -210,20 +214,28 @@ class CEngine:
         for layer, arrays, record in zip(plan.layers, plan.widened, self._layers, strict=True):
             _fill(record, layer, *arrays)
         stft = plan.conventions.stft
-        num_floats = plans.array_floats(plan.conventions) + plan.tensor_floats
-        self._model = _CModel(
+        self.num_floats = plans.array_floats(plan.conventions) + plan.tensor_floats
+        self.model = _CModel(
             plan.conventions.sample_rate_hz, stft.frame, stft.hop, stft.window == "sqrt_hann",
             plan.conventions.power, len(plan.tensors), len(plan.layers), plan.features, plan.masks,
-            plan.split, plan.tensor_floats, num_floats, self._tensors, self._layers,
+            plan.split, plan.tensor_floats, self.num_floats, self._tensors, self._layers,
         )  # fmt: skip
-        memory = np.zeros(num_floats + 16, np.float32)
+
+
+class CEngine:
+    """Runs whole hops through ``kernels/denoise.c``; kernels are floats, nothing is unpacked."""
+
+    def __init__(self, table: CTable) -> None:
+        self._hop = table.plan.conventions.stft.hop
+        self._table = table
+        memory = np.zeros(table.num_floats + 16, np.float32)
         start = -memory.ctypes.data % 64 // 4
-        self._memory = memory[start : start + num_floats]
+        self._memory = memory[start : start + table.num_floats]
         self._state = _CState()
         self._library = blockconv.kernels()
         self._library.denoise_start(
-            ctypes.byref(self._state), ctypes.byref(self._model),
-            ctypes.c_void_p(self._memory.ctypes.data), ctypes.c_size_t(num_floats),
+            ctypes.byref(self._state), ctypes.byref(table.model),
+            ctypes.c_void_p(self._memory.ctypes.data), ctypes.c_size_t(table.num_floats),
         )  # fmt: skip
 
     @property

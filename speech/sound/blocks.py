@@ -45,7 +45,9 @@ def signal_room(num_samples: int) -> np.ndarray:
         return np.memmap(file, np.float32, "r+", shape=(num_samples,))
 
 
-def stft_frames(signal: np.ndarray, start: int, stop: int, config: StftConfig) -> np.ndarray:
+def stft_frames(
+    signal: np.ndarray, start: int, stop: int, config: StftConfig, *, scale: float = 1.0
+) -> np.ndarray:
     """Returns some frames of the STFT of a signal.
 
     Args:
@@ -53,13 +55,14 @@ def stft_frames(signal: np.ndarray, start: int, stop: int, config: StftConfig) -
         start: First frame.
         stop: The frame after the last.
         config: Frames and window.
+        scale: A factor.
 
     Returns:
-        complex [stop - start, num_bins], equal to ``stft(signal)[start:stop]``.
+        complex [stop - start, num_bins], equal to ``stft(scale signal)[start:stop]``.
     """
     kind = np.result_type(signal.dtype, np.complex64)
     spectra = np.empty((stop - start, config.num_bins), kind)
-    for part, own in _transforms(signal, start, stop, config):
+    for part, own in _transforms(signal, start, stop, config, scale):
         spectra[part] = own
     return spectra
 

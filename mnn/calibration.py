@@ -1,0 +1,198 @@
+"""A pool is calibrated: what the ranker does not know of each expert is measured once, ahead.
+
+The ranker takes the distance of an estimate from its own reference for the error of the estimate.
+Both err, and where they err alike the distance is too small: if e is the error of the estimate and
+r that of the reference,
+
+    distance = |e|^2 + |r|^2 - 2 <e, r>,
+
+and the last term differs from expert to expert much more than from file to file. So it pays to
+measure, on mixtures whose speech is known, what each expert is worth beside what the ranker says:
+
+    log error = a[expert] + b log cost + d log others + what all estimates of the file share.
+
+The cost is the ranker's; ``others`` is the distance of the estimate from the sum of all other
+estimates, which errs in other ways than the ranker. The coefficients are those of least squares.
+Estimates that are far from the best of their file count less, for the choice is among the best.
+No network is trained, and nothing about the files that are chosen for later is known.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from mnn.expert_files import Expert
+from mnn.features import level
+from mnn.ranker import Ranker, distances_from_others
+from speech.base import schema
+from speech.base.files import write_json
+
+#: The weight of an estimate falls by e with so much more log error than the best of its file has
+#: (1.3 dB).
+NEARNESS = 0.3
+
+#: Files that are too few to measure anything.
+MIN_FILES = 10
+
+#: Costs, distances and errors below it are as good (60 dB down).
+FLOOR = 1e-6
+
+#: Of the coefficients (ridge), so that they exist for experts that are all alike.
+_RIDGE = 1e-5
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """What is known of one expert.
+
+    Attributes:
+        offset: a in the equation.
+        sha256: Of its file, by which it is known again; '' for a folder of files.
+    """
+
+    offset: float
+    sha256: str = ""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What is known of a pool, as it stands in a JSON file.
+
+    Attributes:
+        experts: By name.
+        cost_slope: b in the equation.
+        others_slope: d.
+        ranker_sha256: Of the ranker that it goes with.
+        num_files: Mixtures that it was measured on.
+    """
+
+    experts: dict[str, Calibrated]
+    cost_slope: float
+    others_slope: float
+    ranker_sha256: str
+    num_files: int
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for numbers that make no sense."""
+        values = [self.cost_slope, self.others_slope, *(e.offset for e in self.experts.values())]
+        if not all(math.isfinite(value) and abs(value) < 100 for value in values):
+            raise ValueError("a coefficient is no number from -100 to 100")
+
+    def require(self, experts: Sequence[Expert], ranker: Ranker) -> None:
+        """Checks that a pool and a ranker are those that were measured.
+
+        Raises:
+            ValueError: One is not.
+        """
+        if self.ranker_sha256 != ranker.file.sha256:
+            raise ValueError("it was made with another ranker; calibrate again with this one")
+        for expert in experts:
+            known = self.experts.get(expert.name)
+            if known is None:
+                raise ValueError(f"{expert.name} is not in it; calibrate again with this pool")
+            if known.sha256 != expert.sha256:
+                raise ValueError(f"{expert.name} has changed since; calibrate again")
+
+    def costs(self, names: Sequence[str], costs: np.ndarray, others: np.ndarray) -> np.ndarray:
+        """Returns calibrated costs.
+
+        Args:
+            names: Of the experts.
+            costs: The ranker's, float [num_experts, num_segments], above 0.
+            others: The distances from the others, likewise.
+
+        Returns:
+            Likewise: expected errors, as shares of the speech's energy.
+        """
+        offsets = np.array([self.experts[name].offset for name in names])[:, None]
+        logs = self.cost_slope * _log(costs) + self.others_slope * _log(others)
+        return np.exp(offsets + logs)
+
+    def write(self, path: str | os.PathLike) -> None:
+        """Writes it as JSON."""
+        write_json(path, asdict(self))
+
+
+def read_calibration(path: str | os.PathLike) -> Calibration:
+    """Reads what `Calibration.write` has written, possibly by a stranger.
+
+    Raises:
+        OSError: The file can't be read.
+        ValueError: It is no calibration.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file; make it with python -m mnn.calibrate")
+    return schema.read(path, Calibration)
+
+
+def seen(ranker: Ranker, noisy: np.ndarray, estimates: Sequence[np.ndarray]) -> np.ndarray:
+    """Returns what is seen of estimates without their speech.
+
+    Args:
+        ranker: The ranker.
+        noisy: The mixture, float32 [num_samples].
+        estimates: Likewise, at least two.
+
+    Returns:
+        float64 [2, num_estimates]: the costs and the distances from the others.
+    """
+    costs = _total(ranker.errors(noisy, estimates))
+    return np.stack([costs, _total(distances_from_others(estimates, costs, level(noisy)))])
+
+
+def _log(values: np.ndarray) -> np.ndarray:
+    return np.log(np.maximum(values, FLOOR))
+
+
+def _total(tiles: np.ndarray) -> np.ndarray:
+    return tiles.sum(axis=(1, 2), dtype=np.float64)
+
+
+def fitted(
+    found: np.ndarray, sdr_db: np.ndarray, experts: Sequence[tuple[str, str]], ranker_sha256: str
+) -> Calibration:
+    """Fits the equation.
+
+    Args:
+        found: float64 [num_files, 2, num_experts], what is `seen` of each mixture.
+        sdr_db: float64 [num_files, num_experts], the true SDR: the error is 10^(-SDR / 10).
+        experts: Name and SHA-256 of each expert.
+        ranker_sha256: Of the ranker.
+
+    Raises:
+        ValueError: There are fewer than `MIN_FILES` mixtures or two experts.
+    """
+    num_files, num_experts = sdr_db.shape
+    if num_files < MIN_FILES or num_experts < 2:
+        raise ValueError(
+            f"{num_files} mixtures and {num_experts} experts, expected {MIN_FILES} and 2 at least"
+        )
+    costs, others = _log(found).transpose(1, 0, 2)
+    errors = _log(10 ** (-sdr_db / 10))
+    weights = np.exp((errors.min(axis=1, keepdims=True) - errors) / NEARNESS)
+    weights /= weights.sum(axis=1, keepdims=True)
+    own = np.broadcast_to(np.eye(num_experts), (num_files, num_experts, num_experts))
+    terms = np.concatenate([own, costs[..., None], others[..., None]], axis=2)
+
+    def beside_its_file(values: np.ndarray) -> np.ndarray:
+        return values - np.einsum("fe,fe...->f...", weights, values)[:, None]
+
+    inner, target = beside_its_file(terms), beside_its_file(errors)
+    products = np.einsum("fe,fei,fej->ij", weights, inner, inner)
+    products += _RIDGE * num_files * np.eye(len(products))
+    found_terms = np.linalg.solve(products, np.einsum("fe,fei,fe->i", weights, inner, target))
+    offsets, slopes = found_terms[:-2], found_terms[-2:]
+    # What all estimates of a file share is on average nothing.
+    offsets += np.average(errors - terms @ found_terms, weights=weights)
+    known = {
+        name: Calibrated(float(offset), sha256)
+        for (name, sha256), offset in zip(experts, offsets, strict=True)
+    }
+    return Calibration(known, float(slopes[0]), float(slopes[1]), ranker_sha256, num_files)

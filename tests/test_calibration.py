@@ -1,0 +1,219 @@
+"""Calibration of a pool: the equation, its file, the command, and what a selector makes of it."""
+
+import json
+
+import numpy as np
+import pytest
+import soundfile
+from numpy.testing import assert_allclose
+
+from mnn import calibrate, select
+from mnn.arbiter import Arbiter
+from mnn.calibration import MIN_FILES, Calibrated, Calibration, fitted, read_calibration, seen
+from mnn.dae import Autoencoder
+from mnn.pool import open_pool
+from mnn.ranker import Ranker, distances, distances_from_others
+from mnn.scoring import needs_of
+from mnn.selector import Selector
+from tests.builders import make_speech
+from tests.mnn_files import write_dae, write_mask, write_ranker
+
+SHA = "0" * 64
+
+
+@pytest.fixture
+def ranker(tmp_path):
+    return Ranker(write_ranker(tmp_path / "ranker.icse"))
+
+
+@pytest.fixture
+def folders(tmp_path, rng):
+    """Twelve mixtures and their speech, with names that pair them."""
+    for number in range(12):
+        clean = make_speech(rng, 12000)
+        for kind, signal in (
+            ("clean", clean),
+            ("noisy", clean + 0.03 * rng.standard_normal(12000)),
+        ):
+            path = tmp_path / kind / f"a{number:02d}.wav"
+            path.parent.mkdir(exist_ok=True)
+            soundfile.write(path, signal, 16000)
+    return tmp_path / "noisy", tmp_path / "clean"
+
+
+@pytest.fixture
+def pool(tmp_path):
+    return [write_mask(tmp_path / f"{name}.h5", at) for name, at in (("much", 1.0), ("bit", -1.0))]
+
+
+def test_the_equation_is_found_again(rng):
+    """Errors that follow it exactly, but for what the estimates of a file share."""
+    offsets = np.array([0.3, -0.2, 0.9])
+    found = np.exp(rng.normal(-2.0, 0.3, (60, 2, 3)))
+    logs = offsets + 0.7 * np.log(found[:, 0]) + 0.2 * np.log(found[:, 1])
+    logs += rng.normal(0.0, 1.0, (60, 1))
+    calibration = fitted(found, -10 / np.log(10) * logs, [("a", SHA), ("b", ""), ("c", "")], SHA)
+    assert calibration.cost_slope == pytest.approx(0.7, abs=0.02)
+    assert calibration.others_slope == pytest.approx(0.2, abs=0.02)
+    known = np.array([calibration.experts[name].offset for name in "abc"])
+    assert_allclose(known - known.mean(), offsets - offsets.mean(), atol=0.02)
+    assert calibration.num_files == 60 and calibration.experts["a"].sha256 == SHA
+    costs = calibration.costs(["c", "a"], found[0, 0, [2, 0], None], found[0, 1, [2, 0], None])
+    assert np.log(costs[0, 0] / costs[1, 0]) == pytest.approx(logs[0, 2] - logs[0, 0], abs=0.05)
+
+
+def test_an_expert_that_errs_as_the_ranker_does_is_no_longer_preferred(rng):
+    """Costs that are too small by a factor, as those of a network with the ranker's layers."""
+    errors = np.exp(rng.normal(-2.0, 0.5, (40, 3)))
+    found = np.stack([errors * [0.2, 1.0, 1.0], errors], axis=1)
+    sdr_db = -10 * np.log10(errors)
+    calibration = fitted(found, sdr_db, [("a", ""), ("b", ""), ("c", "")], SHA)
+    costs = np.stack([calibration.costs(list("abc"), *row[..., None])[:, 0] for row in found])
+    assert np.mean(found[:, 0].argmin(axis=1) == errors.argmin(axis=1)) < 0.8
+    assert np.mean(costs.argmin(axis=1) == errors.argmin(axis=1)) > 0.95
+
+
+def test_perfect_and_equal_estimates_have_finite_terms():
+    found = np.full((MIN_FILES, 2, 2), 1e-30)
+    calibration = fitted(found, np.full((MIN_FILES, 2), np.inf), [("a", ""), ("b", "")], SHA)
+    costs = calibration.costs(["a", "b"], found[0, 0, :, None], found[0, 1, :, None])
+    assert np.isfinite(costs).all() and costs[0] == pytest.approx(costs[1])
+
+
+@pytest.mark.parametrize(("num_files", "num_experts"), [(MIN_FILES - 1, 2), (MIN_FILES, 1)])
+def test_too_little_says_nothing(num_files, num_experts):
+    with pytest.raises(ValueError, match="expected 10 and 2 at least"):
+        fitted(
+            np.ones((num_files, 2, num_experts)),
+            np.ones((num_files, num_experts)),
+            [(str(n), "") for n in range(num_experts)],
+            SHA,
+        )
+
+
+def test_distances_from_the_others(rng):
+    estimates = [rng.standard_normal(9000).astype("f4") for _ in range(3)]
+    costs = np.array([0.1, 0.2, 0.4])
+    found = distances_from_others(estimates, costs, 1.0)
+    weights = costs**-2.0
+    others = (weights[0] * estimates[0] + weights[2] * estimates[2]) / (weights[0] + weights[2])
+    assert_allclose(found[1], distances(others.astype("f4"), [estimates[1]], 1.0)[0], rtol=1e-3)
+
+
+def test_a_file_of_a_stranger(tmp_path):
+    known = Calibration({"a": Calibrated(0.5, SHA)}, 0.7, 0.2, SHA, 40)
+    known.write(tmp_path / "pool.json")
+    assert read_calibration(tmp_path / "pool.json") == known
+    with pytest.raises(ValueError, match="no such file; make it with"):
+        read_calibration(tmp_path / "none.json")
+    good = json.loads((tmp_path / "pool.json").read_text())
+    for broken in (
+        "{",
+        "[]",
+        json.dumps(good | {"cost_slope": "steep"}),
+        json.dumps(good | {"others_slope": float("nan")}),
+        json.dumps(good | {"experts": {"a": {"offset": 1e9}}}),
+        json.dumps({key: value for key, value in good.items() if key != "experts"}),
+    ):
+        (tmp_path / "bad.json").write_text(broken)
+        with pytest.raises(ValueError, match="bad.json"):
+            read_calibration(tmp_path / "bad.json")
+
+
+def test_a_selector_goes_by_it(ranker, pool, tmp_path, noisy):
+    """Segments and channels too; silence of an estimate is still no way to win."""
+    silent = write_mask(tmp_path / "silent.h5", -40.0)
+    experts = [expert for expert in open_pool([*pool, silent])[0] if expert]
+    arbiter = Arbiter(Autoencoder(write_dae(tmp_path / "dae.h5")), needs_of("ae", "voiced"))
+    channels = [noisy, 0.5 * noisy[::-1].copy()]
+
+    def decided(offsets, **options):
+        known = {e.name: Calibrated(o, e.sha256) for e, o in zip(experts, offsets, strict=True)}
+        calibration = Calibration(known, 0.6, 0.3, ranker.file.sha256, 40)
+        selector = Selector(arbiter, experts, ranker=ranker, judge="ranker",
+                            calibration=calibration, **options)  # fmt: skip
+        return selector.choose(channels)[0]
+
+    assert decided([0.0, 9.0, -50.0]).picks == ["much"]
+    assert decided([9.0, 0.0, -50.0]).picks == ["bit"]
+    assert set(decided([9.0, 0.0, 0.0], segment_seconds=0.2).picks) == {"bit"}
+    rough = [write_mask(tmp_path / f"{seed}.h5", 0.0, spread=2.0, seed=seed) for seed in (1, 2)]
+    experts = [expert for expert in open_pool([*rough, silent])[0] if expert]
+    signals = [own.signal for own in arbiter.run(noisy, experts)]
+    costs, others = seen(ranker, noisy, signals)
+    selector = Selector(arbiter, experts, ranker=ranker, judge="ranker", calibration=Calibration(
+        {e.name: Calibrated(0.1, e.sha256) for e in experts}, 0.6, 0.3, "", 40))  # fmt: skip
+    expected = np.exp(0.1 + 0.6 * np.log(costs) + 0.3 * np.log(others))
+    assert_allclose(selector.choose([noisy])[0].scores, expected, rtol=1e-4)
+
+
+def test_a_pool_is_calibrated_and_chosen_from(folders, pool, ranker, tmp_path, capsys):
+    noisy, clean = folders
+    out = tmp_path / "pool.json"
+    words = ["--experts", *pool, "--ranker", ranker.file.path]
+    command = [*words, "--noisy", noisy, "--clean", clean, "-o", out]
+    assert calibrate.main([str(word) for word in command]) == 0
+    printed = capsys.readouterr().out
+    assert "12 mixtures" in printed and "much" in printed
+    known = read_calibration(out)
+    assert list(known.experts) == ["much", "bit"] and known.ranker_sha256 == ranker.file.sha256
+    # A mask near one half for every bin does no harm to the SDR: both are alike.
+    assert known.experts["much"].offset == pytest.approx(known.experts["bit"].offset, abs=0.05)
+
+    chosen, report = tmp_path / "chosen", tmp_path / "report.json"
+    command = [*words, "--calibration", out, noisy, "-o", chosen, "--json", report]
+    assert select.main([str(word) for word in command]) == 0
+    assert "calibrated ranker" in capsys.readouterr().out
+    assert json.loads(report.read_text())["calibration"] == str(out)
+    assert len(list(chosen.glob("*.wav"))) == 12
+
+
+def test_a_calibration_of_something_else_is_refused(folders, pool, ranker, tmp_path, capsys):
+    known = Calibration({"much": Calibrated(0.0, SHA)}, 1.0, 0.0, ranker.file.sha256, 40)
+    known.write(tmp_path / "pool.json")
+    words = ["--ranker", str(ranker.file.path), "--calibration", str(tmp_path / "pool.json")]
+    noisy = str(folders[0])
+    for experts, reason in (
+        (pool[:1], "much has changed since; calibrate again"),
+        (pool[1:], "bit is not in it; calibrate again"),
+    ):
+        command = [*words, noisy, "-o", str(tmp_path / "out"), "--experts", *map(str, experts)]
+        assert select.main(command) == 1
+        assert f"pool.json: {reason}" in capsys.readouterr().err
+    assert select.main(["--calibration", str(tmp_path / "pool.json"), noisy]) == 1
+    assert "made with another ranker" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        select.main([*words, noisy, "--judge", "both"])
+    assert "--calibration goes with --judge ranker" in capsys.readouterr().err
+
+
+def test_files_that_tell_nothing_are_skipped(folders, pool, ranker, tmp_path, capsys):
+    noisy, clean = folders
+    soundfile.write(clean / "a00.wav", np.zeros(12000), 16000)
+    samples, rate = soundfile.read(clean / "a01.wav")
+    soundfile.write(clean / "a01.wav", samples[:9000], rate)
+    tool = tmp_path / "tool"
+    tool.mkdir()
+    for path in sorted(noisy.glob("*.wav"))[:-1]:
+        (tool / path.name).write_bytes(path.read_bytes())
+    command = ["--noisy", noisy, "--clean", clean, "--candidates", f"tool={tool}", "--experts",
+               *pool, "--ranker", ranker.file.path, "-o", tmp_path / "pool.json"]  # fmt: skip
+    assert calibrate.main([str(word) for word in command]) == 1
+    errors = capsys.readouterr().err
+    for reason in ("a00.wav: silent", "9000", "no file for a11.wav", "9 mixtures and 3 experts"):
+        assert reason in errors
+
+
+def test_wrong_use(tmp_path, pool, capsys):
+    for words, reason in (
+        (["--noisy", "x"], "--noisy and --clean go together"),
+        (["--candidates", "a=x"], "--candidates are made of the files of --noisy"),
+        (["--pair-by", "x"], "--pair-by is for --noisy and --clean"),
+    ):
+        with pytest.raises(SystemExit):
+            calibrate.main(words)
+        assert reason in capsys.readouterr().err
+    assert calibrate.main(["-o", str(pool[0])]) == 1
+    assert "whose name ends in .json" in capsys.readouterr().err
+    assert calibrate.main(["-o", str(tmp_path / "x.json"), "--experts", str(tmp_path / "no.h5")])
+    assert "no.h5" in capsys.readouterr().err
