@@ -96,6 +96,8 @@ def calibrate(
     ranker = Ranker(config.ranker)
     opened, _ = open_pool(config.experts, config.candidates, strict=True)
     experts = [expert for expert in opened if expert is not None]
+    if len(experts) < 2:
+        raise ValueError("one expert: there is nothing to choose, so nothing to calibrate")
     arbiter = Arbiter(Autoencoder(DEFAULT_DAE), ())
     with _mixtures(config) as (pairs, root):
         found = []
