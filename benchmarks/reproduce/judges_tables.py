@@ -31,12 +31,19 @@ COMMANDS = (
     "same with `--split TRAIN --mixtures 6` and judges_train.json."
 )
 
+#: Results of `benchmarks.pool`, and what is in the pool.
+POOLS = {
+    "pool": "five tools of other people",
+    "pool_three": "three tools of other people",
+    "pool_others": "three tools of other people and without `denoise.icse`",
+}
+
 
 def render(raw: Path = RAW) -> list[str]:
     """Returns the tables of the judges and of the specialists.
 
     Args:
-        raw: Folder of judges.json, judges_train.json and pool.json; and of
+        raw: Folder of judges.json, judges_train.json and the results of `POOLS`; and of
             specialists.json and specialists_noise.json, which may be absent.
     """
     test, development = (read_json(raw / f"{name}.json") for name in ("judges", "judges_train"))
@@ -55,7 +62,9 @@ def render(raw: Path = RAW) -> list[str]:
         parts += [*specialists(found), *two_stages(found)]
     if (raw / "specialists_noise.json").exists():
         parts += later(read_json(raw / "specialists_noise.json"))
-    return [*parts, *pool(read_json(raw / "pool.json"))]
+    for name, title in POOLS.items():
+        parts += pool(read_json(raw / f"{name}.json"), title)
+    return parts
 
 
 def _recoveries(found: Row) -> str:
@@ -245,8 +254,8 @@ def _share(row: Row, whole: Row, key: str) -> str:
     return number(100 * row[key] / whole[key], 0) + " %"
 
 
-def pool(found: Row) -> list[str]:
-    """Returns the table of `benchmarks.pool`: members, choices, and gains over the best member."""
+def pool(found: Row, title: str) -> list[str]:
+    """Returns a table of `benchmarks.pool`: members, choices, and gains over the best member."""
     if "gains" not in found:
         return []
     digits = {"sdr": 2, "pesq_wb": 3, "stoi": 3}
@@ -267,25 +276,26 @@ def pool(found: Row) -> list[str]:
         recovered = "" if share is None else number(100 * share, 0) + " %"
         lines.append([row["system"], *cells, recovered, chosen])
     best = next(iter(found["gains"].values()))
+    likeness = ", ".join(f"{name} {number(value, 2)}" for name, value in found["likeness"].items())
     beats = [
         f"{name} in {labels[metric]}"
         for labels in [{"sdr": "SDR", "pesq_wb": "PESQ-WB", "stoi": "STOI"}]
         for name, own in found["gains"].items()
         for metric in digits
-        if own[metric][2] > 0
+        if own[metric][2] > 0 and name != "clean"
     ]
     verdict = (
         "What was chosen or added is better than the best member by the whole interval in: "
         f"{', '.join(beats) or 'nothing'}."
     )
     return [
-        "### The pool with other people's tools",
-        "Made by `python -m benchmarks.pool --gtcrn gtcrn_simple.onnx --dtln model_1.onnx "
-        "model_2.onnx --json benchmarks/results/pool.json`. "
+        f"### The pool with {title}",
+        f"Made by `{' '.join(found['command'])}`. "
         f"{found['test_set'].split(':')[0]}, {found['table'][0]['n']} files. After the mean of a "
         "choice or a sum stands its gain over the best single member "
         f"({best['sdr'][0]} in SDR, {best['pesq_wb'][0]} in PESQ-WB, {best['stoi'][0]} in STOI), "
         "file by file.",
         table(["system", "SDR, dB", "PESQ-WB", "STOI", "recovery in SDR", "picks"], lines),
         verdict,
+        f"Likeness of the members' errors to the ranker's: {likeness}.",
     ]
