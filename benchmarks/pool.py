@@ -34,9 +34,9 @@ Rows of the table:
     clean      the ranker's distance from the clean speech: the limit for judges that measure so
     oracle     the member with the best SDR of each file
 
-The likeness of a member is the correlation of its error with that of the ranker's reference, both
-after the gain that brings the signal nearest to the clean speech. The ranker is in favour of
-members that err as its reference does.
+The likeness of a member is the correlation of its error with that of the ranker's reference. An
+error is what is left of a signal when the clean speech is subtracted, at the gain that leaves the
+least. The ranker is in favour of members that err as its reference does.
 
 Recovery is (row - chance) / (oracle - chance). Means are over the files that have every score of
 every member; the others are counted. Gains are over the member with the best mean in a metric, file
@@ -52,7 +52,7 @@ import statistics
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -131,6 +131,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     from mnn.pool import open_pool
+    from mnn.ranker import Ranker
 
     onnx = common.onnx_systems(options.gtcrn, options.dtln)
     with tempfile.TemporaryDirectory() as name:
@@ -147,7 +148,11 @@ def _run(options: argparse.Namespace) -> int:
             print(f"refused: {reason}", file=sys.stderr)
         if not members:
             raise ValueError("no member is left, all were refused; give others with --experts")
-        calibration = _calibration(options, folder / "calibration", onnx)
+        calibration = None
+        if options.calibrate:
+            models = [path for path, one in zip(options.experts, opened, strict=False) if one]
+            calibration = _calibrated(options, models, folders, folder / "calibration", onnx)
+            calibration.require(members, Ranker(options.ranker))
         rows = judge(
             pairs, members, options.dae, options.ranker, folder / "pool", options.jobs, calibration
         )  # fmt: skip
@@ -164,8 +169,9 @@ def _run(options: argparse.Namespace) -> int:
             for key, (base, *gain) in own.items()
         ))  # fmt: skip
     likeness = {
-        name: statistics.fmean(row["likeness"][name] for row in rows if name in row["likeness"])
+        name: statistics.fmean(found)
         for name in names
+        if (found := [row["likeness"][name] for row in rows if name in row["likeness"]])
     }
     print("likeness to the ranker: " + ", ".join(f"{n} {v:.2f}" for n, v in likeness.items()))
     for which, counts in picks.items():
@@ -194,12 +200,14 @@ def _run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _calibration(
-    options: argparse.Namespace, folder: Path, onnx: Mapping[str, peers.Spec]
-) -> Calibration | None:
-    """Calibrates the pool as the command says, on files that go below ``folder``."""
-    if not options.calibrate:
-        return None
+def _calibrated(
+    options: argparse.Namespace,
+    models: Sequence[Path],
+    tools: Iterable[str],
+    folder: Path,
+    onnx: Mapping[str, peers.Spec],
+) -> Calibration:
+    """Calibrates the models and tools of a pool, on files that go below ``folder``."""
     from mnn.calibrate import CalibrateConfig, calibrate
     from speech.data import corpus
     from speech.training.request import SNRS_DB
@@ -211,10 +219,9 @@ def _calibration(
     )  # fmt: skip
     noisy, clean = folder / "noisy", folder / "clean"
     folders, _, _ = enhance_all(corpus.find_pairs(noisy, clean), folder, onnx)
+    candidates = tuple((name, path) for name, path in folders.items() if name in tools)
     return calibrate(
-        CalibrateConfig(
-            tuple(options.experts), tuple(folders.items()), noisy, clean, ranker=options.ranker
-        )
+        CalibrateConfig(tuple(models), candidates, noisy, clean, ranker=options.ranker)
     )
 
 

@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import logging
+import math
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -47,6 +48,10 @@ DEFAULT_OUT = Path("runs") / "pool.json"
 
 #: Mixtures of the bundled corpus for each noise and SNR.
 NUM_EACH = 3
+
+
+#: In a natural logarithm of energies.
+DECIBELS = 10 / math.log(10)
 
 
 @dataclass(frozen=True)
@@ -166,13 +171,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(config: CalibrateConfig, out: Path) -> int:
     if out.suffix.lower() != ".json" or out.is_dir():
         raise ValueError(f"{out}: give a file whose name ends in .json")
+    out.parent.mkdir(parents=True, exist_ok=True)
     calibration = calibrate(config, on_skipped=lambda line: print(line, file=sys.stderr))
     calibration.write(out)
     for name, expert in calibration.experts.items():
-        print(f"{name:20s}  offset {expert.offset:+.3f}")
-    print(f"slopes      {calibration.cost_slope:.3f} of the cost, "
+        print(f"{name:20s}  offset {DECIBELS * expert.offset:+.2f} dB")
+    print(f"slopes                {calibration.cost_slope:.3f} of the cost, "
           f"{calibration.others_slope:.3f} of the distance from the others")  # fmt: skip
-    print(f"written     {out} ({calibration.num_files} mixtures)")
+    print(f"written               {out} ({calibration.num_files} mixtures)")
     return 0
 
 
@@ -192,15 +198,15 @@ def _parser() -> argparse.ArgumentParser:
         help="take these models (.h5, .icse, .onnx) as experts (default: the shipped "
         "ones)")  # fmt: skip
     add("--candidates", type=cli.named_path, action="append", default=[], metavar="NAME=DIR",
-        help="take files that another tool has made of those of --noisy as an expert; "
-        "repeatable")  # fmt: skip
+        help="take files that another tool has made of the inputs as an expert; here these are "
+        "those of --noisy; repeatable")  # fmt: skip
     add("--noisy", type=Path, metavar="DIR",
-        help="measure on the mixtures in this folder (default: mixtures of the training part of "
-        "the bundled corpus)")  # fmt: skip
-    add("--clean", type=Path, metavar="DIR", help="take their speech from this folder")
+        help="read noisy files from this folder (default: mixtures of the training part of the "
+        "bundled corpus)")  # fmt: skip
+    add("--clean", type=Path, metavar="DIR", help="read clean files from this folder")
     add("--pair-by", **cli.PAIR_BY)
     add("--ranker", type=Path, default=DEFAULT_RANKER, metavar="FILE",
-        help="go with this ranker (default: the shipped one)")  # fmt: skip
+        help="judge by this ranker (default: the shipped one)")  # fmt: skip
     add("-o", "--out", type=Path, default=DEFAULT_OUT, metavar="FILE",
         help="write to this file (default %(default)s)")  # fmt: skip
     return parser

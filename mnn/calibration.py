@@ -12,14 +12,14 @@ measure, on mixtures whose speech is known, what each expert is worth beside wha
     log error = a[expert] + b log cost + d log others + what all estimates of the file share.
 
 The cost is the ranker's; ``others`` is the distance of the estimate from the sum of all other
-estimates, which errs in other ways than the ranker. The coefficients are those of least squares.
-Estimates that are far from the best of their file count less, for the choice is among the best.
+estimates, which errs in other ways than the ranker. The coefficients are those of least squares,
+the slopes b and d at least 0. Estimates that are far from the best of their file count less, for
+the choice is among the best.
 No network is trained, and nothing about the files that are chosen for later is known.
 """
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -33,18 +33,18 @@ from mnn.ranker import Ranker, distances_from_others
 from speech.base import schema
 from speech.base.files import write_json
 
-#: The weight of an estimate falls by e with so much more log error than the best of its file has
-#: (1.3 dB).
-NEARNESS = 0.3
+#: Estimates of a file count less by the factor e for each 0.3 of log error (1.3 dB) that they are
+#: worse than the best of it, but not below `LEAST`: it must be known that an expert is far worse.
+NEARNESS, LEAST = 0.3, 1e-3
 
-#: Files that are too few to measure anything.
+#: Mixtures that are too few to measure anything.
 MIN_FILES = 10
 
-#: Costs, distances and errors below it are as good (60 dB down).
+#: Costs, distances and errors below this value (-60 dB) are taken for it.
 FLOOR = 1e-6
 
-#: Of the coefficients (ridge), so that they exist for experts that are all alike.
-_RIDGE = 1e-5
+#: No coefficient is larger.
+_MOST = 20.0
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Calibrated:
     """What is known of one expert.
 
     Attributes:
-        offset: a in the equation.
+        offset: a in the equation, a natural logarithm of energies: 1 is 4.3 dB.
         sha256: Of its file, by which it is known again; '' for a folder of files.
     """
 
@@ -79,16 +79,25 @@ class Calibration:
     num_files: int
 
     def __post_init__(self) -> None:
-        """Raises ValueError for numbers that make no sense."""
-        values = [self.cost_slope, self.others_slope, *(e.offset for e in self.experts.values())]
-        if not all(math.isfinite(value) and abs(value) < 100 for value in values):
-            raise ValueError("a coefficient is no number from -100 to 100")
+        """Raises ValueError for values that make no sense."""
+        offsets = [expert.offset for expert in self.experts.values()]
+        if not all(abs(offset) <= _MOST for offset in offsets):
+            raise ValueError(f"an offset is no number from -{_MOST:g} to {_MOST:g}")
+        if not all(0 <= slope <= _MOST for slope in (self.cost_slope, self.others_slope)):
+            raise ValueError(f"a slope is no number from 0 to {_MOST:g}")
+        if len(self.experts) < 2 or self.num_files < MIN_FILES:
+            raise ValueError(
+                f"of {len(self.experts)} experts and {self.num_files} mixtures, expected 2 and "
+                f"{MIN_FILES} at least"
+            )
 
     def require(self, experts: Sequence[Expert], ranker: Ranker) -> None:
-        """Checks that a pool and a ranker are those that were measured.
+        """Checks that these are the pool and the ranker that were measured.
+
+        What the ranker hears, and the sum of the others, depend on who is in the pool.
 
         Raises:
-            ValueError: One is not.
+            ValueError: They are not.
         """
         if self.ranker_sha256 != ranker.file.sha256:
             raise ValueError("it was made with another ranker; calibrate again with this one")
@@ -98,6 +107,8 @@ class Calibration:
                 raise ValueError(f"{expert.name} is not in it; calibrate again with this pool")
             if known.sha256 != expert.sha256:
                 raise ValueError(f"{expert.name} has changed since; calibrate again")
+        if gone := sorted(self.experts.keys() - {expert.name for expert in experts}):
+            raise ValueError(f"{gone[0]} is not in this pool; calibrate again without it")
 
     def costs(self, names: Sequence[str], costs: np.ndarray, others: np.ndarray) -> np.ndarray:
         """Returns calibrated costs.
@@ -109,7 +120,12 @@ class Calibration:
 
         Returns:
             Likewise: expected errors, as shares of the speech's energy.
+
+        Raises:
+            ValueError: An expert was not measured.
         """
+        if unknown := [name for name in names if name not in self.experts]:
+            raise ValueError(f"{unknown[0]} is not in the calibration; calibrate again")
         offsets = np.array([self.experts[name].offset for name in names])[:, None]
         logs = self.cost_slope * _log(costs) + self.others_slope * _log(others)
         return np.exp(offsets + logs)
@@ -172,25 +188,36 @@ def fitted(
     num_files, num_experts = sdr_db.shape
     if num_files < MIN_FILES or num_experts < 2:
         raise ValueError(
-            f"{num_files} mixtures and {num_experts} experts, expected {MIN_FILES} and 2 at least"
+            f"{num_files} mixtures and {num_experts} experts are left, expected {MIN_FILES} and 2 "
+            "at least"
         )
-    costs, others = _log(found).transpose(1, 0, 2)
     errors = _log(10 ** (-sdr_db / 10))
     weights = np.exp((errors.min(axis=1, keepdims=True) - errors) / NEARNESS)
+    weights = np.maximum(weights, LEAST)
     weights /= weights.sum(axis=1, keepdims=True)
     own = np.broadcast_to(np.eye(num_experts), (num_files, num_experts, num_experts))
-    terms = np.concatenate([own, costs[..., None], others[..., None]], axis=2)
-
-    def beside_its_file(values: np.ndarray) -> np.ndarray:
-        return values - np.einsum("fe,fe...->f...", weights, values)[:, None]
-
-    inner, target = beside_its_file(terms), beside_its_file(errors)
-    products = np.einsum("fe,fei,fej->ij", weights, inner, inner)
-    products += _RIDGE * num_files * np.eye(len(products))
-    found_terms = np.linalg.solve(products, np.einsum("fe,fei,fe->i", weights, inner, target))
-    offsets, slopes = found_terms[:-2], found_terms[-2:]
-    # What all estimates of a file share is on average nothing.
-    offsets += np.average(errors - terms @ found_terms, weights=weights)
+    slopes = np.zeros(2)
+    used = [0, 1]
+    while True:
+        terms = np.concatenate([own, _log(found).transpose(0, 2, 1)[..., used]], axis=2)
+        # What all estimates of a file share is taken out.
+        inner, target = (
+            values - np.einsum("fe,fe...->f...", weights, values)[:, None]
+            for values in (terms, errors)
+        )
+        roots = np.sqrt(weights)
+        coefficients = np.linalg.lstsq(
+            (roots[..., None] * inner).reshape(num_files * num_experts, -1),
+            (roots * target).ravel(),
+        )[0]
+        slopes[:] = 0
+        slopes[used] = coefficients[num_experts:]
+        # No distance means less for being larger.
+        if np.all(slopes >= 0):
+            break
+        used.remove(int(np.argmin(slopes)))
+    offsets = coefficients[:num_experts]
+    offsets = offsets + np.average(errors - terms @ coefficients, weights=weights)
     known = {
         name: Calibrated(float(offset), sha256)
         for (name, sha256), offset in zip(experts, offsets, strict=True)

@@ -129,11 +129,15 @@ def distances(
     """Returns the distances of estimates from a reference, as `Ranker.errors` does from its own.
 
     Args:
-        reference: float32 [num_samples].
+        reference: float32 [num_samples], of any gain.
         estimates: Likewise, at least one.
         noisy_level: Of the mixture (`mnn.features.level`).
+
+    Returns:
+        As `Ranker.errors`.
     """
-    unit = HEARD_LEVEL / noisy_level  # squares of any level stay numbers
+    # Squares of any level stay numbers.
+    unit, own_unit = HEARD_LEVEL / noisy_level, HEARD_LEVEL / level(reference)
     num_frames = STFT.num_frames(len(reference))
     shape = -(-num_frames // TILE_FRAMES), NUM_BANDS
     given = np.zeros(shape, np.float32)
@@ -141,7 +145,7 @@ def distances(
     for start, stop in frame_blocks(num_frames, TILE_FRAMES * 256):
         place = slice(start // TILE_FRAMES, -(-stop // TILE_FRAMES))
         stop = start + TILE_FRAMES * (place.stop - place.start)  # beyond the end is silence
-        known = stft_frames(reference, start, stop, STFT)
+        known = stft_frames(reference, start, stop, STFT, scale=own_unit)
         given[place] = _products(known, known)
         for number, estimate in enumerate(estimates):
             spectra = stft_frames(estimate, start, stop, STFT, scale=unit)

@@ -140,8 +140,15 @@ class SelectConfig:
             raise ValueError(f"--judge is {self.judge!r}; give one of {', '.join(JUDGES)}")
         if self.judged_by != "autoencoder" and self.metric != "ae":
             raise ValueError("eq. (11) is of the autoencoder: --metric snr goes with no ranker")
-        if self.calibration is not None and self.judged_by != "ranker":
-            raise ValueError("--calibration goes with --judge ranker")
+        if self.calibration is not None:
+            if self.judged_by != "ranker":
+                raise ValueError("--calibration goes with --judge ranker")
+            if self.scoring == "paper":
+                raise ValueError(
+                    "--calibration was made with fitted levels; --scoring paper is not"
+                )
+            if self.check:
+                raise ValueError("--calibration is of the selectors: --check compares nothing")
         if self.combine not in ("", *COMBINATIONS):
             raise ValueError(
                 f"--combine is {self.combine!r}; give one of {', '.join(COMBINATIONS)}"

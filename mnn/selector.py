@@ -177,16 +177,23 @@ class Selector:
         if not places:
             raise _nobody(out)
         left = [experts[place] for place in places]
-        tiles = self._tiles(channels, hearings, places)
+        # In a silent channel all are alike, and their distances from silence say nothing.
+        loud = [number for number, signal in enumerate(channels) if not is_silent(signal)]
+        judged = [
+            (channels[number], [_signal(hearings[number][place]) for place in places])
+            for number in loud or range(len(channels))
+            if self.ranker is not None
+        ]
+        tiles = self._tiles(judged)
+        others = self._from_others(judged, tiles)
         num_samples = len(channels[0])
-        others = self._from_others(channels, hearings, places, tiles)
         length = self.segment_seconds and round(self.segment_seconds * SAMPLE_RATE_HZ)
         for size in (None, length) if length else (None,):
             bounds = segment_bounds(num_samples, size)
             scores, cost = self._costs(channels, hearings, places, tiles, bounds)
             if others is not None and self.calibration is not None:
                 names = [expert.name for expert in left]
-                scores = self.calibration.costs(names, scores, _shares(others, bounds, channels))
+                scores = self.calibration.costs(names, scores, _shares(others, bounds))
                 cost = np.where(np.isfinite(cost), scores, cost)
             if size is None:
                 whole_scores = scores[:, 0]
@@ -205,43 +212,33 @@ class Selector:
             cost,
         )
 
-    def _tiles(
-        self,
-        channels: Sequence[np.ndarray],
-        hearings: Sequence[Sequence[Hearing]],
-        places: Sequence[int],
-    ) -> np.ndarray | None:
-        """Returns the ranker's errors of the experts at these places, of all channels."""
+    def _tiles(self, judged: Sequence[tuple[np.ndarray, list[np.ndarray]]]) -> np.ndarray | None:
+        """Returns the ranker's errors, the means of channels: [num_experts, num_tiles, num_bands].
+
+        Args:
+            judged: The mixture and the estimates of each channel.
+        """
         if self.ranker is None:
             return None
         started = time.perf_counter()
-        tiles = [
-            self.ranker.errors(signal, [_signal(own[place]) for place in places])
-            for signal, own in zip(channels, hearings, strict=True)
-        ]
+        tiles = [self.ranker.errors(noisy, estimates) for noisy, estimates in judged]
         self.seconds["judging"] += time.perf_counter() - started
-        return np.sum(tiles, axis=0)
+        return np.mean(tiles, axis=0)
 
     def _from_others(
-        self,
-        channels: Sequence[np.ndarray],
-        hearings: Sequence[Sequence[Hearing]],
-        places: Sequence[int],
-        tiles: np.ndarray | None,
+        self, judged: Sequence[tuple[np.ndarray, list[np.ndarray]]], tiles: np.ndarray | None
     ) -> np.ndarray | None:
-        """Returns distances from the other estimates; None where nothing is calibrated."""
-        if self.calibration is None or tiles is None or len(places) < 2:
+        """Returns the distances from the other estimates likewise; None if nothing is calibrated.
+
+        An expert that is left alone has no others.
+        """
+        if self.calibration is None or tiles is None or len(tiles) < 2:
             return None
         started = time.perf_counter()
-        found = [
-            distances_from_others(
-                [_signal(own[place]) for place in places],
-                tiles.sum(axis=(1, 2), dtype=np.float64), level(signal),
-            )
-            for signal, own in zip(channels, hearings, strict=True)
-        ]  # fmt: skip
+        costs = tiles.sum(axis=(1, 2), dtype=np.float64)
+        found = [distances_from_others(own, costs, level(noisy)) for noisy, own in judged]
         self.seconds["judging"] += time.perf_counter() - started
-        return np.sum(found, axis=0)
+        return np.mean(found, axis=0)
 
     def _costs(
         self,
@@ -254,7 +251,7 @@ class Selector:
         """Returns scores and costs, both [num_experts, num_segments], as `mnn.scoring.costs`."""
         ranked = np.empty(0)
         if tiles is not None:
-            ranked = _shares(tiles, bounds, channels)
+            ranked = _shares(tiles, bounds)
         if self.judge == "ranker":
             kept = [sum(_energy(own[place].signal) for own in hearings) for place in places]
             whole = sum(_energy(signal) for signal in channels)
@@ -336,13 +333,13 @@ class Selector:
         decision.picks = [decision.names[place] for place in np.argmax(weights, axis=0)]
 
 
-def _shares(tiles: np.ndarray, bounds: np.ndarray, channels: Sequence[np.ndarray]) -> np.ndarray:
+def _shares(tiles: np.ndarray, bounds: np.ndarray) -> np.ndarray:
     """Returns the errors of segments as shares of the speech's energy, [num_experts, num_segments].
 
-    The errors ``tiles`` are shares of the energy of the whole file, summed over channels.
+    The errors ``tiles`` are shares of the energy of the whole file.
     """
     sums = tile_sums(tiles, bounds, TILE_FRAMES * STFT.hop)
-    return sums / (np.diff(bounds) / bounds[-1] * len(channels))
+    return sums / (np.diff(bounds) / bounds[-1])
 
 
 def _signal(hearing: Hearing) -> np.ndarray:

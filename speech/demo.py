@@ -669,13 +669,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
     options = _parser().parse_args(argv)
     cli.log_to_stderr()
+    return cli.run(lambda: _run(argv is None, **vars(options)))
+
+
+def _run(is_command: bool, **options: Any) -> int:
+    """Serves until a signal comes; a command hears no other until its process is gone."""
     before = {number: signal.signal(number, _stop) for number in _ENDINGS}
     try:
-        return cli.run(lambda: _serve(**vars(options)))
+        return _serve(**options)
     finally:
-        # A command that was told to end hears nothing more until its process is gone.
         stopped = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
-        if not stopped or argv is not None:
+        if not (stopped and is_command):
             for number, handler in before.items():
                 signal.signal(number, handler)
 

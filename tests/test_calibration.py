@@ -11,10 +11,12 @@ from mnn import calibrate, select
 from mnn.arbiter import Arbiter
 from mnn.calibration import MIN_FILES, Calibrated, Calibration, fitted, read_calibration, seen
 from mnn.dae import Autoencoder
+from mnn.expert_files import folder_expert
 from mnn.pool import open_pool
 from mnn.ranker import Ranker, distances, distances_from_others
 from mnn.scoring import needs_of
 from mnn.selector import Selector
+from speech.base.files import sha256_of
 from tests.builders import make_speech
 from tests.mnn_files import write_dae, write_mask, write_ranker
 
@@ -43,7 +45,11 @@ def folders(tmp_path, rng):
 
 @pytest.fixture
 def pool(tmp_path):
-    return [write_mask(tmp_path / f"{name}.h5", at) for name, at in (("much", 1.0), ("bit", -1.0))]
+    """An expert that does little harm, and one whose mask is all noise."""
+    return [
+        write_mask(tmp_path / f"{name}.h5", 1.0, spread=spread)
+        for name, spread in (("much", 0.1), ("bit", 30.0))
+    ]
 
 
 def test_the_equation_is_found_again(rng):
@@ -73,11 +79,43 @@ def test_an_expert_that_errs_as_the_ranker_does_is_no_longer_preferred(rng):
     assert np.mean(costs.argmin(axis=1) == errors.argmin(axis=1)) > 0.95
 
 
+@pytest.mark.parametrize("gap_db", [15.0, 20.0, 40.0])
+@pytest.mark.parametrize("num_good", [1, 2])
+def test_that_an_expert_is_far_worse_is_known(rng, gap_db, num_good):
+    """The ranker takes it for better than all others, in every file."""
+    sdr_db = rng.normal(12.0, 1.0, (120, num_good + 1))
+    sdr_db[:, -1] = sdr_db[:, 0] - gap_db
+    costs = 0.1 * np.exp(rng.normal(0.0, 0.1, sdr_db.shape))
+    costs[:, -1] *= 0.3
+    found = np.stack([costs, 0.1 * np.exp(rng.normal(0.0, 0.1, sdr_db.shape))], axis=1)
+    names = [str(number) for number in range(num_good + 1)]
+    calibration = fitted(found, sdr_db, [(name, "") for name in names], SHA)
+    picks = [calibration.costs(names, *row[..., None])[:, 0].argmin() for row in found]
+    assert max(picks) < num_good
+
+
+def test_no_slope_is_negative(rng):
+    """Costs that grow where errors fall say nothing that can be relied on."""
+    errors = np.exp(rng.normal(-2.0, 0.5, (60, 3)))
+    found = np.stack([1e-2 / errors, errors], axis=1)
+    experts = [("a", ""), ("b", ""), ("c", "")]
+    calibration = fitted(found, -10 * np.log10(errors), experts, SHA)
+    assert calibration.cost_slope == 0 and calibration.others_slope == pytest.approx(1.0)
+    calibration = fitted(1 / found, -10 * np.log10(errors), experts, SHA)
+    assert calibration.cost_slope == pytest.approx(1.0) and calibration.others_slope == 0
+
+
 def test_perfect_and_equal_estimates_have_finite_terms():
     found = np.full((MIN_FILES, 2, 2), 1e-30)
     calibration = fitted(found, np.full((MIN_FILES, 2), np.inf), [("a", ""), ("b", "")], SHA)
     costs = calibration.costs(["a", "b"], found[0, 0, :, None], found[0, 1, :, None])
     assert np.isfinite(costs).all() and costs[0] == pytest.approx(costs[1])
+
+
+def test_a_calibration_knows_no_other_experts():
+    known = Calibration({"a": Calibrated(0.5), "b": Calibrated(0.0)}, 0.7, 0.2, SHA, 40)
+    with pytest.raises(ValueError, match="c is not in the calibration"):
+        known.costs(["a", "c"], np.ones((2, 1)), np.ones((2, 1)))
 
 
 @pytest.mark.parametrize(("num_files", "num_experts"), [(MIN_FILES - 1, 2), (MIN_FILES, 1)])
@@ -98,10 +136,14 @@ def test_distances_from_the_others(rng):
     weights = costs**-2.0
     others = (weights[0] * estimates[0] + weights[2] * estimates[2]) / (weights[0] + weights[2])
     assert_allclose(found[1], distances(others.astype("f4"), [estimates[1]], 1.0)[0], rtol=1e-3)
+    for gain in (1e-18, 1e15):
+        soft = [np.float32(gain) * estimate for estimate in estimates]
+        assert_allclose(distances_from_others(soft, costs, gain).sum((1, 2)), found.sum((1, 2)),
+                        rtol=1e-3)  # fmt: skip
 
 
 def test_a_file_of_a_stranger(tmp_path):
-    known = Calibration({"a": Calibrated(0.5, SHA)}, 0.7, 0.2, SHA, 40)
+    known = Calibration({"a": Calibrated(0.5, SHA), "b": Calibrated(0.0)}, 0.7, 0.2, SHA, 40)
     known.write(tmp_path / "pool.json")
     assert read_calibration(tmp_path / "pool.json") == known
     with pytest.raises(ValueError, match="no such file; make it with"):
@@ -112,7 +154,10 @@ def test_a_file_of_a_stranger(tmp_path):
         "[]",
         json.dumps(good | {"cost_slope": "steep"}),
         json.dumps(good | {"others_slope": float("nan")}),
-        json.dumps(good | {"experts": {"a": {"offset": 1e9}}}),
+        json.dumps(good | {"others_slope": -0.1}),
+        json.dumps(good | {"experts": good["experts"] | {"c": {"offset": 1e9}}}),
+        json.dumps(good | {"experts": {}}),
+        json.dumps(good | {"num_files": -5}),
         json.dumps({key: value for key, value in good.items() if key != "experts"}),
     ):
         (tmp_path / "bad.json").write_text(broken)
@@ -134,17 +179,37 @@ def test_a_selector_goes_by_it(ranker, pool, tmp_path, noisy):
                             calibration=calibration, **options)  # fmt: skip
         return selector.choose(channels)[0]
 
-    assert decided([0.0, 9.0, -50.0]).picks == ["much"]
-    assert decided([9.0, 0.0, -50.0]).picks == ["bit"]
+    assert decided([0.0, 9.0, -20.0]).picks == ["much"]
+    assert decided([9.0, 0.0, -20.0]).picks == ["bit"]
     assert set(decided([9.0, 0.0, 0.0], segment_seconds=0.2).picks) == {"bit"}
     rough = [write_mask(tmp_path / f"{seed}.h5", 0.0, spread=2.0, seed=seed) for seed in (1, 2)]
     experts = [expert for expert in open_pool([*rough, silent])[0] if expert]
+    channels = [noisy, 0 * noisy]  # a silent channel says nothing
     signals = [own.signal for own in arbiter.run(noisy, experts)]
     costs, others = seen(ranker, noisy, signals)
-    selector = Selector(arbiter, experts, ranker=ranker, judge="ranker", calibration=Calibration(
-        {e.name: Calibrated(0.1, e.sha256) for e in experts}, 0.6, 0.3, "", 40))  # fmt: skip
-    expected = np.exp(0.1 + 0.6 * np.log(costs) + 0.3 * np.log(others))
-    assert_allclose(selector.choose([noisy])[0].scores, expected, rtol=1e-4)
+    offsets = np.array([0.1, 0.2, 0.3])
+    expected = np.exp(offsets + 0.6 * np.log(costs) + 0.3 * np.log(others))
+    assert_allclose(decided(offsets).scores, expected, rtol=1e-4)
+    channels = [noisy]
+    assert_allclose(decided(offsets).scores, expected, rtol=1e-4)
+    silence = decided(offsets, segment_seconds=0.2)
+    assert silence.costs.shape[0] == 3 and np.isfinite(silence.costs[:2]).all()
+    channels = [0 * noisy]
+    assert decided(offsets).is_silent
+
+
+def test_an_expert_that_is_left_alone_keeps_its_cost(ranker, pool, tmp_path, noisy):
+    experts = [expert for expert in open_pool(pool)[0] if expert]
+    (tmp_path / "empty").mkdir()
+    soundfile.write(tmp_path / "empty" / "other.wav", noisy, 16000)
+    fails = folder_expert("bit", tmp_path / "empty")
+    arbiter = Arbiter(Autoencoder(write_dae(tmp_path / "dae.h5")), needs_of("ae", "voiced"))
+    known = {expert.name: Calibrated(3.0, expert.sha256) for expert in experts}
+    calibration = Calibration(known, 0.6, 0.3, ranker.file.sha256, 40)
+    selector = Selector(arbiter, [experts[0], fails], ranker=ranker, judge="ranker",
+                        calibration=calibration)  # fmt: skip
+    decision = selector.choose([noisy])[0]
+    assert decision.picks == ["much"] and list(decision.out) == ["bit"]
 
 
 def test_a_pool_is_calibrated_and_chosen_from(folders, pool, ranker, tmp_path, capsys):
@@ -157,8 +222,7 @@ def test_a_pool_is_calibrated_and_chosen_from(folders, pool, ranker, tmp_path, c
     assert "12 mixtures" in printed and "much" in printed
     known = read_calibration(out)
     assert list(known.experts) == ["much", "bit"] and known.ranker_sha256 == ranker.file.sha256
-    # A mask near one half for every bin does no harm to the SDR: both are alike.
-    assert known.experts["much"].offset == pytest.approx(known.experts["bit"].offset, abs=0.05)
+    assert known.experts["much"].offset < known.experts["bit"].offset - 0.1
 
     chosen, report = tmp_path / "chosen", tmp_path / "report.json"
     command = [*words, "--calibration", out, noisy, "-o", chosen, "--json", report]
@@ -169,7 +233,8 @@ def test_a_pool_is_calibrated_and_chosen_from(folders, pool, ranker, tmp_path, c
 
 
 def test_a_calibration_of_something_else_is_refused(folders, pool, ranker, tmp_path, capsys):
-    known = Calibration({"much": Calibrated(0.0, SHA)}, 1.0, 0.0, ranker.file.sha256, 40)
+    known = {"much": Calibrated(0.0, SHA), "none": Calibrated(0.0)}
+    known = Calibration(known, 1.0, 0.0, ranker.file.sha256, 40)
     known.write(tmp_path / "pool.json")
     words = ["--ranker", str(ranker.file.path), "--calibration", str(tmp_path / "pool.json")]
     noisy = str(folders[0])
@@ -182,9 +247,19 @@ def test_a_calibration_of_something_else_is_refused(folders, pool, ranker, tmp_p
         assert f"pool.json: {reason}" in capsys.readouterr().err
     assert select.main(["--calibration", str(tmp_path / "pool.json"), noisy]) == 1
     assert "made with another ranker" in capsys.readouterr().err
-    with pytest.raises(SystemExit):
-        select.main([*words, noisy, "--judge", "both"])
-    assert "--calibration goes with --judge ranker" in capsys.readouterr().err
+    known = {path.stem: Calibrated(0.0, sha256_of(path)) for path in pool} | {"none": Calibrated(0)}
+    Calibration(known, 1.0, 0.0, ranker.file.sha256, 40).write(tmp_path / "pool.json")
+    command = [*words, noisy, "-o", str(tmp_path / "out"), "--experts", *map(str, pool)]
+    assert select.main(command) == 1
+    assert "none is not in this pool" in capsys.readouterr().err
+    for more, reason in (
+        (["--judge", "both"], "--calibration goes with --judge ranker"),
+        (["--judge", "ranker", "--scoring", "paper"], "--scoring paper is not"),
+        (["--check", "--selector-experts", *map(str, pool)], "--check compares nothing"),
+    ):
+        with pytest.raises(SystemExit):
+            select.main([*command, *more])
+        assert reason in capsys.readouterr().err
 
 
 def test_files_that_tell_nothing_are_skipped(folders, pool, ranker, tmp_path, capsys):

@@ -103,8 +103,8 @@ def test_batch_normalization_is_folded_away(file):
     assert classes.count("BatchNormalization") == 5 + 3 * 2
     enhancer = MaskEnhancer(file)
     if enhancer.engine == "c":
-        kernels = [layer for layer in enhancer._plan.layers if layer.kernel is not None]
-        assert len(kernels) == len(enhancer._plan.layers) == 3 + 2 + 2 * 4 + 2 + 1
+        kernels = [layer for layer in enhancer._table.plan.layers if layer.kernel is not None]
+        assert len(kernels) == len(enhancer._table.plan.layers) == 3 + 2 + 2 * 4 + 2 + 1
 
 
 def test_a_packed_network_gives_the_same(tmp_path, file, noisy):

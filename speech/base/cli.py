@@ -194,7 +194,8 @@ def _tidy_endings() -> Iterator[None]:
         yield
     finally:
         for number in heard:
-            signal.signal(number, signal.SIG_DFL)
+            if signal.getsignal(number) is end:  # otherwise the command has set it, to stay
+                signal.signal(number, signal.SIG_DFL)
 
 
 def end_with_parent(parent: int | None = None) -> None:
