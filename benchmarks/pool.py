@@ -29,7 +29,8 @@ Rows of the table:
     combined   all members, weighted by the scoring voiced
     added by   all members, weighted by the ranker: for each file, or by time and band
     calibrated the judge ranker with what `mnn.calibrate` has measured of the members, on mixtures
-               of the TRAIN part of the folders --calibrate (the tools enhance these, too)
+               of the TRAIN part of the folders --calibrate (the tools enhance these, too);
+    calibrated sum: all members, weighted by it for each file
     others     the ranker's distance, not from its own reference, but from all other members, added
     clean      the ranker's distance from the clean speech: the limit for judges that measure so
     oracle     the member with the best SDR of each file
@@ -39,8 +40,8 @@ error is what is left of a signal when the clean speech is subtracted, at the ga
 least. The ranker is in favour of members that err as its reference does.
 
 Recovery is (row - chance) / (oracle - chance). Means are over the files that have every score of
-every member; the others are counted. Gains are over the member with the best mean in a metric, file
-by file, with 95 % bootstrap intervals.
+every member; the others are counted. Gains are over the member with the best mean in a metric, and
+over that tool of other people, file by file, with 95 % bootstrap intervals.
 """
 
 from __future__ import annotations
@@ -95,7 +96,7 @@ RANKED = ("ranker", "both")
 SUMS = {"added by files": "files", "added by bands": "bands"}
 
 #: The ranker's pick and sum, calibrated; and mixtures for each noise and SNR to calibrate with.
-CALIBRATED, CALIBRATED_SUM, NUM_CALIBRATE = "calibrated", "added, calibrated", 3
+CALIBRATED, CALIBRATED_SUM, NUM_CALIBRATE = "calibrated", "calibrated sum", 3
 
 #: What the distance of the ranker is taken from, to find where its limit lies.
 OTHERS, CLEAN = "others", "clean"
@@ -161,9 +162,9 @@ def _run(options: argparse.Namespace) -> int:
     names = [member.name for member in members]
     table, num_unscored = tabulate(rows, names)
     picks = {which: count_picks(rows, which) for which in rows[0]["picks"]}
-    gains = gains_of(rows, table, names)
+    gains, tool_gains = gains_of(rows, table, names), gains_of(rows, table, [*folders])
     print("\n" + format_table(table))
-    for system, own in gains.items():
+    for system, own in [*gains.items(), *tool_gains.items()]:
         print(f"{system}: " + "; ".join(
             f"{METRICS[key]} {gain[0]:+.3f} ({gain[1]:+.3f} to {gain[2]:+.3f}) over {base}"
             for key, (base, *gain) in own.items()
@@ -190,6 +191,7 @@ def _run(options: argparse.Namespace) -> int:
         "skipped": skipped,
         "table": table,
         "gains": gains,
+        "tool_gains": tool_gains,
         "picks": picks,
         "likeness": likeness,
         "calibration": asdict(calibration) if calibration else None,
@@ -503,11 +505,12 @@ def gains_of(
     Args:
         rows: Of `judge`.
         table: Of `tabulate`.
-        names: Of the members.
+        names: Of the members to compare with, such as the tools of other people.
 
     Returns:
         By system and metric: the member that has the best mean in this metric, the mean of the
-        differences to it, and the ends of its 95 % bootstrap interval. Empty without scored files.
+        differences to it, and the ends of its 95 % bootstrap interval. Empty without scored files
+        or members.
     """
     import numpy as np
 
@@ -518,7 +521,7 @@ def gains_of(
     systems = [*names, *(name for name in chosen if name in rows[0]["scores"])]
     scored = [row for row in rows if all(_is_scored(row["scores"].get(n)) for n in systems)]
     gains: dict[str, dict[str, list[Any]]] = {}
-    for system in chosen if scored else ():
+    for system in chosen if scored and names else ():
         gains[system] = {}
         for key in METRICS:
             best = max(names, key=lambda name: means[name][key])

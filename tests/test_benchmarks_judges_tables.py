@@ -22,16 +22,23 @@ def test_every_judge_and_test_has_its_recovery():
 
 
 def test_what_is_asked_for_is_said_to_be_reached_only_if_it_is():
-    found = read_json(RAW / "judges.json")
-    lines = judges_tables._asked(found).splitlines()[2:]
-    assert len(lines) == 4
+    names = ("judges", "selection", "pool_three")
+    found, costs, tools = (read_json(RAW / f"{name}.json") for name in names)
+    lines = judges_tables._asked(found, costs, tools).splitlines()[2:]
+    assert len(lines) == 9
     for row in found["judges"].values():
         row["mean"] = [100.4, 100, 101]
         row["tests"] = {test: [99.0, 98.0, 100.0] for test in row["tests"]}
-    for line, better in zip(lines, judges_tables._asked(found).splitlines()[2:], strict=True):
+    improved = judges_tables._asked(found, costs, tools).splitlines()[2:]
+    for line, better in zip(lines[:4], improved, strict=False):
         asked, reached = (float(x) for x in re.findall(r"\| (\d+)", line)[:2])
         assert line.endswith("yes |" if reached >= asked else "no |")
         assert better.endswith("yes |")
+    shares = [float(share) for share in re.findall(r"([\d.]+) %", lines[4])[1:]]
+    assert lines[4].endswith("yes |" if max(shares) <= 10 else "no |") and len(shares) == 2
+    for line in lines[5:]:
+        low = float(re.search(r"\(([+-][\d.]+) to", line)[1])
+        assert line.endswith("yes |" if low > 0 else "no |"), line
 
 
 @pytest.fixture

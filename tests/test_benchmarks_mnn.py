@@ -102,6 +102,8 @@ def test_gains_are_over_the_best_member_of_each_metric_file_by_file():
     assert gains["both"]["sdr"] == ["b", 1.5, 0.0, 3.0]
     assert gains["combined"]["sdr"] == ["b", -0.5, -1.0, 0.0]
     assert gains["both"]["stoi"][0] == "a" and "a" not in gains and "oracle" not in gains
+    assert pool.gains_of(rows, table, ["a"])["both"]["sdr"] == ["a", 2.0, 0.0, 4.0]
+    assert pool.gains_of(rows, table, []) == {}
 
 
 @pytest.fixture
@@ -139,8 +141,9 @@ def test_tools_join_by_their_folders(tmp_path, monkeypatch, capsys, small_test_s
     assert 0 < result["likeness"]["half"] < 1
     assert result["calibration"]["num_files"] == 24 and len(result["calibration"]["experts"]) == 3
     assert file["picks"]["calibrated"] != "silent"
-    assert {*pool.SUMS, "combined", "added, calibrated"} <= file["scores"].keys()
+    assert {*pool.SUMS, "combined", "calibrated sum"} <= file["scores"].keys()
     assert set(result["gains"]["both"])
+    assert {own["sdr"][0] for own in result["tool_gains"].values()} == {"noisereduce"}
     assert file["scores"]["noisereduce"]["sdr"] == pytest.approx(file["scores"]["noisy"]["sdr"])
     assert file["scores"]["half"]["sdr"] == pytest.approx(file["scores"]["noisy"]["sdr"], abs=0.01)
 

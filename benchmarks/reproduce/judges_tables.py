@@ -55,7 +55,7 @@ def render(raw: Path = RAW) -> list[str]:
         "On voices and parts of noises of the training, where the constants were chosen:",
         _recoveries(development),
         "### Judges: what was asked and what was reached",
-        _asked(test),
+        _asked(test, read_json(raw / "selection.json"), read_json(raw / "pool_three.json")),
     ]
     if (raw / "specialists.json").exists():
         found = read_json(raw / "specialists.json")
@@ -80,8 +80,14 @@ def _cell(values: Sequence[float]) -> str:
     return number(value, 0) + interval(low, high, 0, "")
 
 
-def _asked(found: Row) -> str:
-    """Returns the aims of the judges beside what the default one reaches."""
+def _asked(found: Row, costs: Row, tools: Row) -> str:
+    """Returns the aims of the judges beside what the default one reaches.
+
+    Args:
+        found: Of `benchmarks.judges`.
+        costs: Of `benchmarks.selection`.
+        tools: Of `benchmarks.pool`, with three tools of other people.
+    """
     own = found["judges"][DEFAULT_JUDGE]
     low_test, low = min(_eight(own).items(), key=lambda item: item[1][0])
     rows = [
@@ -96,7 +102,22 @@ def _asked(found: Row) -> str:
     asked = [float(row[1].split()[0]) for row in rows]
     for row, wanted in zip(rows, asked, strict=True):
         row.append("yes" if float(row[2].split()[0]) >= wanted else "no")
-    return table(["recovery in SDR", "asked for", "reached", "is it reached"], rows)
+    rows = [[f"recovery in SDR: {name}", *rest] for name, *rest in rows]
+    shares = [own["cpu"] for title, own in costs["overheads"].items() if "FCNs" in title]
+    rows.append(
+        ["judging, of the time of three FCNs, at most", "10 %",
+         " and ".join(f"{number(100 * share, 1)} %" for share in shares),
+         "yes" if max(shares) <= 0.1 else "no"]
+    )  # fmt: skip
+    for what, gains in (("tool", tools["tool_gains"]), ("member", tools["gains"])):
+        for name in ("ranker", "calibrated"):
+            base, mean, low, high = gains[name]["sdr"]
+            rows.append(
+                [f"pool with three tools, one pick ({name}), SDR over the best {what}, {base}",
+                 "above 0 dB", f"{number(mean, 2, '+')}{interval(low, high, 2)}",
+                 "yes" if low > 0 else "no"]
+            )  # fmt: skip
+    return table(["", "asked for", "reached", "is it reached"], rows)
 
 
 def _eight(row: Row) -> dict[str, Any]:
@@ -254,6 +275,25 @@ def _share(row: Row, whole: Row, key: str) -> str:
     return number(100 * row[key] / whole[key], 0) + " %"
 
 
+def _over_tools(gains: Row, digits: dict[str, int]) -> list[str]:
+    """Returns the gains of picks and sums over the best of the tools of other people."""
+    names = [name for name in ("ranker", "calibrated", "calibrated sum") if name in gains]
+    if not names:
+        return []
+    lines = [
+        [name, *(f"{number(mean, places, '+')}{interval(low, high, places)}"
+                 for metric, places in digits.items()
+                 for _, mean, low, high in [gains[name][metric]])]
+        for name in names
+    ]  # fmt: skip
+    labels = {"sdr": "SDR, dB,", "pesq_wb": "PESQ-WB", "stoi": "STOI"}
+    header = [f"{labels[metric]} over {gains[names[0]][metric][0]}" for metric in digits]
+    return [
+        "Over the best of the tools of other people, likewise:",
+        table(["", *header], lines),
+    ]
+
+
 def pool(found: Row, title: str) -> list[str]:
     """Returns a table of `benchmarks.pool`: members, choices, and gains over the best member."""
     if "gains" not in found:
@@ -297,5 +337,6 @@ def pool(found: Row, title: str) -> list[str]:
         "file by file.",
         table(["system", "SDR, dB", "PESQ-WB", "STOI", "recovery in SDR", "picks"], lines),
         verdict,
+        *_over_tools(found["tool_gains"], digits),
         f"Likeness of the members' errors to the ranker's: {likeness}.",
     ]
