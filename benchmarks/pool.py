@@ -30,7 +30,7 @@ Rows of the table:
     added by   all members, weighted by the ranker: for each file, or by time and band
     calibrated the judge ranker with what `mnn.calibrate` has measured of the members, on mixtures
                of the TRAIN part of the folders --calibrate (the tools enhance these, too);
-    calibrated sum: all members, weighted by it for each file
+    calibrated sum, bands: all members, weighted by it for each file, or by time and band
     others     the ranker's distance, not from its own reference, but from all other members, added
     clean      the ranker's distance from the clean speech: the limit for judges that measure so
     oracle     the member with the best SDR of each file
@@ -95,8 +95,9 @@ RANKED = ("ranker", "both")
 #: Sums by the ranker -> how, as for `mnn.select --combine`.
 SUMS = {"added by files": "files", "added by bands": "bands"}
 
-#: The ranker's pick and sum, calibrated; and mixtures for each noise and SNR to calibrate with.
-CALIBRATED, CALIBRATED_SUM, NUM_CALIBRATE = "calibrated", "calibrated sum", 3
+#: The ranker's pick and sums, calibrated; and mixtures for each noise and SNR to calibrate with.
+CALIBRATED, NUM_CALIBRATE = "calibrated", 3
+CALIBRATED_SUMS = {"calibrated sum": "files", "calibrated bands": "bands"}
 
 #: What the distance of the ranker is taken from, to find where its limit lies.
 OTHERS, CLEAN = "others", "clean"
@@ -396,12 +397,12 @@ def choose(
     for name, how in SUMS.items():
         selector = Selector(arbiter, pool, combine=how, ranker=ranker, judge=RANKED[0])
         signals[name] = selector.choose([noisy], relative)[1][0]
-    if calibration is not None:
+    for name, how in CALIBRATED_SUMS.items() if calibration is not None else ():
         selector = Selector(
-            arbiter, pool, combine="files", ranker=ranker, judge=RANKED[0], calibration=calibration
+            arbiter, pool, combine=how, ranker=ranker, judge=RANKED[0], calibration=calibration
         )
         decision, added = selector.choose([noisy], relative)
-        picks[CALIBRATED], signals[CALIBRATED_SUM] = decision.picks[0], added[0]
+        picks[CALIBRATED], signals[name] = decision.picks[0], added[0]
     return signals, picks, out
 
 
@@ -460,7 +461,7 @@ def tabulate(
 
     sums = [
         name
-        for name in (COMBINED, *SUMS, CALIBRATED_SUM)
+        for name in (COMBINED, *SUMS, *CALIBRATED_SUMS)
         if any(name in row["scores"] for row in rows)
     ]
     known = (*SELECTIONS, *RANKED, CALIBRATED, OTHERS, CLEAN)

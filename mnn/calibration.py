@@ -29,7 +29,7 @@ import numpy as np
 
 from mnn.expert_files import Expert
 from mnn.features import level
-from mnn.ranker import Ranker, distances_from_others
+from mnn.ranker import TILE_FLOOR, Ranker, distances_from_others
 from speech.base import schema
 from speech.base.files import write_json
 
@@ -124,11 +124,28 @@ class Calibration:
         Raises:
             ValueError: An expert was not measured.
         """
+        return self._errors(names, np.maximum(costs, FLOOR), np.maximum(others, FLOOR))
+
+    def tiles(self, names: Sequence[str], tiles: np.ndarray, others: np.ndarray) -> np.ndarray:
+        """Returns calibrated errors of tiles, by the equation of whole files.
+
+        Args:
+            names: Of the experts.
+            tiles: The ranker's, float [num_experts, num_tiles, num_bands].
+            others: The distances from the others, likewise.
+
+        Returns:
+            Likewise, but for a common factor.
+        """
+        # Tiles in which next to nothing is expected have no say of their own.
+        return self._errors(names, *(part + TILE_FLOOR * part.mean() for part in (tiles, others)))
+
+    def _errors(self, names: Sequence[str], costs: np.ndarray, others: np.ndarray) -> np.ndarray:
         if unknown := [name for name in names if name not in self.experts]:
             raise ValueError(f"{unknown[0]} is not in the calibration; calibrate again")
-        offsets = np.array([self.experts[name].offset for name in names])[:, None]
-        logs = self.cost_slope * _log(costs) + self.others_slope * _log(others)
-        return np.exp(offsets + logs)
+        logs = self.cost_slope * np.log(costs) + self.others_slope * np.log(others)
+        offsets = [self.experts[name].offset for name in names]
+        return np.exp(np.reshape(offsets, (-1, *[1] * (logs.ndim - 1))) + logs)
 
     def write(self, path: str | os.PathLike) -> None:
         """Writes it as JSON."""

@@ -60,6 +60,11 @@ _TINY = 1e-12
 
 #: How strongly the better estimates prevail in a sum: in a tile, and by the cost of the whole.
 TILE_POWER, COST_POWER = 4.0, 4.0
+#: In a tile, by calibrated errors.
+CALIBRATED_TILE_POWER = 2.0
+
+#: Of the mean error of tiles: below it a tile has no say of its own.
+TILE_FLOOR = 1e-3
 
 #: The same in the sum of the others, from which an estimate's distance is taken.
 OTHERS_POWER = 2.0
@@ -219,7 +224,10 @@ def band_sums(values: np.ndarray, edges: np.ndarray = BAND_EDGES) -> np.ndarray:
 
 
 def added_by_bands(
-    signals: Sequence[np.ndarray], tiles: np.ndarray, costs: np.ndarray
+    signals: Sequence[np.ndarray],
+    tiles: np.ndarray,
+    costs: np.ndarray,
+    tile_power: float = TILE_POWER,
 ) -> np.ndarray:
     """Adds estimates, with weights of their own in each tile of time and band.
 
@@ -231,6 +239,7 @@ def added_by_bands(
         tiles: float [num_signals, num_tiles, 48], from `Ranker.errors`.
         costs: float [num_signals, num_segments], of which the mean counts; infinite for an estimate
             that gets no weight.
+        tile_power: The larger, the more the best of each tile prevails.
 
     Returns:
         float32 [num_samples].
@@ -238,9 +247,8 @@ def added_by_bands(
     cost = costs.mean(axis=1)
     used = np.flatnonzero(np.isfinite(cost))
     cost, tiles = cost[used], tiles[used]
-    # Tiles in which next to nothing is expected have no say of their own.
-    floor = 1e-3 * tiles.mean()
-    logs = -TILE_POWER * np.log(tiles + floor) - COST_POWER * np.log(cost + 1e-12)[:, None, None]
+    logs = -tile_power * np.log(tiles + TILE_FLOOR * tiles.mean())
+    logs -= COST_POWER * np.log(cost + 1e-12)[:, None, None]
     weights = np.exp(logs - logs.max(axis=0))
     weights /= weights.sum(axis=0)
     centres = (BAND_EDGES[:-1] + BAND_EDGES[1:] - 1) / 2

@@ -19,9 +19,11 @@ from mnn.calibration import Calibration
 from mnn.expert_files import Expert, Place
 from mnn.features import inner_product, level
 from mnn.ranker import (
+    CALIBRATED_TILE_POWER,
     COST_POWER,
     STFT,
     TILE_FRAMES,
+    TILE_POWER,
     Ranker,
     added_by_bands,
     distances_from_others,
@@ -58,7 +60,8 @@ class Decision:
         bounds: int [num_segments + 1], in samples.
         out: Name -> reason of those that were out.
         is_silent: Whether there was nothing to hear.
-        tiles: Of the ranker, [num_experts, num_tiles, num_bands]; None without one.
+        tiles: Errors by the ranker, [num_experts, num_tiles, num_bands], calibrated if the costs
+            are; None without a ranker.
         costs: float [num_experts, num_segments], of which the smallest wins.
     """
 
@@ -197,6 +200,8 @@ class Selector:
                 cost = np.where(np.isfinite(cost), scores, cost)
             if size is None:
                 whole_scores = scores[:, 0]
+        if others is not None and tiles is not None and self.calibration is not None:
+            tiles = self.calibration.tiles([expert.name for expert in left], tiles, others)
         picks = pick(cost, [(expert.name, expert.sha256) for expert in left])
         power = COMBINE_POWER if self.judge == "autoencoder" else COST_POWER
         weights = soft_weights(cost, power) if self.combine else hard_weights(picks, len(left))
@@ -271,9 +276,13 @@ class Selector:
         """Returns the signal of each channel."""
         if self.combine == "bands":
             assert decision.tiles is not None and decision.costs is not None, "a ranker"
+            power = CALIBRATED_TILE_POWER if self.calibration is not None else TILE_POWER
             return [
                 added_by_bands(
-                    [found[name] for name in decision.names], decision.tiles, decision.costs
+                    [found[name] for name in decision.names],
+                    decision.tiles,
+                    decision.costs,
+                    power,
                 )
                 for own in hearings
                 if (found := {h.expert.name: _signal(h) for h in own if not h.reason})

@@ -141,7 +141,7 @@ def test_tools_join_by_their_folders(tmp_path, monkeypatch, capsys, small_test_s
     assert 0 < result["likeness"]["half"] < 1
     assert result["calibration"]["num_files"] == 24 and len(result["calibration"]["experts"]) == 3
     assert file["picks"]["calibrated"] != "silent"
-    assert {*pool.SUMS, "combined", "calibrated sum"} <= file["scores"].keys()
+    assert {*pool.SUMS, "combined", *pool.CALIBRATED_SUMS} <= file["scores"].keys()
     assert set(result["gains"]["both"])
     assert {own["sdr"][0] for own in result["tool_gains"].values()} == {"noisereduce"}
     assert file["scores"]["noisereduce"]["sdr"] == pytest.approx(file["scores"]["noisy"]["sdr"])

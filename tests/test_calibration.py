@@ -12,6 +12,7 @@ from mnn.arbiter import Arbiter
 from mnn.calibration import MIN_FILES, Calibrated, Calibration, fitted, read_calibration, seen
 from mnn.dae import Autoencoder
 from mnn.expert_files import folder_expert
+from mnn.features import level
 from mnn.pool import open_pool
 from mnn.ranker import Ranker, distances, distances_from_others
 from mnn.scoring import needs_of
@@ -194,6 +195,16 @@ def test_a_selector_goes_by_it(ranker, pool, tmp_path, noisy):
     assert_allclose(decided(offsets).scores, expected, rtol=1e-4)
     silence = decided(offsets, segment_seconds=0.2)
     assert silence.costs.shape[0] == 3 and np.isfinite(silence.costs[:2]).all()
+    found = decided(offsets, combine="bands")
+    tiles = ranker.errors(noisy, signals)
+    costs = tiles.sum(axis=(1, 2), dtype=float)
+    others = distances_from_others(signals, costs, level(noisy))
+    expected = np.exp(
+        offsets[:, None, None]
+        + 0.6 * np.log(tiles + 1e-3 * tiles.mean())
+        + 0.3 * np.log(others + 1e-3 * others.mean())
+    )
+    assert_allclose(found.tiles, expected, rtol=1e-3)
     channels = [0 * noisy]
     assert decided(offsets).is_silent
 

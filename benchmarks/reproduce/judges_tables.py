@@ -277,7 +277,11 @@ def _share(row: Row, whole: Row, key: str) -> str:
 
 def _over_tools(gains: Row, digits: dict[str, int]) -> list[str]:
     """Returns the gains of picks and sums over the best of the tools of other people."""
-    names = [name for name in ("ranker", "calibrated", "calibrated sum") if name in gains]
+    names = [
+        name
+        for name in ("ranker", "calibrated", "calibrated sum", "calibrated bands")
+        if name in gains
+    ]
     if not names:
         return []
     lines = [
