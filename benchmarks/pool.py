@@ -225,7 +225,7 @@ def _calibrated(
     candidates = tuple((name, path) for name, path in folders.items() if name in tools)
     return calibrate(
         CalibrateConfig(tuple(models), candidates, noisy, clean, ranker=options.ranker)
-    )
+    ).calibration
 
 
 def enhance_all(

@@ -22,6 +22,7 @@ import logging
 import math
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,14 +31,16 @@ import numpy as np
 
 from eval.metrics import OK, sdr
 from mnn.arbiter import Arbiter
-from mnn.calibration import Calibration, fitted, seen
+from mnn.calibration import MIN_FILES, Calibration, HeldOut, fitted, held_out, seen
 from mnn.dae import Autoencoder
 from mnn.expert_files import Expert, Place
 from mnn.pool import open_pool
 from mnn.ranker import Ranker
 from mnn.select import DEFAULT_DAE, DEFAULT_EXPERTS, DEFAULT_RANKER
 from speech.base import cli
+from speech.base.lazy import scipy
 from speech.data import corpus
+from speech.data.made import MadeFiles
 from speech.data.prepared import write_mixtures
 from speech.sound.audio import is_silent, read_audio
 from speech.training.request import SNRS_DB
@@ -49,6 +52,13 @@ DEFAULT_OUT = Path("runs") / "pool.json"
 #: Mixtures of the bundled corpus for each noise and SNR.
 NUM_EACH = 3
 
+
+#: An expert that is late by so many samples (1 ms) or more is told of; more than the most is not
+#: looked for.
+LATE_SAMPLES, MOST_LATE = 16, 4000
+
+#: No tool is so good: it was given the clean speech.
+TOO_GOOD_DB = 50.0
 
 #: In a natural logarithm of energies.
 DECIBELS = 10 / math.log(10)
@@ -84,9 +94,24 @@ class CalibrateConfig:
             raise ValueError("--pair-by is for --noisy and --clean")
 
 
+@dataclass(frozen=True)
+class CalibrateResult:
+    """What `calibrate` has found.
+
+    Attributes:
+        calibration: For `mnn.select`.
+        held_out: What it is worth on mixtures that it was not made with; None for too few.
+        late_samples: By how many samples each expert is late, at 16 kHz; those on time are absent.
+    """
+
+    calibration: Calibration
+    held_out: HeldOut | None
+    late_samples: dict[str, int]
+
+
 def calibrate(
     config: CalibrateConfig, *, on_skipped: Callable[[str], None] = _logger.warning
-) -> Calibration:
+) -> CalibrateResult:
     """Calibrates a pool.
 
     Args:
@@ -104,17 +129,43 @@ def calibrate(
     if len(experts) < 2:
         raise ValueError("one expert: there is nothing to choose, so nothing to calibrate")
     arbiter = Arbiter(Autoencoder(DEFAULT_DAE), ())
+    found: list[_Measured] = []
+    failed: Counter[str] = Counter()
     with _mixtures(config) as (pairs, root):
-        found = []
+        for expert in experts:
+            if expert.kind == "folder":
+                MadeFiles(expert.source).check_apart(p.noisy_path.relative_to(root) for p in pairs)
         for pair in cli.progress(pairs, total=len(pairs), label="measuring"):
             try:
                 relative = pair.noisy_path.relative_to(root)
                 found.append(_measure(pair, relative, experts, arbiter, ranker))
+            except _ExpertFailed as error:
+                failed[error.name] += 1
+                on_skipped(f"skipped: {cli.one_line(error)}")
             except ValueError as error:
                 on_skipped(f"skipped: {cli.one_line(error)}")
-    table = np.array(found).reshape(-1, 3, len(experts))
+    if len(found) < MIN_FILES and failed:
+        ((name, count),) = failed.most_common(1)
+        raise ValueError(
+            f"{name} gives nothing of use for {count} of {len(pairs)} mixtures, and {len(found)} "
+            f"are left, expected {MIN_FILES} at least"
+        )
+    seen_values, sdr_db, products, late = (
+        np.array([getattr(own, name) for own in found])
+        for name in ("seen", "sdr_db", "products", "late_samples")
+    )
     known = [(expert.name, expert.sha256) for expert in experts]
-    return fitted(table[:, :2], table[:, 2], known, ranker.file.sha256)
+    calibration = fitted(
+        seen_values.reshape(-1, 2, len(experts)), sdr_db.reshape(-1, len(experts)), known,
+        ranker.file.sha256,
+    )  # fmt: skip
+    names = [expert.name for expert in experts]
+    late_samples = dict(zip(names, np.median(late, axis=0).astype(int).tolist(), strict=True))
+    return CalibrateResult(
+        calibration,
+        held_out(seen_values, sdr_db, products, names),
+        {name: number for name, number in late_samples.items() if abs(number) >= LATE_SAMPLES},
+    )
 
 
 @contextlib.contextmanager
@@ -129,9 +180,27 @@ def _mixtures(config: CalibrateConfig) -> Iterator[tuple[list[corpus.Pair], Path
         yield [plan.pair(Path(name)) for plan in plans], Path(name) / "noisy"
 
 
+class _ExpertFailed(ValueError):
+    """An expert that is to blame for a mixture that tells nothing."""
+
+    def __init__(self, name: str, message: str) -> None:
+        super().__init__(message)
+        self.name = name
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """A mixture: what is `seen`, SDR [num_experts], products as for `held_out`, and delays."""
+
+    seen: np.ndarray
+    sdr_db: np.ndarray
+    products: np.ndarray
+    late_samples: np.ndarray
+
+
 def _measure(
     pair: corpus.Pair, relative: Path, experts: Sequence[Expert], arbiter: Arbiter, ranker: Ranker
-) -> np.ndarray:
+) -> _Measured:
     noisy, clean = (read_audio(path).samples for path in (pair.noisy_path, pair.clean_path))
     if len(noisy) != len(clean):
         raise ValueError(
@@ -142,13 +211,36 @@ def _measure(
     hearings = arbiter.run(noisy, experts, Place(relative))
     for hearing in hearings:
         if hearing.reason:
-            raise ValueError(f"{pair.noisy_path}: {hearing.expert.name}: {hearing.reason}")
+            name = hearing.expert.name
+            raise _ExpertFailed(name, f"{pair.noisy_path}: {name}: {hearing.reason}")
     estimates = [own.signal for own in hearings if own.signal is not None]
-    sdr_db = [sdr(clean, estimate) for estimate in estimates]
-    for score, expert in zip(sdr_db, experts, strict=True):
+    sdr_db = []
+    for expert, estimate in zip(experts, estimates, strict=True):
+        score = sdr(clean, estimate)
         if score.status != OK:
-            raise ValueError(f"{pair.noisy_path}: {expert.name}: {score.status}")
-    return np.stack([*seen(ranker, noisy, estimates), [score.value for score in sdr_db]])
+            raise _ExpertFailed(expert.name, f"{pair.noisy_path}: {expert.name}: {score.status}")
+        if score.value > TOO_GOOD_DB:
+            raise _ExpertFailed(
+                expert.name,
+                f"{pair.noisy_path}: {expert.name} gives the clean speech; was it told to?",
+            )
+        sdr_db.append(score.value)
+    signals = np.stack([*estimates, clean]).astype(np.float64)
+    return _Measured(
+        seen(ranker, noisy, estimates),
+        np.array(sdr_db),
+        signals @ signals.T,
+        np.array([_lag(estimate, noisy) for estimate in estimates]),
+    )
+
+
+def _lag(estimate: np.ndarray, noisy: np.ndarray) -> int:
+    """Returns by how many samples an estimate is late, where both are most alike."""
+    size = scipy.fft.next_fast_len(len(noisy) + MOST_LATE, real=True)
+    spectra = scipy.fft.rfft(np.stack([estimate, noisy]).astype(np.float64), size)
+    found = np.abs(scipy.fft.irfft(spectra[0] * spectra[1].conj(), size))
+    most = min(MOST_LATE, len(noisy) - 1)
+    return int(np.argmax(np.concatenate([found[size - most :], found[: most + 1]]))) - most
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -172,14 +264,35 @@ def _run(config: CalibrateConfig, out: Path) -> int:
     if out.suffix.lower() != ".json" or out.is_dir():
         raise ValueError(f"{out}: give a file whose name ends in .json")
     out.parent.mkdir(parents=True, exist_ok=True)
-    calibration = calibrate(config, on_skipped=lambda line: print(line, file=sys.stderr))
+    tempfile.TemporaryFile(dir=out.parent).close()  # an error before the work, not after it
+    result = calibrate(config, on_skipped=lambda line: print(line, file=sys.stderr))
+    calibration = result.calibration
     calibration.write(out)
     for name, expert in calibration.experts.items():
         print(f"{name:20s}  offset {DECIBELS * expert.offset:+.2f} dB")
     print(f"slopes                {calibration.cost_slope:.3f} of the cost, "
           f"{calibration.others_slope:.3f} of the distance from the others")  # fmt: skip
+    _print_worth(result.held_out)
+    for name, number in result.late_samples.items():
+        when = "late" if number > 0 else "early"
+        print(f"warning: {name} is {when} by {abs(number)} samples at 16 kHz; take the delay out: "
+              "neither sums nor distances allow for it", file=sys.stderr)  # fmt: skip
     print(f"written               {out} ({calibration.num_files} mixtures)")
     return 0
+
+
+def _print_worth(found: HeldOut | None) -> None:
+    if found is None:
+        print("warning: too few mixtures to try the calibration on some that it was not made with",
+              file=sys.stderr)  # fmt: skip
+        return
+    own = found.si_sdr_db
+    print(f"on parts left out     {found.best} alone {own['best']:.2f} dB of SI-SDR; pick "
+          f"{own['pick']:.2f}, calibrated {own['calibrated pick']:.2f}; sum {own['sum']:.2f}, "
+          f"calibrated {own['calibrated sum']:.2f}")  # fmt: skip
+    if own["calibrated sum"] < own["sum"]:
+        print("warning: on parts left out the calibrated sum is worse than the plain one; do "
+              "without the calibration, or take more mixtures", file=sys.stderr)  # fmt: skip
 
 
 def _parser() -> argparse.ArgumentParser:

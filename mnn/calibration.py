@@ -29,7 +29,8 @@ import numpy as np
 
 from mnn.expert_files import Expert
 from mnn.features import level
-from mnn.ranker import TILE_FLOOR, Ranker, distances_from_others
+from mnn.ranker import COST_POWER, TILE_FLOOR, Ranker, distances_from_others
+from mnn.scoring import soft_weights
 from speech.base import schema
 from speech.base.files import write_json
 
@@ -42,6 +43,10 @@ MIN_FILES = 10
 
 #: Costs, distances and errors below this value (-60 dB) are taken for it.
 FLOOR = 1e-6
+
+#: A calibration is tried on so many parts of the mixtures, each left out in turn.
+NUM_PARTS = 5
+_WAYS = ("pick", "calibrated pick", "sum", "calibrated sum")
 
 #: No coefficient is larger.
 _MOST = 20.0
@@ -186,6 +191,65 @@ def _log(values: np.ndarray) -> np.ndarray:
 
 def _total(tiles: np.ndarray) -> np.ndarray:
     return tiles.sum(axis=(1, 2), dtype=np.float64)
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """What choosing and adding would have given, each part calibrated by all other parts.
+
+    Attributes:
+        best: The expert with the best mean.
+        si_sdr_db: Means over all mixtures, of this expert ('best'), of the picks and of the sums of
+            files, plain and calibrated: 'pick', 'calibrated pick', 'sum', 'calibrated sum'.
+    """
+
+    best: str
+    si_sdr_db: dict[str, float]
+
+
+def held_out(
+    found: np.ndarray, sdr_db: np.ndarray, products: np.ndarray, names: Sequence[str]
+) -> HeldOut | None:
+    """Tries a calibration on mixtures that it was not made with.
+
+    Args:
+        found: As for `fitted`; mixtures that are alike, such as those of one noise, follow each
+            other.
+        sdr_db: As for `fitted`.
+        products: float64 [num_files, num_experts + 1, num_experts + 1], the inner products of the
+            estimates and, last, the clean speech.
+        names: Of the experts.
+
+    Returns:
+        The result; None if there are too few mixtures to leave some out.
+    """
+    num_files, num_experts = sdr_db.shape
+    if num_files - -(-num_files // NUM_PARTS) < MIN_FILES:
+        return None
+    each = np.eye(num_experts)
+    weights = {name: np.zeros((num_files, num_experts)) for name in _WAYS}
+    for part in np.array_split(np.arange(num_files), NUM_PARTS):
+        rest = np.setdiff1d(np.arange(num_files), part)
+        calibration = fitted(found[rest], sdr_db[rest], [(name, "") for name in names], "")
+        for place in part:
+            plain = found[place, 0][:, None]
+            own = calibration.costs(names, plain, found[place, 1][:, None])
+            for cost, kind in ((plain, ""), (own, "calibrated ")):
+                weights[f"{kind}pick"][place] = each[int(np.argmin(cost))]
+                weights[f"{kind}sum"][place] = soft_weights(cost, COST_POWER)[:, 0]
+    alone = np.mean(
+        [_si_sdr_db(products, np.broadcast_to(row, (num_files, num_experts))) for row in each],
+        axis=1,
+    )
+    means = {name: float(np.mean(_si_sdr_db(products, own))) for name, own in weights.items()}
+    return HeldOut(names[int(np.argmax(alone))], {"best": float(alone.max())} | means)
+
+
+def _si_sdr_db(products: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Returns the SI-SDR of weighted sums of estimates, [num_files]; see `held_out`."""
+    own = np.einsum("fi,fij,fj->f", weights, products[:, :-1, :-1], weights)
+    shared = np.einsum("fi,fi->f", weights, products[:, :-1, -1]) ** 2 / products[:, -1, -1]
+    return 10 * np.log10(np.maximum(shared, 1e-30) / np.maximum(own - shared, 1e-6 * own + 1e-30))
 
 
 def fitted(

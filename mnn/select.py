@@ -46,6 +46,7 @@ from speech.base.cli import natural_number
 from speech.base.files import remove_leftovers, write_json
 from speech.base.words import shown
 from speech.data import corpus
+from speech.data.made import MadeFiles
 from speech.data.prepared import write_mixtures
 from speech.sound.audio import SAMPLE_RATE_HZ, is_audio_name, read_multichannel
 from speech.sound.audiofiles import (
@@ -265,6 +266,9 @@ def select(
         remove_leftovers(folder)
     folders = [item for item in inputs if item.is_dir()]
     relatives = [_below(folders, source) for source, _ in jobs]
+    for expert in result.selector.experts:
+        if expert.kind == "folder":
+            MadeFiles(expert.source).check_apart(relatives)
     if on_start is not None:
         on_start(result.selector, relatives)
     started = time.perf_counter()
@@ -373,7 +377,8 @@ def open_selector(config: SelectConfig) -> tuple[Selector, list[str]]:
         try:
             calibration.require(selectors or experts, ranker)
         except ValueError as error:
-            raise ValueError(f"{config.calibration}: {error}") from None
+            why = f"{config.calibration}: {error}"
+            raise ValueError(refused[0] if refused else why) from None
     arbiter = Arbiter(
         dae,
         needs_of(config.metric, config.scoring),
@@ -448,8 +453,8 @@ def _run(config: SelectConfig, json: Path | None) -> int:
 def _print_pool(config: SelectConfig, selector: Selector) -> None:
     for kind, pool in (("expert", selector.experts), ("selector", selector.selectors)):
         for expert in pool:
-            digest = f"sha256 {expert.sha256[:12]}" if expert.sha256 else "a folder"
-            print(f"{kind:10s}  {expert.name}: {expert.source} ({expert.kind}, {digest})")
+            digest = f", sha256 {expert.sha256[:12]}" if expert.sha256 else ""
+            print(f"{kind:10s}  {expert.name}: {expert.source} ({expert.kind}{digest})")
     for name, judge in (("dae", selector.arbiter.dae), ("ranker", selector.ranker)):
         if judge is not None and (name == "ranker" or config.judged_by != "ranker"):
             print(f"{name:10s}  {judge.file.path} (sha256 {judge.file.sha256[:12]})")
@@ -490,6 +495,9 @@ def _print_result(result: SelectResult) -> None:
     if result.agreement is not None:
         print(f"agreement   {100 * result.agreement:.1f} % of {len(result.selector.agreement)} "
               "choices are those of the full experts")  # fmt: skip
+    out = Counter(name for row in files for name in row["disqualified"])
+    for name, count in sorted(out.items()):
+        print(f"out         {name}: {count} of {len(files)} files")
     if files:
         print(f"written     {files[0]['output'] if len(files) == 1 else f'{len(files)} files'}")
     for _, reason in result.skipped:

@@ -7,9 +7,18 @@ import pytest
 import soundfile
 from numpy.testing import assert_allclose
 
+from eval.metrics import si_sdr
 from mnn import calibrate, select
 from mnn.arbiter import Arbiter
-from mnn.calibration import MIN_FILES, Calibrated, Calibration, fitted, read_calibration, seen
+from mnn.calibration import (
+    MIN_FILES,
+    Calibrated,
+    Calibration,
+    fitted,
+    held_out,
+    read_calibration,
+    seen,
+)
 from mnn.dae import Autoencoder
 from mnn.expert_files import folder_expert
 from mnn.features import level
@@ -229,8 +238,9 @@ def test_a_pool_is_calibrated_and_chosen_from(folders, pool, ranker, tmp_path, c
     words = ["--experts", *pool, "--ranker", ranker.file.path]
     command = [*words, "--noisy", noisy, "--clean", clean, "-o", out]
     assert calibrate.main([str(word) for word in command]) == 0
-    printed = capsys.readouterr().out
-    assert "12 mixtures" in printed and "much" in printed
+    told = capsys.readouterr()
+    assert "12 mixtures" in told.out and "much" in told.out
+    assert "warning: too few mixtures to try the calibration" in told.err
     known = read_calibration(out)
     assert list(known.experts) == ["much", "bit"] and known.ranker_sha256 == ranker.file.sha256
     assert known.experts["much"].offset < known.experts["bit"].offset - 0.1
@@ -273,6 +283,80 @@ def test_a_calibration_of_something_else_is_refused(folders, pool, ranker, tmp_p
         assert reason in capsys.readouterr().err
 
 
+def test_parts_left_out_say_what_it_is_worth(rng):
+    """The plain ranker is fooled in every file, and the calibration is not."""
+    num_files, clean = 24, rng.standard_normal(400)
+    errors = [0.3, 0.5, 1.0]
+    estimates = np.stack([
+        [clean + level * rng.standard_normal(400) for level in errors] for _ in range(num_files)
+    ])  # fmt: skip
+    signals = np.concatenate([estimates, np.broadcast_to(clean, (num_files, 1, 400))], axis=1)
+    sdr_db = np.tile(-20 * np.log10(errors), (num_files, 1)) + rng.normal(0, 0.1, (num_files, 3))
+    costs = 10 ** (-sdr_db / 10) * [1.0, 1.0, 0.01]
+    found = held_out(
+        np.stack([costs, costs], axis=1), sdr_db, signals @ signals.transpose(0, 2, 1), list("abc")
+    )
+    assert found.best == "a"
+    si_sdr_db = {name: [] for name in "abc"}
+    for own in estimates:
+        for name, estimate in zip("abc", own, strict=True):
+            si_sdr_db[name].append(si_sdr(clean, estimate).value)
+    means = {name: np.mean(values) for name, values in si_sdr_db.items()}
+    assert found.si_sdr_db["best"] == pytest.approx(means["a"], abs=1e-6)
+    assert found.si_sdr_db["pick"] == pytest.approx(means["c"], abs=1e-6)
+    assert found.si_sdr_db["calibrated pick"] == pytest.approx(means["a"], abs=1e-6)
+    assert found.si_sdr_db["calibrated sum"] > found.si_sdr_db["sum"] + 5
+    few = slice(0, MIN_FILES)
+    assert held_out(found=np.ones((10, 2, 3)), sdr_db=sdr_db[few], products=np.ones((10, 4, 4)),
+                    names=list("abc")) is None  # fmt: skip
+
+
+def test_a_tool_that_is_late_or_has_the_clean_speech_is_told_of(
+    folders, pool, ranker, tmp_path, capsys
+):
+    noisy, clean = folders
+    for folder in folders:  # one more, so that a part can be left out
+        (folder / "a12.wav").write_bytes((folder / "a03.wav").read_bytes())
+    words = ["--noisy", noisy, "--clean", clean, "--experts", *pool[:1], "--ranker",
+             ranker.file.path, "-o", tmp_path / "pool.json"]  # fmt: skip
+    late = tmp_path / "late"
+    late.mkdir()
+    for path in noisy.glob("*.wav"):
+        samples, rate = soundfile.read(path)
+        soundfile.write(late / path.name, np.roll(samples, 160), rate)
+    command = [*words, "--candidates", f"late={late}"]
+    assert calibrate.main([str(word) for word in command]) == 0
+    told = capsys.readouterr()
+    assert "warning: late is late by 160 samples" in told.err and "on parts left out" in told.out
+    assert "much is" not in told.err
+    command = [*words, "--candidates", f"tool={clean}"]
+    assert calibrate.main([str(word) for word in command]) == 1
+    errors = capsys.readouterr().err
+    assert "tool gives the clean speech" in errors
+    assert "tool gives nothing of use for 13 of 13 mixtures" in errors
+
+
+def test_one_file_of_a_tool_is_not_taken_for_two(folders, pool, ranker, tmp_path, capsys):
+    noisy, clean = folders
+    samples, rate = soundfile.read(noisy / "a00.wav")
+    for name in ("rain", "birds"):
+        (noisy / name).mkdir()
+        soundfile.write(noisy / name / "b.wav", samples, rate)
+    tool = tmp_path / "tool"
+    tool.mkdir()
+    soundfile.write(tool / "b.wav", samples, rate)
+    words = ["--experts", *pool, "--candidates", f"tool={tool}", "--ranker", ranker.file.path]
+    for main, more in (
+        (select.main, [noisy, "-o", tmp_path / "out"]),
+        (calibrate.main, ["--noisy", noisy, "--clean", clean, "-o", tmp_path / "pool.json"]),
+    ):
+        if main is calibrate.main:
+            soundfile.write(clean / "b.wav", samples, rate)
+        assert main([str(word) for word in [*words, *more]]) == 1
+        error = capsys.readouterr().err
+        assert "b.wav: fits" in error and "give it the sub-folders" in error
+
+
 def test_files_that_tell_nothing_are_skipped(folders, pool, ranker, tmp_path, capsys):
     noisy, clean = folders
     soundfile.write(clean / "a00.wav", np.zeros(12000), 16000)
@@ -286,7 +370,12 @@ def test_files_that_tell_nothing_are_skipped(folders, pool, ranker, tmp_path, ca
                *pool, "--ranker", ranker.file.path, "-o", tmp_path / "pool.json"]  # fmt: skip
     assert calibrate.main([str(word) for word in command]) == 1
     errors = capsys.readouterr().err
-    for reason in ("a00.wav: silent", "9000", "no file for a11.wav", "9 mixtures and 3 experts"):
+    for reason in (
+        "a00.wav: silent",
+        "9000",
+        "no file for a11.wav",
+        "tool gives nothing of use for 1 of 12 mixtures, and 9 are left, expected 10 at least",
+    ):
         assert reason in errors
 
 

@@ -244,7 +244,8 @@ def test_candidates_of_other_tools_join(run, noisy, tmp_path):
     assert code == 0 and "tool" in report["files"][0]["scores"]
     assert "tool" not in report["files"][1]["scores"]
     assert "no file for two.flac" in report["files"][1]["disqualified"]["tool"]
-    assert "disqualified for" in output.err and "a folder" in output.out
+    assert "disqualified for" in output.err and "(folder)" in output.out
+    assert "out         tool: 1 of 2 files" in output.out
     code, report, _ = run(noisy, "--candidates", f"tool={made}", experts=[])
     assert code == 0 and len(report["files"]) == 1 and len(report["skipped"]) == 1
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections import defaultdict
+from collections.abc import Iterable
 from pathlib import Path, PurePath
 
 from speech.data.pairing import audio_stem
@@ -55,6 +56,27 @@ class MadeFiles:
                 return paths[0]
         why = "several files" if any(found) else "no file"
         raise ValueError(f"{self.folder}: {why} for {relatives[-1]}")
+
+    def check_apart(self, relatives: Iterable[PurePath]) -> None:
+        """Checks that no file is taken for two others.
+
+        Args:
+            relatives: The paths of all others, as for `of`; those without a file are passed over.
+
+        Raises:
+            ValueError: One is.
+        """
+        taken: dict[Path, PurePath] = {}
+        for relative in relatives:
+            try:
+                path = self.of(relative)
+            except ValueError:
+                continue
+            if (other := taken.setdefault(path, relative)) != relative:
+                raise ValueError(
+                    f"{path}: fits {other} and {relative} by its name; give it the sub-folders "
+                    "that these have"
+                )
 
 
 def bare(path: PurePath) -> str:
