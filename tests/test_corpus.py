@@ -535,3 +535,14 @@ def test_bundled_corpus_stands_beside_the_module(tmp_path, rng, monkeypatch):
     monkeypatch.setattr(corpus, "MINICORPUS", tmp_path)
     assert len(corpus.bundled_speech("TRAIN")) == 4
     assert [noise.name for noise in corpus.bundled_noise("TEST")] == ["birds", "typing"]
+
+
+def test_noises_of_both_splits_need_a_split(tmp_path):
+    for name in ("a/rain.wav", "b/rain.wav", "two/TRAIN/birds.wav", "two/TEST/birds.wav"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        soundfile.write(tmp_path / name, np.zeros(100), 16000)
+    with pytest.raises(ValueError, match=r"both named 'birds'; choose a split"):
+        find_noise(tmp_path / "two", None)
+    shutil.rmtree(tmp_path / "two")
+    with pytest.raises(ValueError, match=r"both named 'rain'; rename one"):
+        find_noise(tmp_path, None)

@@ -898,7 +898,9 @@ def _require_unique(named_paths: Iterable[tuple[str, Path]]) -> None:
     seen: dict[str, Path] = {}
     for name, path in named_paths:
         if name in seen:
-            raise ValueError(f"{seen[name]} and {path} are both named {name!r}; rename one")
+            parts = {part.upper() for one in (seen[name], path) for part in one.parts}
+            fix = "choose a split" if parts >= set(SPLITS) else "rename one"
+            raise ValueError(f"{seen[name]} and {path} are both named {name!r}; {fix}")
         seen[name] = path
 
 
