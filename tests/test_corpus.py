@@ -538,11 +538,8 @@ def test_bundled_corpus_stands_beside_the_module(tmp_path, rng, monkeypatch):
 
 
 def test_noises_of_both_splits_need_a_split(tmp_path):
-    for name in ("a/rain.wav", "b/rain.wav", "two/TRAIN/birds.wav", "two/TEST/birds.wav"):
-        (tmp_path / name).parent.mkdir(parents=True)
+    for name in ("TRAIN/birds.wav", "TEST/birds.wav"):
+        (tmp_path / name).parent.mkdir()
         soundfile.write(tmp_path / name, np.zeros(100), 16000)
     with pytest.raises(ValueError, match=r"both named 'birds'; choose a split"):
-        find_noise(tmp_path / "two", None)
-    shutil.rmtree(tmp_path / "two")
-    with pytest.raises(ValueError, match=r"both named 'rain'; rename one"):
         find_noise(tmp_path, None)
