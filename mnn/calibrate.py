@@ -265,6 +265,9 @@ def _run(config: CalibrateConfig, out: Path) -> int:
         raise ValueError(f"{out}: give a file whose name ends in .json")
     out.parent.mkdir(parents=True, exist_ok=True)
     tempfile.TemporaryFile(dir=out.parent).close()  # an error before the work, not after it
+    if config.noisy is None:
+        print("note: the shipped networks were trained on these voices and look better than they "
+              "are; give mixtures of others with --noisy and --clean", file=sys.stderr)  # fmt: skip
     result = calibrate(config, on_skipped=lambda line: print(line, file=sys.stderr))
     calibration = result.calibration
     calibration.write(out)

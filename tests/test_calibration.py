@@ -336,6 +336,18 @@ def test_a_tool_that_is_late_or_has_the_clean_speech_is_told_of(
     assert "tool gives nothing of use for 13 of 13 mixtures" in errors
 
 
+def test_without_folders_it_takes_the_bundled_training_part(
+    pool, ranker, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(calibrate, "SNRS_DB", (0.0, 10.0))
+    monkeypatch.setattr(calibrate, "NUM_EACH", 1)
+    command = ["--experts", *pool, "--ranker", ranker.file.path, "-o", tmp_path / "pool.json"]
+    assert calibrate.main([str(word) for word in command]) == 0
+    told = capsys.readouterr()
+    assert "16 mixtures" in told.out and "on parts left out     much alone" in told.out
+    assert "were trained on these voices" in told.err
+
+
 def test_one_file_of_a_tool_is_not_taken_for_two(folders, pool, ranker, tmp_path, capsys):
     noisy, clean = folders
     samples, rate = soundfile.read(noisy / "a00.wav")
