@@ -57,6 +57,9 @@ NUM_EACH = 3
 #: looked for.
 LATE_SAMPLES, MOST_LATE = 16, 4000
 
+#: A calibration that loses more than this on parts left out is warned of.
+LOSS_DB = 0.1
+
 #: No tool is so good: it was given the clean speech.
 TOO_GOOD_DB = 50.0
 
@@ -293,7 +296,7 @@ def _print_worth(found: HeldOut | None) -> None:
     print(f"on parts left out     {found.best} alone {own['best']:.2f} dB of SI-SDR; pick "
           f"{own['pick']:.2f}, calibrated {own['calibrated pick']:.2f}; sum {own['sum']:.2f}, "
           f"calibrated {own['calibrated sum']:.2f}")  # fmt: skip
-    if own["calibrated sum"] < own["sum"]:
+    if own["calibrated sum"] < own["sum"] - LOSS_DB:
         print("warning: on parts left out the calibrated sum is worse than the plain one; do "
               "without the calibration, or take more mixtures", file=sys.stderr)  # fmt: skip
 

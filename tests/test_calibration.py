@@ -14,6 +14,7 @@ from mnn.calibration import (
     MIN_FILES,
     Calibrated,
     Calibration,
+    HeldOut,
     fitted,
     held_out,
     read_calibration,
@@ -406,3 +407,12 @@ def test_wrong_use(tmp_path, pool, capsys):
         words = ["-o", tmp_path / "x.json", "--experts", *experts]
         assert calibrate.main([str(word) for word in words]) == 1
         assert reason in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("loss_db", "is_told"), [(-1.0, False), (0.05, False), (0.5, True)])
+def test_a_calibration_that_loses_is_warned_of(capsys, loss_db, is_told):
+    own = {"best": 9.0, "pick": 9.5, "calibrated pick": 9.7, "sum": 10.0}
+    calibrate._print_worth(HeldOut("a", own | {"calibrated sum": 10.0 - loss_db}))
+    told = capsys.readouterr()
+    assert "a alone 9.00 dB" in told.out and f"calibrated {10.0 - loss_db:.2f}" in told.out
+    assert ("warning" in told.err) == is_told
