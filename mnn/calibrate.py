@@ -267,7 +267,10 @@ def _run(config: CalibrateConfig, out: Path) -> int:
     if out.suffix.lower() != ".json" or out.is_dir():
         raise ValueError(f"{out}: give a file whose name ends in .json")
     out.parent.mkdir(parents=True, exist_ok=True)
-    tempfile.TemporaryFile(dir=out.parent).close()  # an error before the work, not after it
+    try:
+        tempfile.TemporaryFile(dir=out.parent).close()  # an error before the work, not after it
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(out)) from None
     if config.noisy is None:
         print("note: the shipped networks were trained on these voices and look better than they "
               "are; give mixtures of others with --noisy and --clean", file=sys.stderr)  # fmt: skip

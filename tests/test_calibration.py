@@ -403,6 +403,9 @@ def test_wrong_use(tmp_path, pool, capsys):
         assert reason in capsys.readouterr().err
     assert calibrate.main(["-o", str(pool[0])]) == 1
     assert "whose name ends in .json" in capsys.readouterr().err
+    (tmp_path / "file").write_text("")
+    assert calibrate.main(["-o", str(tmp_path / "file" / "x.json")]) == 1
+    assert "a file stands where a folder is needed" in capsys.readouterr().err
     for experts, reason in (([tmp_path / "no.h5"], "no.h5"), (pool[:1], "nothing to choose")):
         words = ["-o", tmp_path / "x.json", "--experts", *experts]
         assert calibrate.main([str(word) for word in words]) == 1
