@@ -440,7 +440,9 @@ def _run(config: SelectConfig, json: Path | None) -> int:
     result = select(
         config,
         on_start=start,
-        on_file=lambda relative, row: print(_line(row, shown(str(relative)), width), flush=True),
+        on_file=lambda relative, row: print(
+            _line(row, shown(str(relative)), width, config.combine), flush=True
+        ),
     )
     say_turned_down(result.files)
     _print_result(result)
@@ -470,7 +472,7 @@ def _print_pool(config: SelectConfig, selector: Selector) -> None:
     print(f"scores      {what}{unit}")
 
 
-def _line(row: dict[str, Any], name: str, width: int) -> str:
+def _line(row: dict[str, Any], name: str, width: int, combine: str) -> str:
     scores = "  ".join(
         f"{expert} {score:.0f}" if abs(score) >= 1000 else f"{expert} {score:.4g}"
         for expert, score in row["scores"].items()
@@ -479,6 +481,11 @@ def _line(row: dict[str, Any], name: str, width: int) -> str:
     picks = row["pick"]
     if len(row["segments"]) > 1:
         picks = ", ".join(f"{expert} x {count}" for expert, count in counts.most_common())
+    if combine == "bands":
+        picks = "all, by time and band"
+    elif combine:
+        shares = {expert: sum(own) / len(own) for expert, own in row["weights"].items()}
+        picks = " + ".join(f"{100 * share:.0f} % {expert}" for expert, share in shares.items())
     silent = " (silent input)" if row["silent"] else ""
     return f"{name:{width}s}  {scores}  -> {picks}{silent}"
 
@@ -486,7 +493,7 @@ def _line(row: dict[str, Any], name: str, width: int) -> str:
 def _print_result(result: SelectResult) -> None:
     seconds, files = result.selector.seconds, result.files
     picks = ", ".join(f"{name} {count}" for name, count in sorted(result.picks.items()))
-    print(f"picks       {picks}")
+    print(f"{'best' if result.config.combine else 'picks':12s}{picks}")
     print(
         f"time        {result.audio_s:.1f} s of audio in {result.wall_s:.1f} s: experts "
         f"{seconds.get('experts', 0):.2f} s, judging {seconds.get('judging', 0):.2f} s"

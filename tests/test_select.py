@@ -143,6 +143,10 @@ def test_a_ranker_judges(run, pool, noisy, tmp_path, judge, words):
     code, report, output = run(*words, noisy)
     assert code == 0 and report["judge"] == judge and str(ranker) in output.out
     assert report["ranker"]["sha256"] == Ranker(ranker).file.sha256
+    assert ("\nbest " in output.out) == ("--combine" in words) != ("\npicks " in output.out)
+    if "--combine" in words:
+        said = "-> all, by time and band" if "bands" in words else " % low + "
+        assert output.out.count(said) == len(report["files"])
     for row in report["files"]:
         assert all(score > 0 for score in row["scores"].values())
         found, _ = soundfile.read(row["output"], always_2d=True)
