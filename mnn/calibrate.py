@@ -4,14 +4,14 @@
 
     python -m mnn.calibrate -o pool.json                      # shipped experts, bundled corpus
     python -m mnn.calibrate --experts a.h5 b.icse -o pool.json
-    python -m mnn.calibrate --noisy N --clean C --candidates rnnoise=DIR -o pool.json
+    python -m mnn.calibrate --noisy N --clean C --experts a.h5 --candidates rnnoise=DIR -o pool.json
     python -m mnn.select --calibration pool.json noisy/ -o chosen/
 
 It takes mixtures whose speech is known: the files of ``--noisy`` with those of ``--clean``, or 120
 of the training part of the bundled corpus, every noise at -5, 0, 5, 10 and 15 dB. No network is
 trained. Folders of ``--candidates`` hold what other tools have made of the files of ``--noisy``;
-`speech.prepare` writes such files. Take speech and noise that the experts have not been trained
-on, if you have them: an expert is better on those than it will be.
+`speech.prepare` writes such files. If you can, take speech and noise that no expert was trained on,
+because an expert is better on what it was trained on than on new recordings.
 """
 
 from __future__ import annotations
@@ -53,14 +53,13 @@ DEFAULT_OUT = Path("runs") / "pool.json"
 NUM_EACH = 3
 
 
-#: An expert that is late by so many samples (1 ms) or more is told of; more than the most is not
-#: looked for.
+#: A delay of so many samples (1 ms) or more is reported; longer delays than the most are not found.
 LATE_SAMPLES, MOST_LATE = 16, 4000
 
-#: A calibration that loses more than this on parts left out is warned of.
+#: A warning says so where a calibration loses more than this on parts left out.
 LOSS_DB = 0.1
 
-#: No tool is so good: it was given the clean speech.
+#: An SDR above this means that the expert was given the clean speech.
 TOO_GOOD_DB = 50.0
 
 #: In a natural logarithm of energies.
@@ -312,20 +311,25 @@ def _parser() -> argparse.ArgumentParser:
         **cli.examples(
             "python -m mnn.calibrate -o pool.json",
             "python -m mnn.calibrate --experts a.h5 b.icse -o pool.json",
-            "python -m mnn.calibrate --noisy N --clean C --candidates rnnoise=DIR -o pool.json",
+            "python -m mnn.calibrate --noisy N --clean C --experts a.h5 --candidates rnnoise=DIR",
         ),
     )
     add = parser.add_argument
     add("--experts", type=Path, nargs="+", metavar="FILE",
-        help="take these models (.h5, .icse, .onnx) as experts (default: the shipped "
-        "ones)")  # fmt: skip
+        help="take these models (.h5, .icse, .onnx) as experts (default: the shipped ones, "
+        "without --candidates)")  # fmt: skip
     add("--candidates", type=cli.named_path, action="append", default=[], metavar="NAME=DIR",
-        help="take files that another tool has made of the inputs as an expert; here these are "
-        "those of --noisy; repeatable")  # fmt: skip
+        help="take files that another tool has made of the inputs as an expert; the inputs are the "
+        "files of --noisy; repeatable")  # fmt: skip
     add("--noisy", type=Path, metavar="DIR",
         help="read noisy files from this folder (default: mixtures of the training part of the "
         "bundled corpus)")  # fmt: skip
-    add("--clean", type=Path, metavar="DIR", help="read clean files from this folder")
+    add(
+        "--clean",
+        type=Path,
+        metavar="DIR",
+        help="read clean files from this folder: the speech of those of --noisy",
+    )
     add("--pair-by", **cli.PAIR_BY)
     add("--ranker", type=Path, default=DEFAULT_RANKER, metavar="FILE",
         help="judge by this ranker (default: the shipped one)")  # fmt: skip

@@ -6,15 +6,15 @@ r that of the reference,
 
     distance = |e|^2 + |r|^2 - 2 <e, r>,
 
-and the last term differs from expert to expert much more than from file to file. So it pays to
-measure, on mixtures whose speech is known, what each expert is worth beside what the ranker says:
+and the last term differs from expert to expert. Its mean for each expert, and what each is worth in
+general, can be measured on mixtures whose speech is known:
 
     log error = a[expert] + b log cost + d log others + what all estimates of the file share.
 
 The cost is the ranker's; ``others`` is the distance of the estimate from the sum of all other
-estimates, which errs in other ways than the ranker. The coefficients are those of least squares,
-the slopes b and d at least 0. Estimates that are far from the best of their file count less, for
-the choice is among the best.
+estimates, in which those of a low cost weigh more. That sum errs in other ways than the reference.
+The coefficients are those of least squares, the slopes b and d at least 0. Estimates that are far
+from the best of their file count less, for the choice is among the best.
 No network is trained, and nothing about the files that are chosen for later is known.
 """
 
@@ -35,10 +35,10 @@ from speech.base import schema
 from speech.base.files import write_json
 
 #: Estimates of a file count less by the factor e for each 0.3 of log error (1.3 dB) that they are
-#: worse than the best of it, but not below `LEAST`: it must be known that an expert is far worse.
+#: worse than the best of it, but not below `LEAST`, so that bad experts get an offset, too.
 NEARNESS, LEAST = 0.3, 1e-3
 
-#: Mixtures that are too few to measure anything.
+#: The smallest number of mixtures that a calibration is made from.
 MIN_FILES = 10
 
 #: Costs, distances and errors below this value (-60 dB) are taken for it.
@@ -99,7 +99,7 @@ class Calibration:
     def require(self, experts: Sequence[Expert], ranker: Ranker) -> None:
         """Checks that these are the pool and the ranker that were measured.
 
-        What the ranker hears, and the sum of the others, depend on who is in the pool.
+        The ranker hears the mean of all estimates, so its costs depend on who is in the pool.
 
         Raises:
             ValueError: They are not.
@@ -124,7 +124,7 @@ class Calibration:
             others: The distances from the others, likewise.
 
         Returns:
-            Likewise: expected errors, as shares of the speech's energy.
+            Likewise: expected errors, but for a factor that all estimates of a file share.
 
         Raises:
             ValueError: An expert was not measured.
@@ -142,7 +142,7 @@ class Calibration:
         Returns:
             Likewise, but for a common factor.
         """
-        # Tiles in which next to nothing is expected have no say of their own.
+        # A floor for tiles with almost no energy.
         return self._errors(names, *(part + TILE_FLOOR * part.mean() for part in (tiles, others)))
 
     def _errors(self, names: Sequence[str], costs: np.ndarray, others: np.ndarray) -> np.ndarray:
@@ -264,7 +264,7 @@ def fitted(
         ranker_sha256: Of the ranker.
 
     Raises:
-        ValueError: There are fewer than `MIN_FILES` mixtures or two experts.
+        ValueError: There are fewer than `MIN_FILES` mixtures, or fewer than two experts.
     """
     num_files, num_experts = sdr_db.shape
     if num_files < MIN_FILES or num_experts < 2:
@@ -293,7 +293,7 @@ def fitted(
         )[0]
         slopes[:] = 0
         slopes[used] = coefficients[num_experts:]
-        # No distance means less for being larger.
+        # A larger distance can't mean a smaller error.
         if np.all(slopes >= 0):
             break
         used.remove(int(np.argmin(slopes)))
