@@ -335,16 +335,14 @@ def measure_delay(worker: peers.Worker, clean: np.ndarray) -> int:
         PeerFailed: It fails, or returns silence.
     """
     import numpy as np
-    from scipy.signal import correlate
+
+    from speech.sound.audio import lag_samples
 
     padded = np.pad(clean, (0, MAX_DELAY_SAMPLES))
     output = worker.run(padded).samples
     if not np.any(output):
         raise peers.PeerFailed("returns silence for clean speech")
-    correlation = np.abs(correlate(output.astype(float), padded.astype(float), method="fft"))
-    zero = len(padded) - 1
-    window = correlation[zero - MAX_DELAY_SAMPLES : zero + MAX_DELAY_SAMPLES + 1]
-    return int(np.argmax(window)) - MAX_DELAY_SAMPLES
+    return lag_samples(output, padded, MAX_DELAY_SAMPLES)
 
 
 def enhance_aligned(contender: Contender, noisy: np.ndarray) -> peers.Result:

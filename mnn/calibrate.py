@@ -36,13 +36,12 @@ from mnn.dae import Autoencoder
 from mnn.expert_files import Expert, Place
 from mnn.pool import open_pool
 from mnn.ranker import Ranker
-from mnn.select import DEFAULT_DAE, DEFAULT_EXPERTS, DEFAULT_RANKER
+from mnn.select import CANDIDATES, DEFAULT_DAE, DEFAULT_EXPERTS, DEFAULT_RANKER, RANKER
 from speech.base import cli
-from speech.base.lazy import scipy
 from speech.data import corpus
 from speech.data.made import MadeFiles
 from speech.data.prepared import write_mixtures
-from speech.sound.audio import is_silent, read_audio
+from speech.sound.audio import is_silent, lag_samples, read_audio
 from speech.training.request import SNRS_DB
 
 _logger = logging.getLogger("speech")
@@ -146,21 +145,18 @@ def calibrate(
                 on_skipped(f"skipped: {cli.one_line(error)}")
             except ValueError as error:
                 on_skipped(f"skipped: {cli.one_line(error)}")
-    if len(found) < MIN_FILES and failed:
-        ((name, count),) = failed.most_common(1)
-        raise ValueError(
-            f"{name} gives nothing of use for {count} of {len(pairs)} mixtures, and {len(found)} "
-            f"are left, expected {MIN_FILES} at least"
-        )
+    if len(found) < MIN_FILES:
+        left = f"{len(found)} mixtures are left, expected {MIN_FILES} at least"
+        if failed:
+            ((name, count),) = failed.most_common(1)
+            left = f"{name} gives nothing of use for {count} of {len(pairs)}; {left}"
+        raise ValueError(left)
     seen_values, sdr_db, products, late = (
         np.array([getattr(own, name) for own in found])
         for name in ("seen", "sdr_db", "products", "late_samples")
     )
     known = [(expert.name, expert.sha256) for expert in experts]
-    calibration = fitted(
-        seen_values.reshape(-1, 2, len(experts)), sdr_db.reshape(-1, len(experts)), known,
-        ranker.file.sha256,
-    )  # fmt: skip
+    calibration = fitted(seen_values, sdr_db, known, ranker.file.sha256)
     names = [expert.name for expert in experts]
     late_samples = dict(zip(names, np.median(late, axis=0).astype(int).tolist(), strict=True))
     return CalibrateResult(
@@ -179,7 +175,8 @@ def _mixtures(config: CalibrateConfig) -> Iterator[tuple[list[corpus.Pair], Path
     plans = corpus.spread_mixtures(*corpus.recordings(None, None, "TRAIN"), SNRS_DB, NUM_EACH)
     with tempfile.TemporaryDirectory(prefix="mnn-calibrate-") as name:
         write_mixtures(plans, Path(name))
-        yield [plan.pair(Path(name)) for plan in plans], Path(name) / "noisy"
+        noisy = Path(name) / "noisy"
+        yield corpus.find_pairs(noisy, Path(name) / "clean"), noisy
 
 
 class _ExpertFailed(ValueError):
@@ -232,17 +229,8 @@ def _measure(
         seen(ranker, noisy, estimates),
         np.array(sdr_db),
         signals @ signals.T,
-        np.array([_lag(estimate, noisy) for estimate in estimates]),
+        np.array([lag_samples(estimate, noisy, MOST_LATE) for estimate in estimates]),
     )
-
-
-def _lag(estimate: np.ndarray, noisy: np.ndarray) -> int:
-    """Returns by how many samples an estimate is late, where both are most alike."""
-    size = scipy.fft.next_fast_len(len(noisy) + MOST_LATE, real=True)
-    spectra = scipy.fft.rfft(np.stack([estimate, noisy]).astype(np.float64), size)
-    found = np.abs(scipy.fft.irfft(spectra[0] * spectra[1].conj(), size))
-    most = min(MOST_LATE, len(noisy) - 1)
-    return int(np.argmax(np.concatenate([found[size - most :], found[: most + 1]]))) - most
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -318,21 +306,14 @@ def _parser() -> argparse.ArgumentParser:
     add("--experts", type=Path, nargs="+", metavar="FILE",
         help="take these models (.h5, .icse, .onnx) as experts (default: the shipped ones, "
         "without --candidates)")  # fmt: skip
-    add("--candidates", type=cli.named_path, action="append", default=[], metavar="NAME=DIR",
-        help="take files that another tool has made of the inputs as an expert; the inputs are the "
-        "files of --noisy; repeatable")  # fmt: skip
+    add("--candidates", **CANDIDATES)
     add("--noisy", type=Path, metavar="DIR",
         help="read noisy files from this folder (default: mixtures of the training part of the "
         "bundled corpus)")  # fmt: skip
-    add(
-        "--clean",
-        type=Path,
-        metavar="DIR",
-        help="read clean files from this folder: the speech of those of --noisy",
-    )
+    add("--clean", type=Path, metavar="DIR",
+        help="read clean files from this folder: the speech of the noisy ones")  # fmt: skip
     add("--pair-by", **cli.PAIR_BY)
-    add("--ranker", type=Path, default=DEFAULT_RANKER, metavar="FILE",
-        help="judge by this ranker (default: the shipped one)")  # fmt: skip
+    add("--ranker", **RANKER)
     add("-o", "--out", type=Path, default=DEFAULT_OUT, metavar="FILE",
         help="write to this file (default %(default)s)")  # fmt: skip
     return parser

@@ -71,6 +71,21 @@ DEFAULT_OUT = Path("runs") / "select"
 SEGMENT_SECONDS = 2.0
 COMBINATIONS = ("files", "bands")
 
+#: Options of this command and of `mnn.calibrate`.
+CANDIDATES: dict[str, Any] = {
+    "type": cli.named_path,
+    "action": "append",
+    "default": [],
+    "metavar": "NAME=DIR",
+    "help": "take files that another tool has made of the noisy ones as an expert; repeatable",
+}
+RANKER: dict[str, Any] = {
+    "type": Path,
+    "default": DEFAULT_RANKER,
+    "metavar": "FILE",
+    "help": "judge by this ranker (default: the shipped one)",
+}
+
 #: The clips that are made where no input is named: so many for each bundled noise.
 NUM_CLIPS_EACH = 2
 CLIPS_SNR_DB = 0.0
@@ -594,9 +609,7 @@ def _parser() -> argparse.ArgumentParser:
     pool("--experts", type=Path, nargs="+", metavar="FILE",
          help="take these models (.h5, .icse, .onnx) as experts (default: the shipped "
          "ones)")  # fmt: skip
-    pool("--candidates", type=cli.named_path, action="append", default=[], metavar="NAME=DIR",
-         help="take files that another tool has made of the inputs as an expert; "
-         "repeatable")  # fmt: skip
+    pool("--candidates", **CANDIDATES)
     pool("--selector-experts", type=Path, nargs="+", metavar="FILE",
          help="let these compressed copies of the experts choose, and run only the "
          "winner")  # fmt: skip
@@ -607,8 +620,7 @@ def _parser() -> argparse.ArgumentParser:
     how("--judge", choices=JUDGES,
         help="let these judge (default: the ranker; the autoencoder with --dae, --metric or "
         "--scoring)")  # fmt: skip
-    how("--ranker", type=Path, default=DEFAULT_RANKER, metavar="FILE",
-        help="judge by this ranker (default: the shipped one)")  # fmt: skip
+    how("--ranker", **RANKER)
     how("--calibration", type=Path, metavar="FILE",
         help="correct the ranker by what python -m mnn.calibrate has measured of these "
         "experts")  # fmt: skip

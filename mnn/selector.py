@@ -180,15 +180,7 @@ class Selector:
         if not places:
             raise _nobody(out)
         left = [experts[place] for place in places]
-        # In a silent channel all are alike, and their distances from silence say nothing.
-        loud = [number for number, signal in enumerate(channels) if not is_silent(signal)]
-        judged = [
-            (channels[number], [_signal(hearings[number][place]) for place in places])
-            for number in loud or range(len(channels))
-            if self.ranker is not None
-        ]
-        tiles = self._tiles(judged)
-        others = self._from_others(judged, tiles)
+        tiles, others = self._distances(channels, hearings, places)
         num_samples = len(channels[0])
         length = self.segment_seconds and round(self.segment_seconds * SAMPLE_RATE_HZ)
         for size in (None, length) if length else (None,):
@@ -217,33 +209,36 @@ class Selector:
             cost,
         )
 
-    def _tiles(self, judged: Sequence[tuple[np.ndarray, list[np.ndarray]]]) -> np.ndarray | None:
-        """Returns the ranker's errors, the means of channels: [num_experts, num_tiles, num_bands].
+    def _distances(
+        self,
+        channels: Sequence[np.ndarray],
+        hearings: Sequence[Sequence[Hearing]],
+        places: Sequence[int],
+    ) -> tuple[np.ndarray | None, np.ndarray | None]:
+        """Returns what the ranker finds in the experts at these places, the means of channels.
 
-        Args:
-            judged: The mixture and the estimates of each channel.
+        Returns:
+            The errors, [num_experts, num_tiles, num_bands]; None without a ranker. The distances
+            from the other estimates, likewise; None where nothing is calibrated, or for an expert
+            that is left alone.
         """
         if self.ranker is None:
-            return None
+            return None, None
         started = time.perf_counter()
-        tiles = [self.ranker.errors(noisy, estimates) for noisy, estimates in judged]
+        # In a silent channel all are alike, and their distances from silence say nothing.
+        loud = [number for number, signal in enumerate(channels) if not is_silent(signal)]
+        judged = [
+            (channels[number], [_signal(hearings[number][place]) for place in places])
+            for number in loud or range(len(channels))
+        ]
+        tiles = np.mean([self.ranker.errors(noisy, own) for noisy, own in judged], axis=0)
+        others = None
+        if self.calibration is not None and len(places) > 1:
+            costs = tiles.sum(axis=(1, 2), dtype=np.float64)
+            found = [distances_from_others(own, costs, level(noisy)) for noisy, own in judged]
+            others = np.mean(found, axis=0)
         self.seconds["judging"] += time.perf_counter() - started
-        return np.mean(tiles, axis=0)
-
-    def _from_others(
-        self, judged: Sequence[tuple[np.ndarray, list[np.ndarray]]], tiles: np.ndarray | None
-    ) -> np.ndarray | None:
-        """Returns the distances from the other estimates likewise; None if nothing is calibrated.
-
-        An expert that is left alone has no others.
-        """
-        if self.calibration is None or tiles is None or len(tiles) < 2:
-            return None
-        started = time.perf_counter()
-        costs = tiles.sum(axis=(1, 2), dtype=np.float64)
-        found = [distances_from_others(own, costs, level(noisy)) for noisy, own in judged]
-        self.seconds["judging"] += time.perf_counter() - started
-        return np.mean(found, axis=0)
+        return tiles, others
 
     def _costs(
         self,

@@ -13,6 +13,7 @@ from speech.sound.audio import (
     AudioError,
     find_audio,
     is_silent,
+    lag_samples,
     peak_normalize,
     read_audio,
     read_multichannel,
@@ -284,3 +285,15 @@ def test_no_more_is_decoded_than_the_header_says(tmp_path, rng, monkeypatch):
     soundfile.write(tmp_path / "x.wav", quantize(make_speech(rng, 4000)), 16000)
     monkeypatch.setattr(soundfile.SoundFile, "frames", 10)
     assert len(read_audio(tmp_path / "x.wav").samples) == 10
+
+
+@pytest.mark.parametrize("lag", [-300, -7, 0, 1, 160, 300])
+@pytest.mark.parametrize("gain", [0.3, -2.0])
+def test_lags_are_found_and_those_beyond_are_not_looked_for(lag, gain, rng):
+    reference = rng.standard_normal(2000)
+    later = np.zeros(2000)
+    later[max(lag, 0) : 2000 + min(lag, 0)] = reference[max(-lag, 0) : 2000 - max(lag, 0)]
+    later = gain * later + 0.1 * rng.standard_normal(2000)
+    assert lag_samples(later, reference, 300) == lag
+    assert abs(lag_samples(later, reference, 5)) <= 5
+    assert lag_samples(later[:3], later[:3], 4000) == 0

@@ -334,7 +334,7 @@ def test_a_tool_that_is_late_or_has_the_clean_speech_is_told_of(
     assert calibrate.main([str(word) for word in command]) == 1
     errors = capsys.readouterr().err
     assert "tool gives the clean speech" in errors
-    assert "tool gives nothing of use for 13 of 13 mixtures" in errors
+    assert "tool gives nothing of use for 13 of 13; 0 mixtures are left" in errors
 
 
 def test_without_folders_it_takes_the_bundled_training_part(
@@ -387,7 +387,7 @@ def test_files_that_tell_nothing_are_skipped(folders, pool, ranker, tmp_path, ca
         "a00.wav: silent",
         "9000",
         "no file for a11.wav",
-        "tool gives nothing of use for 1 of 12 mixtures, and 9 are left, expected 10 at least",
+        "tool gives nothing of use for 1 of 12; 9 mixtures are left, expected 10 at least",
     ):
         assert reason in errors
 

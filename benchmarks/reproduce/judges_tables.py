@@ -111,10 +111,10 @@ def _asked(found: Row, costs: Row, tools: Row) -> str:
     )  # fmt: skip
     for what, gains in (("tool", tools["tool_gains"]), ("member", tools["gains"])):
         for name in ("ranker", "calibrated"):
-            base, mean, low, high = gains[name]["sdr"]
+            base, _, low, _ = gains[name]["sdr"]
             rows.append(
                 [f"pool with three tools, one pick ({name}), SDR over the best {what}, {base}",
-                 "above 0 dB", f"{number(mean, 2, '+')}{interval(low, high, 2)}",
+                 "above 0 dB", _gain(gains[name]["sdr"], 2),
                  "yes" if low > 0 else "no"]
             )  # fmt: skip
     return table(["", "asked for", "reached", "is it reached"], rows)
@@ -275,21 +275,19 @@ def _share(row: Row, whole: Row, key: str) -> str:
     return number(100 * row[key] / whole[key], 0) + " %"
 
 
+def _gain(found: Sequence[Any], places: int) -> str:
+    """Returns a mean gain of `benchmarks.pool` with its interval."""
+    _, mean, low, high = found
+    return f"{number(mean, places, '+')}{interval(low, high, places)}"
+
+
 def _over_tools(gains: Row, digits: dict[str, int]) -> list[str]:
     """Returns the gains of picks and sums over the best of the tools of other people."""
-    names = [
-        name
-        for name in ("ranker", "calibrated", "calibrated sum", "calibrated bands")
-        if name in gains
-    ]
-    if not names:
-        return []
+    names = ("ranker", "calibrated", "calibrated sum", "calibrated bands")
     lines = [
-        [name, *(f"{number(mean, places, '+')}{interval(low, high, places)}"
-                 for metric, places in digits.items()
-                 for _, mean, low, high in [gains[name][metric]])]
+        [name, *(_gain(gains[name][metric], places) for metric, places in digits.items())]
         for name in names
-    ]  # fmt: skip
+    ]
     labels = {"sdr": "SDR, dB,", "pesq_wb": "PESQ-WB", "stoi": "STOI"}
     header = [f"{labels[metric]} over {gains[names[0]][metric][0]}" for metric in digits]
     return [
@@ -309,8 +307,7 @@ def pool(found: Row, title: str) -> list[str]:
         for metric, places in digits.items():
             text = number(row[metric], places)
             if row["system"] in found["gains"]:
-                _, mean, low, high = found["gains"][row["system"]][metric]
-                text += f", {number(mean, places, '+')}{interval(low, high, places)}"
+                text += f", {_gain(found['gains'][row['system']][metric], places)}"
             cells.append(text)
         share = row.get("recovery", {}).get("sdr")
         picks = found["picks"].get(row["system"], {})

@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 
 from speech.base.files import atomic_path, raise_if_full
-from speech.base.lazy import soundfile, soxr
+from speech.base.lazy import scipy, soundfile, soxr
 from speech.sound import headers
 from speech.sound.headers import AudioError, Header, mend
 
@@ -434,6 +434,23 @@ def valid_signal(signal: np.ndarray, name: str = "signal", *, min_samples: int =
 def is_silent(samples: np.ndarray) -> bool:
     """Tells whether every sample is exactly zero (or there is none)."""
     return not np.any(samples)
+
+
+def lag_samples(signal: np.ndarray, reference: np.ndarray, most: int) -> int:
+    """Returns by how many samples a signal comes later than a reference (negative: earlier).
+
+    It is the lag of the largest magnitude of their cross-correlation.
+
+    Args:
+        signal: float [num_samples].
+        reference: Likewise, as long.
+        most: The largest lag that is looked for, either way.
+    """
+    most = min(most, len(reference) - 1)
+    size = scipy.fft.next_fast_len(len(reference) + most, real=True)
+    one, other = scipy.fft.rfft(np.stack([signal, reference]).astype(np.float64), size)
+    found = np.abs(scipy.fft.irfft(one * other.conj(), size))
+    return int(np.argmax(np.roll(found, most)[: 2 * most + 1])) - most
 
 
 def peak_normalize(samples: np.ndarray) -> np.ndarray:
