@@ -342,6 +342,9 @@ def test_without_folders_it_takes_the_bundled_training_part(
 ):
     monkeypatch.setattr(calibrate, "SNRS_DB", (0.0, 10.0))
     monkeypatch.setattr(calibrate, "NUM_EACH", 1)
+    with calibrate._mixtures(calibrate.CalibrateConfig()) as (pairs, _):
+        noises = [pair.noise for pair in pairs]
+    assert noises == sorted(noises), "parts that are left out are to be of other noises"
     command = ["--experts", *pool, "--ranker", ranker.file.path, "-o", tmp_path / "pool.json"]
     assert calibrate.main([str(word) for word in command]) == 0
     told = capsys.readouterr()
