@@ -179,7 +179,7 @@ def test_corpora(monkeypatch, tmp_path, timit, noises):
 
 
 def test_models(tmp_path):
-    kinds = "1 autoencoder, 7 complex_mask, 3 mask, 15 waveform"
+    kinds = "1 autoencoder, 8 complex_mask, 3 mask, 15 waveform"
     assert doctor.check_models().endswith(f"all can be read: {kinds}")
     assert "no model" in trouble(doctor.check_models, tmp_path)[0]
     (tmp_path / "broken.h5").write_bytes(b"\x89HDF\r\n\x1a\n cut")
