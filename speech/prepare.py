@@ -113,7 +113,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--seed", **cli.SEED)
     add("--jobs", **cli.JOBS)
     add_option(parser, "mix")
-    add("--limit", type=positive_number, metavar="N", help="take only the first N utterances")
+    add("--limit", type=positive_number, metavar="N",
+        help="take only N utterances, of all speakers in turn")  # fmt: skip
     add("--format", choices=SUBTYPES, default="float",
         help="write samples in this format (default float)")  # fmt: skip
     add("--rooms", type=float, default=0.0, metavar="P",

@@ -102,6 +102,14 @@ def test_a_new_speaker_changes_no_other_file(run, tmp_path, timit, rng):
     assert before.items() < after.items()
 
 
+@pytest.mark.parametrize("limit", [2, 3])
+def test_a_limit_takes_all_speakers_in_turn(run, tmp_path, limit):
+    assert run("--snr", 0, "--limit", limit) == 0
+    taken = {row["clean"] for row in manifest(tmp_path / "out")}
+    speakers = {Path(name).stem.split("_")[0] for name in taken}
+    assert len(taken) == limit and len(speakers) == limit
+
+
 def test_pcm16(run, tmp_path):
     assert run("--snr", 0, "--format", "pcm16", "--limit", 1) == 0
     row = manifest(tmp_path / "out")[0]

@@ -650,6 +650,15 @@ def plan_mixtures(
     ]
 
 
+def speakers_in_turn(utterances: Sequence[Utterance]) -> list[Utterance]:
+    """Returns the first utterance of every speaker, then the second of every speaker, and so on."""
+    by_speaker = defaultdict(list)
+    for utterance in utterances:
+        by_speaker[utterance.speaker].append(utterance)
+    turns = itertools.zip_longest(*by_speaker.values())
+    return [utterance for turn in turns for utterance in turn if utterance is not None]
+
+
 def spread_mixtures(
     utterances: Sequence[Utterance],
     noises: Sequence[Noise],
@@ -669,11 +678,7 @@ def spread_mixtures(
     plans = plan_mixtures(utterances, noises, snrs_db, seed)
     if num_each is None or num_each >= len(utterances):
         return plans
-    by_speaker = defaultdict(list)
-    for utterance in utterances:
-        by_speaker[utterance.speaker].append(utterance.id)
-    turns = itertools.zip_longest(*by_speaker.values())
-    order = [name for turn in turns for name in turn if name is not None]
+    order = [utterance.id for utterance in speakers_in_turn(utterances)]
     conditions = [(noise.name, float(snr_db)) for noise in noises for snr_db in snrs_db]
     chosen = {
         (order[(place * num_each + step) % len(order)], *condition)

@@ -103,7 +103,10 @@ def prepare(
     _check_apart(out, clean_root, noise_root)
     cli.check_folder(out)
     speech_split = split if split is None or corpus.has_splits(clean_root) else None
-    utterances = corpus.find_speech(clean_root, speech_split, skip_sa)[:limit]
+    utterances = corpus.find_speech(clean_root, speech_split, skip_sa)
+    if limit is not None:
+        chosen = {utterance.id for utterance in corpus.speakers_in_turn(utterances)[:limit]}
+        utterances = [utterance for utterance in utterances if utterance.id in chosen]
     report = Report()
     noises = _sound(corpus.find_noise(noise_root, split), report)
     plans = corpus.plan_mixtures(utterances, noises, snrs_db, seed)
