@@ -96,7 +96,7 @@ RANKED = ("ranker", "both")
 SUMS = {"added by files": "files", "added by bands": "bands"}
 
 #: The ranker's pick and sums, calibrated; and mixtures for each noise and SNR to calibrate with.
-CALIBRATED, NUM_CALIBRATE = "calibrated", 3
+CALIBRATED, NUM_CALIBRATE = "calibrated", 9
 CALIBRATED_SUMS = {"calibrated sum": "files", "calibrated bands": "bands"}
 
 #: What the distance of the ranker is taken from, to find where its limit lies.

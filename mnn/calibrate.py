@@ -151,17 +151,17 @@ def calibrate(
             ((name, count),) = failed.most_common(1)
             left = f"{name} gives nothing of use for {count} of {len(pairs)}; {left}"
         raise ValueError(left)
-    seen_values, sdr_db, products, late = (
+    costs, between, sdr_db, products, late = (
         np.array([getattr(own, name) for own in found])
-        for name in ("seen", "sdr_db", "products", "late_samples")
+        for name in ("costs", "between", "sdr_db", "products", "late_samples")
     )
     known = [(expert.name, expert.sha256) for expert in experts]
-    calibration = fitted(seen_values, sdr_db, known, ranker.file.sha256)
+    calibration = fitted(costs, between, sdr_db, known, ranker.file.sha256)
     names = [expert.name for expert in experts]
     late_samples = dict(zip(names, np.median(late, axis=0).astype(int).tolist(), strict=True))
     return CalibrateResult(
         calibration,
-        held_out(seen_values, sdr_db, products, names),
+        held_out(costs, between, sdr_db, products, names),
         {name: number for name, number in late_samples.items() if abs(number) >= LATE_SAMPLES},
     )
 
@@ -189,9 +189,10 @@ class _ExpertFailed(ValueError):
 
 @dataclass(frozen=True)
 class _Measured:
-    """A mixture: what is `seen`, SDR [num_experts], products as for `held_out`, and delays."""
+    """A mixture: costs, distances and SDR as for `fitted`, products as for `held_out`; delays."""
 
-    seen: np.ndarray
+    costs: np.ndarray
+    between: np.ndarray
     sdr_db: np.ndarray
     products: np.ndarray
     late_samples: np.ndarray
@@ -225,8 +226,10 @@ def _measure(
             )
         sdr_db.append(score.value)
     signals = np.stack([*estimates, clean]).astype(np.float64)
+    tiles, between = seen(ranker, noisy, estimates)
     return _Measured(
-        seen(ranker, noisy, estimates),
+        tiles.sum(axis=(1, 2), dtype=np.float64),
+        between,
         np.array(sdr_db),
         signals @ signals.T,
         np.array([lag_samples(estimate, noisy, MOST_LATE) for estimate in estimates]),
@@ -266,8 +269,7 @@ def _run(config: CalibrateConfig, out: Path) -> int:
     calibration.write(out)
     for name, expert in calibration.experts.items():
         print(f"{name:20s}  offset {DECIBELS * expert.offset:+.2f} dB")
-    print(f"slopes                {calibration.cost_slope:.3f} of the cost, "
-          f"{calibration.others_slope:.3f} of the distance from the others")  # fmt: skip
+    print(f"slope                 {calibration.slope:.3f} of the ranker's cost")
     _print_worth(result.held_out)
     for name, number in result.late_samples.items():
         when = "late" if number > 0 else "early"

@@ -6,15 +6,17 @@ r that of the reference,
 
     distance = |e|^2 + |r|^2 - 2 <e, r>,
 
-and the last term differs from expert to expert. Its mean for each expert, and what each is worth in
-general, can be measured on mixtures whose speech is known:
+and the last term differs from expert to expert. It differs from file to file, too, and all that can
+be heard of it is how far mixture, reference and estimates are from each other. What that means for
+each expert can be measured on mixtures whose speech is known:
 
-    log error = a[expert] + b log cost + d log others + what all estimates of the file share.
+    log error = a[expert] + w[expert] . z + b log cost + what all estimates of the file share.
 
-The cost is the ranker's; ``others`` is the distance of the estimate from the sum of all other
-estimates, in which those of a low cost weigh more. That sum errs in other ways than the reference.
-The coefficients are those of least squares, the slopes b and d at least 0. Estimates that are far
-from the best of their file count less, for the choice is among the best.
+The cost is the ranker's, and z are the logarithms of the distances between every two of these
+signals, in low and in high bands (`mnn.ranker.distances_between`), each less its mean over the
+mixtures and divided by its standard deviation. The coefficients are those of least squares with a
+penalty on w (ridge regression), in the subspace of the largest principal components of z.
+Estimates that are far from the best of their file count less, for the choice is among the best.
 No network is trained, and nothing about the files that are chosen for later is known.
 """
 
@@ -29,7 +31,7 @@ import numpy as np
 
 from mnn.expert_files import Expert
 from mnn.features import level
-from mnn.ranker import COST_POWER, TILE_FLOOR, Ranker, distances_from_others
+from mnn.ranker import COST_POWER, TILE_FLOOR, Ranker, distances, distances_between
 from mnn.scoring import soft_weights
 from speech.base import schema
 from speech.base.files import write_json
@@ -41,8 +43,18 @@ NEARNESS, LEAST = 0.3, 1e-3
 #: The smallest number of mixtures that a calibration is made from.
 MIN_FILES = 10
 
-#: Costs, distances and errors below this value (-60 dB) are taken for it.
+#: Costs and errors below this value (-60 dB) are taken for it.
 FLOOR = 1e-6
+
+#: Principal components of z that are used at most; and the penalty on w, as many mixtures as would
+#: weigh as much.
+NUM_COMPONENTS, RIDGE = 20, 50.0
+
+#: Values of z beyond it are taken for it.
+MOST_UNUSUAL = 5.0
+
+#: Of the slope b, for the errors of tiles, which are less to be relied on.
+TILE_SLOPE = 0.5
 
 #: A calibration is tried on so many parts of the mixtures, each left out in turn.
 NUM_PARTS = 5
@@ -58,10 +70,12 @@ class Calibrated:
 
     Attributes:
         offset: a in the equation, a natural logarithm of energies: 1 is 4.3 dB.
+        weights: w, one for each value of z.
         sha256: Of its file, by which it is known again; '' for a folder of files.
     """
 
     offset: float
+    weights: tuple[float, ...]
     sha256: str = ""
 
 
@@ -70,31 +84,39 @@ class Calibration:
     """What is known of a pool, as it stands in a JSON file.
 
     Attributes:
-        experts: By name.
-        cost_slope: b in the equation.
-        others_slope: d.
+        experts: By name, in the order in which their distances stand in z.
+        slope: b in the equation.
+        means: Of the distances, over the mixtures.
+        deviations: Their standard deviations.
         ranker_sha256: Of the ranker that it goes with.
         num_files: Mixtures that it was measured on.
     """
 
     experts: dict[str, Calibrated]
-    cost_slope: float
-    others_slope: float
+    slope: float
+    means: tuple[float, ...]
+    deviations: tuple[float, ...]
     ranker_sha256: str
     num_files: int
 
     def __post_init__(self) -> None:
         """Raises ValueError for values that make no sense."""
-        offsets = [expert.offset for expert in self.experts.values()]
-        if not all(abs(offset) <= _MOST for offset in offsets):
-            raise ValueError(f"an offset is no number from -{_MOST:g} to {_MOST:g}")
-        if not all(0 <= slope <= _MOST for slope in (self.cost_slope, self.others_slope)):
-            raise ValueError(f"a slope is no number from 0 to {_MOST:g}")
+        num_signals, size = len(self.experts) + 2, len(self.means)
         if len(self.experts) < 2 or self.num_files < MIN_FILES:
             raise ValueError(
                 f"of {len(self.experts)} experts and {self.num_files} mixtures, expected 2 and "
                 f"{MIN_FILES} at least"
             )
+        rows = [self.deviations, *(expert.weights for expert in self.experts.values())]
+        if size != num_signals * (num_signals - 1) or any(len(row) != size for row in rows):
+            raise ValueError("the numbers of distances, weights and experts do not go together")
+        values = [self.means, *rows, [expert.offset for expert in self.experts.values()]]
+        if not all(abs(value) <= _MOST for row in values for value in row):
+            raise ValueError(f"a value is no number from -{_MOST:g} to {_MOST:g}")
+        if not all(value > 0 for value in self.deviations):
+            raise ValueError("a standard deviation is not above 0")
+        if not 0 <= self.slope <= _MOST:
+            raise ValueError(f"the slope is no number from 0 to {_MOST:g}")
 
     def require(self, experts: Sequence[Expert], ranker: Ranker) -> None:
         """Checks that these are the pool and the ranker that were measured.
@@ -115,42 +137,57 @@ class Calibration:
         if gone := sorted(self.experts.keys() - {expert.name for expert in experts}):
             raise ValueError(f"{gone[0]} is not in this pool; calibrate again without it")
 
-    def costs(self, names: Sequence[str], costs: np.ndarray, others: np.ndarray) -> np.ndarray:
-        """Returns calibrated costs.
+    def offsets(self, names: Sequence[str], between: np.ndarray) -> np.ndarray:
+        """Returns a + w . z for a file.
 
         Args:
-            names: Of the experts.
-            costs: The ranker's, float [num_experts, num_segments], above 0.
-            others: The distances from the others, likewise.
+            names: Of the experts whose estimates there are, in any order.
+            between: float64 [2, num_experts + 2, num_experts + 2], what is `seen` of the file. What
+                is missing, because an expert is out, is taken for usual.
 
         Returns:
-            Likewise: expected errors, but for a factor that all estimates of a file share.
+            float64 [num_experts].
 
         Raises:
             ValueError: An expert was not measured.
         """
-        return self._errors(names, np.maximum(costs, FLOOR), np.maximum(others, FLOOR))
+        if unknown := [name for name in names if name not in self.experts]:
+            raise ValueError(f"{unknown[0]} is not in the calibration; calibrate again")
+        order = list(self.experts)
+        places = [0, 1, *(order.index(name) + 2 for name in names)]
+        whole = np.full((2, len(order) + 2, len(order) + 2), np.nan)
+        whole[:, np.reshape(places, (-1, 1)), places] = between
+        unusual = _standard(_pairs(whole), np.array(self.means), np.array(self.deviations))
+        unusual = np.nan_to_num(unusual)
+        known = [self.experts[name] for name in names]
+        found = [expert.offset + np.dot(expert.weights, unusual) for expert in known]
+        return np.clip(found, -_MOST, _MOST)
 
-    def tiles(self, names: Sequence[str], tiles: np.ndarray, others: np.ndarray) -> np.ndarray:
-        """Returns calibrated errors of tiles, by the equation of whole files.
+    def costs(self, offsets: np.ndarray, costs: np.ndarray) -> np.ndarray:
+        """Returns calibrated costs.
 
         Args:
-            names: Of the experts.
+            offsets: From `offsets`.
+            costs: The ranker's, float [num_experts, num_segments], above 0.
+
+        Returns:
+            Likewise: expected errors, but for a factor that all estimates of a file share.
+        """
+        return np.exp(offsets[:, None] + self.slope * _log(costs))
+
+    def tiles(self, offsets: np.ndarray, tiles: np.ndarray) -> np.ndarray:
+        """Returns calibrated errors of tiles, by the equation of whole files with a smaller slope.
+
+        Args:
+            offsets: From `offsets`.
             tiles: The ranker's, float [num_experts, num_tiles, num_bands].
-            others: The distances from the others, likewise.
 
         Returns:
             Likewise, but for a common factor.
         """
         # A floor for tiles with almost no energy.
-        return self._errors(names, *(part + TILE_FLOOR * part.mean() for part in (tiles, others)))
-
-    def _errors(self, names: Sequence[str], costs: np.ndarray, others: np.ndarray) -> np.ndarray:
-        if unknown := [name for name in names if name not in self.experts]:
-            raise ValueError(f"{unknown[0]} is not in the calibration; calibrate again")
-        logs = self.cost_slope * np.log(costs) + self.others_slope * np.log(others)
-        offsets = [self.experts[name].offset for name in names]
-        return np.exp(np.reshape(offsets, (-1, *[1] * (logs.ndim - 1))) + logs)
+        logs = np.log(tiles + TILE_FLOOR * tiles.mean())
+        return np.exp(offsets[:, None, None] + TILE_SLOPE * self.slope * logs)
 
     def write(self, path: str | os.PathLike) -> None:
         """Writes it as JSON."""
@@ -170,27 +207,38 @@ def read_calibration(path: str | os.PathLike) -> Calibration:
     return schema.read(path, Calibration)
 
 
-def seen(ranker: Ranker, noisy: np.ndarray, estimates: Sequence[np.ndarray]) -> np.ndarray:
+def seen(
+    ranker: Ranker, noisy: np.ndarray, estimates: Sequence[np.ndarray]
+) -> tuple[np.ndarray, np.ndarray]:
     """Returns what is seen of estimates without their speech.
 
     Args:
         ranker: The ranker.
         noisy: The mixture, float32 [num_samples].
-        estimates: Likewise, at least two.
+        estimates: Likewise, at least one.
 
     Returns:
-        float64 [2, num_estimates]: the costs and the distances from the others.
+        The ranker's errors, float32 [num_estimates, num_tiles, num_bands], and the distances
+        between mixture, reference and estimates, float64
+        [2, num_estimates + 2, num_estimates + 2] (`mnn.ranker.distances_between`).
     """
-    costs = _total(ranker.errors(noisy, estimates))
-    return np.stack([costs, _total(distances_from_others(estimates, costs, level(noisy)))])
+    reference = ranker.reference(noisy, estimates)
+    tiles = distances(reference, estimates, level(noisy))
+    return tiles, distances_between([noisy, reference, *estimates])
 
 
 def _log(values: np.ndarray) -> np.ndarray:
     return np.log(np.maximum(values, FLOOR))
 
 
-def _total(tiles: np.ndarray) -> np.ndarray:
-    return tiles.sum(axis=(1, 2), dtype=np.float64)
+def _pairs(between: np.ndarray) -> np.ndarray:
+    """Returns distances between every two signals, [..., 2 num_pairs]."""
+    own = between[..., *np.triu_indices(between.shape[-1], 1)]
+    return own.reshape(*own.shape[:-2], -1)
+
+
+def _standard(values: np.ndarray, means: np.ndarray, deviations: np.ndarray) -> np.ndarray:
+    return np.clip((values - means) / deviations, -MOST_UNUSUAL, MOST_UNUSUAL)
 
 
 @dataclass(frozen=True)
@@ -208,13 +256,18 @@ class HeldOut:
 
 
 def held_out(
-    found: np.ndarray, sdr_db: np.ndarray, products: np.ndarray, names: Sequence[str]
+    costs: np.ndarray,
+    between: np.ndarray,
+    sdr_db: np.ndarray,
+    products: np.ndarray,
+    names: Sequence[str],
 ) -> HeldOut | None:
     """Tries a calibration on mixtures that it was not made with.
 
     Args:
-        found: As for `fitted`; mixtures that are alike, such as those of one noise, follow each
+        costs: As for `fitted`; mixtures that are alike, such as those of one noise, follow each
             other.
+        between: As for `fitted`.
         sdr_db: As for `fitted`.
         products: float64 [num_files, num_experts + 1, num_experts + 1], the inner products of the
             estimates and, last, the clean speech.
@@ -228,12 +281,13 @@ def held_out(
         return None
     each = np.eye(num_experts)
     weights = {name: np.zeros((num_files, num_experts)) for name in _WAYS}
+    experts = [(name, "") for name in names]
     for part in np.array_split(np.arange(num_files), NUM_PARTS):
         rest = np.setdiff1d(np.arange(num_files), part)
-        calibration = fitted(found[rest], sdr_db[rest], [(name, "") for name in names], "")
+        calibration = fitted(costs[rest], between[rest], sdr_db[rest], experts, "")
         for place in part:
-            plain = found[place, 0][:, None]
-            own = calibration.costs(names, plain, found[place, 1][:, None])
+            plain = costs[place][:, None]
+            own = calibration.costs(calibration.offsets(names, between[place]), plain)
             for cost, kind in ((plain, ""), (own, "calibrated ")):
                 weights[f"{kind}pick"][place] = each[int(np.argmin(cost))]
                 weights[f"{kind}sum"][place] = soft_weights(cost, COST_POWER)[:, 0]
@@ -253,12 +307,17 @@ def _si_sdr_db(products: np.ndarray, weights: np.ndarray) -> np.ndarray:
 
 
 def fitted(
-    found: np.ndarray, sdr_db: np.ndarray, experts: Sequence[tuple[str, str]], ranker_sha256: str
+    costs: np.ndarray,
+    between: np.ndarray,
+    sdr_db: np.ndarray,
+    experts: Sequence[tuple[str, str]],
+    ranker_sha256: str,
 ) -> Calibration:
     """Fits the equation.
 
     Args:
-        found: float64 [num_files, 2, num_experts], what is `seen` of each mixture.
+        costs: The ranker's, float64 [num_files, num_experts]: the sums of its errors.
+        between: float64 [num_files, 2, num_experts + 2, num_experts + 2], what else is `seen`.
         sdr_db: float64 [num_files, num_experts], the true SDR: the error is 10^(-SDR / 10).
         experts: Name and SHA-256 of each expert.
         ranker_sha256: Of the ranker.
@@ -272,35 +331,48 @@ def fitted(
             f"{num_files} mixtures and {num_experts} experts are left, expected {MIN_FILES} and 2 "
             "at least"
         )
+    apart = _pairs(between)
+    means, deviations = apart.mean(axis=0), np.maximum(apart.std(axis=0), 1e-6)
+    unusual = _standard(apart, means, deviations)
+    components = np.linalg.svd(unusual, full_matrices=False)[2][:NUM_COMPONENTS].T
+    # One column for each coefficient: a of each expert, then w of each by component, then b.
+    each = np.broadcast_to(np.eye(num_experts), (num_files, num_experts, num_experts))
+    scores = (unusual @ components)[:, None, None]
+    terms = (each[..., None] * scores).reshape(num_files, num_experts, -1)
+    terms = np.concatenate([each, terms, _log(costs)[..., None]], axis=2)
+    penalties = np.full(terms.shape[2], RIDGE)
+    penalties[:num_experts], penalties[-1] = 1e-3, 0.0
     errors = _log(10 ** (-sdr_db / 10))
     weights = np.exp((errors.min(axis=1, keepdims=True) - errors) / NEARNESS)
     weights = np.maximum(weights, LEAST)
     weights /= weights.sum(axis=1, keepdims=True)
-    own = np.broadcast_to(np.eye(num_experts), (num_files, num_experts, num_experts))
-    slopes = np.zeros(2)
-    used = [0, 1]
-    while True:
-        terms = np.concatenate([own, _log(found).transpose(0, 2, 1)[..., used]], axis=2)
-        # What all estimates of a file share is taken out.
-        inner, target = (
-            values - np.einsum("fe,fe...->f...", weights, values)[:, None]
-            for values in (terms, errors)
-        )
-        roots = np.sqrt(weights)
-        coefficients = np.linalg.lstsq(
-            (roots[..., None] * inner).reshape(num_files * num_experts, -1),
-            (roots * target).ravel(),
-        )[0]
-        slopes[:] = 0
-        slopes[used] = coefficients[num_experts:]
-        # A larger distance can't mean a smaller error.
-        if np.all(slopes >= 0):
-            break
-        used.remove(int(np.argmin(slopes)))
+    coefficients = _ridge(terms, errors, weights, penalties)
+    if coefficients[-1] < 0:  # a larger cost can't mean a smaller error
+        coefficients = np.append(_ridge(terms[..., :-1], errors, weights, penalties[:-1]), 0.0)
     offsets = coefficients[:num_experts]
     offsets = offsets + np.average(errors - terms @ coefficients, weights=weights)
+    own = coefficients[num_experts:-1].reshape(num_experts, -1) @ components.T
     known = {
-        name: Calibrated(float(offset), sha256)
-        for (name, sha256), offset in zip(experts, offsets, strict=True)
+        name: Calibrated(float(offset), tuple(row.tolist()), sha256)
+        for (name, sha256), offset, row in zip(experts, offsets, own, strict=True)
     }
-    return Calibration(known, float(slopes[0]), float(slopes[1]), ranker_sha256, num_files)
+    return Calibration(
+        known,
+        float(coefficients[-1]),
+        tuple(means.tolist()),
+        tuple(deviations.tolist()),
+        ranker_sha256,
+        num_files,
+    )
+
+
+def _ridge(
+    terms: np.ndarray, errors: np.ndarray, weights: np.ndarray, penalties: np.ndarray
+) -> np.ndarray:
+    """Returns the coefficients of weighted least squares; what a file shares is taken out."""
+    inner, target = (
+        values - np.einsum("fe,fe...->f...", weights, values)[:, None] for values in (terms, errors)
+    )
+    weighted = weights[..., None] * inner
+    normal = np.einsum("fei,fej->ij", weighted, inner, optimize=True) + np.diag(penalties)
+    return np.linalg.lstsq(normal, np.einsum("fei,fe->i", weighted, target))[0]

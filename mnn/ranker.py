@@ -61,13 +61,13 @@ _TINY = 1e-12
 #: How strongly the better estimates prevail in a sum: in a tile, and by the cost of the whole.
 TILE_POWER, COST_POWER = 4.0, 4.0
 #: In a tile, by calibrated errors.
-CALIBRATED_TILE_POWER = 2.0
+CALIBRATED_TILE_POWER = 1.0
 
 #: Of the mean error of tiles: below it a tile has no say of its own.
 TILE_FLOOR = 1e-3
 
-#: The same in the sum of the others, from which an estimate's distance is taken.
-OTHERS_POWER = 2.0
+#: The first of the bands from 656 Hz up, in which distances between signals are taken apart.
+_MIDDLE = 20
 
 
 class Ranker:
@@ -171,28 +171,35 @@ def distances(
     return own
 
 
-def distances_from_others(
-    estimates: Sequence[np.ndarray], costs: np.ndarray, noisy_level: float
-) -> np.ndarray:
-    """Returns the distance of each estimate from the sum of the others.
+def distances_between(signals: Sequence[np.ndarray]) -> np.ndarray:
+    """Returns how far signals are from each other, in low and in high bands.
 
-    In the sum the better ones have more weight.
+    From i to j it is the distance of j from i as `distances` has it, so gains do not matter. It is
+    taken in both directions, and their mean is returned.
 
     Args:
-        estimates: float32 [num_samples] each, at least two.
-        costs: Of each, above 0.
-        noisy_level: Of the mixture (`mnn.features.level`).
+        signals: float32 [num_samples] each.
 
     Returns:
-        As `distances`.
+        float64 [2, num_signals, num_signals], symmetric: natural logarithms, from -14 to 14.
     """
-    weights = (costs / costs.min()) ** -OTHERS_POWER
-    found = []
-    for number, estimate in enumerate(estimates):
-        own = np.where(np.arange(len(weights)) == number, 0.0, weights)
-        others = _added(estimates, own / own.sum())
-        found.append(distances(others, [estimate], noisy_level))
-    return np.concatenate(found)
+    num = len(signals)
+    units = [HEARD_LEVEL / level(signal) for signal in signals]
+    products = np.zeros((num * num, NUM_BANDS))
+    for start, stop in frame_blocks(STFT.num_frames(len(signals[0])), TILE_FRAMES * 256):
+        spectra = np.stack([
+            stft_frames(signal, start, stop, STFT, scale=unit).view(np.float32)
+            for signal, unit in zip(signals, units, strict=True)
+        ])  # fmt: skip
+        by_bin = spectra.transpose(2, 0, 1) @ spectra.transpose(2, 1, 0)
+        products += band_sums(by_bin.reshape(-1, num * num).T, 2 * BAND_EDGES)
+    shared = products.reshape(num, num, NUM_BANDS)
+    energies = np.einsum("iib->ib", shared)
+    explained = shared**2 / np.maximum(energies, 1e-30)
+    left = np.maximum(energies[:, None] - explained, 0.0)
+    parts = np.stack([left[..., :_MIDDLE].sum(axis=2), left[..., _MIDDLE:].sum(axis=2)])
+    logs = np.log(parts / np.maximum(explained.sum(axis=2), 1e-30) + 1e-6)
+    return np.minimum((logs + logs.transpose(0, 2, 1)) / 2, 14.0)
 
 
 def _added(signals: Sequence[np.ndarray], weights: Iterable[float]) -> np.ndarray:

@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 
 from mnn.arbiter import Arbiter, Hearing
-from mnn.calibration import Calibration
+from mnn.calibration import Calibration, seen
 from mnn.expert_files import Expert, Place
-from mnn.features import inner_product, level
+from mnn.features import inner_product
 from mnn.ranker import (
     CALIBRATED_TILE_POWER,
     COST_POWER,
@@ -26,7 +26,6 @@ from mnn.ranker import (
     TILE_POWER,
     Ranker,
     added_by_bands,
-    distances_from_others,
 )
 from mnn.scoring import (
     COMBINE_POWER,
@@ -180,20 +179,19 @@ class Selector:
         if not places:
             raise _nobody(out)
         left = [experts[place] for place in places]
-        tiles, others = self._distances(channels, hearings, places)
+        tiles, offsets = self._ranked(channels, hearings, places)
         num_samples = len(channels[0])
         length = self.segment_seconds and round(self.segment_seconds * SAMPLE_RATE_HZ)
         for size in (None, length) if length else (None,):
             bounds = segment_bounds(num_samples, size)
             scores, cost = self._costs(channels, hearings, places, tiles, bounds)
-            if others is not None and self.calibration is not None:
-                names = [expert.name for expert in left]
-                scores = self.calibration.costs(names, scores, _shares(others, bounds))
+            if self.calibration is not None and offsets is not None:
+                scores = self.calibration.costs(offsets, scores)
                 cost = np.where(np.isfinite(cost), scores, cost)
             if size is None:
                 whole_scores = scores[:, 0]
-        if others is not None and tiles is not None and self.calibration is not None:
-            tiles = self.calibration.tiles([expert.name for expert in left], tiles, others)
+        if self.calibration is not None and offsets is not None and tiles is not None:
+            tiles = self.calibration.tiles(offsets, tiles)
         picks = pick(cost, [(expert.name, expert.sha256) for expert in left])
         power = COMBINE_POWER if self.judge == "autoencoder" else COST_POWER
         weights = soft_weights(cost, power) if self.combine else hard_weights(picks, len(left))
@@ -209,7 +207,7 @@ class Selector:
             cost,
         )
 
-    def _distances(
+    def _ranked(
         self,
         channels: Sequence[np.ndarray],
         hearings: Sequence[Sequence[Hearing]],
@@ -218,9 +216,8 @@ class Selector:
         """Returns what the ranker finds in the experts at these places, the means of channels.
 
         Returns:
-            The errors, [num_experts, num_tiles, num_bands]; None without a ranker. The distances
-            from the other estimates, likewise; None where nothing is calibrated, or for an expert
-            that is left alone.
+            The errors, [num_experts, num_tiles, num_bands]; None without a ranker. The offsets of
+            the calibration, [num_experts]; None without one.
         """
         if self.ranker is None:
             return None, None
@@ -231,14 +228,16 @@ class Selector:
             (channels[number], [_signal(hearings[number][place]) for place in places])
             for number in loud or range(len(channels))
         ]
-        tiles = np.mean([self.ranker.errors(noisy, own) for noisy, own in judged], axis=0)
-        others = None
-        if self.calibration is not None and len(places) > 1:
-            costs = tiles.sum(axis=(1, 2), dtype=np.float64)
-            found = [distances_from_others(own, costs, level(noisy)) for noisy, own in judged]
-            others = np.mean(found, axis=0)
+        offsets = None
+        if self.calibration is None:
+            tiles = np.mean([self.ranker.errors(noisy, own) for noisy, own in judged], axis=0)
+        else:
+            found = [seen(self.ranker, noisy, own) for noisy, own in judged]
+            tiles, between = (np.mean(parts, axis=0) for parts in zip(*found, strict=True))
+            names = [hearings[0][place].expert.name for place in places]
+            offsets = self.calibration.offsets(names, between)
         self.seconds["judging"] += time.perf_counter() - started
-        return tiles, others
+        return tiles, offsets
 
     def _costs(
         self,

@@ -18,13 +18,11 @@ from mnn.calibration import (
     fitted,
     held_out,
     read_calibration,
-    seen,
 )
 from mnn.dae import Autoencoder
 from mnn.expert_files import folder_expert
-from mnn.features import level
 from mnn.pool import open_pool
-from mnn.ranker import Ranker, distances, distances_from_others
+from mnn.ranker import Ranker, distances, distances_between
 from mnn.scoring import needs_of
 from mnn.selector import Selector
 from speech.base.files import sha256_of
@@ -63,31 +61,77 @@ def pool(tmp_path):
     ]
 
 
+def known_pool(offsets, slope, sha256=SHA, num_files=40, weights=()):
+    """A calibration of experts by name: offset, or offset and SHA-256; w is 0 unless given."""
+    size = (len(offsets) + 2) * (len(offsets) + 1)
+    experts = {}
+    for place, (name, value) in enumerate(offsets.items()):
+        offset, own = value if isinstance(value, tuple) else (value, "")
+        row = np.zeros(size) if len(weights) == 0 else weights[place]
+        experts[name] = Calibrated(offset, tuple(map(float, row)), own)
+    return Calibration(experts, slope, (-2.0,) * size, (0.5,) * size, sha256, num_files)
+
+
+def drawn_between(rng, num_files, num_experts):
+    """Distances between signals as `distances_between` gives them, of no meaning."""
+    size = num_experts + 2
+    logs = rng.normal(-2.0, 0.5, (num_files, 2, size, size))
+    return (logs + logs.swapaxes(2, 3)) / 2 - 13 * np.eye(size)
+
+
 def test_the_equation_is_found_again(rng):
     """Errors that follow it exactly, but for what the estimates of a file share."""
     offsets = np.array([0.3, -0.2, 0.9])
-    found = np.exp(rng.normal(-2.0, 0.3, (60, 2, 3)))
-    logs = offsets + 0.7 * np.log(found[:, 0]) + 0.2 * np.log(found[:, 1])
-    logs += rng.normal(0.0, 1.0, (60, 1))
-    calibration = fitted(found, -10 / np.log(10) * logs, [("a", SHA), ("b", ""), ("c", "")], SHA)
-    assert calibration.cost_slope == pytest.approx(0.7, abs=0.02)
-    assert calibration.others_slope == pytest.approx(0.2, abs=0.02)
-    known = np.array([calibration.experts[name].offset for name in "abc"])
-    assert_allclose(known - known.mean(), offsets - offsets.mean(), atol=0.02)
-    assert calibration.num_files == 60 and calibration.experts["a"].sha256 == SHA
-    costs = calibration.costs(["c", "a"], found[0, 0, [2, 0], None], found[0, 1, [2, 0], None])
-    assert np.log(costs[0, 0] / costs[1, 0]) == pytest.approx(logs[0, 2] - logs[0, 0], abs=0.05)
+    costs, between = np.exp(rng.normal(-2.0, 0.3, (4000, 3))), drawn_between(rng, 4000, 3)
+    apart = (between[:, 0, 0, 2] - between[:, 0, 0, 2].mean()) / between[:, 0, 0, 2].std()
+    logs = offsets + 0.7 * np.log(costs) + np.outer(apart, [0.5, 0.0, 0.0])
+    logs += rng.normal(0.0, 1.0, (4000, 1))
+    experts = [("a", SHA), ("b", ""), ("c", "")]
+    known = fitted(costs, between, -10 / np.log(10) * logs, experts, SHA)
+    assert known.slope == pytest.approx(0.7, abs=0.05)
+    found = np.array([known.experts[name].offset for name in "abc"])
+    assert_allclose(found - found.mean(), offsets - offsets.mean(), atol=0.05)
+    assert known.num_files == 4000 and known.experts["a"].sha256 == SHA
+    misses = []
+    for file in range(200):
+        signals, places = (
+            [0, 1, 4, 2],
+            [2, 0],
+        )  # one expert is out, the others come in another order
+        own = known.offsets(["c", "a"], between[file][:, signals][:, :, signals])
+        found = known.costs(own, costs[file, places, None])
+        misses.append(np.log(found[0, 0] / found[1, 0]) - (logs[file, 2] - logs[file, 0]))
+    assert np.std(misses) < 0.15 < np.std(logs[:, 2] - logs[:, 0])
+
+
+def test_what_differs_from_file_to_file_is_learned(rng):
+    """The ranker's cost is too small for the expert that is near the mixture."""
+    errors = np.exp(rng.normal(-2.0, 0.5, (200, 2)))
+    between = drawn_between(rng, 200, 2)
+    near = rng.normal(0.0, 1.0, 200)
+    between[:, :, 0, 2] += near[:, None]
+    between[:, :, 2, 0] += near[:, None]
+    costs = errors * np.stack([np.exp(near), np.ones(200)], axis=1)
+    known = fitted(costs, between, -10 * np.log10(errors), [("a", ""), ("b", "")], SHA)
+    offsets = np.stack([known.offsets(["a", "b"], own) for own in between])
+    found = np.stack(
+        [known.costs(*row)[:, 0] for row in zip(offsets, costs[..., None], strict=True)]
+    )
+    assert np.mean(costs.argmin(axis=1) == errors.argmin(axis=1)) < 0.8
+    assert np.mean(found.argmin(axis=1) == errors.argmin(axis=1)) > 0.85
 
 
 def test_an_expert_that_errs_as_the_ranker_does_is_no_longer_preferred(rng):
     """Costs that are too small by a factor, as those of a network with the ranker's layers."""
     errors = np.exp(rng.normal(-2.0, 0.5, (40, 3)))
-    found = np.stack([errors * [0.2, 1.0, 1.0], errors], axis=1)
-    sdr_db = -10 * np.log10(errors)
-    calibration = fitted(found, sdr_db, [("a", ""), ("b", ""), ("c", "")], SHA)
-    costs = np.stack([calibration.costs(list("abc"), *row[..., None])[:, 0] for row in found])
-    assert np.mean(found[:, 0].argmin(axis=1) == errors.argmin(axis=1)) < 0.8
-    assert np.mean(costs.argmin(axis=1) == errors.argmin(axis=1)) > 0.95
+    costs, between = errors * [0.2, 1.0, 1.0], drawn_between(rng, 40, 3)
+    known = fitted(costs, between, -10 * np.log10(errors), [(name, "") for name in "abc"], SHA)
+    found = [
+        known.costs(known.offsets(list("abc"), own), row[:, None])[:, 0]
+        for own, row in zip(between, costs, strict=True)
+    ]
+    assert np.mean(costs.argmin(axis=1) == errors.argmin(axis=1)) < 0.8
+    assert np.mean(np.argmin(found, axis=1) == errors.argmin(axis=1)) > 0.9
 
 
 @pytest.mark.parametrize("gap_db", [15.0, 20.0, 40.0])
@@ -98,63 +142,83 @@ def test_that_an_expert_is_far_worse_is_known(rng, gap_db, num_good):
     sdr_db[:, -1] = sdr_db[:, 0] - gap_db
     costs = 0.1 * np.exp(rng.normal(0.0, 0.1, sdr_db.shape))
     costs[:, -1] *= 0.3
-    found = np.stack([costs, 0.1 * np.exp(rng.normal(0.0, 0.1, sdr_db.shape))], axis=1)
+    between = drawn_between(rng, 120, num_good + 1)
     names = [str(number) for number in range(num_good + 1)]
-    calibration = fitted(found, sdr_db, [(name, "") for name in names], SHA)
-    picks = [calibration.costs(names, *row[..., None])[:, 0].argmin() for row in found]
+    known = fitted(costs, between, sdr_db, [(name, "") for name in names], SHA)
+    picks = [
+        known.costs(known.offsets(names, own), row[:, None])[:, 0].argmin()
+        for own, row in zip(between, costs, strict=True)
+    ]
     assert max(picks) < num_good
 
 
 def test_no_slope_is_negative(rng):
     """Costs that grow where errors fall say nothing that can be relied on."""
     errors = np.exp(rng.normal(-2.0, 0.5, (60, 3)))
-    found = np.stack([1e-2 / errors, errors], axis=1)
     experts = [("a", ""), ("b", ""), ("c", "")]
-    calibration = fitted(found, -10 * np.log10(errors), experts, SHA)
-    assert calibration.cost_slope == 0 and calibration.others_slope == pytest.approx(1.0)
-    calibration = fitted(1 / found, -10 * np.log10(errors), experts, SHA)
-    assert calibration.cost_slope == pytest.approx(1.0) and calibration.others_slope == 0
+    between = drawn_between(rng, 60, 3)
+    assert fitted(1e-2 / errors, between, -10 * np.log10(errors), experts, SHA).slope == 0
+    known = fitted(errors, between, -10 * np.log10(errors), experts, SHA)
+    assert known.slope == pytest.approx(1.0, abs=0.02)
 
 
 def test_perfect_and_equal_estimates_have_finite_terms():
-    found = np.full((MIN_FILES, 2, 2), 1e-30)
-    calibration = fitted(found, np.full((MIN_FILES, 2), np.inf), [("a", ""), ("b", "")], SHA)
-    costs = calibration.costs(["a", "b"], found[0, 0, :, None], found[0, 1, :, None])
-    assert np.isfinite(costs).all() and costs[0] == pytest.approx(costs[1])
+    between = np.full((MIN_FILES, 2, 4, 4), np.log(1e-6))
+    costs, names = np.full((MIN_FILES, 2), 1e-30), ["a", "b"]
+    known = fitted(costs, between, np.full((MIN_FILES, 2), np.inf), [("a", ""), ("b", "")], SHA)
+    for own in (between[0], 0 * between[0] + 14.0):
+        found = known.costs(known.offsets(names, own), costs[0, :, None])
+        assert np.isfinite(found).all() and found[0] == pytest.approx(found[1])
 
 
 def test_a_calibration_knows_no_other_experts():
-    known = Calibration({"a": Calibrated(0.5), "b": Calibrated(0.0)}, 0.7, 0.2, SHA, 40)
+    known = known_pool({"a": 0.5, "b": 0.0}, 0.7)
     with pytest.raises(ValueError, match="c is not in the calibration"):
-        known.costs(["a", "c"], np.ones((2, 1)), np.ones((2, 1)))
+        known.offsets(["a", "c"], np.zeros((2, 4, 4)))
 
 
 @pytest.mark.parametrize(("num_files", "num_experts"), [(MIN_FILES - 1, 2), (MIN_FILES, 1)])
 def test_too_little_says_nothing(num_files, num_experts):
     with pytest.raises(ValueError, match="expected 10 and 2 at least"):
         fitted(
-            np.ones((num_files, 2, num_experts)),
+            np.ones((num_files, num_experts)),
+            np.zeros((num_files, 2, num_experts + 2, num_experts + 2)),
             np.ones((num_files, num_experts)),
             [(str(n), "") for n in range(num_experts)],
             SHA,
         )
 
 
-def test_distances_from_the_others(rng):
-    estimates = [rng.standard_normal(9000).astype("f4") for _ in range(3)]
-    costs = np.array([0.1, 0.2, 0.4])
-    found = distances_from_others(estimates, costs, 1.0)
-    weights = costs**-2.0
-    others = (weights[0] * estimates[0] + weights[2] * estimates[2]) / (weights[0] + weights[2])
-    assert_allclose(found[1], distances(others.astype("f4"), [estimates[1]], 1.0)[0], rtol=1e-3)
-    for gain in (1e-18, 1e15):
-        soft = [np.float32(gain) * estimate for estimate in estimates]
-        assert_allclose(distances_from_others(soft, costs, gain).sum((1, 2)), found.sum((1, 2)),
-                        rtol=1e-3)  # fmt: skip
+def test_an_unusual_file_is_taken_for_the_most_usual_of_its_kind(rng):
+    """No weight is trusted far from what was measured."""
+    known = known_pool({"a": 0.0, "b": 0.0}, 0.7, weights=rng.normal(0.0, 0.1, (2, 12)))
+    for far, farther in ((14.0, 1e3), (-13.8, -1e3)):
+        found = [known.offsets(["a", "b"], np.full((2, 4, 4), value)) for value in (far, farther)]
+        assert_allclose(*found)
+
+
+def test_distances_between_signals(rng):
+    """Low and high bands add up to what `distances` finds, in both directions, for any gain."""
+    signals = [rng.standard_normal(300_000).astype("f4") for _ in range(3)]
+    signals[1] += 2 * signals[0]
+    found = distances_between(signals)
+    assert found.shape == (2, 3, 3)
+    assert_allclose(found, found.swapaxes(1, 2))
+    each = [distances(one, signals, 1.0).sum(axis=1) for one in signals]
+    for i in range(3):
+        for j in range(i):
+            for part, bands in enumerate((slice(0, 20), slice(20, 48))):
+                logs = [np.log(each[i][j, bands].sum()), np.log(each[j][i, bands].sum())]
+                assert found[part, i, j] == pytest.approx(np.mean(logs), abs=1e-3)
+    soft = [np.float32(gain) * own for gain, own in zip((1e-18, 1.0, 1e15), signals, strict=True)]
+    assert_allclose(distances_between(soft), found, atol=1e-3)
+    assert_allclose(np.einsum("pii->pi", found), np.log(1e-6), atol=0.1)
+    silent = distances_between([signals[0], 0 * signals[0], signals[0][::-1].copy()])
+    assert np.isfinite(silent).all() and silent.max() <= 14
 
 
 def test_a_file_of_a_stranger(tmp_path):
-    known = Calibration({"a": Calibrated(0.5, SHA), "b": Calibrated(0.0)}, 0.7, 0.2, SHA, 40)
+    known = known_pool({"a": (0.5, SHA), "b": 0.0}, 0.7)
     known.write(tmp_path / "pool.json")
     assert read_calibration(tmp_path / "pool.json") == known
     with pytest.raises(ValueError, match="no such file; make it with"):
@@ -163,10 +227,16 @@ def test_a_file_of_a_stranger(tmp_path):
     for broken in (
         "{",
         "[]",
-        json.dumps(good | {"cost_slope": "steep"}),
-        json.dumps(good | {"others_slope": float("nan")}),
-        json.dumps(good | {"others_slope": -0.1}),
-        json.dumps(good | {"experts": good["experts"] | {"c": {"offset": 1e9}}}),
+        json.dumps(good | {"slope": "steep"}),
+        json.dumps(good | {"slope": float("nan")}),
+        json.dumps(good | {"slope": -0.1}),
+        json.dumps(good | {"means": good["means"][1:]}),
+        json.dumps(good | {"deviations": [0.0] * 12}),
+        json.dumps(good | {"experts": good["experts"] | {"b": {"offset": 0, "weights": [1]}}}),
+        json.dumps(
+            good | {"experts": good["experts"] | {"b": good["experts"]["a"] | {"offset": 1e9}}}
+        ),
+        json.dumps(good | {"experts": good["experts"] | {"c": good["experts"]["a"]}}),
         json.dumps(good | {"experts": {}}),
         json.dumps(good | {"num_files": -5}),
         json.dumps({key: value for key, value in good.items() if key != "experts"}),
@@ -183,9 +253,9 @@ def test_a_selector_goes_by_it(ranker, pool, tmp_path, noisy):
     arbiter = Arbiter(Autoencoder(write_dae(tmp_path / "dae.h5")), needs_of("ae", "voiced"))
     channels = [noisy, 0.5 * noisy[::-1].copy()]
 
-    def decided(offsets, **options):
-        known = {e.name: Calibrated(o, e.sha256) for e, o in zip(experts, offsets, strict=True)}
-        calibration = Calibration(known, 0.6, 0.3, ranker.file.sha256, 40)
+    def decided(offsets, weights=(), **options):
+        known = {e.name: (o, e.sha256) for e, o in zip(experts, offsets, strict=True)}
+        calibration = known_pool(known, 0.6, ranker.file.sha256, weights=weights)
         selector = Selector(arbiter, experts, ranker=ranker, judge="ranker",
                             calibration=calibration, **options)  # fmt: skip
         return selector.choose(channels)[0]
@@ -197,36 +267,33 @@ def test_a_selector_goes_by_it(ranker, pool, tmp_path, noisy):
     experts = [expert for expert in open_pool([*rough, silent])[0] if expert]
     channels = [noisy, 0 * noisy]  # a silent channel says nothing
     signals = [own.signal for own in arbiter.run(noisy, experts)]
-    costs, others = seen(ranker, noisy, signals)
-    offsets = np.array([0.1, 0.2, 0.3])
-    expected = np.exp(offsets + 0.6 * np.log(costs) + 0.3 * np.log(others))
-    assert_allclose(decided(offsets).scores, expected, rtol=1e-4)
+    offsets, weights = np.array([0.1, 0.2, 0.3]), np.linspace(-0.1, 0.1, 60).reshape(3, 20)
+    tiles = ranker.errors(noisy, signals)
+    between = distances_between([noisy, ranker.reference(noisy, signals), *signals])
+    upper = np.triu_indices(5, 1)
+    z = np.clip((np.concatenate([part[upper] for part in between]) + 2.0) / 0.5, -5, 5)
+    own = offsets + weights @ z
+    expected = np.exp(own + 0.6 * np.log(tiles.sum(axis=(1, 2))))
+    assert_allclose(decided(offsets, weights).scores, expected, rtol=1e-3)
     channels = [noisy]
-    assert_allclose(decided(offsets).scores, expected, rtol=1e-4)
+    assert_allclose(decided(offsets, weights).scores, expected, rtol=1e-3)
     silence = decided(offsets, segment_seconds=0.2)
     assert silence.costs.shape[0] == 3 and np.isfinite(silence.costs[:2]).all()
-    found = decided(offsets, combine="bands")
-    tiles = ranker.errors(noisy, signals)
-    costs = tiles.sum(axis=(1, 2), dtype=float)
-    others = distances_from_others(signals, costs, level(noisy))
-    expected = np.exp(
-        offsets[:, None, None]
-        + 0.6 * np.log(tiles + 1e-3 * tiles.mean())
-        + 0.3 * np.log(others + 1e-3 * others.mean())
-    )
+    found = decided(offsets, weights, combine="bands")
+    expected = np.exp(own[:, None, None] + 0.3 * np.log(tiles + 1e-3 * tiles.mean()))
     assert_allclose(found.tiles, expected, rtol=1e-3)
     channels = [0 * noisy]
     assert decided(offsets).is_silent
 
 
-def test_an_expert_that_is_left_alone_keeps_its_cost(ranker, pool, tmp_path, noisy):
+def test_an_expert_can_be_left_alone(ranker, pool, tmp_path, noisy):
     experts = [expert for expert in open_pool(pool)[0] if expert]
     (tmp_path / "empty").mkdir()
     soundfile.write(tmp_path / "empty" / "other.wav", noisy, 16000)
     fails = folder_expert("bit", tmp_path / "empty")
     arbiter = Arbiter(Autoencoder(write_dae(tmp_path / "dae.h5")), needs_of("ae", "voiced"))
-    known = {expert.name: Calibrated(3.0, expert.sha256) for expert in experts}
-    calibration = Calibration(known, 0.6, 0.3, ranker.file.sha256, 40)
+    known = {expert.name: (3.0, expert.sha256) for expert in experts}
+    calibration = known_pool(known, 0.6, ranker.file.sha256)
     selector = Selector(arbiter, [experts[0], fails], ranker=ranker, judge="ranker",
                         calibration=calibration)  # fmt: skip
     decision = selector.choose([noisy])[0]
@@ -255,9 +322,9 @@ def test_a_pool_is_calibrated_and_chosen_from(folders, pool, ranker, tmp_path, c
 
 
 def test_a_calibration_of_something_else_is_refused(folders, pool, ranker, tmp_path, capsys):
-    known = {"much": Calibrated(0.0, SHA), "none": Calibrated(0.0)}
-    known = Calibration(known, 1.0, 0.0, ranker.file.sha256, 40)
-    known.write(tmp_path / "pool.json")
+    known_pool({"much": (0.0, SHA), "none": 0.0}, 1.0, ranker.file.sha256).write(
+        tmp_path / "pool.json"
+    )
     words = ["--ranker", str(ranker.file.path), "--calibration", str(tmp_path / "pool.json")]
     noisy = str(folders[0])
     for experts, reason in (
@@ -269,8 +336,8 @@ def test_a_calibration_of_something_else_is_refused(folders, pool, ranker, tmp_p
         assert f"pool.json: {reason}" in capsys.readouterr().err
     assert select.main(["--calibration", str(tmp_path / "pool.json"), noisy]) == 1
     assert "made with another ranker" in capsys.readouterr().err
-    known = {path.stem: Calibrated(0.0, sha256_of(path)) for path in pool} | {"none": Calibrated(0)}
-    Calibration(known, 1.0, 0.0, ranker.file.sha256, 40).write(tmp_path / "pool.json")
+    known = {path.stem: (0.0, sha256_of(path)) for path in pool} | {"none": 0.0}
+    known_pool(known, 1.0, ranker.file.sha256).write(tmp_path / "pool.json")
     command = [*words, noisy, "-o", str(tmp_path / "out"), "--experts", *map(str, pool)]
     assert select.main(command) == 1
     assert "none is not in this pool" in capsys.readouterr().err
@@ -294,9 +361,9 @@ def test_parts_left_out_say_what_it_is_worth(rng):
     signals = np.concatenate([estimates, np.broadcast_to(clean, (num_files, 1, 400))], axis=1)
     sdr_db = np.tile(-20 * np.log10(errors), (num_files, 1)) + rng.normal(0, 0.1, (num_files, 3))
     costs = 10 ** (-sdr_db / 10) * [1.0, 1.0, 0.01]
-    found = held_out(
-        np.stack([costs, costs], axis=1), sdr_db, signals @ signals.transpose(0, 2, 1), list("abc")
-    )
+    between = drawn_between(rng, num_files, 3)
+    products = signals @ signals.transpose(0, 2, 1)
+    found = held_out(costs, between, sdr_db, products, list("abc"))
     assert found.best == "a"
     si_sdr_db = {name: [] for name in "abc"}
     for own in estimates:
@@ -308,8 +375,7 @@ def test_parts_left_out_say_what_it_is_worth(rng):
     assert found.si_sdr_db["calibrated pick"] == pytest.approx(means["a"], abs=1e-6)
     assert found.si_sdr_db["calibrated sum"] > found.si_sdr_db["sum"] + 5
     few = slice(0, MIN_FILES)
-    assert held_out(found=np.ones((10, 2, 3)), sdr_db=sdr_db[few], products=np.ones((10, 4, 4)),
-                    names=list("abc")) is None  # fmt: skip
+    assert held_out(costs[few], between[few], sdr_db[few], products[few], list("abc")) is None
 
 
 def test_a_tool_that_is_late_or_has_the_clean_speech_is_told_of(
