@@ -6,9 +6,9 @@ r that of the reference,
 
     distance = |e|^2 + |r|^2 - 2 <e, r>,
 
-and the last term differs from expert to expert. It differs from file to file, too, and all that can
-be heard of it is how far mixture, reference and estimates are from each other. What that means for
-each expert can be measured on mixtures whose speech is known:
+and the last term differs from expert to expert, and from file to file. How far mixture, reference
+and estimates are from each other tells something of it. What it tells of each expert can be
+measured on mixtures whose speech is known:
 
     log error = a[expert] + w[expert] . z + b log cost + what all estimates of the file share.
 
@@ -46,22 +46,25 @@ MIN_FILES = 10
 #: Costs and errors below this value (-60 dB) are taken for it.
 FLOOR = 1e-6
 
-#: Principal components of z that are used at most; and the penalty on w, as many mixtures as would
-#: weigh as much.
+#: At most so many principal components of z are used. The penalty is on the squares of w.
 NUM_COMPONENTS, RIDGE = 20, 50.0
+
+#: Smaller penalties keep a and b from growing where the mixtures do not determine them.
+_RIDGE_OFFSET, _RIDGE_SLOPE = 1e-6, 0.01
 
 #: Values of z beyond it are taken for it.
 MOST_UNUSUAL = 5.0
 
-#: Of the slope b, for the errors of tiles, which are less to be relied on.
+#: In tiles, whose errors are less reliable, only this share of the slope b is used.
 TILE_SLOPE = 0.5
 
 #: A calibration is tried on so many parts of the mixtures, each left out in turn.
 NUM_PARTS = 5
 _WAYS = ("pick", "calibrated pick", "sum", "calibrated sum")
 
-#: No coefficient is larger.
-_MOST = 20.0
+#: No coefficient is larger, and no slope; and no standard deviation of a distance is smaller: at
+#: 0.1 (0.4 dB) distances are as good as equal.
+_MOST, _MOST_SLOPE, _LEAST_DEVIATION = 20.0, 3.0, 0.1
 
 
 @dataclass(frozen=True)
@@ -113,10 +116,10 @@ class Calibration:
         values = [self.means, *rows, [expert.offset for expert in self.experts.values()]]
         if not all(abs(value) <= _MOST for row in values for value in row):
             raise ValueError(f"a value is no number from -{_MOST:g} to {_MOST:g}")
-        if not all(value > 0 for value in self.deviations):
-            raise ValueError("a standard deviation is not above 0")
-        if not 0 <= self.slope <= _MOST:
-            raise ValueError(f"the slope is no number from 0 to {_MOST:g}")
+        if not all(value >= _LEAST_DEVIATION for value in self.deviations):
+            raise ValueError(f"a standard deviation is not {_LEAST_DEVIATION:g} at least")
+        if not 0 <= self.slope <= _MOST_SLOPE:
+            raise ValueError(f"the slope is no number from 0 to {_MOST_SLOPE:g}")
 
     def require(self, experts: Sequence[Expert], ranker: Ranker) -> None:
         """Checks that these are the pool and the ranker that were measured.
@@ -143,7 +146,7 @@ class Calibration:
         Args:
             names: Of the experts whose estimates there are, in any order.
             between: float64 [2, num_experts + 2, num_experts + 2], what is `seen` of the file. What
-                is missing, because an expert is out, is taken for usual.
+                is missing, because an expert is out or silent, is taken for usual.
 
         Returns:
             float64 [num_experts].
@@ -332,7 +335,7 @@ def fitted(
             "at least"
         )
     apart = _pairs(between)
-    means, deviations = apart.mean(axis=0), np.maximum(apart.std(axis=0), 1e-6)
+    means, deviations = apart.mean(axis=0), np.maximum(apart.std(axis=0), _LEAST_DEVIATION)
     unusual = _standard(apart, means, deviations)
     components = np.linalg.svd(unusual, full_matrices=False)[2][:NUM_COMPONENTS].T
     # One column for each coefficient: a of each expert, then w of each by component, then b.
@@ -341,7 +344,7 @@ def fitted(
     terms = (each[..., None] * scores).reshape(num_files, num_experts, -1)
     terms = np.concatenate([each, terms, _log(costs)[..., None]], axis=2)
     penalties = np.full(terms.shape[2], RIDGE)
-    penalties[:num_experts], penalties[-1] = 1e-3, 0.0
+    penalties[:num_experts], penalties[-1] = _RIDGE_OFFSET, _RIDGE_SLOPE
     errors = _log(10 ** (-sdr_db / 10))
     weights = np.exp((errors.min(axis=1, keepdims=True) - errors) / NEARNESS)
     weights = np.maximum(weights, LEAST)
@@ -354,11 +357,13 @@ def fitted(
     own = coefficients[num_experts:-1].reshape(num_experts, -1) @ components.T
     known = {
         name: Calibrated(float(offset), tuple(row.tolist()), sha256)
-        for (name, sha256), offset, row in zip(experts, offsets, own, strict=True)
+        for (name, sha256), offset, row in zip(
+            experts, np.clip(offsets, -_MOST, _MOST), np.clip(own, -_MOST, _MOST), strict=True
+        )
     }
     return Calibration(
         known,
-        float(coefficients[-1]),
+        float(min(coefficients[-1], _MOST_SLOPE)),
         tuple(means.tolist()),
         tuple(deviations.tolist()),
         ranker_sha256,

@@ -174,14 +174,15 @@ def distances(
 def distances_between(signals: Sequence[np.ndarray]) -> np.ndarray:
     """Returns how far signals are from each other, in low and in high bands.
 
-    From i to j it is the distance of j from i as `distances` has it, so gains do not matter. It is
-    taken in both directions, and their mean is returned.
+    The distance of one signal from another is that of `distances`, so gains do not matter; the
+    logarithms for both directions are averaged.
 
     Args:
         signals: float32 [num_samples] each.
 
     Returns:
-        float64 [2, num_signals, num_signals], symmetric: natural logarithms, from -14 to 14.
+        float64 [2, num_signals, num_signals], symmetric: natural logarithms, from -14 to 14; NaN
+        for what is silent.
     """
     num = len(signals)
     units = [HEARD_LEVEL / level(signal) for signal in signals]
@@ -199,6 +200,7 @@ def distances_between(signals: Sequence[np.ndarray]) -> np.ndarray:
     left = np.maximum(energies[:, None] - explained, 0.0)
     parts = np.stack([left[..., :_MIDDLE].sum(axis=2), left[..., _MIDDLE:].sum(axis=2)])
     logs = np.log(parts / np.maximum(explained.sum(axis=2), 1e-30) + 1e-6)
+    logs[:, energies.sum(axis=1) == 0] = np.nan
     return np.minimum((logs + logs.transpose(0, 2, 1)) / 2, 14.0)
 
 

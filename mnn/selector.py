@@ -233,7 +233,9 @@ class Selector:
             tiles = np.mean([self.ranker.errors(noisy, own) for noisy, own in judged], axis=0)
         else:
             found = [seen(self.ranker, noisy, own) for noisy, own in judged]
-            tiles, between = (np.mean(parts, axis=0) for parts in zip(*found, strict=True))
+            tiles = np.mean([own for own, _ in found], axis=0)
+            # An estimate may be silent in one channel only.
+            between = np.ma.masked_invalid([own for _, own in found]).mean(axis=0).filled(np.nan)
             names = [hearings[0][place].expert.name for place in places]
             offsets = self.calibration.offsets(names, between)
         self.seconds["judging"] += time.perf_counter() - started

@@ -118,6 +118,7 @@ def small_test_set(monkeypatch):
 def test_tools_join_by_their_folders(tmp_path, monkeypatch, capsys, small_test_set):
     fakes = {"noisereduce": f"{__name__}:Louder", "RNNoise": f"{__name__}:Missing"}
     monkeypatch.setattr(peers, "PEERS", fakes)
+    monkeypatch.setattr(pool, "NUM_CALIBRATE", 2)  # of each of the eight noises
     expert = write_mask(tmp_path / "half.h5", 0.0)
     silent = write_mask(tmp_path / "silent.h5", -30.0)
     out = tmp_path / "r.json"
@@ -139,7 +140,7 @@ def test_tools_join_by_their_folders(tmp_path, monkeypatch, capsys, small_test_s
     # What errs as the mixture does is all that is left at half its level.
     assert file["likeness"]["half"] == pytest.approx(file["likeness"]["noisereduce"], abs=0.01)
     assert 0 < result["likeness"]["half"] < 1
-    assert result["calibration"]["num_files"] == 24 and len(result["calibration"]["experts"]) == 3
+    assert result["calibration"]["num_files"] == 16 and len(result["calibration"]["experts"]) == 3
     assert file["picks"]["calibrated"] != "silent"
     assert {*pool.SUMS, "combined", *pool.CALIBRATED_SUMS} <= file["scores"].keys()
     assert set(result["gains"]["both"])

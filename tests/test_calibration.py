@@ -1,6 +1,7 @@
 """Calibration of a pool: the equation, its file, the command, and what a selector makes of it."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -134,7 +135,21 @@ def test_an_expert_that_errs_as_the_ranker_does_is_no_longer_preferred(rng):
     assert np.mean(np.argmin(found, axis=1) == errors.argmin(axis=1)) > 0.9
 
 
-@pytest.mark.parametrize("gap_db", [15.0, 20.0, 40.0])
+def test_what_means_nothing_does_no_harm(rng):
+    """The distances are noise and there are few mixtures, but the costs are true."""
+    names, losses = list("abcde"), []
+    for _ in range(20):
+        errors, between = np.exp(rng.normal(-2.0, 0.3, (240, 5))), drawn_between(rng, 240, 5)
+        costs = errors * np.exp(rng.normal(0.0, 0.2, errors.shape))
+        sdr_db = -10 * np.log10(errors)
+        known = fitted(costs[:40], between[:40], sdr_db[:40], [(name, "") for name in names], SHA)
+        for own, row, truth in zip(between[40:], costs[40:], sdr_db[40:], strict=True):
+            found = known.costs(known.offsets(names, own), row[:, None])[:, 0]
+            losses.append(truth[row.argmin()] - truth[found.argmin()])
+    assert np.mean(losses) < 0.03
+
+
+@pytest.mark.parametrize("gap_db", [15.0, 20.0, 40.0, 100.0])
 @pytest.mark.parametrize("num_good", [1, 2])
 def test_that_an_expert_is_far_worse_is_known(rng, gap_db, num_good):
     """The ranker takes it for better than all others, in every file."""
@@ -171,6 +186,15 @@ def test_perfect_and_equal_estimates_have_finite_terms():
         assert np.isfinite(found).all() and found[0] == pytest.approx(found[1])
 
 
+def test_what_is_not_determined_stays_small(rng):
+    """Two experts whose costs are all but equal, and few mixtures."""
+    for _ in range(40):
+        sdr_db = rng.normal(10.0, 3.0, (20, 2))
+        costs = 0.1 * np.exp(rng.normal(0.0, 0.01, (20, 2)))
+        known = fitted(costs, drawn_between(rng, 20, 2), sdr_db, [("a", ""), ("b", "")], SHA)
+        assert known.slope < 1
+
+
 def test_a_calibration_knows_no_other_experts():
     known = known_pool({"a": 0.5, "b": 0.0}, 0.7)
     with pytest.raises(ValueError, match="c is not in the calibration"):
@@ -189,7 +213,7 @@ def test_too_little_says_nothing(num_files, num_experts):
         )
 
 
-def test_an_unusual_file_is_taken_for_the_most_usual_of_its_kind(rng):
+def test_unusual_distances_are_limited(rng):
     """No weight is trusted far from what was measured."""
     known = known_pool({"a": 0.0, "b": 0.0}, 0.7, weights=rng.normal(0.0, 0.1, (2, 12)))
     for far, farther in ((14.0, 1e3), (-13.8, -1e3)):
@@ -214,7 +238,8 @@ def test_distances_between_signals(rng):
     assert_allclose(distances_between(soft), found, atol=1e-3)
     assert_allclose(np.einsum("pii->pi", found), np.log(1e-6), atol=0.1)
     silent = distances_between([signals[0], 0 * signals[0], signals[0][::-1].copy()])
-    assert np.isfinite(silent).all() and silent.max() <= 14
+    assert np.isnan(silent[:, 1]).all() and np.isnan(silent[:, :, 1]).all()
+    assert -14 <= silent[:, 0, 2].min() <= silent[:, 0, 2].max() <= 14
 
 
 def test_a_file_of_a_stranger(tmp_path):
@@ -231,7 +256,9 @@ def test_a_file_of_a_stranger(tmp_path):
         json.dumps(good | {"slope": float("nan")}),
         json.dumps(good | {"slope": -0.1}),
         json.dumps(good | {"means": good["means"][1:]}),
+        json.dumps(good | {"slope": 20.0}),
         json.dumps(good | {"deviations": [0.0] * 12}),
+        json.dumps(good | {"deviations": [5e-324] * 12}),
         json.dumps(good | {"experts": good["experts"] | {"b": {"offset": 0, "weights": [1]}}}),
         json.dumps(
             good | {"experts": good["experts"] | {"b": good["experts"]["a"] | {"offset": 1e9}}}
@@ -286,18 +313,47 @@ def test_a_selector_goes_by_it(ranker, pool, tmp_path, noisy):
     assert decided(offsets).is_silent
 
 
-def test_an_expert_can_be_left_alone(ranker, pool, tmp_path, noisy):
-    experts = [expert for expert in open_pool(pool)[0] if expert]
-    (tmp_path / "empty").mkdir()
-    soundfile.write(tmp_path / "empty" / "other.wav", noisy, 16000)
-    fails = folder_expert("bit", tmp_path / "empty")
+def test_who_is_out_or_silent_says_nothing_of_the_others(ranker, tmp_path, noisy, rng):
+    """Distances from an estimate that is not there are taken for usual, in one channel or all."""
+    paths = [write_mask(tmp_path / f"{name}.h5", 0.0, spread=2.0, seed=seed)
+             for seed, name in enumerate("ab")]  # fmt: skip
+    folder = tmp_path / "c"
+    folder.mkdir()
+    soundfile.write(folder / "x.wav", noisy, 16000)
+    experts = [*open_pool(paths)[0], folder_expert("c", folder)]
     arbiter = Arbiter(Autoencoder(write_dae(tmp_path / "dae.h5")), needs_of("ae", "voiced"))
-    known = {expert.name: (3.0, expert.sha256) for expert in experts}
-    calibration = known_pool(known, 0.6, ranker.file.sha256)
-    selector = Selector(arbiter, [experts[0], fails], ranker=ranker, judge="ranker",
-                        calibration=calibration)  # fmt: skip
-    decision = selector.choose([noisy])[0]
-    assert decision.picks == ["much"] and list(decision.out) == ["bit"]
+    known = {expert.name: (0.1, expert.sha256) for expert in experts}
+    calibration = known_pool(known, 0.6, ranker.file.sha256, weights=rng.normal(0, 0.1, (3, 20)))
+    selector = Selector(arbiter, experts, ranker=ranker, judge="ranker", calibration=calibration)
+
+    def chosen(samples, channels):
+        soundfile.write(folder / "x.wav", samples, 16000)
+        return selector.choose(channels, Path("x.wav"))[0]
+
+    out = chosen(np.ones((9, 1)), [noisy])  # of another length
+    assert list(out.out) == ["c"]
+    signals = [own.signal for own in arbiter.run(noisy, experts[:2])]
+    between = distances_between([noisy, ranker.reference(noisy, signals), *signals])
+    usual = np.full((2, 5, 5), -2.0)
+    usual[:, :4, :4] = between
+    assert_allclose(
+        calibration.offsets(["a", "b"], between),
+        calibration.offsets(["a", "b", "c"], usual)[:2],
+    )
+    costs = ranker.errors(noisy, signals).sum(axis=(1, 2))
+    own = calibration.offsets(["a", "b"], between)
+    assert_allclose(out.scores, np.exp(own + 0.6 * np.log(costs)), rtol=1e-3)
+    write_mask(tmp_path / "c.h5", -300.0)  # no sound at all
+    selector.experts = [*experts[:2], *open_pool([tmp_path / "c.h5"])[0]]
+    silent = selector.choose([noisy])[0]
+    signals.append(0 * noisy)
+    between = distances_between([noisy, ranker.reference(noisy, signals), *signals])
+    own = calibration.offsets(["a", "b"], between[:, :4, :4])
+    costs = ranker.errors(noisy, signals).sum(axis=(1, 2))[:2]
+    assert_allclose(silent.scores[:2], np.exp(own + 0.6 * np.log(costs)), rtol=1e-3)
+    assert silent.picks[0] in "ab" and silent.costs[2] == np.inf
+    silent = selector.choose([noisy, noisy[::-1].copy()])[0]
+    assert silent.picks[0] in "ab" and np.isfinite(silent.scores).all()
 
 
 def test_a_pool_is_calibrated_and_chosen_from(folders, pool, ranker, tmp_path, capsys):
