@@ -319,7 +319,8 @@ def judge(
                      "scores": {}})  # fmt: skip
     by_name = {row["name"]: row for row in rows}
     for task, scores in zip(tasks, score_all(tasks, num_jobs, tuple(METRICS)), strict=True):
-        by_name[task.name]["scores"][task.system] = {key: scores[key] for key in METRICS}
+        # So many digits say all that the scores are worth, and keep the result small.
+        by_name[task.name]["scores"][task.system] = {key: round(scores[key], 4) for key in METRICS}
     return rows
 
 
