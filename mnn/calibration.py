@@ -1,4 +1,4 @@
-"""A pool is calibrated: what the ranker does not know of each expert is measured once, ahead.
+"""Calibrates a pool: the errors of each expert are measured once, before use.
 
 The ranker takes the distance of an estimate from its own reference for the error of the estimate.
 Both err, and where they err alike the distance is too small: if e is the error of the estimate and
@@ -7,8 +7,8 @@ r that of the reference,
     distance = |e|^2 + |r|^2 - 2 <e, r>,
 
 and the last term differs from expert to expert, and from file to file. How far mixture, reference
-and estimates are from each other tells something of it. What it tells of each expert can be
-measured on mixtures whose speech is known:
+and estimates are from each other helps to predict it. How, is measured for each expert on mixtures
+whose speech is known:
 
     log error = a[expert] + w[expert] . z + b log cost + what all estimates of the file share.
 
@@ -17,7 +17,7 @@ signals, in low and in high bands (`mnn.ranker.distances_between`), each less it
 mixtures and divided by its standard deviation. The coefficients are those of least squares with a
 penalty on w (ridge regression), in the subspace of the largest principal components of z.
 Estimates that are far from the best of their file count less, for the choice is among the best.
-No network is trained, and nothing about the files that are chosen for later is known.
+No network is trained, and nothing is learned from the files that are enhanced later.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ NUM_COMPONENTS, RIDGE = 20, 50.0
 #: Smaller penalties keep a and b from growing where the mixtures do not determine them.
 _RIDGE_OFFSET, _RIDGE_SLOPE = 1e-6, 0.01
 
-#: Values of z beyond it are taken for it.
+#: Values of z are clipped to so many standard deviations.
 MOST_UNUSUAL = 5.0
 
 #: In tiles, whose errors are less reliable, only this share of the slope b is used.

@@ -174,15 +174,15 @@ def distances(
 def distances_between(signals: Sequence[np.ndarray]) -> np.ndarray:
     """Returns how far signals are from each other, in low and in high bands.
 
-    The distance of one signal from another is that of `distances`, so gains do not matter; the
-    logarithms for both directions are averaged.
+    The distance of one signal from another is that of `distances`, so gains do not matter. It is
+    not that of the other from the one; the logarithms of both are averaged.
 
     Args:
         signals: float32 [num_samples] each.
 
     Returns:
-        float64 [2, num_signals, num_signals], symmetric: natural logarithms, from -14 to 14; NaN
-        for what is silent.
+        float64 [2, num_signals, num_signals], below and above 656 Hz, symmetric: natural
+        logarithms, from -14 to 14; NaN in the row and column of a silent signal.
     """
     num = len(signals)
     units = [HEARD_LEVEL / level(signal) for signal in signals]

@@ -36,6 +36,7 @@ POOLS = {
     "pool": "five tools of other people",
     "pool_three": "three tools of other people",
     "pool_others": "three tools of other people and without `denoise.icse`",
+    "pool_open": "five tools of other people, on the open corpus",
 }
 
 
@@ -93,7 +94,7 @@ def _asked(found: Row, costs: Row, tools: Row) -> str:
     rows = [
         ["mean of the eight tests, one pick for each file", "88 %", _cell(own["mean"])],
         [f"the weakest of the eight tests, {low_test}", "75 %", _cell(low)],
-        ["added by time and band, of the oracle's way", "100 %",
+        ["sum by time and band, as a share of the oracle's gain on chance", "100 %",
          _cell(found["judges"]["added by bands"]["mean"])],
     ]  # fmt: skip
     if UNSEEN in found["mixtures"]:
@@ -300,7 +301,7 @@ def pool(found: Row, title: str) -> list[str]:
     """Returns a table of `benchmarks.pool`: members, choices, and gains over the best member."""
     if "gains" not in found:
         return []
-    digits = {"sdr": 2, "pesq_wb": 3, "stoi": 3}
+    digits = {"sdr": 2, "pesq_wb": 3, "stoi": 4}
     lines = []
     for row in found["table"]:
         cells = []
@@ -332,12 +333,12 @@ def pool(found: Row, title: str) -> list[str]:
     return [
         f"### The pool with {title}",
         f"Made by `{' '.join(found['command'])}`. "
-        f"{found['test_set'].split(':')[0]}, {found['table'][0]['n']} files. After the mean of a "
-        "choice or a sum stands its gain over the best single member "
+        f"The test set is: {found['test_set']}. "
+        "After the mean of a choice or a sum stands its gain over the best single member "
         f"({best['sdr'][0]} in SDR, {best['pesq_wb'][0]} in PESQ-WB, {best['stoi'][0]} in STOI), "
         "file by file.",
         table(["system", "SDR, dB", "PESQ-WB", "STOI", "recovery in SDR", "picks"], lines),
         verdict,
         *_over_tools(found["tool_gains"], digits),
-        f"Likeness of the members' errors to the ranker's: {likeness}.",
+        f"The correlation of members' errors with that of the ranker's reference is: {likeness}.",
     ]
