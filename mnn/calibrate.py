@@ -288,9 +288,10 @@ def _print_worth(found: HeldOut | None) -> None:
     print(f"on parts left out     {found.best} alone {own['best']:.2f} dB of SI-SDR; pick "
           f"{own['pick']:.2f}, calibrated {own['calibrated pick']:.2f}; sum {own['sum']:.2f}, "
           f"calibrated {own['calibrated sum']:.2f}")  # fmt: skip
-    if own["calibrated sum"] < own["sum"] - LOSS_DB:
-        print("warning: on parts left out the calibrated sum is worse than the plain one; do "
-              "without the calibration, or take more mixtures", file=sys.stderr)  # fmt: skip
+    for what in ("pick", "sum"):
+        if own[f"calibrated {what}"] < own[what] - LOSS_DB:
+            print(f"warning: on parts left out the calibrated {what} is worse than the plain one; "
+                  "do without the calibration, or take more mixtures", file=sys.stderr)  # fmt: skip
 
 
 def _parser() -> argparse.ArgumentParser:

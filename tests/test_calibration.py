@@ -434,6 +434,17 @@ def test_parts_left_out_say_what_it_is_worth(rng):
     assert held_out(costs[few], between[few], sdr_db[few], products[few], list("abc")) is None
 
 
+@pytest.mark.parametrize("what", ["pick", "sum"])
+def test_a_calibration_that_loses_is_told_of(what, capsys):
+    means = {"best": 9.0, "pick": 9.0, "calibrated pick": 8.95, "sum": 9.0, "calibrated sum": 8.95}
+    calibrate._print_worth(HeldOut("a", means))
+    assert capsys.readouterr().err == ""
+    calibrate._print_worth(HeldOut("a", means | {f"calibrated {what}": 8.8}))
+    told = capsys.readouterr().err
+    assert told.startswith(f"warning: on parts left out the calibrated {what} is worse")
+    assert told.count("\n") == 1
+
+
 def test_a_tool_that_is_late_or_has_the_clean_speech_is_told_of(
     folders, pool, ranker, tmp_path, capsys
 ):
