@@ -58,6 +58,8 @@ LATE_SAMPLES, MOST_LATE = 16, 4000
 #: A warning says so where a calibration loses more than this on parts left out.
 LOSS_DB = 0.1
 
+_WHATS = ("pick", "sum")
+
 #: An SDR above this means that the expert was given the clean speech.
 TOO_GOOD_DB = 50.0
 
@@ -206,8 +208,9 @@ def _measure(
         raise ValueError(
             f"{pair.noisy_path}: {len(noisy)} samples at 16 kHz, its speech has {len(clean)}"
         )
-    if is_silent(clean):
-        raise ValueError(f"{pair.clean_path}: silent")
+    for path, samples in ((pair.clean_path, clean), (pair.noisy_path, noisy)):
+        if is_silent(samples):
+            raise ValueError(f"{path}: silent")
     hearings = arbiter.run(noisy, experts, Place(relative))
     for hearing in hearings:
         if hearing.reason:
@@ -288,7 +291,10 @@ def _print_worth(found: HeldOut | None) -> None:
     print(f"on parts left out     {found.best} alone {own['best']:.2f} dB of SI-SDR; pick "
           f"{own['pick']:.2f}, calibrated {own['calibrated pick']:.2f}; sum {own['sum']:.2f}, "
           f"calibrated {own['calibrated sum']:.2f}")  # fmt: skip
-    for what in ("pick", "sum"):
+    if own["best"] > max(own[f"{kind}{what}"] for kind in ("", "calibrated ") for what in _WHATS):
+        print(f"warning: on parts left out {found.best} alone is better than all picks and sums",
+              file=sys.stderr)  # fmt: skip
+    for what in _WHATS:
         if own[f"calibrated {what}"] < own[what] - LOSS_DB:
             print(f"warning: on parts left out the calibrated {what} is worse than the plain one; "
                   "do without the calibration, or take more mixtures", file=sys.stderr)  # fmt: skip

@@ -498,6 +498,7 @@ def test_one_file_of_a_tool_is_not_taken_for_two(folders, pool, ranker, tmp_path
 def test_files_that_tell_nothing_are_skipped(folders, pool, ranker, tmp_path, capsys):
     noisy, clean = folders
     soundfile.write(clean / "a00.wav", np.zeros(12000), 16000)
+    soundfile.write(noisy / "a02.wav", np.zeros(12000), 16000)
     samples, rate = soundfile.read(clean / "a01.wav")
     soundfile.write(clean / "a01.wav", samples[:9000], rate)
     tool = tmp_path / "tool"
@@ -512,7 +513,8 @@ def test_files_that_tell_nothing_are_skipped(folders, pool, ranker, tmp_path, ca
         "a00.wav: silent",
         "9000",
         "no file for a11.wav",
-        "tool gives nothing of use for 1 of 12; 9 mixtures are left, expected 10 at least",
+        "noisy/a02.wav: silent",
+        "tool gives nothing of use for 1 of 12; 8 mixtures are left, expected 10 at least",
     ):
         assert reason in errors
 
@@ -547,3 +549,7 @@ def test_a_calibration_that_loses_is_warned_of(capsys, what, loss_db, is_told):
     assert "a alone 9.00 dB" in told.out and f"calibrated {own[what] - loss_db:.2f}" in told.out
     assert (f"the calibrated {what} is worse" in told.err) == is_told
     assert told.err.count("warning") == is_told
+    means = own | {"best": 11.0}
+    calibrate._print_worth(HeldOut("a", means))
+    told = capsys.readouterr().err
+    assert ("a alone is better than all picks and sums" in told) == (max(own.values()) < 11)
