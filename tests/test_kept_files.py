@@ -70,18 +70,18 @@ def test_what_a_file_was(tmp_path):
 def test_a_repeated_preparation_keeps_no_damaged_file(damage, which, timit, noises, tmp_path):
     out = tmp_path / "out"
     arguments = (timit, noises, [0.0], out)
-    prepared.prepare(*arguments, split="TRAIN", limit=2)
+    prepared.prepare(*arguments, split="TRAIN", limit=3)
     before = digests(out)
     times = {path: path.stat().st_mtime_ns for path in out.rglob("*.wav")}
     victim = sorted((out / which).rglob("*.wav"))[0]
     damage(victim)
     assert digests(out) != before
-    prepared.prepare(*arguments, split="TRAIN", limit=2)
+    prepared.prepare(*arguments, split="TRAIN", limit=3)
     assert digests(out) == before
     kept = [path for path, time in times.items() if path.stat().st_mtime_ns == time]
-    assert len(kept) == 3  # the utterance that is whole: its clean file and two mixtures
+    assert len(kept) == 6  # the utterances that are whole: a clean file and two mixtures each
     times = {path: path.stat().st_mtime_ns for path in out.rglob("*.wav")}
-    prepared.prepare(*arguments, split="TRAIN", limit=2)
+    prepared.prepare(*arguments, split="TRAIN", limit=3)
     assert all(path.stat().st_mtime_ns == time for path, time in times.items())
 
 
