@@ -160,12 +160,25 @@ def calibrate(
     known = [(expert.name, expert.sha256) for expert in experts]
     calibration = fitted(costs, between, sdr_db, known, ranker.file.sha256)
     names = [expert.name for expert in experts]
-    late_samples = dict(zip(names, np.median(late, axis=0).astype(int).tolist(), strict=True))
     return CalibrateResult(
         calibration,
         held_out(costs, between, sdr_db, products, names),
-        {name: number for name, number in late_samples.items() if abs(number) >= LATE_SAMPLES},
+        _late(names, late),
     )
+
+
+def _late(names: Sequence[str], late: np.ndarray) -> dict[str, int]:
+    """Returns the delays that are reported, from those in each mixture, [num_files, num_experts].
+
+    Where fewer than half of the mixtures agree, what was found is chance.
+    """
+    medians = np.median(late, axis=0)
+    agree = np.mean(np.abs(late - medians) < LATE_SAMPLES, axis=0)
+    return {
+        name: int(median)
+        for name, median, share in zip(names, medians, agree, strict=True)
+        if abs(median) >= LATE_SAMPLES and share >= 0.5
+    }
 
 
 @contextlib.contextmanager

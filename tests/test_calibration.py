@@ -459,6 +459,13 @@ def test_a_tool_that_is_late_or_has_the_clean_speech_is_told_of(
     assert "tool gives nothing of use for 13 of 13; 0 mixtures are left" in errors
 
 
+def test_a_delay_is_one_that_mixtures_agree_on(rng):
+    late = np.stack([rng.integers(-4000, 4000, 41), np.full(41, 160), np.full(41, 9)], axis=1)
+    late[:15, 1] = rng.integers(-4000, 4000, 15)
+    late[20:, 0] = np.abs(late[20:, 0])  # the median is far from 0
+    assert calibrate._late(["other", "late", "fine"], late) == {"late": 160}
+
+
 def test_without_folders_it_takes_the_bundled_training_part(
     pool, ranker, tmp_path, capsys, monkeypatch
 ):
