@@ -51,14 +51,11 @@ DEFAULT_OUT = Path("runs") / "pool.json"
 #: Mixtures of the bundled corpus for each noise and SNR.
 NUM_EACH = 3
 
-
 #: A delay of so many samples (1 ms) or more is reported; longer delays than the most are not found.
 LATE_SAMPLES, MOST_LATE = 16, 4000
 
 #: A warning says so where a calibration loses more than this on parts left out.
 LOSS_DB = 0.1
-
-_WHATS = ("pick", "sum")
 
 #: An SDR above this means that the expert was given the clean speech.
 TOO_GOOD_DB = 50.0
@@ -304,10 +301,10 @@ def _print_worth(found: HeldOut | None) -> None:
     print(f"on parts left out     {found.best} alone {own['best']:.2f} dB of SI-SDR; pick "
           f"{own['pick']:.2f}, calibrated {own['calibrated pick']:.2f}; sum {own['sum']:.2f}, "
           f"calibrated {own['calibrated sum']:.2f}")  # fmt: skip
-    if own["best"] > max(own[f"{kind}{what}"] for kind in ("", "calibrated ") for what in _WHATS):
+    if own["best"] > max(value for name, value in own.items() if name != "best"):
         print(f"warning: on parts left out {found.best} alone is better than all picks and sums",
               file=sys.stderr)  # fmt: skip
-    for what in _WHATS:
+    for what in ("pick", "sum"):
         if own[f"calibrated {what}"] < own[what] - LOSS_DB:
             print(f"warning: on parts left out the calibrated {what} is worse than the plain one; "
                   "do without the calibration, or take more mixtures", file=sys.stderr)  # fmt: skip
